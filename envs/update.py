@@ -1,0 +1,61 @@
+"""`python envs/update.py`: writes the pins of requirements.lock into envs/megavoxel.yaml; `--check` compares them only.
+
+Local version suffixes (`torch==2.13.0+cpu`) are left out, so that the index gives each machine the build it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+FOLDER = Path(__file__).parent
+ENVIRONMENT = FOLDER / "megavoxel.yaml"
+LOCK = FOLDER.parent / "requirements.lock"
+HEAD = """\
+# For `snakemake --sdm conda`. Written by `python envs/update.py` from requirements.lock: do not edit the pins here.
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python=3.11
+  - pip
+  - pip:
+"""
+
+
+def locked(lock: str) -> list[str]:
+    """The pins `NAME==VERSION` of a lock file's text, in its order.
+
+    Raises:
+        ValueError: a line is no exact pin.
+    """
+    requirements = [Requirement(line) for line in lock.splitlines() if line.strip() and not line.startswith("#")]
+    loose = [str(requirement) for requirement in requirements if not str(requirement.specifier).startswith("==")]
+    if loose:
+        raise ValueError(f"{LOCK.name}: {loose[0]} is not pinned by '=='")
+    return [f"{requirement.name}{str(requirement.specifier).partition('+')[0]}" for requirement in requirements]
+
+
+def environment(lock: str) -> str:
+    """The text of megavoxel.yaml for a lock file's text."""
+    return HEAD + "".join(f"      - {pin}\n" for pin in locked(lock))
+
+
+def main() -> int:
+    """Writes or checks the file; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the file is out of date")
+    wanted = environment(LOCK.read_text())
+    if not parser.parse_args().check:
+        ENVIRONMENT.write_text(wanted)
+    elif ENVIRONMENT.read_text() != wanted:
+        print(f"{ENVIRONMENT}: out of date; run 'python envs/update.py'", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
