@@ -1,0 +1,108 @@
+"""A dataset file: where the images come from, and what their own files do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megavoxel.config.records import from_plain
+from megavoxel.config.schema import read_yaml, validate
+from megavoxel.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """A dataset of synthetic CT-like images that the workflow makes itself."""
+
+    training_cases: int
+    """Labelled cases for cross-validation."""
+    test_cases: int = 0
+    """Labelled cases kept out of all folds."""
+    seed: int = 0
+    """Same seed, same bytes."""
+    shape: tuple[int, ...] = (40, 64, 64)
+    """Mean voxels per axis z, y, x."""
+    spacing: tuple[float, ...] = (3.0, 2.0, 2.0)
+    """Mean spacing in mm along z, y, x."""
+    noise: float = 25.0
+    """Standard deviation of the noise in HU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Exactly one of `url`, `folder` and `phantom` is set."""
+
+    url: str | None = None
+    """Address of a tar or zip archive with one dataset.json."""
+    sha256: str | None = None
+    """Its SHA-256, 64 hexadecimal digits."""
+    md5: str | None = None
+    """Its MD5, 32 hexadecimal digits, where the publisher gives no better one."""
+    folder: str | None = None
+    """A folder with dataset.json; a relative one is looked for in the mirror, then in the working directory."""
+    phantom: Phantom | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset file."""
+
+    name: str
+    """Folder below data/."""
+    source: Source
+    description: str = ""
+    reference: str = ""
+    """Publication to cite."""
+    licence: str = ""
+    labels: dict[str, int] | None = None
+    """Label values by name, background left out or 0; None: as in dataset.json."""
+    channels: tuple[str, ...] | None = None
+    """Names of the channels; None: as in dataset.json."""
+    nsd_tolerance_mm: Any = 1.0
+    """Tolerance of NSD in mm: one number, or one per label name."""
+    exclude: tuple[str, ...] = ()
+    """Cases to leave out."""
+    test_cases: tuple[str, ...] = ()
+    """Labelled cases kept out of all folds and scored as the test split."""
+
+    def tolerance(self, label: str) -> float:
+        """NSD tolerance of a label in mm.
+
+        Raises:
+            UserError: tolerances are given per label, and this label has none.
+        """
+        if not isinstance(self.nsd_tolerance_mm, dict):
+            return float(self.nsd_tolerance_mm)
+        if label not in self.nsd_tolerance_mm:
+            known = ", ".join(self.nsd_tolerance_mm)
+            raise UserError(
+                f"dataset {self.name}: nsd_tolerance_mm has no entry for the label '{label}'; it has: {known}"
+            )
+        return float(self.nsd_tolerance_mm[label])
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Reads and checks a dataset file.
+
+    Raises:
+        UserError: one line that names the file, the key and the allowed values.
+    """
+    values = read_yaml(path)
+    validate(values, "dataset", source=str(path))
+    return from_plain(Dataset, values, where=str(path))
+
+
+def dataset_path(name: str, folder: Path, *, source: str) -> Path:
+    """The file of a dataset that a study names: a path that ends in .yaml, or a name in `folder`.
+
+    Raises:
+        UserError: there is no such file; the names that exist are listed.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(
+            f"{source}: dataset: there is no file {path}; allowed: a path ending in .yaml, or one of {known}"
+        )
+    return path

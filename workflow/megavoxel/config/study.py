@@ -1,0 +1,303 @@
+"""A study: the settings to compare, their folds and ensembles. One dataclass per concept; units in the docstrings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from megavoxel.config.records import from_plain
+from megavoxel.config.schema import closest, read_yaml, validate
+from megavoxel.errors import UserError
+
+RESERVED = {"ensembles", "preprocessed", "report"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How cases are brought to one grid. Axes are in network order: the coarsest first (axial scans: z, y, x)."""
+
+    spacing: tuple[float, ...] | None = None
+    """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
+    normalisation: str | None = None
+    """`ct` (foreground percentiles of the dataset), `z-score` (of each image); None: by the channel's name."""
+    image_order: int = 3
+    """Spline order for images, 0 to 5."""
+    label_order: int = 1
+    """Spline order for the 0/1 mask of each label, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The plain 3D U-Net; None means: by the planner."""
+
+    base_features: int = 32
+    """Channels of the first level; each level below doubles them."""
+    max_features: int = 320
+    """Upper bound of the channels of a level."""
+    levels: int | None = None
+    """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
+    convolutions_per_level: int = 2
+    """3D convolutions per level, in the encoder and in the decoder."""
+    deep_supervision: bool = True
+    """Whether decoder levels below the first carry a head with a loss of their own."""
+    checkpointing: bool = False
+    """Whether blocks are run again in the backward pass instead of keeping their activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Budget, optimiser and loss of a run."""
+
+    epochs: int = 1000
+    """Epochs; after each one the validation patches are scored and the learning rate is set."""
+    iterations_per_epoch: int = 250
+    """Optimiser steps per epoch."""
+    validation_iterations: int = 50
+    """Validation batches per epoch."""
+    optimizer: str = "sgd"
+    """`sgd` (Nesterov) or `adamw`."""
+    learning_rate: float = 0.01
+    """Initial learning rate."""
+    schedule: str = "poly"
+    """`poly` (1 - epoch/epochs)^0.9, `cosine` or `constant`; stepped per epoch."""
+    warmup_epochs: int = 0
+    """Epochs of linear rise to the initial learning rate."""
+    momentum: float = 0.99
+    """Nesterov momentum of `sgd`."""
+    weight_decay: float = 3e-5
+    """L2 penalty (`sgd`) or decoupled decay (`adamw`)."""
+    gradient_clip: float = 12.0
+    """Largest L2 norm of all gradients together."""
+    loss: str = "dice_ce"
+    """`dice_ce`, `dice` or `cross_entropy`."""
+    batch_dice: bool = False
+    """Whether Dice sums run over the whole batch instead of over each sample."""
+    foreground_fraction: float = 0.33
+    """Probability that a patch is centred on a foreground voxel."""
+    precision: str = "auto"
+    """`float32`, `bfloat16`, `float16` or `auto` (a short measurement on the CPU; bfloat16 where a GPU has it)."""
+    workers: int = 2
+    """Processes that load and augment patches; 0: the training process itself."""
+    checkpoint_minutes: float = 2.0
+    """Least time between two checkpoints in minutes; 0: after every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of training patches, applied in this order; probabilities are per sample."""
+
+    rotation: float = 0.2
+    """Probability of a rotation."""
+    rotation_degrees: float | None = None
+    """Largest angle per axis in degrees; None: 30, or 180 where one axis is coarse, and patches turn in-plane only."""
+    scaling: float = 0.2
+    """Probability of zooming."""
+    scaling_range: tuple[float, ...] = (0.7, 1.4)
+    """Smallest and largest zoom factor."""
+    noise: float = 0.1
+    """Probability of Gaussian noise."""
+    noise_std: tuple[float, ...] = (0.0, 0.1)
+    """Range of its standard deviation, in units of the normalised image."""
+    blur: float = 0.2
+    """Probability of Gaussian blur; each channel then with probability 0.5."""
+    blur_sigma: tuple[float, ...] = (0.5, 1.0)
+    """Range of its sigma in voxels."""
+    brightness: float = 0.15
+    """Probability of multiplying the intensities."""
+    brightness_range: tuple[float, ...] = (0.75, 1.25)
+    """Range of that factor."""
+    contrast: float = 0.15
+    """Probability of scaling around the mean, clipped to the patch's own range."""
+    contrast_range: tuple[float, ...] = (0.75, 1.25)
+    """Range of that factor."""
+    low_resolution: float = 0.25
+    """Probability of simulated low resolution; each channel then with probability 0.5."""
+    low_resolution_zoom: tuple[float, ...] = (0.5, 1.0)
+    """Range of the zoom."""
+    gamma: float = 0.3
+    """Probability of a gamma curve."""
+    gamma_inverted: float = 0.1
+    """Probability of a gamma curve on the inverted image."""
+    gamma_range: tuple[float, ...] = (0.7, 1.5)
+    """Range of the exponent; mean and standard deviation are restored."""
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    """Axes that are mirrored, each with probability 0.5; prediction averages over the same axes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """The sliding window."""
+
+    step: float = 0.5
+    """Largest distance between two windows, as a fraction of the patch."""
+    mirror: bool = True
+    """Whether predictions are averaged over the mirrored axes of the augmentation."""
+    gaussian_sigma: float = 0.125
+    """Sigma of the window's weights, as a fraction of the patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the study's table."""
+
+    name: str
+    """Letters, digits, '-' and '_': it becomes a folder."""
+    patch: tuple[int, ...] | None = None
+    """Voxels per axis in network order; None: by the planner."""
+    batch: int | None = None
+    """Samples per optimiser step; None: by the planner."""
+    memory_gib: float | None = None
+    """Memory in GiB that the planner aims at where patch or batch are left to it; None: that of the study's device,
+    or 8 (nnU-Net's reference) where the device states none."""
+    folds: tuple[int, ...] | None = None
+    """The folds to train; None: all of the study."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    inference: Inference = field(default_factory=Inference)
+    postprocess: bool = True
+    """Whether the largest component is kept where cross-validation says that it helps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Settings whose probabilities are averaged, each after its own post-processing."""
+
+    name: str
+    """Letters, digits, '-' and '_': it becomes a folder."""
+    members: tuple[str, ...]
+    """Names of settings, at least two."""
+    postprocess: bool = False
+    """Whether the ensemble's own output is post-processed once more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file with its defaults applied."""
+
+    name: str
+    dataset: str
+    """A name in config/datasets/ or the path of a dataset file."""
+    hardware: str = "cpu"
+    """A name in config/hardware.yaml."""
+    folds: int = 5
+    """Cross-validation folds."""
+    seed: int = 12345
+    """Seed of the splits, of the weights and of every random patch."""
+    shards: int = 1
+    """Jobs among which the cases of one preprocessing are divided."""
+    baseline: str | None = None
+    """The setting that the others are held against in the report."""
+    settings: tuple[Setting, ...]
+    ensembles: tuple[Ensemble, ...] = ()
+
+    def setting(self, name: str) -> Setting:
+        """The setting of that name; KeyError where there is none."""
+        return {setting.name: setting for setting in self.settings}[name]
+
+    def folds_of(self, setting: Setting) -> tuple[int, ...]:
+        """The folds that a setting is trained on."""
+        return setting.folds if setting.folds is not None else tuple(range(self.folds))
+
+
+def load_study(path: Path) -> Study:
+    """Reads, checks and resolves a study file.
+
+    Raises:
+        UserError: one line that names the file, the key and the allowed values.
+    """
+    return parse_study(read_yaml(path), source=str(path))
+
+
+def parse_study(values: dict[str, Any], *, source: str) -> Study:
+    """Checks and resolves a study given as plain data; `source` names the file in errors."""
+    validate(values, "study", source=source)
+    written = values["settings"]
+    resolved = {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
+    ensembles = values.get("ensembles", {})
+    study = Study(
+        name=values["study"],
+        settings=tuple(
+            from_plain(Setting, {"name": name, **keys}, where=f"{source}: settings.{name}")
+            for name, keys in resolved.items()
+        ),
+        ensembles=tuple(
+            from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
+            for name, keys in ensembles.items()
+        ),
+        **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
+    )
+    _check_references(study, source)
+    return study
+
+
+def with_memory(study: Study, memory_gib: float | None) -> Study:
+    """The study with `memory_gib` (of its device) in every setting that leaves its own open."""
+    settings = (
+        replace(setting, memory_gib=memory_gib) if setting.memory_gib is None else setting for setting in study.settings
+    )
+    return replace(study, settings=tuple(settings))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, dictionaries merged key by key; neither argument is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    if name in heirs:
+        raise UserError(f"{source}: settings.{heirs[0]}.inherits goes round in a circle: {' -> '.join((*heirs, name))}")
+    own = dict(settings[name] or {})
+    parent = own.pop("inherits", None)
+    if parent is None:
+        return merge(defaults, own)
+    _require(parent, list(settings), f"{source}: settings.{name}.inherits")
+    return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
+
+
+def _check_references(study: Study, source: str) -> None:
+    names = [setting.name for setting in study.settings]
+    for name in RESERVED & set(names):
+        raise UserError(
+            f"{source}: settings.{name}: this name is reserved for a folder of the workflow; choose another one"
+        )
+    if study.baseline is not None:
+        _require(study.baseline, names, f"{source}: baseline")
+    for setting in study.settings:
+        late = [fold for fold in setting.folds or () if fold >= study.folds]
+        if late:
+            raise UserError(
+                f"{source}: settings.{setting.name}.folds: there is no fold {late[0]}; "
+                f"allowed: 0 to {study.folds - 1} ('folds' of the study is {study.folds})"
+            )
+        _check_ranges(setting, f"{source}: settings.{setting.name}")
+    for ensemble in study.ensembles:
+        where = f"{source}: ensembles.{ensemble.name}"
+        if ensemble.name in names:
+            raise UserError(f"{where}: a setting has this name already; choose another one")
+        for member in ensemble.members:
+            _require(member, names, f"{where}.members")
+        if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
+            raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
+
+
+def _check_ranges(setting: Setting, where: str) -> None:
+    for key, value in vars(setting.augmentation).items():
+        if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
+            raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
+
+
+def _require(name: str, names: list[str], where: str) -> None:
+    if name not in names:
+        raise UserError(f"{where}: there is no setting '{name}'; allowed: {', '.join(names)}{closest(name, names)}")
+
+
+def ensemble_folds(study: Study, ensemble: Ensemble) -> tuple[int, ...]:
+    """The folds of an ensemble: those of its members, which agree."""
+    return study.folds_of(study.setting(ensemble.members[0]))

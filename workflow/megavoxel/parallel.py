@@ -1,0 +1,111 @@
+"""The same work on many cases, in this process or in several, with a bar or plain lines that show how far it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from megavoxel.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+PROBES = 2
+"""Items done in this process first; the last of them, which pays for no imports, tells how long the others take."""
+START_SECONDS = 6.0
+"""What starting processes costs with their imports; less work than that is done in this process."""
+LINES = 10
+
+
+def map_cases(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    processes: int = 1,
+    title: str,
+    describe: Callable[[Item, Result], str] | None = None,
+) -> list[Result]:
+    """`[work(item) for item in items]`, in that order whatever the number of processes.
+
+    Args:
+        work: a function of a module, or a `functools.partial` of one, so that other processes can be given it.
+        items: what to work on.
+        processes: how many at once; each of several computes with one thread.
+        title: stands beside the progress.
+        describe: one line about a finished item; None: about ten lines in all.
+
+    Raises:
+        UserError: a process was killed; and what `work` raises.
+    """
+    results: list[Result] = []
+    with tqdm(total=len(items), desc=title, unit="case", disable=None) as bar:
+        for result in _results(work, items, processes, title):
+            results.append(result)
+            bar.update()
+            line = _line(items[len(results) - 1], len(results), len(items), title, describe, result)
+            if line and (describe or bar.disable):
+                bar.write(line)
+    return results
+
+
+def _results(work: Callable[[Item], Result], items: Sequence[Item], processes: int, title: str) -> Iterator[Result]:
+    for done, item in enumerate(items, start=1):
+        begin = time.monotonic()
+        result = work(item)
+        left = (time.monotonic() - begin) * (len(items) - done)
+        yield result
+        if processes > 1 and done == PROBES and left > START_SECONDS:
+            yield from _by_processes(work, items[done:], processes, title)
+            return
+
+
+def _by_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], processes: int, title: str
+) -> Iterator[Result]:
+    # A fork of a process that has used OpenMP threads can hang: fork from a fresh one that has the module already.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    try:
+        with _one_thread_each(), ProcessPoolExecutor(min(processes, len(items)), mp_context=context) as pool:
+            yield from pool.map(work, items)
+    except BrokenProcessPool:
+        raise UserError(
+            f"{title}: a process was killed, most likely because memory ran out; "
+            "run with fewer --processes, or more memory"
+        ) from None
+
+
+def _line(
+    item: Item,
+    done: int,
+    total: int,
+    title: str,
+    describe: Callable[[Item, Result], str] | None,
+    result: Result,
+) -> str:
+    if describe is not None:
+        return describe(item, result)
+    return f"{title}: {done} of {total}" if done * LINES // total > (done - 1) * LINES // total else ""
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside compute with one thread each: several times all cores is slower than all cores."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
