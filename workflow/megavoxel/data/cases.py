@@ -1,0 +1,119 @@
+"""Cases: what `check` found sound, in one file (`cases.json`) that every later stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.nifti import Geometry, read_geometry, read_image, read_labels
+from megavoxel.errors import UserError
+from megavoxel.files import read_json, write_json
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One patient or scan."""
+
+    id: str
+    """Name of its files without suffix."""
+    images: tuple[str, ...]
+    """One file (3D, or 4D with the channels last) or one file per channel, below the dataset's folder."""
+    label: str | None = None
+    """Label map below the dataset's folder; None: unlabelled."""
+    split: str = "training"
+    """`training` or `test`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """The sound cases of a dataset."""
+
+    dataset: str
+    """Name of the dataset."""
+    root: str
+    """The dataset's folder."""
+    channels: tuple[str, ...]
+    """Names of the image channels."""
+    labels: dict[str, int]
+    """Values 1 and up by name; background is left out."""
+    nsd_tolerance_mm: dict[str, float]
+    """Tolerance of NSD per label name in mm."""
+    cases: tuple[Case, ...]
+
+    def of_split(self, split: str) -> tuple[Case, ...]:
+        """The cases of `training` or `test`, in order of their ids."""
+        return tuple(sorted((case for case in self.cases if case.split == split), key=lambda case: case.id))
+
+    def case(self, name: str) -> Case:
+        """The case of that id.
+
+        Raises:
+            UserError: there is none.
+        """
+        for case in self.cases:
+            if case.id == name:
+                return case
+        raise UserError(f"dataset {self.dataset}: there is no case '{name}' among the {len(self.cases)} checked ones")
+
+    def read_image(self, case: Case) -> tuple[np.ndarray, Geometry]:
+        """Image of a case as float32 (channels, z, y, x) in canonical order, and its grid on disk."""
+        parts = [read_image(Path(self.root) / image) for image in case.images]
+        return (parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])), parts[0][1]
+
+    def read_labels(self, case: Case) -> np.ndarray:
+        """Label map of a case (z, y, x) in canonical order.
+
+        Raises:
+            UserError: the case has no label map.
+        """
+        if case.label is None:
+            raise UserError(f"case {case.id}: it has no label map")
+        return read_labels(Path(self.root) / case.label)[0]
+
+    def read_geometry(self, case: Case) -> Geometry:
+        """Grid of a case on disk, from the header alone."""
+        return read_geometry(Path(self.root) / case.images[0])
+
+
+def save_cases(path: Path, cases: Cases) -> None:
+    """Writes `cases.json`."""
+    write_json(path, to_plain(cases))
+
+
+def load_cases(path: Path) -> Cases:
+    """Reads `cases.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel check` writes.
+    """
+    return from_plain(Cases, read_json(path, what="list of cases"), where=str(path))
+
+
+def case_generator(case_id: str) -> np.random.Generator:
+    """Random numbers that depend on a case's id alone."""
+    return np.random.default_rng(list(case_id.encode()))
+
+
+def naming_case(work: Callable[[Case], Result], case: Case) -> Result:
+    """`work(case)`; what goes wrong in it names the case.
+
+    Raises:
+        UserError: what `work` raised, or memory ran out.
+    """
+    try:
+        return work(case)
+    except UserError as error:
+        named = str(error).startswith(f"case {case.id}:")
+        raise error if named else UserError(f"case {case.id}: {error}") from None
+    except MemoryError:
+        raise UserError(f"case {case.id}: memory ran out; run with fewer --processes, or more memory") from None
+    except Exception as fault:
+        fault.add_note(f"while working on case {case.id}")
+        raise

@@ -1,0 +1,150 @@
+"""Downloads that go on where they stopped and are only kept if their checksum is right."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import requests
+from tqdm import tqdm
+
+from megavoxel.config.dataset import Source
+from megavoxel.errors import UserError
+
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 2.0
+TIMEOUT_SECONDS = (15, 60)  # to connect, and between two pieces
+PIECE_BYTES = 1 << 20
+LATER_MAY_WORK = (408, 425, 429, 500, 502, 503, 504)
+BROKEN_OFF = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+def archive_name(url: str) -> str:
+    """The file name at the end of an address.
+
+    Raises:
+        UserError: the address ends in no name.
+    """
+    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
+    if name in ("", ".", ".."):
+        raise UserError(f"{url}: this address ends in no file name; give the address of the archive itself")
+    return name
+
+
+def checksum_fault(path: Path, source: Source) -> str | None:
+    """What is wrong with the checksum of the archive at `path`, or None; SHA-256 is preferred to MD5."""
+    if source.sha256 is not None:
+        name, expected, algorithm = "SHA-256", source.sha256, hashlib.sha256
+    else:
+        name, expected, algorithm = "MD5", source.md5, lambda: hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as content:
+        seen = hashlib.file_digest(content, algorithm).hexdigest()
+    return None if seen == expected else f"wrong {name}: expected {expected}, the file has {seen}"
+
+
+def download(source: Source, folder: Path) -> Path:
+    """Brings the archive of `source.url` to `folder` and verifies it; returns its path.
+
+    An archive that is there already and verifies is taken as it is. What came of an interrupted download stays in
+    ``ARCHIVE.part``, and the next call asks the server for the rest.
+
+    Raises:
+        UserError: the server refuses, cannot be reached or breaks off repeatedly, or the checksum is wrong; a file
+            with a wrong checksum is removed.
+        OSError: the disk is full.
+    """
+    archive = folder / archive_name(source.url)
+    if archive.is_file() and checksum_fault(archive, source) is None:
+        return archive
+    archive.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(f"{archive.name}.part")
+    _bring(source.url, part)
+    fault = checksum_fault(part, source)
+    if fault is not None:
+        part.unlink()
+        raise UserError(
+            f"{source.url}: {fault}; the download was removed: run the stage again, and if this repeats, correct the "
+            "checksum in the dataset file"
+        )
+    part.replace(archive)
+    return archive
+
+
+def _bring(url: str, part: Path) -> None:
+    """Asks for the rest until it is there; gives up after some attempts in a row without progress."""
+    failures, furthest, wait = 0, _size(part), FIRST_WAIT_SECONDS
+    while failures < ATTEMPTS:
+        try:
+            if _fetch_rest(url, part):
+                return
+            reason = "the transfer broke off"
+        except BROKEN_OFF as fault:
+            reason = " ".join(str(fault).split())
+        except requests.RequestException as fault:
+            raise UserError(f"{url}: cannot be downloaded ({' '.join(str(fault).split())})") from None
+        if _size(part) > furthest:
+            failures, furthest, wait = 0, _size(part), FIRST_WAIT_SECONDS
+        failures += 1
+        if failures < ATTEMPTS:
+            print(f"{url}: {reason}; trying again in {wait:g} s", flush=True)
+            time.sleep(wait)
+            wait *= 2
+    raise UserError(
+        f"{url}: the download failed {ATTEMPTS} times ({reason}); run the stage again to go on from what is in {part}, "
+        f"or bring {archive_name(url)} here by other means and give its folder as mirror"
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _fetch_rest(url: str, part: Path) -> bool:
+    """Appends what is missing to `part`; False where the transfer broke off or has to start afresh."""
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code == 416 and have:
+            if _total_bytes(response) == have:
+                return True
+            part.unlink()  # longer than the archive, or no part of it
+            return False
+        if response.status_code in LATER_MAY_WORK:
+            raise requests.ConnectionError(f"status {response.status_code} {response.reason}")
+        response.raise_for_status()
+        continued = response.status_code == 206 and _first_byte(response) == have
+        if response.status_code == 206 and not continued:
+            part.unlink(missing_ok=True)
+            return False
+        return _append(response, part, have if continued else 0)
+
+
+def _append(response: requests.Response, part: Path, have: int) -> bool:
+    length = response.headers.get("Content-Length", "")
+    total = have + int(length) if length.isdigit() else None
+    with (
+        part.open("r+b" if have else "wb") as target,
+        tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        target.seek(have)
+        if bar.disable:
+            rest = f" of {total / 1e6:.1f} MB" if total else ""
+            print(f"downloading {response.url}: {have / 1e6:.1f} MB here already{rest}", flush=True)
+        for piece in response.iter_content(PIECE_BYTES):
+            target.write(piece)
+            bar.update(len(piece))
+        return total is None or target.tell() == total
+
+
+def _total_bytes(response: requests.Response) -> int | None:
+    found = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
+
+
+def _first_byte(response: requests.Response) -> int | None:
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else None

@@ -1,0 +1,89 @@
+"""Brings a dataset to its folder: made from a seed, linked from a folder, or downloaded and extracted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megavoxel.config.dataset import Dataset
+from megavoxel.data.archive import extract_dataset
+from megavoxel.data.download import archive_name, checksum_fault, download
+from megavoxel.data.folder import link_folder, replaced_folder, write_checksums
+from megavoxel.data.phantom import write_phantoms
+from megavoxel.errors import UserError
+
+
+def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | None = None, copy: bool = False) -> str:
+    """Writes a dataset's folder with its checksums.tsv, whole or not at all.
+
+    Args:
+        dataset: names the source.
+        output: the folder; one that an earlier fetch made is replaced.
+        downloads: where archives are kept, each in a folder of its dataset's name.
+        mirror: a folder that is looked at before any address: for the archive, then for a folder of the dataset's name.
+        copy: copy the files of a folder instead of linking them.
+
+    Returns:
+        One line that says where the files came from.
+
+    Raises:
+        UserError: the source is missing, refuses, or is not what its checksum says.
+        OSError: the disk is full; nothing of `output` is left behind.
+    """
+    if mirror is not None and not mirror.is_dir():
+        raise UserError(f"mirror {mirror}: no such folder; give one that exists, or leave it out")
+    origin = _find(dataset, downloads=downloads, mirror=mirror)
+    if origin is not None and origin.is_dir():
+        _refuse_overlap(origin, output)
+    with replaced_folder(output) as folder:
+        if origin is None:
+            write_phantoms(folder, dataset.source.phantom, name=dataset.name)
+        elif origin.is_dir():
+            link_folder(origin, folder, copy=copy)
+        else:
+            extract_dataset(origin, folder)
+        write_checksums(folder)
+    if origin is None:
+        return f"phantoms of seed {dataset.source.phantom.seed}"
+    if origin.is_dir():
+        return f"{'copied from' if copy else 'links to'} {origin.resolve()}"
+    return f"extracted from {origin}, which may be deleted now"
+
+
+def _find(dataset: Dataset, *, downloads: Path, mirror: Path | None) -> Path | None:
+    """The folder or the verified archive with the dataset; None for phantoms."""
+    if dataset.source.phantom is not None:
+        return None
+    if dataset.source.folder is not None:
+        return _find_folder(dataset, mirror)
+    mirrored = _find_in_mirror(dataset, mirror) if mirror is not None else None
+    return mirrored or download(dataset.source, downloads / dataset.name)
+
+
+def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
+    named = Path(dataset.source.folder).expanduser()
+    places = [named] if named.is_absolute() else [*([mirror / named] if mirror is not None else []), named]
+    for place in places:
+        if (place / "dataset.json").is_file():
+            return place
+    looked = " nor ".join(f"{place.absolute()}/dataset.json" for place in places)
+    hint = "" if named.is_absolute() else "; give the folder it lies in by --config mirror=DIR (--mirror DIR here)"
+    raise UserError(f"dataset {dataset.name}: its source folder was not found: there is no {looked}{hint}")
+
+
+def _find_in_mirror(dataset: Dataset, mirror: Path) -> Path | None:
+    archive, folder = mirror / archive_name(dataset.source.url), mirror / dataset.name
+    if archive.is_file():
+        fault = checksum_fault(archive, dataset.source)
+        if fault is not None:
+            raise UserError(f"{archive}: {fault}; bring a good copy to the mirror, or remove this one")
+        return archive
+    return folder if (folder / "dataset.json").is_file() else None
+
+
+def _refuse_overlap(origin: Path, output: Path) -> None:
+    source, target = origin.resolve(), output.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(
+            f"{output}: this output and the source {origin} lie in each other, and writing one would destroy the "
+            "other; choose another output"
+        )

@@ -1,0 +1,35 @@
+"""Arithmetic of grids: spacings and shapes, without any voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ANISOTROPY = 3.0
+"""Ratio of the coarsest to the finest spacing above which the coarsest axis is resampled on its own."""
+
+
+def rounded_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
+    """Spacing in mm to six significant digits.
+
+    Affines are stored in single precision: without rounding, their noise would decide which of two equal axes is the
+    coarser one.
+    """
+    return tuple(float(f"{size:.6g}") for size in spacing)
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
+    """Voxels per axis after resampling: shape × spacing / new spacing, rounded (halves to even), at least 1."""
+    return tuple(max(1, round(old / new * size)) for size, old, new in zip(shape, spacing, new_spacing, strict=True))
+
+
+def separate_axis(current_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
+    """The axis across which slices are taken as they are (nearest neighbour), or None.
+
+    It is the coarsest axis of the current spacing if that is anisotropic (coarsest more than 3 times the finest),
+    else of the new spacing if that is. Two equally coarse axes count as none.
+    """
+    for spacing in (current_spacing, new_spacing):
+        if max(spacing) / min(spacing) > ANISOTROPY:
+            coarsest = [axis for axis, size in enumerate(spacing) if size == max(spacing)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
