@@ -1,0 +1,168 @@
+"""What a dataset looks like: spacings, shapes and foreground intensities of its training cases (`fingerprint.json`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.cases import Case, Cases, case_generator, naming_case
+from megavoxel.data.crop import bounding_box, crop, nonzero_mask
+from megavoxel.data.grid import rounded_spacing
+from megavoxel.errors import UserError
+from megavoxel.files import read_json, write_json
+from megavoxel.parallel import map_cases
+
+MOST_VOXELS = 10_000_000
+"""Foreground voxels of the whole dataset that are looked at, in equal shares of the cases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """Shape of a case in canonical order (z, y, x)."""
+
+    id: str
+    spacing: tuple[float, ...]
+    """mm per axis."""
+    shape: tuple[int, ...]
+    """Voxels per axis."""
+    cropped_shape: tuple[int, ...]
+    """Voxels per axis of the box in which any channel differs from 0."""
+
+    @property
+    def crop_ratio(self) -> float:
+        """Voxels after cropping over voxels before."""
+        return math.prod(self.cropped_shape) / math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensities:
+    """Foreground of one channel over all cases, each case with the same weight; in units of the image."""
+
+    mean: float
+    median: float
+    std: float
+    minimum: float
+    maximum: float
+    percentile_0_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """The training cases of a dataset."""
+
+    dataset: str
+    channels: tuple[str, ...]
+    cases: tuple[CaseFingerprint, ...]
+    """In order of their ids."""
+    intensities: tuple[Intensities, ...]
+    """One per channel."""
+
+    @property
+    def median_crop_ratio(self) -> float:
+        """Median over the cases of voxels after cropping over voxels before."""
+        return float(np.median([case.crop_ratio for case in self.cases]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    shape: CaseFingerprint
+    values: tuple[np.ndarray, ...]
+    """Per channel, the different intensities of the sampled foreground, ascending."""
+    counts: tuple[np.ndarray, ...]
+    """Per channel, how often each of them was sampled."""
+
+
+def measure(cases: Cases, *, processes: int = 1) -> Fingerprint:
+    """Reads every training case once.
+
+    Args:
+        cases: the dataset.
+        processes: cases that are read at once; the result does not depend on it.
+
+    Raises:
+        UserError: there are no training cases, one cannot be read, or none has any foreground.
+    """
+    training = cases.of_split("training")
+    if not training:
+        raise UserError(f"dataset {cases.dataset}: it has no training cases to take a fingerprint of")
+    work = partial(naming_case, partial(_measure_case, cases=cases, most=MOST_VOXELS // len(training)))
+    measured = map_cases(work, training, processes=processes, title="measuring", describe=_describe)
+    return Fingerprint(
+        dataset=cases.dataset,
+        channels=cases.channels,
+        cases=tuple(case.shape for case in measured),
+        intensities=tuple(_intensities(cases, measured, channel) for channel in range(len(cases.channels))),
+    )
+
+
+def save_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
+    """Writes `fingerprint.json`."""
+    write_json(path, to_plain(fingerprint))
+
+
+def load_fingerprint(path: Path) -> Fingerprint:
+    """Reads `fingerprint.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel fingerprint` writes.
+    """
+    return from_plain(Fingerprint, read_json(path, what="fingerprint"), where=str(path))
+
+
+def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
+    image, geometry = cases.read_image(case)
+    if len(image) != len(cases.channels):
+        raise UserError(
+            f"case {case.id}: the image has {len(image)} channels, the dataset declares {len(cases.channels)}"
+        )
+    box = bounding_box(nonzero_mask(image))
+    foreground = np.flatnonzero(crop(cases.read_labels(case), box))
+    if len(foreground) > most:
+        foreground = foreground[case_generator(case.id).choice(len(foreground), most, replace=False)]
+    found = [np.unique(crop(channel, box).reshape(-1)[foreground], return_counts=True) for channel in image]
+    return _Measured(
+        shape=CaseFingerprint(
+            id=case.id,
+            spacing=rounded_spacing(geometry.spacing),
+            shape=image.shape[1:],
+            cropped_shape=tuple(stop - start for start, stop in box),
+        ),
+        values=tuple(values for values, _ in found),
+        counts=tuple(counts for _, counts in found),
+    )
+
+
+def _intensities(cases: Cases, measured: Sequence[_Measured], channel: int) -> Intensities:
+    """Statistics in which a case with little foreground weighs as much as one with a lot, as in nnU-Net."""
+    filled = [case for case in measured if case.values[channel].size]
+    if not filled:
+        raise UserError(
+            f"dataset {cases.dataset}: no training case has any foreground; check the labels that the dataset declares"
+        )
+    values = np.concatenate([case.values[channel] for case in filled]).astype(np.float64)
+    weights = np.concatenate([case.counts[channel] / case.counts[channel].sum() for case in filled])
+    mean = np.average(values, weights=weights)
+    low, median, high = np.quantile(values, [0.005, 0.5, 0.995], weights=weights, method="inverted_cdf")
+    return Intensities(
+        mean=float(mean),
+        median=float(median),
+        std=float(np.sqrt(np.average((values - mean) ** 2, weights=weights))),
+        minimum=float(values.min()),
+        maximum=float(values.max()),
+        percentile_0_5=float(low),
+        percentile_99_5=float(high),
+    )
+
+
+def _describe(case: Case, measured: _Measured) -> str:
+    shape = measured.shape
+    spacing = " x ".join(f"{size:g}" for size in shape.spacing)
+    size = " x ".join(map(str, shape.shape))
+    return f"{case.id}: {size} voxels of {spacing} mm, {shape.crop_ratio:.0%} in the nonzero box"

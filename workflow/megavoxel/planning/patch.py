@@ -1,0 +1,145 @@
+"""The largest patch and batch for a memory target, by the rules of nnU-Net.
+
+Isensee et al., Nat. Methods 18:203, 2021, Methods and Supplementary Note 2; constants as in nnU-Net v2. "Memory" here
+is nnU-Net's measure, the number of convolution outputs scaled to a reference, and no forecast of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megavoxel.config.study import Network
+from megavoxel.errors import UserError
+from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.topology import SMALLEST_EDGE, Topology, build_topology, convolution_elements, padded_patch
+
+START_VOLUME = 256**3
+"""Voxels of the patch that the search begins with, before it is clipped to the median shape."""
+REFERENCE_ELEMENTS = 560e6
+"""Convolution outputs of one sample that fit, at the reference batch, …"""
+REFERENCE_MEMORY_GIB = 8.0
+"""… into this memory."""
+REFERENCE_BATCH = 2
+SMALLEST_BATCH = 2
+MOST_OF_DATASET = 0.05
+"""Largest share of the dataset's voxels in one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A patch with the network that belongs to it."""
+
+    patch: tuple[int, ...]
+    """Voxels per axis, a multiple of `divisor`."""
+    divisor: tuple[int, ...]
+    """Stride of the whole network per axis."""
+    network: NetworkPlan
+
+    @property
+    def elements(self) -> int:
+        """Convolution outputs of one sample."""
+        return convolution_elements(self.network, self.patch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a network has to fit, whatever its patch. Axes in network order."""
+
+    setting: str
+    """Name, for errors."""
+    spacing: tuple[float, ...]
+    """mm per axis."""
+    median_shape: tuple[float, ...]
+    """Voxels per axis of the median case."""
+    channels: int
+    """Input channels."""
+    classes: int
+    """Output classes, background counted."""
+    memory_gib: float
+    """Memory that the planner aims at."""
+    keys: Network
+    """What the study says of the network."""
+
+    @property
+    def reference_elements(self) -> float:
+        """Convolution outputs of one sample that fit at the reference batch of 2."""
+        return REFERENCE_ELEMENTS * self.memory_gib / REFERENCE_MEMORY_GIB
+
+    def topology(self, patch: Sequence[float]) -> Topology:
+        """The U-Net for a patch, with no more levels than the study asks for."""
+        topology = build_topology(self.spacing, patch)
+        return topology if self.keys.levels is None else topology.truncated(self.keys.levels)
+
+    def candidate(self, patch: Sequence[float]) -> Candidate:
+        """The network for a patch, and the patch rounded up to what its strides need."""
+        topology, keys = self.topology(patch), self.keys
+        network = NetworkPlan(
+            channels=self.channels,
+            classes=self.classes,
+            features=tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels)),
+            kernels=topology.kernels,
+            strides=topology.strides,
+            convolutions_per_level=keys.convolutions_per_level,
+            deep_supervision=keys.deep_supervision,
+            checkpointing=keys.checkpointing,
+        )
+        return Candidate(patch=padded_patch(patch, topology.divisor), divisor=topology.divisor, network=network)
+
+
+def start_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
+    """The patch of 256³ voxels whose sides are as long in mm, clipped to the median shape."""
+    scale = (START_VOLUME * math.prod(spacing)) ** (1 / len(spacing))
+    return tuple(min(round(scale / step), size) for step, size in zip(spacing, median_shape, strict=True))
+
+
+def largest_patch(frame: Frame, batch: int) -> Candidate:
+    """Shrinks the start patch until a batch fits into the memory target.
+
+    Each time it is the axis that is largest in proportion to the median shape that loses one stride of the network.
+
+    Args:
+        frame: what to fit.
+        batch: samples per step.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    most = frame.reference_elements * REFERENCE_BATCH / batch
+    candidate = frame.candidate(start_patch(frame.spacing, frame.median_shape))
+    while candidate.elements > most:
+        shrunk = [_shrunk(frame, candidate, axis) for axis in range(len(candidate.patch))]
+        axes = [axis for axis, patch in enumerate(shrunk) if patch[axis] >= SMALLEST_EDGE]
+        if not axes:
+            raise UserError(
+                f"setting {frame.setting}: memory_gib {frame.memory_gib:g} is too small for any patch at batch "
+                f"{batch}; raise it, lower 'batch' or 'network.base_features', or give 'patch'"
+            )
+        axis = max(axes, key=lambda axis: (candidate.patch[axis] / frame.median_shape[axis], axis))
+        candidate = frame.candidate(shrunk[axis])
+    return candidate
+
+
+def batch_by_memory(frame: Frame, candidate: Candidate) -> int:
+    """Samples that fit into the memory target; may be 0."""
+    return round(frame.reference_elements / candidate.elements * REFERENCE_BATCH)
+
+
+def batch_by_dataset(patch: Sequence[int], dataset_voxels: float) -> int:
+    """Samples that hold 5 % of the dataset's voxels; may be 0."""
+    return round(dataset_voxels * MOST_OF_DATASET / math.prod(patch))
+
+
+def _shrunk(frame: Frame, candidate: Candidate, axis: int) -> tuple[int, ...]:
+    """The patch with one stride less along an axis: that of the network which the smaller patch would have.
+
+    A smaller patch may have a smaller stride, and subtracting the larger one would leave out sizes that are allowed.
+    """
+    patch, step = candidate.patch, candidate.divisor[axis]
+    step = frame.topology(_less(patch, axis, step)).divisor[axis]
+    return _less(patch, axis, step)
+
+
+def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
+    return tuple(size - step if index == axis else size for index, size in enumerate(patch))

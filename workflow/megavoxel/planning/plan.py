@@ -1,0 +1,128 @@
+"""`plan.json`: everything that training and prediction need, and nothing else. Nobody derives any of it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.files import content_hash, read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelNormalisation:
+    """What is done to the intensities of one channel."""
+
+    scheme: str
+    """`ct`: clip to [lower, upper], subtract mean, divide by std, all four from the dataset's foreground.
+    `z-score`: subtract the image's own mean and divide by its own standard deviation."""
+    mean: float | None = None
+    std: float | None = None
+    lower: float | None = None
+    """0.5 percentile."""
+    upper: float | None = None
+    """99.5 percentile."""
+    inside_nonzero: bool = False
+    """z-score: statistics of the nonzero region only, 0 elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingPlan:
+    """How every case comes to the network's grid; shared by all settings with the same `preprocessing` keys."""
+
+    channels: tuple[str, ...]
+    """Names of the image channels."""
+    labels: dict[str, int]
+    """Values in the label files by name, in ascending order; their position plus one is the network's class."""
+    transpose: tuple[int, ...]
+    """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
+    spacing: tuple[float, ...]
+    """Target spacing in mm, network order."""
+    median_shape: tuple[float, ...]
+    """Median voxels per axis after cropping and resampling, network order; halves come from an even number of cases."""
+    normalisation: tuple[ChannelNormalisation, ...]
+    """One per channel."""
+    image_order: int = 3
+    """Spline order for images."""
+    label_order: int = 1
+    """Spline order for the mask of each label."""
+    notes: tuple[str, ...] = ()
+    """What the planner decided and why, for the reader."""
+
+    @property
+    def hash(self) -> str:
+        """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
+        unread = ("notes", "median_shape")
+        return content_hash({key: value for key, value in to_plain(self).items() if key not in unread})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """A plain 3D U-Net; level 0 is the full resolution, the last level the bottleneck."""
+
+    channels: int
+    """Input channels."""
+    classes: int
+    """Output classes, background counted."""
+    features: tuple[int, ...]
+    """Channels per level."""
+    kernels: tuple[tuple[int, ...], ...]
+    """Convolution kernel per level and axis."""
+    strides: tuple[tuple[int, ...], ...]
+    """Stride of the first convolution per level and axis; level 0 has ones."""
+    convolutions_per_level: int = 2
+    deep_supervision: bool = True
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A setting, ready to train."""
+
+    study: str
+    setting: str
+    dataset: str
+    seed: int
+    preprocessing: PreprocessingPlan
+    patch: tuple[int, ...]
+    """Voxels per axis, network order; need not be a multiple of the network's stride."""
+    batch: int
+    """Samples per optimiser step, over all devices together."""
+    network: NetworkPlan
+    training: Training
+    augmentation: Augmentation
+    inference: Inference
+    notes: tuple[str, ...] = ()
+    """What the planner decided and why, for the reader."""
+
+    @property
+    def hash(self) -> str:
+        """Short hash of everything that training depends on; training states are kept under it."""
+        plain = to_plain(self)
+        relevant = {key: value for key, value in plain.items() if key not in ("notes", "inference", "study", "setting")}
+        relevant["preprocessing"] = {key: value for key, value in plain["preprocessing"].items() if key != "notes"}
+        return content_hash(relevant)
+
+
+def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
+    """Writes a plan."""
+    write_json(path, to_plain(plan))
+
+
+def load_plan(path: Path) -> Plan:
+    """Reads a setting's `plan.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel plan` writes.
+    """
+    return from_plain(Plan, read_json(path, what="plan"), where=str(path))
+
+
+def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
+    """Reads the `plan.json` of a preprocessing.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel plan-preprocessing` writes.
+    """
+    return from_plain(PreprocessingPlan, read_json(path, what="preprocessing plan"), where=str(path))

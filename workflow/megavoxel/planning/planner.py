@@ -1,0 +1,248 @@
+"""The plans: of a preprocessing from the fingerprint, and of a setting from that. What the study fixes is kept; what it
+leaves open follows nnU-Net's rules, and leaves a note in the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from megavoxel.config.study import Preprocessing, Setting
+from megavoxel.data.cases import Cases
+from megavoxel.errors import UserError
+from megavoxel.planning.fingerprint import Fingerprint, Intensities
+from megavoxel.planning.patch import (
+    REFERENCE_BATCH,
+    REFERENCE_MEMORY_GIB,
+    SMALLEST_BATCH,
+    Candidate,
+    Frame,
+    batch_by_dataset,
+    batch_by_memory,
+    largest_patch,
+    start_patch,
+)
+from megavoxel.planning.plan import ChannelNormalisation, Plan, PreprocessingPlan
+from megavoxel.planning.spacing import (
+    coarsest_axis,
+    is_anisotropic,
+    median_shape,
+    target_spacing,
+    transposed,
+    transposition,
+)
+
+CROP_RATIO = 0.75
+"""Below this median ratio of cropped to full volume, z-scores are taken of the nonzero region."""
+AXES = ("z", "y", "x")
+
+
+def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessing) -> PreprocessingPlan:
+    """The grid and the intensities to which every case is brought.
+
+    Args:
+        cases: the dataset.
+        fingerprint: of the same dataset.
+        keys: what the study says.
+
+    Raises:
+        UserError: the fingerprint does not belong to the cases.
+    """
+    if fingerprint.channels != cases.channels:
+        raise UserError(
+            f"the fingerprint has the channels {', '.join(fingerprint.channels)}, dataset {cases.dataset} has "
+            f"{', '.join(cases.channels)}; run 'megavoxel fingerprint' again"
+        )
+    transpose, spacing, notes = _grid(fingerprint, keys)
+    shapes = [transposed(case.cropped_shape, transpose) for case in fingerprint.cases]
+    spacings = [transposed(case.spacing, transpose) for case in fingerprint.cases]
+    inside = fingerprint.median_crop_ratio < CROP_RATIO
+    rules = [
+        _normalisation(name, intensities, keys.normalisation, inside)
+        for name, intensities in zip(cases.channels, fingerprint.intensities, strict=True)
+    ]
+    return PreprocessingPlan(
+        channels=cases.channels,
+        labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
+        transpose=transpose,
+        spacing=spacing,
+        median_shape=median_shape(shapes, spacings, spacing),
+        normalisation=tuple(rules),
+        image_order=keys.image_order,
+        label_order=keys.label_order,
+        notes=(*notes, *_normalisation_notes(cases.channels, rules, keys.normalisation, fingerprint)),
+    )
+
+
+def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Setting, *, study: str, seed: int) -> Plan:
+    """Patch, batch and network of a setting, and all that training and prediction need.
+
+    Args:
+        cases: the dataset.
+        preprocessing: the plan of the setting's preprocessing.
+        setting: what the study says.
+        study: name of the study.
+        seed: of the study.
+
+    Raises:
+        UserError: the preprocessing is of another dataset or setting, the network cannot have as many levels as the
+            study asks for, or nothing fits into the memory target.
+    """
+    _check_preprocessing(cases, preprocessing, setting)
+    frame = Frame(
+        setting=setting.name,
+        spacing=preprocessing.spacing,
+        median_shape=preprocessing.median_shape,
+        channels=len(preprocessing.channels),
+        classes=len(preprocessing.labels) + 1,
+        memory_gib=REFERENCE_MEMORY_GIB if setting.memory_gib is None else setting.memory_gib,
+        keys=setting.network,
+    )
+    candidate, patch_notes = _choose_patch(frame, setting)
+    patch = setting.patch or candidate.patch
+    _check_levels(frame, setting, patch)
+    batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
+    return Plan(
+        study=study,
+        setting=setting.name,
+        dataset=cases.dataset,
+        seed=seed,
+        preprocessing=preprocessing,
+        patch=patch,
+        batch=batch,
+        network=candidate.network,
+        training=setting.training,
+        augmentation=setting.augmentation,
+        inference=setting.inference,
+        notes=(*patch_notes, _network_note(candidate, setting), *batch_notes),
+    )
+
+
+def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...], tuple[float, ...], list[str]]:
+    """Transposition, target spacing in network order, and notes."""
+    spacings = [case.spacing for case in fingerprint.cases]
+    shapes = [case.cropped_shape for case in fingerprint.cases]
+    median = np.median(spacings, axis=0)
+    if keys.spacing is None:
+        target = target_spacing(spacings, shapes)
+        transpose = transposition(target)
+        spacing = transposed(target, transpose)
+        reason = f"median of {len(spacings)} training cases"
+        if is_anisotropic(median, np.median(shapes, axis=0)):
+            coarse = AXES[coarsest_axis(median)]
+            reason += (
+                f", but along the coarse axis {coarse} the 10th percentile (not finer than the other axes) in place of "
+                f"{max(median):g} mm: it is more than 3 times coarser and has less than a third of the others' voxels"
+            )
+    else:
+        transpose = transposition(median)
+        spacing = keys.spacing
+        reason = f"fixed by the study; the median of the dataset is {_times(transposed(median, transpose))} mm"
+        if coarsest_axis(spacing) != 0:
+            reason += "; its first axis is not the coarsest one, which the order of axes is meant for"
+    order = ", ".join(AXES[axis] for axis in transpose)
+    return transpose, spacing, [f"axes: {order}, the coarsest first", f"spacing: {_times(spacing)} mm, {reason}"]
+
+
+def _normalisation(name: str, intensities: Intensities, fixed: str | None, inside: bool) -> ChannelNormalisation:
+    scheme = fixed or ("ct" if name.casefold() == "ct" else "z-score")
+    if scheme == "z-score":
+        return ChannelNormalisation(scheme=scheme, inside_nonzero=inside)
+    return ChannelNormalisation(
+        scheme=scheme,
+        mean=intensities.mean,
+        std=intensities.std,
+        lower=intensities.percentile_0_5,
+        upper=intensities.percentile_99_5,
+    )
+
+
+def _normalisation_notes(
+    names: Sequence[str], rules: Sequence[ChannelNormalisation], fixed: str | None, fingerprint: Fingerprint
+) -> list[str]:
+    reason = "fixed by the study" if fixed else "by the channel's name"
+    notes = [f"normalisation: channel {name}: {rule.scheme}, {reason}" for name, rule in zip(names, rules, strict=True)]
+    if any(rule.inside_nonzero for rule in rules):
+        ratio = fingerprint.median_crop_ratio
+        notes.append(f"normalisation: z-score of the nonzero region only: it is {ratio:.0%} of the median case")
+    return notes
+
+
+def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting: Setting) -> None:
+    if preprocessing.labels != cases.labels or preprocessing.channels != cases.channels:
+        raise UserError(
+            f"setting {setting.name}: the preprocessing plan has other labels or channels than dataset "
+            f"{cases.dataset}; run 'megavoxel plan-preprocessing' again"
+        )
+    asked = setting.preprocessing.spacing
+    if asked is not None and tuple(asked) != tuple(preprocessing.spacing):
+        raise UserError(
+            f"setting {setting.name}: preprocessing.spacing is {_times(asked)} mm, the preprocessing plan has "
+            f"{_times(preprocessing.spacing)} mm; it belongs to another setting"
+        )
+
+
+def _choose_patch(frame: Frame, setting: Setting) -> tuple[Candidate, list[str]]:
+    if setting.patch is not None:
+        return frame.candidate(setting.patch), _fixed_patch_notes(frame, setting.patch)
+    batch = setting.batch or SMALLEST_BATCH
+    start = frame.candidate(start_patch(frame.spacing, frame.median_shape)).patch
+    chosen = largest_patch(frame, batch)
+    note = f"patch: {_times(chosen.patch)}, begun at {_times(start)} (256³ voxels, at most the median shape, padded)"
+    if chosen.patch == start:
+        return chosen, [f"{note}; kept, because batch {batch} of it fits into memory_gib {frame.memory_gib:g}"]
+    return chosen, [f"{note} and shrunk until batch {batch} fits into memory_gib {frame.memory_gib:g}"]
+
+
+def _fixed_patch_notes(frame: Frame, patch: Sequence[int]) -> list[str]:
+    notes = [f"patch: {_times(patch)}, fixed by the study"]
+    inside = frame.candidate(patch).patch
+    if tuple(inside) != tuple(patch):
+        notes.append(
+            f"patch: not a multiple of the network's stride; padded inside from {_times(patch)} to {_times(inside)}, "
+            "logits are cropped"
+        )
+    if any(size > median for size, median in zip(patch, frame.median_shape, strict=True)):
+        median = _times(frame.median_shape)
+        notes.append(f"patch: larger than the median case ({median}) along some axis; filled with 0")
+    return notes
+
+
+def _check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
+    wanted, possible = setting.network.levels, frame.topology(patch).levels
+    if wanted is not None and wanted > possible:
+        raise UserError(
+            f"setting {setting.name}: network.levels is {wanted}, but patch {_times(patch)} at spacing "
+            f"{_times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
+        )
+
+
+def _network_note(candidate: Candidate, setting: Setting) -> str:
+    levels = len(candidate.network.features)
+    reason = "fixed by the study" if setting.network.levels else "as many as patch and spacing allow"
+    return f"network: {levels} levels ({reason}), stride {_times(candidate.divisor)}"
+
+
+def _choose_batch(
+    frame: Frame, setting: Setting, candidate: Candidate, patch: Sequence[int], training_cases: int
+) -> tuple[int, list[str]]:
+    if setting.batch is not None:
+        return setting.batch, [f"batch: {setting.batch}, fixed by the study"]
+    by_memory = batch_by_memory(frame, candidate)
+    by_dataset = batch_by_dataset(patch, math.prod(frame.median_shape) * training_cases)
+    batch = max(min(by_memory, by_dataset), SMALLEST_BATCH)
+    if batch == by_memory:
+        return batch, [f"batch: {batch}, what fits into memory_gib {frame.memory_gib:g}"]
+    if batch == by_dataset:
+        return batch, [f"batch: {batch}, 5 % of the dataset's voxels; memory would do for {by_memory}"]
+    notes = [f"batch: {batch}, the smallest; memory would do for {by_memory}, 5 % of the dataset for {by_dataset}"]
+    share = candidate.elements / frame.reference_elements
+    if share > 1:
+        needed = share * frame.memory_gib * batch / REFERENCE_BATCH
+        notes.append(f"batch: it needs about {needed:.0f} GiB by nnU-Net's measure, more than memory_gib asks for")
+    return batch, notes
+
+
+def _times(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,130 @@
+"""Folds of cross-validation: `splits.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.cases import Cases
+from megavoxel.errors import UserError
+from megavoxel.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One division of the training cases."""
+
+    training: tuple[str, ...]
+    """Ids of the cases that the network learns from."""
+    validation: tuple[str, ...]
+    """Ids of the cases that it is scored on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """All folds of a study."""
+
+    folds: tuple[Fold, ...]
+    test: tuple[str, ...] = ()
+    """Ids of the cases that no fold sees."""
+
+
+def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
+    """Random folds of equal size over the training cases in order of their ids, as nnU-Net makes them.
+
+    The same as scikit-learn's `KFold(folds, shuffle=True, random_state=seed)`.
+
+    Raises:
+        UserError: there are fewer training cases than folds.
+    """
+    names = [case.id for case in cases.of_split("training")]
+    if folds < 2:
+        raise UserError(f"folds is {folds}; cross-validation needs at least 2")
+    if len(names) < folds:
+        raise UserError(
+            f"dataset {cases.dataset}: {len(names)} training cases cannot be divided into {folds} folds; "
+            f"set 'folds' of the study to at most {len(names)}"
+        )
+    order = np.arange(len(names))
+    np.random.RandomState(seed).shuffle(order)
+    held_out = [set(part.tolist()) for part in np.array_split(order, folds)]
+    return Splits(
+        folds=tuple(
+            Fold(
+                training=tuple(name for index, name in enumerate(names) if index not in part),
+                validation=tuple(name for index, name in enumerate(names) if index in part),
+            )
+            for part in held_out
+        ),
+        test=_test_ids(cases),
+    )
+
+
+def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
+    """Folds from a ready-made file: nnU-Net's `splits_final.json` or one of our own.
+
+    Args:
+        path: the file.
+        cases: the dataset.
+        folds: how many folds the study has.
+
+    Raises:
+        UserError: the file has another form or number of folds, a fold names cases that are not among the training
+            cases, is empty, or has a case on both sides.
+    """
+    content = read_json(path, what="file of splits")
+    written = content.get("folds") if isinstance(content, dict) else content
+    if not isinstance(written, list):
+        raise UserError(f"{path}: expected nnU-Net's list of train/val or a mapping with 'folds', found something else")
+    if len(written) != folds:
+        raise UserError(f"{path}: it has {len(written)} folds, the study has {folds}; give both the same number")
+    known = {case.id for case in cases.of_split("training")}
+    return Splits(
+        folds=tuple(_import_fold(fold, f"{path}: fold {number}", known) for number, fold in enumerate(written)),
+        test=_test_ids(cases),
+    )
+
+
+def save_splits(path: Path, splits: Splits) -> None:
+    """Writes `splits.json`."""
+    write_json(path, to_plain(splits))
+
+
+def load_splits(path: Path) -> Splits:
+    """Reads `splits.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel split` writes.
+    """
+    return from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
+
+
+def _test_ids(cases: Cases) -> tuple[str, ...]:
+    return tuple(case.id for case in cases.of_split("test"))
+
+
+def _import_fold(written: Any, where: str, known: set[str]) -> Fold:
+    training, validation = _side(written, ("training", "train"), where), _side(written, ("validation", "val"), where)
+    unknown = sorted(set(training + validation) - known)
+    if unknown:
+        raise UserError(
+            f"{where}: '{unknown[0]}' is not among the {len(known)} training cases (and {len(unknown) - 1} more)"
+        )
+    both = sorted(set(training) & set(validation))
+    if both:
+        raise UserError(f"{where}: '{both[0]}' is in training and in validation; a case may be on one side only")
+    return Fold(training=tuple(sorted(training)), validation=tuple(sorted(validation)))
+
+
+def _side(written: Any, names: Sequence[str], where: str) -> list[str]:
+    found = [written[name] for name in names if isinstance(written, dict) and name in written]
+    if not found or not isinstance(found[0], list) or not all(isinstance(name, str) for name in found[0]):
+        raise UserError(f"{where}: expected a list of case ids under '{names[0]}' or '{names[1]}'")
+    if not found[0] or len(set(found[0])) < len(found[0]):
+        raise UserError(f"{where}: the list '{names[0]}' is empty or names a case twice")
+    return found[0]

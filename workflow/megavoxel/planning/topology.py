@@ -1,0 +1,102 @@
+"""Levels, kernels and strides of a U-Net for a patch and a spacing, and what it costs, by the rules of nnU-Net.
+
+Isensee et al., Nat. Methods 18:203, 2021, Methods: an axis is halved as long as it keeps four voxels, axes that are
+finer than the others first; kernels have the extent 1 along an axis until the others have become as coarse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megavoxel.planning.plan import NetworkPlan
+
+SMALLEST_EDGE = 4
+"""Voxels that an axis must keep at the lowest level for its last halving."""
+SIMILAR = 2.0
+"""Ratio of spacings below which axes are treated alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Shape of a U-Net; one entry per level, full resolution first."""
+
+    kernels: tuple[tuple[int, ...], ...]
+    """Extent of the convolutions per axis."""
+    strides: tuple[tuple[int, ...], ...]
+    """Stride from the level above per axis; level 0 has ones."""
+
+    @property
+    def levels(self) -> int:
+        """Resolution levels, the bottleneck counted."""
+        return len(self.strides)
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Per axis, of what a patch must be a multiple to pass without padding."""
+        return tuple(math.prod(steps) for steps in zip(*self.strides, strict=True))
+
+    def truncated(self, levels: int) -> Topology:
+        """The first `levels` levels; the lowest becomes the bottleneck, with kernels of 3 along all axes."""
+        if levels >= self.levels:
+            return self
+        bottleneck = (3,) * len(self.kernels[0])
+        return Topology(kernels=(*self.kernels[: levels - 1], bottleneck), strides=self.strides[:levels])
+
+
+def build_topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
+    """The deepest U-Net for a patch.
+
+    Args:
+        spacing: mm per axis.
+        patch: voxels per axis; need not be a multiple of anything.
+    """
+    spacing, size = list(spacing), list(patch)
+    kernel = [1] * len(size)
+    kernels, strides = [], [(1,) * len(size)]
+    while halved := _axes_to_halve(spacing, size):
+        kernel = [
+            3 if extent == 3 or step / min(spacing) < SIMILAR else 1
+            for extent, step in zip(kernel, spacing, strict=True)
+        ]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in halved else 1 for axis in range(len(size))))
+        for axis in halved:
+            spacing[axis] *= 2
+            size[axis] = math.ceil(size[axis] / 2)
+    return Topology(kernels=(*kernels, (3,) * len(size)), strides=tuple(strides))
+
+
+def padded_patch(patch: Sequence[float], divisor: Sequence[int]) -> tuple[int, ...]:
+    """The patch, each axis rounded up to a multiple of the network's stride."""
+    return tuple(math.ceil(size / step) * step for size, step in zip(patch, divisor, strict=True))
+
+
+def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
+    """nnU-Net's measure of cost: the output elements of all convolutions for one sample.
+
+    Counted are convolutions, transposed convolutions and the segmentation head of the full resolution.
+
+    Args:
+        network: the U-Net.
+        patch: voxels per axis, a multiple of the network's stride.
+    """
+    voxels, elements = math.prod(patch), 0
+    deepest = len(network.features) - 1
+    for level, (features, stride) in enumerate(zip(network.features, network.strides, strict=True)):
+        voxels //= math.prod(stride)
+        convolutions = network.convolutions_per_level * (1 if level == deepest else 2) + (level != deepest)
+        elements += convolutions * features * voxels
+    return elements + network.classes * math.prod(patch)
+
+
+def _axes_to_halve(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
+    large = [axis for axis, voxels in enumerate(size) if voxels >= 2 * SMALLEST_EDGE]
+    if not large:
+        return []
+    finest = min(spacing[axis] for axis in large)
+    axes = [axis for axis in large if spacing[axis] / finest < SIMILAR]
+    if len(axes) == 1 and size[axes[0]] < 3 * SMALLEST_EDGE:
+        return []
+    return axes

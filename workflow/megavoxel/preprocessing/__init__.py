@@ -1,0 +1,1 @@
+"""From a case's files to arrays on the network's grid, and what is needed to go back."""

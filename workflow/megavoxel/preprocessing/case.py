@@ -1,0 +1,174 @@
+"""A case from its files to the network's grid: read, turn, crop, normalise, resample, store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from megavoxel.data.cases import Case, Cases, naming_case
+from megavoxel.data.crop import bounding_box, crop, fill_holes, nonzero_mask
+from megavoxel.data.grid import resampled_shape, rounded_spacing
+from megavoxel.data.nifti import Geometry
+from megavoxel.errors import UserError
+from megavoxel.parallel import map_cases
+from megavoxel.planning.plan import PreprocessingPlan
+from megavoxel.preprocessing.foreground import sample_foreground
+from megavoxel.preprocessing.normalise import normalise
+from megavoxel.preprocessing.resample import resample_image, resample_labels
+from megavoxel.preprocessing.store import CaseProperties, open_case, save_case
+
+
+def preprocess_image(
+    image: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str
+) -> tuple[np.ndarray, CaseProperties]:
+    """Brings an image to the network's grid: turned, cropped to its nonzero box, normalised, resampled.
+
+    Args:
+        image: float32 (channels, z, y, x) in canonical order; it is left as it is.
+        geometry: the grid of its file.
+        plan: what to do.
+        case_id: name of the case.
+
+    Returns:
+        float32 (channels, network grid), and the way back.
+
+    Raises:
+        UserError: the image has another number of channels than the plan.
+    """
+    if len(image) != len(plan.channels):
+        raise UserError(
+            f"case {case_id}: the image has {len(image)} channels; the plan has {len(plan.channels)} "
+            f"({', '.join(plan.channels)})"
+        )
+    turned = image.transpose(0, *(axis + 1 for axis in plan.transpose))
+    properties = _properties(turned, geometry, plan, case_id)
+    cropped = np.array(crop(turned, properties.box), dtype=np.float32, order="C")
+    masked = any(rule.inside_nonzero for rule in plan.normalisation)
+    inside = fill_holes(nonzero_mask(cropped)) if masked else None
+    normalise(cropped, plan.normalisation, inside)
+    array = resample_image(cropped, properties.spacing, plan.spacing, properties.shape, plan.image_order)
+    return array, properties
+
+
+def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: PreprocessingPlan) -> np.ndarray:
+    """Brings a label map to the grid that its image has after `preprocess_image`.
+
+    Args:
+        labels: (z, y, x) in canonical order, values of the label file.
+        properties: of the image.
+        plan: what to do.
+
+    Returns:
+        Classes (network grid): 0 is background, n the nth label of the plan; uint8, or uint16 where needed.
+
+    Raises:
+        UserError: another shape than the image, or a value that the plan does not know.
+    """
+    turned = labels.transpose(plan.transpose)
+    if turned.shape != tuple(properties.full_shape):
+        raise UserError(
+            f"case {properties.case}: the label map has shape {labels.shape}, its image another one; "
+            "run 'megavoxel check' on the dataset"
+        )
+    cropped = np.ascontiguousarray(crop(turned, properties.box))
+    classes = _to_classes(cropped, plan, properties.case)
+    return resample_labels(classes, properties.spacing, plan.spacing, properties.shape, plan.label_order)
+
+
+def preprocess_case(
+    case: Case, *, cases: Cases, plan: PreprocessingPlan, folder: Path, patch: Sequence[int]
+) -> CaseProperties:
+    """Preprocesses a case and stores it in `folder`.
+
+    Args:
+        case: one of `cases`.
+        cases: the dataset.
+        plan: what to do.
+        folder: of the preprocessed cases.
+        patch: voxels per axis of a typical patch, network order; it shapes the chunks on disk and nothing else.
+    """
+    image, geometry = cases.read_image(case)
+    array, properties = preprocess_image(image, geometry, plan, case.id)
+    del image
+    classes = None if case.label is None else preprocess_labels(cases.read_labels(case), properties, plan)
+    foreground = {} if classes is None else sample_foreground(classes, case.id)
+    save_case(folder, properties, array, classes, foreground, patch)
+    return properties
+
+
+def preprocess_cases(
+    chosen: Sequence[Case],
+    *,
+    cases: Cases,
+    plan: PreprocessingPlan,
+    folder: Path,
+    patch: Sequence[int],
+    processes: int = 1,
+    resume: bool = False,
+) -> None:
+    """Preprocesses and stores several cases, with one line for each.
+
+    Args:
+        chosen: some of `cases`.
+        cases: the dataset.
+        plan: what to do.
+        folder: of the preprocessed cases.
+        patch: as for `preprocess_case`.
+        processes: cases that are worked on at once; the result does not depend on it.
+        resume: whether a case that is stored whole, and was made under the same plan, is kept.
+
+    Raises:
+        UserError: a case that cannot be preprocessed; it is named.
+    """
+    work = partial(preprocess_case, cases=cases, plan=plan, folder=Path(folder), patch=tuple(patch))
+    missing = [case for case in chosen if not (resume and _is_stored(Path(folder), case, plan))]
+    if len(missing) < len(chosen):
+        print(f"{len(chosen) - len(missing)} of {len(chosen)} cases are there already")
+    map_cases(partial(naming_case, work), missing, processes=processes, title="preprocessing", describe=_describe)
+
+
+def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan) -> bool:
+    if not (folder / f"{case.id}.json").is_file():
+        return False
+    stored = open_case(folder, case.id)
+    return stored.properties.plan == plan.hash and (stored.labels is None) == (case.label is None)
+
+
+def _describe(case: Case, properties: CaseProperties) -> str:
+    steps = [properties.full_shape, properties.cropped_shape, properties.shape]
+    full, cropped, resampled = (" x ".join(map(str, shape)) for shape in steps)
+    return f"{case.id}: {full} cropped to {cropped}, resampled to {resampled}"
+
+
+def _properties(turned: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str) -> CaseProperties:
+    box = bounding_box(nonzero_mask(turned))
+    canonical = rounded_spacing(geometry.spacing)
+    spacing = tuple(canonical[axis] for axis in plan.transpose)
+    return CaseProperties(
+        case=case_id,
+        plan=plan.hash,
+        file_shape=geometry.shape,
+        affine=tuple(tuple(float(value) for value in row) for row in geometry.affine),
+        full_shape=tuple(turned.shape[1:]),
+        box=box,
+        spacing=spacing,
+        shape=resampled_shape([stop - start for start, stop in box], spacing, plan.spacing),
+    )
+
+
+def _to_classes(labels: np.ndarray, plan: PreprocessingPlan, case_id: str) -> np.ndarray:
+    values = [0, *plan.labels.values()]
+    table = np.zeros(2**16, dtype=np.uint8 if len(values) <= 256 else np.uint16)
+    table[values] = np.arange(len(values))
+    known = np.isin(np.arange(2**16), values)
+    sound = known[labels]
+    if not sound.all():
+        allowed = ", ".join(f"{value} ({name})" for name, value in plan.labels.items())
+        raise UserError(
+            f"case {case_id}: the label map holds {labels[~sound][0]}; the plan knows 0 and {allowed}; "
+            "mend the label map or declare the value in the dataset file"
+        )
+    return table[labels]

@@ -1,0 +1,193 @@
+"""Preprocessed cases on disk: blosc2 arrays from which a patch is read without reading the case.
+
+Per case, in one folder: `CASE.image.b2nd` (float32, channels × network grid), `CASE.labels.b2nd` (uint8 or uint16
+classes), `CASE.foreground.npz` (sampled coordinates per class) and `CASE.json` (the way back to the file's grid).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.nifti import Geometry
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_path, read_json, write_json, writing
+
+CHUNK_BYTES = 6 * 2**20
+BLOCK_BYTES = 128 * 2**10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseProperties:
+    """The way back from the network's grid to the file's. Axes in network order, but for `file_shape`."""
+
+    case: str
+    file_shape: tuple[int, ...]
+    """Voxels per axis in the file's own order."""
+    affine: tuple[tuple[float, ...], ...]
+    """4 x 4, the file's voxel index to mm."""
+    full_shape: tuple[int, ...]
+    """Voxels before cropping."""
+    box: tuple[tuple[int, ...], ...]
+    """Per axis: first voxel kept and first voxel no longer kept."""
+    spacing: tuple[float, ...]
+    """Spacing of the file in mm."""
+    shape: tuple[int, ...]
+    """Voxels after cropping and resampling."""
+    plan: str = ""
+    """Hash of the preprocessing plan that the case was made under."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the file."""
+        return Geometry(shape=self.file_shape, affine=np.array(self.affine))
+
+    @property
+    def cropped_shape(self) -> tuple[int, ...]:
+        """Voxels after cropping, before resampling."""
+        return tuple(stop - start for start, stop in self.box)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box of voxels, which may reach outside of the array."""
+
+    start: tuple[int, ...]
+    """First voxel per axis; may be negative."""
+    shape: tuple[int, ...]
+    """Voxels per axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCase:
+    """A preprocessed case; indexing `image` or `labels` reads the blocks that the index touches and no others."""
+
+    properties: CaseProperties
+    image: blosc2.NDArray
+    """float32, (channels, network grid)."""
+    labels: blosc2.NDArray | None
+    """Classes 0 to n, (network grid)."""
+    foreground: dict[int, np.ndarray]
+    """Per class that is present: int32 coordinates (n, 3) of voxels of it."""
+
+
+def save_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
+    """Writes an array with chunks and blocks that suit reading patches of `patch` voxels (its last three axes)."""
+    chunks, blocks = chunking(array.shape, array.dtype.itemsize, patch)
+    with atomic_path(path) as partial, writing(path):
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            chunks=chunks,
+            blocks=blocks,
+            urlpath=str(partial),
+            mode="w",
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4HC, clevel=5, nthreads=1),
+        )
+
+
+def open_array(path: Path) -> blosc2.NDArray:
+    """Opens an array for reading.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such preprocessed array; run 'megavoxel preprocess'")
+    try:
+        return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+    except (RuntimeError, ValueError, OSError) as fault:
+        raise UserError(f"{path}: damaged ({fault}); delete it and run 'megavoxel preprocess' again") from None
+
+
+def read_box(array: np.ndarray | blosc2.NDArray, box: Box) -> np.ndarray:
+    """The voxels of a box from an array (…, z, y, x), and zero where the box reaches outside of it."""
+    lead = (slice(None),) * (array.ndim - len(box.shape))
+    sides = list(zip(box.start, box.shape, array.shape[len(lead) :], strict=True))
+    inside = [slice(min(max(start, 0), size), min(max(start + extent, 0), size)) for start, extent, size in sides]
+    voxels = np.asarray(array[(*lead, *inside)])
+    if voxels.shape[len(lead) :] == tuple(box.shape):
+        return voxels
+    whole = np.zeros((*voxels.shape[: len(lead)], *box.shape), dtype=voxels.dtype)
+    if voxels.size:
+        target = [
+            slice(part.start - start, part.stop - start) for part, (start, _, _) in zip(inside, sides, strict=True)
+        ]
+        whole[(*lead, *target)] = voxels
+    return whole
+
+
+def chunking(shape: Sequence[int], item_bytes: int, patch: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunk and block shape: a chunk is at most 6 MiB and 1.5 patches per axis, a block at most 128 KiB.
+
+    Leading axes (channels) are 1 in a chunk and in a block. Limits as in nnU-Net v2's blosc2 storage.
+    """
+    space = tuple(shape[-3:])
+    lead = (1,) * (len(shape) - 3)
+    chunk = [max(1, min(size, int(1.5 * extent))) for size, extent in zip(space, patch, strict=True)]
+    chunk = _halve_until(chunk, CHUNK_BYTES // item_bytes)
+    block = _halve_until(
+        [min(size, max(8, extent // 4)) for size, extent in zip(chunk, patch, strict=True)], BLOCK_BYTES // item_bytes
+    )
+    return (*lead, *chunk), (*lead, *block)
+
+
+def save_case(
+    folder: Path,
+    properties: CaseProperties,
+    image: np.ndarray,
+    labels: np.ndarray | None,
+    foreground: dict[int, np.ndarray],
+    patch: Sequence[int],
+) -> None:
+    """Writes a preprocessed case; `CASE.json` comes last, so that a case with that file is whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    case = properties.case
+    for stale in (f"{case}.json", f"{case}.labels.b2nd"):
+        (folder / stale).unlink(missing_ok=True)
+    save_array(folder / f"{case}.image.b2nd", image, patch)
+    if labels is not None:
+        save_array(folder / f"{case}.labels.b2nd", labels, patch)
+    with atomic_path(folder / f"{case}.foreground.npz") as partial:
+        np.savez_compressed(partial, **{str(label): voxels.astype(np.int32) for label, voxels in foreground.items()})
+    write_json(folder / f"{case}.json", to_plain(properties))
+
+
+def open_case(folder: Path, case: str) -> StoredCase:
+    """Opens a preprocessed case without reading its voxels.
+
+    Raises:
+        UserError: the case is missing or damaged.
+    """
+    folder = Path(folder)
+    where = folder / f"{case}.json"
+    properties = from_plain(CaseProperties, read_json(where, what="preprocessed case"), where=str(where))
+    labels = folder / f"{case}.labels.b2nd"
+    return StoredCase(
+        properties=properties,
+        image=open_array(folder / f"{case}.image.b2nd"),
+        labels=open_array(labels) if labels.exists() else None,
+        foreground=_read_foreground(folder / f"{case}.foreground.npz"),
+    )
+
+
+def _read_foreground(path: Path) -> dict[int, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {int(label): stored[label] for label in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as fault:
+        raise UserError(f"{path}: missing or damaged ({fault}); run 'megavoxel preprocess' again") from None
+
+
+def _halve_until(extent: list[int], most: int) -> list[int]:
+    extent = list(extent)
+    while np.prod(extent) > most:
+        longest = int(np.argmax(extent))
+        extent[longest] = max(1, (extent[longest] + 1) // 2)
+    return extent
