@@ -1,0 +1,1 @@
+"""Networks as programs of blocks: one description that runs, is checkpointed, and can be cut."""

@@ -1,0 +1,118 @@
+"""Where and in which precision a network runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from megavoxel.errors import UserError
+from megavoxel.network.unet import SegmentationNetwork, cumulative_strides
+from megavoxel.planning.plan import Plan
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROBE_VOXELS = 48**3
+PROBE_REPEATS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Number format of the network's convolutions; weights and loss stay in float32."""
+
+    name: str
+    """`float32`, `bfloat16` or `float16`."""
+    reason: str
+    """Why this one, for the manifest."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch type."""
+        return TYPES[self.name]
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """The context in which the network runs forward."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "float32")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or the GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:0, …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {name}: PyTorch sees no GPU here; use --device cpu, or check the driver and the job's GPU"
+        )
+    return device
+
+
+def set_threads(count: int | None) -> None:
+    """Limits PyTorch to `count` threads; None: the processors that this process may use."""
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+
+
+def choose_precision(plan: Plan, device: torch.device) -> Precision:
+    """The precision that the plan asks for; for `auto`, the one that suits the device.
+
+    On a GPU: bfloat16 where the hardware has it, else float16. On the CPU: bfloat16 if a training step of this network
+    on a small patch takes less than 0.9 of its time in float32.
+    """
+    wanted = plan.training.precision
+    if wanted != "auto":
+        if wanted == "float16" and device.type == "cpu":
+            raise UserError(
+                f"setting {plan.setting}: training.precision float16 needs a GPU; allowed here: float32, bfloat16"
+            )
+        return Precision(name=wanted, reason="as the study says")
+    if device.type == "cuda":
+        name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        return Precision(name=name, reason="what this GPU has")
+    seconds = {name: _step_seconds(plan, device, name) for name in ("float32", "bfloat16")}
+    ratio = seconds["bfloat16"] / seconds["float32"]
+    name = "bfloat16" if ratio < 0.9 else "float32"
+    return Precision(name=name, reason=f"measured: a bfloat16 step takes {ratio:.2f} of a float32 step")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch (batch, channels, z, y, x) on the device with channels last in memory, which convolutions prefer."""
+    return tensor.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _step_seconds(plan: Plan, device: torch.device, name: str) -> float:
+    network = SegmentationNetwork(plan.network).to(device, memory_format=torch.channels_last_3d).train()
+    # PyTorch takes other convolutions for a batch of one, so that is measured only where it is meant.
+    # Noise, not zeros: a constant image makes subnormal numbers, which slow float32 down many times.
+    shape = (min(plan.batch, 2), plan.network.channels, *_probe_patch(plan))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image = to_device(noise, device)
+    seconds = []
+    for _ in range(PROBE_REPEATS + 1):
+        begin = time.perf_counter()
+        with Precision(name=name, reason="").autocast(device):
+            logits = network(image)
+        torch.stack([level.float().square().mean() for level in logits]).sum().backward()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])  # other work on the machine only ever adds to a step
+
+
+def _probe_patch(plan: Plan) -> list[int]:
+    """The patch, halved along its longest axes until it is small, but with two voxels left at the bottleneck."""
+    patch, strides = list(plan.patch), cumulative_strides(plan.network)[-1]
+    while math.prod(patch) > PROBE_VOXELS:
+        cells = [size / stride for size, stride in zip(patch, strides, strict=True)]
+        longest = cells.index(max(cells))
+        if cells[longest] <= 2:
+            break
+        patch[longest] = (patch[longest] + 1) // 2
+    return patch

@@ -1,0 +1,122 @@
+"""A network is a program of blocks.
+
+A block takes the running activation and what it *pops*, and leaves a new activation. It may *stash* that activation
+under a name, for a later block to pop (a skip connection), and it may *emit* logits. Running the list is the network;
+running part of it, with the stash handed on, is a pipeline stage; running its blocks again in the backward pass is
+activation checkpointing. The vocabulary of stash and pop is torchgpipe's (Kim et al., arXiv:2004.09910, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """A module with its place in the program.
+
+    Args:
+        name: unique in the program; the prefix of the block's parameters in a state dictionary.
+        module: called with the activation and then the popped tensors, in the order of `pops`.
+        stash: the name under which the output is kept for a later block.
+        pops: names that the block takes from the stash; what is popped is gone.
+        emits: the name under which the module's output is logits; the activation then passes the block unchanged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        stash: str | None = None,
+        pops: tuple[str, ...] = (),
+        emits: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.module = module
+        self.stash = stash
+        self.pops = pops
+        self.emits = emits
+
+    def forward(self, activation: Tensor, *popped: Tensor) -> Tensor:
+        """The module's output."""
+        return self.module(activation, *popped)
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What travels through a program."""
+
+    activation: Tensor
+    stashed: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Program(nn.Module):
+    """A list of blocks that run one after the other.
+
+    Raises:
+        ValueError: two blocks share a name, a block pops what no earlier block stashed, or a stash is never popped.
+            `inputs` and `outputs` name what crosses the borders of a partial program.
+    """
+
+    def __init__(self, blocks: Iterable[Block], *, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
+        super().__init__()
+        blocks = list(blocks)
+        _check(blocks, set(inputs), set(outputs))
+        self.blocks = nn.ModuleDict({block.name: block for block in blocks})
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks.values())
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def run(self, state: RunState, *, checkpointing: bool = False) -> RunState:
+        """Runs every block on `state`, which is changed and returned.
+
+        Args:
+            state: the activation, what earlier blocks stashed, and the logits emitted so far.
+            checkpointing: whether each block's inner activations are computed again in the backward pass.
+        """
+        for block in self:
+            popped = [state.stashed.pop(name) for name in block.pops]
+            if checkpointing and torch.is_grad_enabled():
+                output = checkpoint(block, state.activation, *popped, use_reentrant=False)
+            else:
+                output = block(state.activation, *popped)
+            if block.emits is not None:
+                state.logits[block.emits] = output
+                continue
+            state.activation = output
+            if block.stash is not None:
+                state.stashed[block.stash] = output
+        return state
+
+    def forward(self, image: Tensor, *, checkpointing: bool = False) -> Mapping[str, Tensor]:
+        """Logits by the name of the head that emits them."""
+        return self.run(RunState(activation=image), checkpointing=checkpointing).logits
+
+
+def _check(blocks: list[Block], inputs: set[str], outputs: set[str]) -> None:
+    repeated = [name for name, count in Counter(block.name for block in blocks).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two blocks are called '{repeated[0]}'")
+    stashed = set(inputs)
+    for block in blocks:
+        for name in block.pops:
+            if name not in stashed:
+                raise ValueError(f"block '{block.name}' pops '{name}', which no earlier block has stashed")
+            stashed.remove(name)
+        if block.stash is not None:
+            if block.stash in stashed:
+                raise ValueError(f"block '{block.name}' stashes '{block.stash}', which is still waiting to be popped")
+            stashed.add(block.stash)
+    if stashed != outputs:
+        raise ValueError(f"stashed and never popped: {', '.join(sorted(stashed - outputs))}")

@@ -1,0 +1,1 @@
+"""Training a setting on a fold."""

@@ -1,0 +1,90 @@
+"""`manifest.json`: with what a run was made, so that it can be made again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import megavoxel
+from megavoxel.network.unet import parameter_count
+from megavoxel.training.loop import Fold, Run
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
+
+
+def build_manifest(run: Run, fold: Fold) -> dict[str, Any]:
+    """Versions, seeds, checksums, hardware and cost of a run."""
+    return {
+        "study": run.plan.study,
+        "setting": run.plan.setting,
+        "fold": fold.number,
+        "plan_hash": run.plan.hash,
+        "run_key": fold.key(run.plan),
+        "seed": run.plan.seed,
+        "code": {"version": megavoxel.__version__, "commit": code_commit()},
+        "container": os.environ.get("APPTAINER_CONTAINER"),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "data": {
+            "dataset": run.plan.dataset,
+            "checksums_sha256": fold.data,
+            "training": list(fold.training),
+            "validation": list(fold.validation),
+        },
+        "hardware": hardware(run.device),
+        "device": str(run.device),
+        "precision": {"name": run.precision.name, "reason": run.precision.reason},
+        "threads": torch.get_num_threads(),
+        "parameters": parameter_count(run.network),
+        "epochs": run.epoch,
+        "seconds": sum(row["seconds"] for row in run.history),
+        "peak_memory_mib": max(row["peak_memory_mib"] for row in run.history),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that shape results."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The processor, its cores, and the GPU if one was used; no host name."""
+    facts: dict[str, Any] = {"processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return facts
+
+
+def code_commit() -> str | None:
+    """The commit of the source tree, with `+changes` where it is not as committed; None outside of a repository."""
+    here = Path(megavoxel.__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
