@@ -1,0 +1,144 @@
+"""Post-processing: keep the largest component, where cross-validation says that it helps.
+
+The rule is that of nnU-Net (Isensee et al. 2021, Nature Methods 18:203, "Postprocessing"): first for the foreground
+as a whole, then label by label. Components are connected by faces, edges and corners (26 neighbours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cc3d
+import numpy as np
+from scipy.ndimage import find_objects
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.nifti import read_labels, write_labels
+from megavoxel.errors import UserError
+from megavoxel.files import read_json, write_json
+
+CONNECTIVITY = 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepLargest:
+    """Of what only the largest component is kept."""
+
+    foreground: bool = False
+    """Of all labels together; done first."""
+    labels: tuple[str, ...] = ()
+    """Of each of these labels on its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One step that was tried."""
+
+    step: str
+    """`foreground` or `label`."""
+    label: str | None = None
+    """The label of a `label` step."""
+    before: float | None
+    """Mean DSC without the step: over cases, then (for `foreground`) over labels; None where there is none."""
+    after: float | None
+    """The same with the step."""
+    kept: bool
+    """Whether the step is part of the post-processing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessing:
+    """`postprocessing.json`."""
+
+    keep_largest: KeepLargest = field(default_factory=KeepLargest)
+    evidence: tuple[Evidence, ...] = ()
+    """What was tried, in order."""
+    cases: int = 0
+    """Cross-validation cases that decided."""
+    connectivity: int = CONNECTIVITY
+    """Neighbours of a voxel: 6 (faces), 18 (and edges) or 26 (and corners)."""
+    reason: str = ""
+    """Why nothing was tried, if so."""
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether applying it can change a label map."""
+        return self.keep_largest.foreground or bool(self.keep_largest.labels)
+
+
+def save_postprocessing(path: Path, postprocessing: Postprocessing) -> None:
+    """Writes `postprocessing.json`."""
+    write_json(path, to_plain(postprocessing))
+
+
+def load_postprocessing(path: Path) -> Postprocessing:
+    """Reads `postprocessing.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel postprocess --determine` writes.
+    """
+    values = read_json(path, what="post-processing")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected what 'megavoxel postprocess --determine' writes; run it again")
+    return from_plain(Postprocessing, values, where=str(path))
+
+
+def apply_postprocessing(
+    labels: np.ndarray, postprocessing: Postprocessing, label_values: Mapping[str, int]
+) -> np.ndarray:
+    """A post-processed copy of a label map; voxels that are not kept become background (0).
+
+    Args:
+        labels: integers, three axes.
+        label_values: value of each label by name.
+
+    Raises:
+        UserError: the post-processing names a label that `label_values` lacks.
+    """
+    result = labels.copy()
+    if postprocessing.keep_largest.foreground:
+        keep_largest_foreground(result, postprocessing.connectivity)
+    for name in postprocessing.keep_largest.labels:
+        if name not in label_values:
+            known = ", ".join(label_values)
+            raise UserError(f"the post-processing names the label '{name}', which this dataset lacks; it has: {known}")
+        keep_largest_label(result, label_values[name], postprocessing.connectivity)
+    return result
+
+
+def keep_largest_foreground(labels: np.ndarray, connectivity: int = CONNECTIVITY) -> None:
+    """Sets all of a label map to 0, in place, but for the largest component of what is not 0."""
+    labels[~largest_component(labels != 0, connectivity)] = 0
+
+
+def keep_largest_label(labels: np.ndarray, value: int, connectivity: int = CONNECTIVITY) -> None:
+    """Sets the voxels of one value to 0, in place, but for their largest component."""
+    mask = labels == value
+    labels[mask & ~largest_component(mask, connectivity)] = 0
+
+
+def largest_component(mask: np.ndarray, connectivity: int = CONNECTIVITY) -> np.ndarray:
+    """The component of a mask with most voxels, the first in array order of several; empty for an empty mask."""
+    kept = np.zeros_like(mask)
+    boxes: Sequence = find_objects(mask.astype(np.uint8, copy=False))
+    if boxes:
+        inside = np.ascontiguousarray(mask[boxes[0]])
+        components = cc3d.connected_components(inside, connectivity=connectivity, binary_image=True)
+        sizes = np.bincount(components.reshape(-1))
+        sizes[0] = 0
+        kept[boxes[0]] = components == sizes.argmax()
+    return kept
+
+
+def postprocess_file(
+    paths: tuple[Path, Path], *, postprocessing: Postprocessing, label_values: Mapping[str, int]
+) -> None:
+    """Reads the label map `paths[0]` and writes it post-processed, on the same grid, to `paths[1]`.
+
+    Raises:
+        UserError: the file cannot be read, or as `apply_postprocessing` does.
+    """
+    labels, geometry = read_labels(paths[0])
+    write_labels(paths[1], apply_postprocessing(labels, postprocessing, label_values), geometry)

@@ -1,0 +1,86 @@
+"""`scores.csv`: one line per case, label and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_path
+
+COLUMNS = ["setting", "split", "fold", "case", "label", "metric", "value"]
+KEYS = COLUMNS[:-1]
+METRICS = ("DSC", "NSD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One label of one case."""
+
+    case: str
+    label: str
+    """Name of the label."""
+    dsc: float
+    """0 to 1; NaN where neither map has the label."""
+    nsd: float
+    """0 to 1; NaN where neither map has the label."""
+
+
+def write_scores(path: Path, rows: Iterable[Sequence[str | float]]) -> None:
+    """Writes rows in the order of `COLUMNS`, sorted by all keys; NaN becomes an empty field; whole or not at all."""
+    _write(path, pd.DataFrame([tuple(row) for row in rows], columns=COLUMNS))
+
+
+def score_rows(scores: Iterable[Score], *, setting: str, split: str, fold: str) -> Iterator[tuple[str | float, ...]]:
+    """Two rows per score, one per metric, in the order of `COLUMNS`."""
+    for score in scores:
+        for metric, value in zip(METRICS, (score.dsc, score.nsd), strict=True):
+            yield setting, split, fold, score.case, score.label, metric, value
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Reads a score file; all columns are text but `value`, which is float64 with NaN for an empty field.
+
+    Raises:
+        UserError: the file is missing, has other columns, or a value that is not a number.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such score file; run 'megavoxel evaluate'") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+        raise UserError(f"{path}: cannot be read as CSV ({fault}); run 'megavoxel evaluate' again") from None
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    numbers = pd.to_numeric(table["value"].replace("", "nan"), errors="coerce")
+    wrong = table.index[numbers.isna() & (table["value"] != "")]
+    if len(wrong):
+        raise UserError(f"{path}: line {wrong[0] + 2}: '{table['value'][wrong[0]]}' is not a number")
+    table["value"] = numbers.astype(float)
+    return table
+
+
+def collect_scores(parts: Sequence[Path], output: Path) -> int:
+    """Joins score files into one, sorted; returns the number of lines.
+
+    Raises:
+        UserError: a file is wrong, or two lines score the same thing.
+    """
+    table = pd.concat([read_scores(path).assign(source=str(path)) for path in parts], ignore_index=True)
+    twice = table[table.duplicated(KEYS, keep=False)].sort_values([*KEYS, "source"])
+    if len(twice):
+        first = twice.iloc[0]
+        files = " and ".join(twice[(twice[KEYS] == first[KEYS]).all(axis=1)]["source"].unique())
+        raise UserError(
+            f"{files}: {', '.join(f'{key} {first[key]}' for key in KEYS)} is scored twice; keep one of them"
+        )
+    _write(output, table[COLUMNS])
+    return len(table)
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as partial:
+        table.sort_values(KEYS, kind="stable").to_csv(partial, index=False, lineterminator="\n")

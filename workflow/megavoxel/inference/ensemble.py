@@ -1,0 +1,97 @@
+"""Ensembles of settings: the mean of their probabilities, slab by slab, one case at a time.
+
+Each member's post-processing comes first: where it changed a voxel's label, the member votes for the new label with
+probability one. (Sato & Kido 2022, section 2.4: post-processing is applied to each model's output before the ensemble.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megavoxel.data.nifti import read_labels, write_labels
+from megavoxel.errors import UserError
+from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
+from megavoxel.inference.logits import Logits, label_map, open_logits
+from megavoxel.inference.sliding_window import Slab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One setting's output for a set of cases."""
+
+    name: str
+    logits: Path
+    """Folder of its logits."""
+    predictions: Path
+    """Folder of its label maps, before post-processing."""
+    postprocessing: Postprocessing
+
+
+def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
+    """Writes `output/CASE.nii.gz`, the largest mean probability of each voxel.
+
+    Raises:
+        UserError: a member has no prediction of the case, or members differ in labels or grid.
+    """
+    logits = [open_logits(member.logits, case) for member in members]
+    check_agreement(members, logits, case)
+    header = logits[0].header
+    votes = [_changed_voxels(member, case, header.labels) for member in members]
+    labels = label_map(logits[0].canonical_shape, header.labels, mean_probabilities(logits, votes))
+    write_labels(output / f"{case}.nii.gz", labels, header.properties.geometry)
+
+
+def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | None]) -> Iterator[Slab]:
+    """Mean softmax of the members on the image's grid, in slabs along z.
+
+    Args:
+        logits: one per member.
+        votes: per member int16 (z, y, x): the class that it votes for with probability one, or -1; None: no vote.
+    """
+    for slab in logits[0].slabs():
+        first = _probabilities(slab.logits, votes[0], slab)
+        others = (
+            _probabilities(other.slab(slab.start, slab.stop), vote, slab)
+            for other, vote in zip(logits[1:], votes[1:], strict=True)
+        )
+        total = first
+        for probabilities in others:
+            total = total + probabilities
+        yield Slab(start=slab.start, stop=slab.stop, logits=total / len(logits))
+
+
+def check_agreement(members: Sequence[Member], logits: Sequence[Logits], case: str) -> None:
+    """Raises UserError where members differ in labels or in the image's grid."""
+    first = logits[0]
+    for member, other in zip(members, logits, strict=True):
+        if other.header.labels != first.header.labels:
+            raise UserError(f"ensemble: the settings {members[0].name} and {member.name} have different labels")
+        mine, theirs = first.header.properties, other.header.properties
+        if mine.file_shape != theirs.file_shape or not np.allclose(mine.affine, theirs.affine):
+            raise UserError(f"ensemble: case {case}: {members[0].name} and {member.name} predicted on different grids")
+
+
+def _changed_voxels(member: Member, case: str, labels: dict[str, int]) -> np.ndarray | None:
+    if not member.postprocessing.changes_anything:
+        return None
+    path = member.predictions / f"{case}.nii.gz"
+    raw, _ = read_labels(path)
+    processed = apply_postprocessing(raw, member.postprocessing, labels)
+    class_of = np.zeros(max(labels.values()) + 1, dtype=np.int16)
+    class_of[list(labels.values())] = np.arange(1, len(labels) + 1)
+    return np.where(raw != processed, class_of[processed], -1).astype(np.int16)
+
+
+def _probabilities(logits: Tensor, votes: np.ndarray | None, slab: Slab) -> Tensor:
+    probabilities = logits.softmax(dim=0)
+    if votes is None:
+        return probabilities
+    chosen = torch.from_numpy(votes[slab.start : slab.stop]).long()
+    one_hot = torch.zeros_like(probabilities).scatter_(0, chosen.clamp(min=0)[None], 1.0)
+    return torch.where(chosen >= 0, one_hot, probabilities)

@@ -1,0 +1,180 @@
+"""Logits on disk, and their way back to the image's grid, slab by slab: never classes × volume in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import torch
+from torch import Tensor
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.grid import separate_axis
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_path, read_json, write_json, writing
+from megavoxel.inference.sliding_window import Slab
+from megavoxel.planning.plan import PreprocessingPlan
+from megavoxel.preprocessing.store import CaseProperties, open_array
+
+SLAB_BYTES = 64 * 2**20
+BACKGROUND = 100.0
+"""Logit of the background where the network did not look (outside of the cropped box); the others are 0 there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsHeader:
+    """What is needed to bring the logits of a case to its image's grid."""
+
+    properties: CaseProperties
+    labels: dict[str, int]
+    """Values in label files by name; their position plus one is the class."""
+    transpose: tuple[int, ...]
+    """Network axis n is canonical axis transpose[n]."""
+    spacing: tuple[float, ...]
+    """Spacing of the logits in mm, network order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """Logits of a case on the network's grid."""
+
+    header: LogitsHeader
+    array: blosc2.NDArray
+    """float16 (classes, network grid)."""
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Voxels of the image per axis (z, y, x)."""
+        return self.header.properties.geometry.canonical_shape
+
+    def slabs(self) -> Iterator[Slab]:
+        """Logits on the image's whole grid in canonical order, resampled linearly, in slabs along z."""
+        depth, height, width = self.canonical_shape
+        rows = max(1, SLAB_BYTES // (4 * self.array.shape[0] * height * width))
+        for start in range(0, depth, rows):
+            stop = min(depth, start + rows)
+            yield Slab(start=start, stop=stop, logits=self.slab(start, stop))
+
+    def slab(self, start: int, stop: int) -> Tensor:
+        """Resampled logits (classes, stop - start, y, x) of canonical rows; background outside of the cropped box."""
+        header, properties = self.header, self.header.properties
+        axis = header.transpose.index(0)
+        shape = list(properties.full_shape)
+        shape[axis] = stop - start
+        slab = torch.zeros(self.array.shape[0], *shape)
+        slab[0] = BACKGROUND
+        low, high = properties.box[axis]
+        first, last = max(start, low), min(stop, high)
+        if first < last:
+            rows = [(0, size) for size in properties.cropped_shape]
+            rows[axis] = (first - low, last - low)
+            target = [slice(*side) for side in properties.box]
+            target[axis] = slice(first - start, last - start)
+            slab[(slice(None), *target)] = self._resample(rows)
+        return slab.permute(0, *(1 + header.transpose.index(canonical) for canonical in range(3)))
+
+    def _resample(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+        """The box `rows` of the cropped grid, network order."""
+        properties = self.header.properties
+        nearest = separate_axis(self.header.spacing, properties.spacing)
+        weights = [
+            linear_weights(old, new, *span, nearest=axis == nearest)
+            for axis, (old, new, span) in enumerate(zip(properties.shape, properties.cropped_shape, rows, strict=True))
+        ]
+        spans = [slice(int(low.min()), int(high.max()) + 1) for low, high, _ in weights]
+        logits = torch.from_numpy(self.array[(slice(None), *spans)].astype(np.float32))
+        for axis, ((low, high, share), span) in enumerate(zip(weights, spans, strict=True)):
+            logits = _interpolate(logits, axis + 1, low - span.start, high - span.start, share)
+        return logits
+
+
+def linear_weights(
+    old_size: int, new_size: int, start: int, stop: int, *, nearest: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours and weights of linear interpolation along an axis, for the new voxels from `start` to `stop`.
+
+    Voxel centres lie at (i + 1/2) / size, as in `torch.nn.functional.interpolate(align_corners=False)`; values beyond
+    the outermost centres are those of the outermost voxels.
+
+    Returns:
+        lower neighbour, upper neighbour, and the weight of the upper one.
+    """
+    centres = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * old_size / new_size - 0.5
+    centres = centres.clamp(0, old_size - 1)
+    low = (centres + 0.5 if nearest else centres).floor().long().clamp(max=old_size - 1)
+    high = low if nearest else (low + 1).clamp(max=old_size - 1)
+    share = torch.zeros_like(centres) if nearest else centres - low
+    return low, high, share.float()
+
+
+def header_of(properties: CaseProperties, plan: PreprocessingPlan) -> LogitsHeader:
+    """The header for logits that were computed on a case preprocessed under `plan`."""
+    return LogitsHeader(properties=properties, labels=plan.labels, transpose=plan.transpose, spacing=plan.spacing)
+
+
+def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> Logits:
+    """Writes slabs (network order) as they come to `CASE.logits.b2nd` and `CASE.json`, and opens the result."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    case, shape = header.properties.case, header.properties.shape
+    path = folder / f"{case}.logits.b2nd"
+    classes = len(header.labels) + 1
+    with atomic_path(path) as partial:
+        array = blosc2.zeros(
+            (classes, *shape),
+            dtype=np.float16,
+            urlpath=str(partial),
+            mode="w",
+            chunks=(1, min(8, shape[0]), *shape[1:]),
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
+        )
+        for slab in slabs:
+            rows = slab.logits.clamp(-6e4, 6e4).half().cpu().numpy()
+            with writing(path):
+                array[:, slab.start : slab.stop] = rows
+        del array
+    write_json(folder / f"{case}.json", to_plain(header))
+    return open_logits(folder, case)
+
+
+def open_logits(folder: Path, case: str) -> Logits:
+    """Opens logits without reading them.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    where = Path(folder) / f"{case}.json"
+    header = from_plain(LogitsHeader, read_json(where, what="header of logits"), where=str(where))
+    array = open_array(Path(folder) / f"{case}.logits.b2nd")
+    if array.shape != (len(header.labels) + 1, *header.properties.shape):
+        raise UserError(
+            f"{folder}: the logits of case {case} have shape {array.shape}, which is not that of their header"
+        )
+    return Logits(header=header, array=array)
+
+
+def label_map(shape: Sequence[int], labels: dict[str, int], slabs: Iterable[Slab]) -> np.ndarray:
+    """The label values of the largest logit or probability, (z, y, x), uint8 or uint16.
+
+    Args:
+        shape: voxels of the image.
+        labels: label values by name, in the order of the classes.
+        slabs: along z, covering the image.
+    """
+    values = np.array([0, *labels.values()])
+    result = np.zeros(tuple(shape), dtype=np.uint8 if values.max() < 256 else np.uint16)
+    for slab in slabs:
+        result[slab.start : slab.stop] = values[slab.logits.argmax(dim=0).numpy()]
+    return result
+
+
+def _interpolate(logits: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
+    shape = [1] * logits.ndim
+    shape[axis] = len(share)
+    lower = logits.index_select(axis, low)
+    if not share.any():
+        return lower
+    return torch.lerp(lower, logits.index_select(axis, high), share.view(shape))

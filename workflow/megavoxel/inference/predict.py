@@ -1,0 +1,96 @@
+"""Prediction of cases by one network or the mean logits of several folds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megavoxel.data.nifti import write_labels
+from megavoxel.inference.logits import Logits, header_of, label_map, write_logits
+from megavoxel.inference.sliding_window import Predictor, Slab, mirrored, predict_slabs
+from megavoxel.network.device import Precision, to_device
+from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.weights import load_weights
+from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.store import CaseProperties
+
+
+class CasePredictor:
+    """The networks of a setting, ready to label cases.
+
+    Args:
+        plan: the setting.
+        weights: `model.pt` of one or several folds; their logits are averaged.
+        device: where the networks run.
+
+    Raises:
+        UserError: weights are missing, damaged, or of another plan.
+    """
+
+    def __init__(self, plan: Plan, weights: Sequence[Path], device: torch.device) -> None:
+        self.plan = plan
+        self.device = device
+        contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
+        self.precision = usable_precision(contents[0]["precision"], device)
+        self.networks = [self._load(content["weights"]) for content in contents]
+
+    def slabs(self, image) -> Iterator[Slab]:
+        """Mean logits of a preprocessed image (channels, network grid)."""
+        inference = self.plan.inference
+        axes = self.plan.augmentation.mirror_axes if inference.mirror else ()
+        return predict_slabs(
+            mirrored(self._predictor(), axes),
+            image,
+            patch=self.plan.patch,
+            step=inference.step,
+            sigma=inference.gaussian_sigma,
+            device=self.device,
+        )
+
+    def write(self, image, properties: CaseProperties, output: Path, logits_folder: Path | None = None) -> None:
+        """Writes the label map of a preprocessed image as `output/CASE.nii.gz` on the case's own grid.
+
+        Args:
+            image: (channels, network grid).
+            properties: of the case.
+            output: folder of the label maps.
+            logits_folder: where the logits are kept; None: they are removed.
+        """
+        with tempfile.TemporaryDirectory(prefix=".logits-", dir=output) as scratch:
+            logits = write_logits(
+                logits_folder or Path(scratch), header_of(properties, self.plan.preprocessing), self.slabs(image)
+            )
+            write_label_map(output, logits)
+
+    def _predictor(self) -> Predictor:
+        @torch.inference_mode()
+        def predict(window: Tensor) -> Tensor:
+            window = to_device(window, self.device)
+            with self.precision.autocast(self.device):
+                logits = [network(window)[0].float() for network in self.networks]
+            return torch.stack(logits).mean(dim=0)
+
+        return predict
+
+    def _load(self, weights: dict[str, Tensor]) -> SegmentationNetwork:
+        network = SegmentationNetwork(self.plan.network)
+        network.load_state_dict(weights)
+        return network.to(self.device, memory_format=torch.channels_last_3d).eval()
+
+
+def write_label_map(output: Path, logits: Logits) -> None:
+    """Writes `output/CASE.nii.gz`: the largest logit of each voxel of the image's own grid."""
+    properties = logits.header.properties
+    labels = label_map(logits.canonical_shape, logits.header.labels, logits.slabs())
+    write_labels(output / f"{properties.case}.nii.gz", labels, properties.geometry)
+
+
+def usable_precision(name: str, device: torch.device) -> Precision:
+    """The precision that a network was trained in, or float32 where the device does not have it."""
+    if name == "float16" and device.type == "cpu":
+        return Precision(name="float32", reason="trained in float16, which the CPU has not")
+    return Precision(name=name, reason="as in training")
