@@ -1,0 +1,73 @@
+"""The command line: one subcommand per stage, each in a module of `megavoxel.stages`.
+
+Only the module of the stage that was asked for is imported, so that `megavoxel check` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megavoxel import __version__
+from megavoxel.errors import UserError
+
+STAGES = {
+    "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
+    "phantom": "make a synthetic labelled CT-like dataset from a seed",
+    "check": "look at every case and list all faults",
+    "fingerprint": "measure shapes, spacings and intensities of a dataset",
+    "split": "divide the training cases into folds",
+    "plan-preprocessing": "choose spacing, axis order and normalisation",
+    "plan": "choose patch, batch and network of a setting",
+    "preprocess": "crop, normalise and resample cases",
+    "train": "train a setting on a fold",
+    "predict": "label images by the sliding window",
+    "ensemble": "average the probabilities of several settings",
+    "postprocess": "keep largest components where cross-validation improves",
+    "evaluate": "score label maps: DSC and NSD",
+    "report": "tables, figures and a page from the scores",
+}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one stage and returns the exit status: 0, 1 for an error that the message explains, 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] not in STAGES:
+        return _top_level(arguments)
+    stage = importlib.import_module(f"megavoxel.stages.{arguments[0].replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"megavoxel {arguments[0]}", description=stage.__doc__)
+    stage.add_arguments(parser)
+    try:
+        stage.run(parser.parse_args(arguments[1:]))
+    except UserError as error:
+        print(f"megavoxel {arguments[0]}: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        place = f" while writing {error.filename}" if error.filename else ""
+        print(
+            f"megavoxel {arguments[0]}: error: no space left on the disk{place} ({error.strerror}); nothing "
+            "half-written was left behind: free some space and run the stage again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _top_level(arguments: list[str]) -> int:
+    width = max(map(len, STAGES))
+    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in STAGES.items())
+    parser = argparse.ArgumentParser(
+        prog="megavoxel",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"stages:\n{listing}\n\n'megavoxel STAGE --help' explains one.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("stage", metavar="STAGE", choices=list(STAGES), help="what to do")
+    parser.parse_args(arguments)
+    return 2

@@ -1,0 +1,1 @@
+"""Tables, figures and a page from the stored scores of a study."""

@@ -1,0 +1,163 @@
+"""Figures of scores and training: box plots per label, and curves per setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from megavoxel.reporting.stored import HISTORY_COLUMNS, Stored
+from megavoxel.reporting.style import figure_style, palette, save_figure
+
+BOXES_PER_PANEL = 40
+COLUMNS_OF_CURVES = 4
+POINTS_PER_CURVE = 200
+SPLIT_TITLES = {"validation": "Validation (cross-validation)", "test": "Test"}
+
+
+def write_figures(stored: Stored, folder: Path) -> None:
+    """Writes `dsc_by_label`, `nsd_by_label` and `training_curves`, each as .png and .svg."""
+    with figure_style():
+        figures = {
+            "dsc_by_label": score_figure(stored, "DSC", "DSC"),
+            "nsd_by_label": score_figure(stored, "NSD", _nsd_axis(stored)),
+            "training_curves": training_figure(stored),
+        }
+        for name, figure in figures.items():
+            save_figure(figure, folder / f"{name}.png", folder / f"{name}.svg")
+
+
+def score_figure(stored: Stored, metric: str, axis_title: str) -> Figure:
+    """Box plots of a metric per label, one box per model, one point per case; one panel per split."""
+    scores = stored.scores[(stored.scores["metric"] == metric) & stored.scores["value"].notna()]
+    models = stored.definition.models
+    groups = _chunks(stored.labels, max(1, BOXES_PER_PANEL // len(models)))
+    panels = list(product(stored.splits, groups))
+    widest = max(len(group) for group in groups)
+    figure = Figure(figsize=(_panel_width(widest, len(models)), 3.2 * len(panels) + 0.5), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    low = math.floor(10 * scores["value"].min()) / 10 if len(scores) else 0.0
+    for ax, (split, group) in zip(axes, panels, strict=True):
+        part = scores[(scores["split"] == split) & scores["label"].isin(group)]
+        _draw_boxes(ax, part, group, models)
+        title = SPLIT_TITLES[split] if group is groups[0] else ""
+        ax.set(title=title, xlabel="", ylabel=axis_title, ylim=(min(low, 0.9) - 0.02, 1.02))
+        ax.set_yticks([tick for tick in ax.get_yticks() if low - 0.01 <= tick <= 1.0])
+        _turn_long_names(ax, group, figure.get_figwidth() / widest)
+    handles = [Patch(facecolor=colour, edgecolor="0.3", label=model) for model, colour in _light(models).items()]
+    _legend_above(figure, handles)
+    return figure
+
+
+def training_figure(stored: Stored) -> Figure:
+    """Losses and mean pseudo-Dice over epochs: one column per setting, one colour per fold."""
+    settings = list(stored.histories)
+    columns = min(COLUMNS_OF_CURVES, len(settings))
+    rows = _chunks(settings, columns)
+    figure = Figure(figsize=(max(6.5, 3.4 * columns), 4.6 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(2 * len(rows), columns, squeeze=False)
+    folds = sorted({fold for histories in stored.histories.values() for fold in histories})
+    colours = palette([str(fold) for fold in folds])
+    limits = _loss_limits(stored)
+    for row, group in enumerate(rows):
+        for column in range(columns):
+            pair = axes[2 * row : 2 * row + 2, column]
+            if column >= len(group):
+                for ax in pair:
+                    ax.set_axis_off()
+                continue
+            _draw_curves(pair, stored.histories[group[column]], colours)
+            pair[0].set(title=group[column], ylabel="loss" if column == 0 else "", ylim=limits)
+            pair[1].set(xlabel="epoch", ylabel="pseudo-Dice" if column == 0 else "", ylim=(-0.02, 1.02))
+    handles = [Line2D([], [], color=colours[str(fold)], label=f"fold {fold}") for fold in folds]
+    handles.append(Line2D([], [], color="0.3", label="training"))
+    handles.append(Line2D([], [], color="0.3", linestyle="--", label="validation"))
+    _legend_above(figure, handles)
+    return figure
+
+
+def thinned(history: pd.DataFrame) -> pd.DataFrame:
+    """A history of at most `POINTS_PER_CURVE` lines: means over as many epochs as that takes."""
+    together = math.ceil(len(history) / POINTS_PER_CURVE)
+    return history[list(HISTORY_COLUMNS)].groupby(np.arange(len(history)) // together).mean()
+
+
+def _draw_boxes(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:
+    keys = {"data": part, "x": "label", "y": "value", "hue": "setting", "order": labels, "hue_order": models}
+    keys |= {"ax": ax, "legend": False}
+    sns.boxplot(**keys, palette=_light(models), showfliers=False, linewidth=0.8, gap=0.15, saturation=1)
+    sns.stripplot(**keys, palette=palette(models), dodge=True, size=2.5, alpha=0.8, linewidth=0, rasterized=True)
+
+
+def _light(models: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The models' colours for areas, so that points in the full colour stand out."""
+    return {model: tuple(1 - 0.55 * (1 - part) for part in colour) for model, colour in palette(models).items()}
+
+
+def _draw_curves(pair: Sequence[Axes], histories: dict[int, pd.DataFrame], colours: dict[str, tuple]) -> None:
+    losses, dice = pair
+    for fold, whole in histories.items():
+        history = thinned(whole)
+        style = {"color": colours[str(fold)], "linewidth": 1.2, "marker": "o" if len(history) == 1 else None}
+        losses.plot(history["epoch"], history["training_loss"], **style)
+        losses.plot(history["epoch"], history["validation_loss"], linestyle="--", alpha=0.7, **style)
+        dice.plot(history["epoch"], history["pseudo_dice"], linestyle="--", **style)
+    for ax in pair:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def _loss_limits(stored: Stored) -> tuple[float, float]:
+    losses = pd.concat(
+        [
+            history[["training_loss", "validation_loss"]]
+            for histories in stored.histories.values()
+            for history in histories.values()
+        ]
+    )
+    low, high = float(losses.min(axis=None)), float(losses.max(axis=None))
+    if not math.isfinite(low) or not math.isfinite(high):
+        return 0.0, 1.0
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _chunks(names: Sequence[str], size: int) -> list[list[str]]:
+    """The names in rows of nearly equal length, none longer than `size`."""
+    rows = max(1, math.ceil(len(names) / size))
+    size = math.ceil(len(names) / rows)
+    return [list(names[start : start + size]) for start in range(0, len(names), size)]
+
+
+def _panel_width(labels: int, models: int) -> float:
+    """Inches that leave each box about a third of an inch."""
+    return min(14.0, max(6.5, 1.2 + 0.32 * labels * (models + 0.5)))
+
+
+def _turn_long_names(ax: Axes, labels: Sequence[str], slot: float) -> None:
+    if max(len(label) for label in labels) * 0.085 > slot:
+        ax.tick_params(axis="x", rotation=30)
+        for text in ax.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+
+
+def _legend_above(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (0.7 + 0.085 * longest)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)), frameon=False)
+
+
+def _nsd_axis(stored: Stored) -> str:
+    tolerances = {stored.tolerances[label] for label in stored.labels if label in stored.tolerances}
+    if len(tolerances) == 1:
+        return f"NSD at {tolerances.pop():g} mm"
+    return "NSD (tolerance per label)"

@@ -1,0 +1,155 @@
+"""Image, reference and prediction side by side for the best, the median and the worst case of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from megavoxel.data.cases import Cases
+from megavoxel.data.nifti import read_labels
+from megavoxel.evaluation.pairs import SUFFIX
+from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.style import figure_style, palette, save_figure
+
+CT_WINDOW = (-160.0, 240.0)
+PERCENTILES = (1.0, 99.0)
+COLUMNS = ("Image", "Reference", "Prediction")
+OPACITY = 0.55
+WIDTH = 8.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A case to show."""
+
+    rank: str
+    """`best`, `median` or `worst`."""
+    case: str
+    dsc: float
+    """Mean DSC over labels."""
+    prediction: Path
+    """Its predicted label map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One axial slice, seen from the feet: the patient's right is on the left, the front is up."""
+
+    image: np.ndarray
+    """(y, x) intensities."""
+    reference: np.ndarray
+    """(y, x) label values."""
+    prediction: np.ndarray
+    """(y, x) label values."""
+    aspect: float
+    """Height of a voxel divided by its width."""
+    window: tuple[float, float]
+    """Intensities shown black and white."""
+
+
+def write_overlays(stored: Stored, cases: Cases, folder: Path) -> None:
+    """Writes `MODEL.png` for every setting and ensemble."""
+    means = case_means(stored.scores)
+    with figure_style():
+        for model in stored.definition.models:
+            examples = choose_examples(stored, means[means["setting"] == model], model)
+            save_figure(overlay_figure(model, examples, cases), folder / f"{model}.png")
+
+
+def choose_examples(stored: Stored, means: pd.DataFrame, model: str) -> list[Example]:
+    """Best, median and worst case by mean DSC, of validation where that is scored, else of test.
+
+    Args:
+        means: a model's lines of `case_means`.
+
+    Returns:
+        Three examples, or fewer where fewer cases have a DSC.
+    """
+    ranked = means[means["DSC"].notna()]
+    for split in ("validation", "test"):
+        part = ranked[ranked["split"] == split].sort_values(["DSC", "case"], ascending=[False, True])
+        if len(part):
+            break
+    chosen: dict[int, str] = {}
+    for rank, place in (("best", 0), ("worst", len(part) - 1), ("median", len(part) // 2)):
+        if 0 <= place < len(part):
+            chosen.setdefault(place, rank)
+    return [_example(stored, model, part.iloc[place], rank) for place, rank in sorted(chosen.items())]
+
+
+def overlay_figure(model: str, examples: Sequence[Example], cases: Cases) -> Figure:
+    """One row per example: image, reference and prediction, with a legend of the labels' colours."""
+    if not examples:
+        figure = Figure(figsize=(6.5, 1.5), layout="constrained")
+        figure.text(0.5, 0.5, f"{model}: no case has a DSC to be ranked by", ha="center", va="center")
+        return figure
+    slices = [read_slice(cases, example) for example in examples]
+    heights = [WIDTH / len(COLUMNS) * min(1.5, max(0.3, _height_to_width(cut))) + 0.6 for cut in slices]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
+    figure.suptitle(model)
+    rows = figure.subfigures(len(slices), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, example, cut in zip(rows, examples, slices, strict=True):
+        row.suptitle(f"{example.rank}: {example.case}, mean DSC {example.dsc:.3f}", x=0.01, ha="left")
+        _draw_row(row.subplots(1, len(COLUMNS)), cut, cases)
+    handles = [Patch(color=colour, label=name) for name, colour in palette(_ordered(cases)).items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    return figure
+
+
+def read_slice(cases: Cases, example: Example) -> Slice:
+    """The axial slice with most foreground in the reference (in the prediction where the reference has none)."""
+    case = cases.case(example.case)
+    image, geometry = cases.read_image(case)
+    reference, prediction = cases.read_labels(case), read_labels(example.prediction)[0]
+    shown = reference if reference.any() else prediction
+    position = int(np.count_nonzero(shown, axis=(1, 2)).argmax())
+    ct = cases.channels[0].upper() == "CT"
+    low, high = CT_WINDOW if ct else (float(value) for value in np.percentile(image[0], PERCENTILES))
+    _, height, width = geometry.spacing
+    flipped = (array[position, :, ::-1] for array in (image[0], reference, prediction))
+    image_slice, reference_slice, prediction_slice = flipped
+    return Slice(
+        image=image_slice,
+        reference=reference_slice,
+        prediction=prediction_slice,
+        aspect=height / width,
+        window=(low, high if high > low else low + 1.0),
+    )
+
+
+def _draw_row(row: Sequence[Axes], cut: Slice, cases: Cases) -> None:
+    names = _ordered(cases)
+    values = [cases.labels[name] for name in names]
+    colours = ListedColormap([palette(names)[name] for name in names])
+    norm = BoundaryNorm([value - 0.5 for value in values] + [values[-1] + 0.5], len(values))
+    place = {"origin": "lower", "aspect": cut.aspect}
+    for ax, name, labels in zip(row, COLUMNS, (None, cut.reference, cut.prediction), strict=True):
+        low, high = cut.window
+        ax.imshow(cut.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", **place)
+        if labels is not None:
+            masked = np.ma.masked_where(~np.isin(labels, values), labels)
+            ax.imshow(masked, cmap=colours, norm=norm, alpha=OPACITY, interpolation="nearest", **place)
+        ax.set(xticks=[], yticks=[], title=name)
+
+
+def _example(stored: Stored, model: str, row: pd.Series, rank: str) -> Example:
+    split = "test" if row["split"] == "test" else f"fold-{row['fold']}/validation"
+    path = stored.folder(model) / split / f"{row['case']}{SUFFIX}"
+    return Example(rank=rank, case=row["case"], dsc=float(row["DSC"]), prediction=path)
+
+
+def _ordered(cases: Cases) -> list[str]:
+    return sorted(cases.labels, key=cases.labels.__getitem__)
+
+
+def _height_to_width(cut: Slice) -> float:
+    return cut.image.shape[0] * cut.aspect / cut.image.shape[1]

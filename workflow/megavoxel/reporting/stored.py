@@ -1,0 +1,171 @@
+"""What a study left on disk, read for its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from megavoxel.config.records import from_plain
+from megavoxel.data.cases import Cases, load_cases
+from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import read_scores
+from megavoxel.files import read_json
+from megavoxel.planning.plan import Plan, load_plan
+from megavoxel.reporting.completeness import check_complete
+
+HISTORY_COLUMNS = ("epoch", "training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What the study compares."""
+
+    study: str
+    dataset: str
+    baseline: str | None = None
+    """The model that the others are held against."""
+    settings: tuple[str, ...]
+    ensembles: dict[str, tuple[str, ...]]
+    """Settings of each ensemble by its name."""
+    folds: dict[str, tuple[int, ...]]
+    """Folds of each setting and each ensemble."""
+    cases: str
+    """Path of cases.json."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Settings, then ensembles: the rows of the tables."""
+        return (*self.settings, *self.ensembles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Everything that tables and curves are made of."""
+
+    results: Path
+    """Folder of the study."""
+    definition: Definition
+    cases: Cases | None
+    """None where cases.json is absent, which tables and curves can do without."""
+    scores: pd.DataFrame
+    """Lines of scores.csv that belong to the definition's models and folds."""
+    plans: dict[str, Plan]
+    """By setting."""
+    histories: dict[str, dict[int, pd.DataFrame]]
+    """By setting and fold."""
+    manifests: dict[str, dict[int, dict[str, Any]]]
+    """By setting and fold; only those that exist."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names in order of their values, or of the alphabet where cases.json is absent."""
+        if self.cases is None:
+            return tuple(sorted(self.scores["label"].unique()))
+        return tuple(sorted(self.cases.labels, key=self.cases.labels.__getitem__))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """`validation`, and `test` where it is scored."""
+        return tuple(split for split in ("validation", "test") if (self.scores["split"] == split).any())
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """NSD tolerance in mm by label; empty where cases.json is absent."""
+        return {} if self.cases is None else self.cases.nsd_tolerance_mm
+
+    def folder(self, model: str) -> Path:
+        """Folder of a setting or an ensemble."""
+        return self.results / "ensembles" / model if model in self.definition.ensembles else self.results / model
+
+
+def load_stored(results: Path, definition: str, *, need_cases: bool) -> Stored:
+    """Reads scores, plans, histories and manifests of a study.
+
+    Args:
+        results: folder of the study.
+        definition: as `load_definition` takes it.
+        need_cases: whether cases.json must exist.
+
+    Raises:
+        UserError: a file is missing or wrong, or a model, fold or case has no scores.
+    """
+    study = load_definition(definition)
+    cases = load_cases(Path(study.cases)) if need_cases or Path(study.cases).exists() else None
+    scores = check_complete(
+        read_scores(results / "scores.csv"),
+        source=results / "scores.csv",
+        folds={model: study.folds[model] for model in study.models},
+        test_expected=cases is not None and any(case.label is not None for case in cases.of_split("test")),
+    )
+    folders = {
+        setting: {fold: results / setting / f"fold-{fold}" for fold in study.folds[setting]}
+        for setting in study.settings
+    }
+    return Stored(
+        results=results,
+        definition=study,
+        cases=cases,
+        scores=scores,
+        plans={setting: load_plan(results / setting / "plan.json") for setting in folders},
+        histories={
+            setting: {fold: read_history(folder / "history.csv") for fold, folder in folds.items()}
+            for setting, folds in folders.items()
+        },
+        manifests={
+            setting: {
+                fold: read_json(folder / "manifest.json", what="manifest")
+                for fold, folder in folds.items()
+                if (folder / "manifest.json").exists()
+            }
+            for setting, folds in folders.items()
+        },
+    )
+
+
+def load_definition(text: str) -> Definition:
+    """A study's definition from JSON, or from a file of JSON.
+
+    Raises:
+        UserError: the text or file is wrong, has another key, or refers to a model that it does not define.
+    """
+    inline = text.lstrip().startswith("{")
+    path = "--definition" if inline else text
+    try:
+        values = json.loads(text) if inline else read_json(Path(text), what="definition of the study")
+    except json.JSONDecodeError as fault:
+        raise UserError(f"--definition: this is not JSON ({fault})") from None
+    definition = from_plain(Definition, values, where=path)
+    members = {member for members in definition.ensembles.values() for member in members}
+    named = {"baseline": {definition.baseline} - {None}, "ensembles": members}
+    allowed = {"baseline": definition.models, "ensembles": definition.settings}
+    for key, names in named.items():
+        unknown = sorted(names - set(allowed[key]))
+        if unknown:
+            raise UserError(f"{path}: {key}: there is no '{unknown[0]}'; allowed: {', '.join(allowed[key])}")
+    without = [model for model in definition.models if not definition.folds.get(model)]
+    if without:
+        raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
+    return definition
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Reads a `history.csv`: one line per epoch.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such history; run 'megavoxel train' for this setting and fold") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+        raise UserError(f"{path}: cannot be read as CSV ({fault}); train this setting and fold again") from None
+    missing = [column for column in HISTORY_COLUMNS if column not in table]
+    if missing or table.empty:
+        what = f"the column {missing[0]} is missing" if missing else "there is no epoch in it"
+        raise UserError(f"{path}: {what}; train this setting and fold again")
+    return table

@@ -1,0 +1,55 @@
+"""How all figures look, and how they are written: the same bytes for the same content."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from megavoxel.files import atomic_path
+
+DPI = 150
+METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+DISTINCT_COLOURS = 10
+
+
+def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """One colour per name, distinct to colour-blind readers for up to ten."""
+    kind = "colorblind" if len(names) <= DISTINCT_COLOURS else "husl"
+    return dict(zip(names, sns.color_palette(kind, len(names)), strict=True))
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Within it, figures are drawn in the report's style and without chance."""
+    state = np.random.get_state()
+    with mpl.rc_context(), sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1):
+        mpl.rcParams.update({"svg.hashsalt": "megavoxel", "font.family": "DejaVu Sans", "figure.dpi": DPI})
+        # Seaborn spreads points by NumPy's global generator and takes no other.
+        np.random.seed(0)
+        try:
+            with warnings.catch_warnings():
+                # Seaborn passes an argument that Matplotlib is about to rename.
+                warnings.filterwarnings("ignore", "vert: bool", mpl.MatplotlibDeprecationWarning)
+                yield
+        finally:
+            np.random.set_state(state)
+
+
+def save_figure(figure: Figure, *paths: Path) -> None:
+    """Writes a figure to each path (.png or .svg), whole or not at all."""
+    figure.draw_without_rendering()
+    # The layout is found by now; finding it again for each file takes as long as drawing.
+    figure.set_layout_engine("none")
+    for path in paths:
+        with atomic_path(path) as partial:
+            figure.savefig(partial, dpi=DPI, metadata=METADATA[path.suffix])

@@ -1,0 +1,54 @@
+"""Average the probabilities of several settings, each after its own post-processing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_directory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--members", nargs="+", required=True, help="names of the settings, for messages")
+    parser.add_argument("--logits", type=Path, nargs="+", required=True, help="folder of logits of each member")
+    parser.add_argument(
+        "--predictions", type=Path, nargs="+", required=True, help="folder of label maps of each member"
+    )
+    parser.add_argument(
+        "--postprocessing", type=Path, nargs="+", required=True, help="postprocessing.json of each member"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Averages case by case; the folder of label maps appears when all are done."""
+    from megavoxel.evaluation.postprocessing import load_postprocessing
+    from megavoxel.inference.ensemble import Member, write_ensemble
+    from megavoxel.network.device import set_threads
+
+    set_threads(arguments.threads)
+    columns = (arguments.members, arguments.logits, arguments.predictions, arguments.postprocessing)
+    if len({len(column) for column in columns}) > 1:
+        raise UserError("--members, --logits, --predictions and --postprocessing need as many values each")
+    members = [
+        Member(name=name, logits=logits, predictions=predictions, postprocessing=load_postprocessing(rules))
+        for name, logits, predictions, rules in zip(*columns, strict=True)
+    ]
+    names = [_case_names(member.logits) for member in members]
+    for member, own in zip(members, names, strict=True):
+        odd = sorted(own ^ names[0])
+        if odd:
+            raise UserError(
+                f"ensemble: {members[0].name} and {member.name} predicted different cases: {', '.join(odd)}"
+            )
+    with atomic_directory(arguments.output) as output:
+        for number, case in enumerate(sorted(names[0]), start=1):
+            write_ensemble(members, case, output)
+            print(f"case {number}/{len(names[0])}  {case}", flush=True)
+
+
+def _case_names(folder: Path) -> set[str]:
+    return {path.name.removesuffix(".json") for path in folder.glob("*.json")}

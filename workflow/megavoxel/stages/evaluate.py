@@ -1,0 +1,125 @@
+"""Score label maps: DSC and NSD per case and label, as a table and as CSV.
+
+Two folders, matched by file name:
+  megavoxel evaluate PREDICTIONS REFERENCES --tolerance 2.0 --output scores.csv
+A part of a study:
+  megavoxel evaluate PREDICTIONS --cases cases.json --splits splits.json --split validation --fold 0 --setting NAME
+  --output scores.csv
+All parts of a study in one file:
+  megavoxel evaluate --collect A.csv B.csv --output scores.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megavoxel.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("predictions", type=Path, nargs="?", help="folder of predicted label maps (.nii.gz)")
+    parser.add_argument("references", type=Path, nargs="?", help="folder of reference label maps of the same names")
+    parser.add_argument("--output", type=Path, help="score file to write: setting,split,fold,case,label,metric,value")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
+    parser.add_argument("--allow-extra", action="store_true", help="leave out predictions that are not to be scored")
+    parser.add_argument("--setting", help="first column of the score file (two folders: name of PREDICTIONS)")
+    folders = parser.add_argument_group("two folders")
+    folders.add_argument("--tolerance", nargs="+", metavar="MM", help="tolerance of NSD in mm, or NAME=MM per label")
+    folders.add_argument("--labels", nargs="+", metavar="NAME=VALUE", help="default: all values in REFERENCES but 0")
+    study = parser.add_argument_group("part of a study")
+    study.add_argument("--cases", type=Path, help="cases.json: label maps, labels and tolerances")
+    study.add_argument("--splits", type=Path, help="splits.json")
+    study.add_argument("--split", choices=["validation", "test"], help="cases to score")
+    study.add_argument("--fold", default="all", help="fold that predicted, or all (default)")
+    collect = parser.add_argument_group("all parts of a study")
+    collect.add_argument("--collect", type=Path, nargs="+", metavar="CSV", help="score files to join")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Scores two folders or a part of a study, or joins score files."""
+    if arguments.collect:
+        _collect(arguments)
+    elif arguments.cases:
+        _score_study(arguments)
+    else:
+        _score_folders(arguments)
+
+
+def _collect(arguments: argparse.Namespace) -> None:
+    from megavoxel.evaluation.tidy import collect_scores
+
+    if arguments.output is None or arguments.predictions is not None:
+        raise UserError("--collect needs --output and no folders")
+    lines = collect_scores(arguments.collect, arguments.output)
+    print(f"{lines} values of {len(arguments.collect)} files in {arguments.output}")
+
+
+def _score_folders(arguments: argparse.Namespace) -> None:
+    from megavoxel.evaluation.pairs import label_values, match_folders
+    from megavoxel.evaluation.score import score_pairs
+    from megavoxel.evaluation.targets import parse_labels, parse_targets
+
+    if arguments.predictions is None or arguments.references is None:
+        raise UserError("give PREDICTIONS and REFERENCES, or PREDICTIONS and --cases, or --collect")
+    if not arguments.tolerance:
+        raise UserError("--tolerance is missing: NSD has no meaning without one; give it in mm, such as --tolerance 2")
+    pairs = match_folders(arguments.predictions, arguments.references, allow_extra=arguments.allow_extra)
+    if arguments.labels:
+        labels = parse_labels(arguments.labels)
+    else:
+        values = label_values([pair.reference for pair in pairs], processes=arguments.processes)
+        labels = {str(value): value for value in values}
+    if not labels:
+        raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
+    targets = parse_targets(labels, arguments.tolerance)
+    scores = score_pairs(pairs, targets, processes=arguments.processes)
+    _finish(arguments, scores, targets, setting=arguments.predictions.resolve().name, split="all")
+
+
+def _score_study(arguments: argparse.Namespace) -> None:
+    from megavoxel.data.cases import load_cases
+    from megavoxel.evaluation.score import score_pairs
+    from megavoxel.evaluation.selection import select_pairs, targets_of
+    from megavoxel.planning.splits import load_splits
+
+    _check_study_options(arguments)
+    cases = load_cases(arguments.cases)
+    selection = select_pairs(
+        cases,
+        load_splits(arguments.splits),
+        split=arguments.split,
+        fold=arguments.fold,
+        predictions=arguments.predictions,
+        allow_extra=arguments.allow_extra,
+    )
+    targets = targets_of(cases)
+    scores = score_pairs(selection.pairs, targets, processes=arguments.processes)
+    if selection.unlabelled:
+        print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")
+    _finish(arguments, scores, targets, setting=arguments.setting, split=arguments.split)
+
+
+def _check_study_options(arguments: argparse.Namespace) -> None:
+    needed = {"PREDICTIONS": arguments.predictions, "--splits": arguments.splits, "--split": arguments.split}
+    needed |= {"--setting": arguments.setting, "--output": arguments.output}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise UserError(f"--cases scores a part of a study, which also needs {', '.join(missing)}")
+    known = {"REFERENCES": arguments.references, "--labels": arguments.labels, "--tolerance": arguments.tolerance}
+    superfluous = [name for name, value in known.items() if value is not None]
+    if superfluous:
+        raise UserError(f"{', '.join(superfluous)}: not together with --cases, which says it already; leave it out")
+
+
+def _finish(arguments: argparse.Namespace, scores: list, targets: list, *, setting: str, split: str) -> None:
+    from megavoxel.evaluation.console import print_means
+    from megavoxel.evaluation.tidy import score_rows, write_scores
+
+    if scores:
+        print_means(scores, targets)
+    if arguments.output is not None:
+        rows = score_rows(scores, setting=arguments.setting or setting, split=split, fold=arguments.fold)
+        write_scores(arguments.output, rows)

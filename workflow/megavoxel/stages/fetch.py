@@ -1,0 +1,35 @@
+"""Bring a dataset to its folder: make phantoms, link a local folder, or download and extract an archive.
+
+A mirror is looked at before any address. The folder appears whole or not at all, with checksums.tsv; an interrupted
+download goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megavoxel.config.dataset import load_dataset
+from megavoxel.data.fetch import fetch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset file, config/datasets/NAME.yaml")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, data/NAME")
+    parser.add_argument(
+        "--mirror", type=Path, help="folder that may hold the archive, or a folder of the dataset's name"
+    )
+    parser.add_argument(
+        "--downloads", type=Path, default=Path("data/downloads"), help="where archives are kept (default: %(default)s)"
+    )
+    parser.add_argument("--copy", action="store_true", help="copy the files of a local folder instead of linking them")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the dataset's folder."""
+    dataset = load_dataset(arguments.dataset)
+    origin = fetch(
+        dataset, arguments.output, downloads=arguments.downloads, mirror=arguments.mirror, copy=arguments.copy
+    )
+    print(f"{arguments.output}: {origin}")

@@ -1,0 +1,71 @@
+"""Choose patch, batch and network of a setting: nnU-Net's rules, and what the study fixes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavoxel.config.hardware import load_device
+from megavoxel.config.records import from_plain
+from megavoxel.config.study import Setting, load_study, with_memory
+from megavoxel.data.cases import load_cases
+from megavoxel.errors import UserError
+from megavoxel.stages.plan_preprocessing import parse_definition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be planned."""
+
+    setting: Setting
+    study: str
+    """Name of the study."""
+    seed: int
+    dataset: str | None = None
+    """Name that the cases must have; None: any."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--cases", type=Path, required=True, help="cases.json of the dataset")
+    parser.add_argument("--preprocessing-plan", type=Path, required=True, help="plan of the setting's preprocessing")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--study", type=Path, help="study file; with --setting")
+    source.add_argument("--definition", help="the setting as JSON; with --study-name and --seed")
+    parser.add_argument("--setting", help="name of the setting in the study file")
+    parser.add_argument("--hardware", type=Path, help="hardware file that describes the study's device, with --study")
+    parser.add_argument("--study-name", help="name of the study, with --definition")
+    parser.add_argument("--seed", type=int, help="seed of the study, with --definition")
+    parser.add_argument("--dataset", help="name that the dataset of the cases must have, with --definition")
+    parser.add_argument("--output", type=Path, required=True, help="where plan.json goes")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes plan.json and prints its notes."""
+    from megavoxel.planning.plan import load_preprocessing_plan, save_plan
+    from megavoxel.planning.planner import plan_setting
+
+    cases, request = load_cases(arguments.cases), _request(arguments)
+    if request.dataset not in (None, cases.dataset):
+        raise UserError(f"--dataset {request.dataset}: {arguments.cases} is of dataset {cases.dataset}")
+    preprocessing = load_preprocessing_plan(arguments.preprocessing_plan)
+    plan = plan_setting(cases, preprocessing, request.setting, study=request.study, seed=request.seed)
+    save_plan(arguments.output, plan)
+    print("\n".join(plan.notes))
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    if arguments.definition is not None:
+        if arguments.study_name is None or arguments.seed is None:
+            raise UserError("--definition: it needs --study-name and --seed beside it")
+        setting = from_plain(Setting, parse_definition(arguments.definition), where="--definition")
+        return Request(setting=setting, study=arguments.study_name, seed=arguments.seed, dataset=arguments.dataset)
+    study = load_study(arguments.study)
+    if arguments.hardware is not None:
+        device = load_device(arguments.hardware, study.hardware, source=str(arguments.study))
+        study = with_memory(study, device.memory_gib)
+    names = [setting.name for setting in study.settings]
+    if arguments.setting not in names:
+        raise UserError(f"--setting {arguments.setting}: {arguments.study} has: {', '.join(names)}")
+    return Request(setting=study.setting(arguments.setting), study=study.name, seed=study.seed)

@@ -1,0 +1,119 @@
+"""Label images by the sliding window: the cases of a study's fold or test split, or any images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_directory
+from megavoxel.planning.plan import Plan, load_plan
+from megavoxel.planning.splits import load_splits
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--plan", type=Path, required=True, help="plan.json of the setting")
+    parser.add_argument("--weights", type=Path, nargs="+", required=True, help="model.pt of one or several folds")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz")
+    parser.add_argument("--logits", type=Path, help="folder for the logits, which an ensemble needs")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
+    study = parser.add_argument_group("cases of a study")
+    study.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
+    study.add_argument("--splits", type=Path, help="splits.json of the study")
+    study.add_argument("--split", choices=["validation", "test"], help="which cases")
+    study.add_argument("--fold", type=int, help="the fold of --split validation")
+    images = parser.add_argument_group("any images")
+    images.add_argument("--input", type=Path, nargs="+", help="images, or folders of images (.nii.gz or .nii)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predicts; the folder of label maps appears when all are done."""
+    plan = load_plan(arguments.plan)
+    items = _images(arguments.input, plan) if arguments.input else _study_cases(arguments)
+    with atomic_directory(arguments.output) as output:
+        if arguments.logits is None:
+            _predict(plan, items, arguments, output, None)
+        else:
+            with atomic_directory(arguments.logits) as logits:
+                _predict(plan, items, arguments, output, logits)
+
+
+def _predict(plan: Plan, items: list, arguments: argparse.Namespace, output: Path, logits: Path | None) -> None:
+    if not items:
+        print("no cases to predict", flush=True)
+        return
+    from tqdm import tqdm
+
+    from megavoxel.inference.predict import CasePredictor
+    from megavoxel.network.device import choose_device, set_threads
+
+    set_threads(arguments.threads)
+    predictor = CasePredictor(plan, arguments.weights, choose_device(arguments.device))
+    for number, read in enumerate(tqdm(items, desc="predict", unit="case", disable=None), start=1):
+        image, properties = read()
+        predictor.write(image, properties, output, logits)
+        print(f"case {number}/{len(items)}  {properties.case}", flush=True)
+
+
+def _study_cases(arguments: argparse.Namespace) -> list:
+    if not (arguments.preprocessed and arguments.splits and arguments.split):
+        raise UserError("give either --input, or --preprocessed, --splits and --split")
+    splits = load_splits(arguments.splits)
+    if arguments.split == "test":
+        names = splits.test
+    elif arguments.fold is None or not 0 <= arguments.fold < len(splits.folds):
+        raise UserError(
+            f"--fold {arguments.fold}: --split validation needs one of the folds 0 to {len(splits.folds) - 1}"
+        )
+    else:
+        names = splits.folds[arguments.fold].validation
+
+    return [partial(_read_stored, arguments.preprocessed, name) for name in names]
+
+
+def _images(paths: list[Path], plan: Plan) -> list:
+    files = list(_files(paths))
+    names = [case_name(path) for path in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"--input: two images are called {twice[0]}; predict them into different folders")
+    return [partial(_read_file, path, plan) for path in files]
+
+
+def _read_stored(folder: Path, name: str) -> tuple[Any, Any]:
+    """A preprocessed case: its image, not read yet, and its properties."""
+    from megavoxel.preprocessing.store import open_case
+
+    case = open_case(folder, name)
+    return case.image, case.properties
+
+
+def _read_file(path: Path, plan: Plan) -> tuple[Any, Any]:
+    """An image file, preprocessed in memory, and its properties."""
+    from megavoxel.data.nifti import read_image
+    from megavoxel.preprocessing.case import preprocess_image
+
+    image, geometry = read_image(path)
+    return preprocess_image(image, geometry, plan.preprocessing, case_name(path))
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        found = sorted(file for file in path.iterdir() if _is_image(file)) if path.is_dir() else [path]
+        if not found or not found[0].is_file():
+            raise UserError(f"--input {path}: no such image, or a folder without .nii.gz or .nii files")
+        yield from found
+
+
+def _is_image(path: Path) -> bool:
+    return path.name.endswith((".nii.gz", ".nii")) and not path.name.startswith(".")
+
+
+def case_name(path: Path) -> str:
+    """The file's name without .nii.gz or .nii."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -1,0 +1,48 @@
+"""Tables, figures and a page from the scores of a study.
+
+--tables-only makes tables, box plots and training curves from what is stored (scores.csv, history.csv, plan.json)
+and reads no image and no prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study: results/STUDY")
+    parser.add_argument(
+        "--definition",
+        required=True,
+        metavar="JSON",
+        help="what is compared, as JSON or a file of it: study, dataset, baseline, settings, ensembles, folds, cases",
+    )
+    parser.add_argument(
+        "--published", type=Path, metavar="CSV", help="published numbers: table,row,metric,value,source"
+    )
+    parser.add_argument("--tables-only", action="store_true", help="no overlays and no page")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes report/ in the study's folder."""
+    from megavoxel.reporting.figures import write_figures
+    from megavoxel.reporting.stored import load_stored
+    from megavoxel.reporting.tables import write_tables
+
+    stored = load_stored(arguments.results, arguments.definition, need_cases=not arguments.tables_only)
+    report = arguments.results / "report"
+    tables = write_tables(stored, arguments.published, report / "tables")
+    print(f"tables: {report / 'tables'}", flush=True)
+    write_figures(stored, report / "figures")
+    print(f"figures: {report / 'figures'}", flush=True)
+    if arguments.tables_only:
+        return
+    from megavoxel.reporting.overlays import write_overlays
+    from megavoxel.reporting.page import write_page
+
+    write_overlays(stored, stored.cases, report / "figures" / "overlays")
+    write_page(stored, tables, report / "figures", report / "index.html")
+    print(f"page: {report / 'index.html'}", flush=True)

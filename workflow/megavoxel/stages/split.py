@@ -1,0 +1,31 @@
+"""Divide the training cases into folds: random ones of equal size, or those of a ready-made file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megavoxel.data.cases import load_cases
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--cases", type=Path, required=True, help="cases.json of the dataset")
+    parser.add_argument("--folds", type=int, required=True, help="number of folds")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the random division")
+    parser.add_argument("--splits", type=Path, help="ready-made folds: nnU-Net's splits_final.json, or a splits.json")
+    parser.add_argument("--output", type=Path, required=True, help="where splits.json goes")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes splits.json."""
+    from megavoxel.planning.splits import import_splits, make_splits, save_splits
+
+    cases = load_cases(arguments.cases)
+    if arguments.splits is None:
+        splits = make_splits(cases, arguments.folds, arguments.seed)
+    else:
+        splits = import_splits(arguments.splits, cases, arguments.folds)
+    save_splits(arguments.output, splits)
+    for number, fold in enumerate(splits.folds):
+        print(f"fold {number}: {len(fold.training)} training, {len(fold.validation)} validation cases")

@@ -1,0 +1,111 @@
+# The study, checked at parse time, and the small functions that rules use. No rules here.
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+# `megavoxel` lies beside the Python that runs Snakemake, also where that environment was not activated.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+from megavoxel.config.dataset import dataset_path, load_dataset
+from megavoxel.config.hardware import load_device
+from megavoxel.config.records import to_plain
+from megavoxel.config.study import ensemble_folds, parse_study, with_memory
+from megavoxel.errors import UserError
+from megavoxel.files import content_hash
+
+CONFIG_FOLDER = Path(workflow.basedir) / "config"
+CPU_IMAGE = "containers/images/cpu.sif"
+GPU_IMAGE = "containers/images/gpu.sif"
+
+
+def load_configuration():
+    """The study with its dataset file and device, or one line that says what is wrong."""
+    source = os.path.relpath((workflow.overwrite_configfiles or [CONFIG_FOLDER / "config.yaml"])[0])
+    try:
+        study = parse_study({key: value for key, value in config.items()}, source=source)
+        dataset_file = dataset_path(study.dataset, CONFIG_FOLDER / "datasets", source=source)
+        dataset = load_dataset(dataset_file)
+        device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    return with_memory(study, device.memory_gib), os.path.relpath(dataset_file), dataset, device
+
+
+STUDY, DATASET_FILE, DATASET, DEVICE = load_configuration()
+RESULTS = f"results/{STUDY.name}"
+DATA = f"data/{DATASET.name}"
+LOGS = f"logs/{STUDY.name}"
+JOBS = f"benchmarks/jobs/{STUDY.name}"
+MIRROR = config.get("mirror", "")
+SETTINGS = {setting.name: setting for setting in STUDY.settings}
+ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
+MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members}
+
+
+def preprocessing_key(setting):
+    """Settings with the same `preprocessing` keys share one folder of preprocessed cases."""
+    return content_hash(to_plain(SETTINGS[setting].preprocessing))
+
+
+def preprocessed_folder(wildcards):
+    """The folder of a setting's preprocessed cases."""
+    return f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/cases"
+
+
+def preprocessed_shards(wildcards):
+    """The markers of all shards that a setting's training and prediction wait for."""
+    key = preprocessing_key(wildcards.setting)
+    return expand(f"{RESULTS}/preprocessed/{key}/shard-{{shard}}.json", shard=range(STUDY.shards))
+
+
+def of_members(pattern):
+    """An input function: `pattern` for each member of the ensemble; {member} and {fold} are filled in."""
+    return lambda wildcards: expand(
+        pattern, member=ENSEMBLES[wildcards.ensemble].members, fold=wildcards.get("fold", "")
+    )
+
+
+def as_json(record):
+    """A dataclass as one line of JSON, for the command line of a stage."""
+    return json.dumps(to_plain(record), sort_keys=True)
+
+
+def one_of(names):
+    """A wildcard constraint: one of these names, or nothing at all."""
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def folds_of(model):
+    """The folds of a setting, or of an ensemble given as ensembles/NAME."""
+    if model in SETTINGS:
+        return STUDY.folds_of(SETTINGS[model])
+    return ensemble_folds(STUDY, ENSEMBLES[model.removeprefix("ensembles/")])
+
+
+def postprocessing_option(model):
+    """What the postprocess stage is told where the study switches it off."""
+    record = SETTINGS.get(model) or ENSEMBLES[model.removeprefix("ensembles/")]
+    return "" if record.postprocess else "--disabled"
+
+
+def by_attempt(amount):
+    """A resource that grows with each attempt of a job."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
+PREPROCESSINGS = {preprocessing_key(name): setting.preprocessing for name, setting in SETTINGS.items()}
+RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
+
+
+wildcard_constraints:
+    setting=one_of(SETTINGS),
+    ensemble=one_of(ENSEMBLES),
+    model=one_of(MODELS),
+    preprocessing=one_of(PREPROCESSINGS),
+    fold=r"\d+",
+    shard=r"\d+",

@@ -1,0 +1,106 @@
+# From a dataset file to checked cases, their measures and the folds.
+localrules:
+    fetch,
+    split,
+
+
+rule fetch:
+    """Download, link or make the dataset."""
+    output:
+        description=f"{DATA}/dataset.json",
+        checksums=f"{DATA}/checksums.tsv",
+    log:
+        f"{LOGS}/fetch.log",
+    benchmark:
+        f"{JOBS}/fetch.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        source=as_json(DATASET.source),
+        dataset=DATASET_FILE,
+        folder=subpath(output.description, parent=True),
+        # Asking for `output` keeps it out of what triggers jobs: where a copy lies does not change the data.
+        mirror=lambda wildcards, output: f"--mirror {shlex.quote(MIRROR)}" if MIRROR else "",
+    shell:
+        "megavoxel fetch --dataset {params.dataset:q} --output {params.folder:q} {params.mirror} > {log:q} 2>&1"
+
+
+rule check:
+    """Look at every case; checks.csv stays where a fault stops the workflow, as logs do."""
+    input:
+        description=rules.fetch.output.description,
+    output:
+        cases=f"{RESULTS}/cases.json",
+    log:
+        checks=f"{RESULTS}/checks.csv",
+        messages=f"{LOGS}/check.log",
+    benchmark:
+        f"{JOBS}/check.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    threads: 4
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(60),
+    params:
+        definition=as_json(DATASET),
+        dataset=DATASET_FILE,
+        folder=subpath(input.description, parent=True),
+    shell:
+        "megavoxel check --dataset {params.dataset:q} --data {params.folder:q} --checks {log.checks:q} "
+        "--output {output.cases:q} --processes {threads} > {log.messages:q} 2>&1"
+
+
+rule fingerprint:
+    """Measure shapes, spacings and intensities."""
+    input:
+        cases=rules.check.output.cases,
+    output:
+        fingerprint=f"{RESULTS}/fingerprint.json",
+    log:
+        f"{LOGS}/fingerprint.log",
+    benchmark:
+        f"{JOBS}/fingerprint.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    threads: 4
+    resources:
+        mem_mb=by_attempt(16000),
+        runtime=by_attempt(120),
+    shell:
+        "megavoxel fingerprint --cases {input.cases:q} --output {output.fingerprint:q} "
+        "--processes {threads} > {log:q} 2>&1"
+
+
+rule split:
+    """Divide the training cases into folds."""
+    input:
+        cases=rules.check.output.cases,
+    output:
+        splits=f"{RESULTS}/splits.json",
+    log:
+        f"{LOGS}/split.log",
+    benchmark:
+        f"{JOBS}/split.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        folds=STUDY.folds,
+        seed=STUDY.seed,
+    shell:
+        "megavoxel split --cases {input.cases:q} --folds {params.folds} --seed {params.seed} "
+        "--output {output.splits:q} > {log:q} 2>&1"

@@ -1,0 +1,95 @@
+# Tables, figures and the page.
+REPORT = f"{RESULTS}/report"
+# A paper's own numbers, where the study has some: config/published/STUDY.csv
+PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"] if path.is_file()]
+DEFINITION = json.dumps(
+    {
+        "study": STUDY.name,
+        "dataset": DATASET.name,
+        "baseline": STUDY.baseline,
+        "settings": list(SETTINGS),
+        "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
+        "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
+        "cases": f"{RESULTS}/cases.json",
+    }
+)
+
+
+localrules:
+    report,
+    tables,
+
+
+rule report:
+    """Everything a reader sees, beside the scores."""
+    input:
+        scores=rules.collect_scores.output.scores,
+        cases=rules.check.output.cases,
+        plans=expand(rules.plan_setting.output.plan, setting=SETTINGS),
+        histories=[f"{RESULTS}/{setting}/fold-{fold}/history.csv" for setting, fold in RUNS],
+        manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
+        validation=[f"{RESULTS}/{model}/fold-{fold}/validation" for model in MODELS for fold in folds_of(model)],
+        test=[f"{RESULTS}/{model}/test" for model in MODELS],
+        published=PUBLISHED,
+    output:
+        page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),
+        summary=report(f"{REPORT}/tables/summary.csv", caption="../report/summary.rst", category="Tables"),
+        labels=report(f"{REPORT}/tables/labels.csv", caption="../report/labels.rst", category="Tables"),
+        cost=report(f"{REPORT}/tables/cost.csv", caption="../report/cost.rst", category="Tables"),
+        published=f"{REPORT}/tables/published.csv",
+        typeset=expand(
+            f"{REPORT}/tables/{{table}}.{{kind}}",
+            table=["summary", "labels", "cost", "published"],
+            kind=["md", "tex"],
+        ),
+        figures=report(
+            expand(f"{REPORT}/figures/{{figure}}.png", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
+            caption="../report/figures.rst",
+            category="Figures",
+        ),
+        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
+        overlays=report(
+            [f"{REPORT}/figures/overlays/{model.removeprefix('ensembles/')}.png" for model in MODELS],
+            caption="../report/overlays.rst",
+            category="Overlays",
+        ),
+    log:
+        f"{LOGS}/report.log",
+    benchmark:
+        f"{JOBS}/report.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        results=subpath(input.scores, parent=True),
+        definition=DEFINITION,
+        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+    shell:
+        "megavoxel report --results {params.results:q} --definition {params.definition:q} "
+        "{params.published} > {log:q} 2>&1"
+
+
+rule tables:
+    """Tables and score figures again, from what is stored and nothing else: no input, so that nothing is trained."""
+    log:
+        f"{LOGS}/tables.log",
+    benchmark:
+        f"{JOBS}/tables.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    params:
+        results=RESULTS,
+        definition=DEFINITION,
+        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+    shell:
+        "megavoxel report --tables-only --results {params.results:q} --definition {params.definition:q} "
+        "{params.published} > {log:q} 2>&1"

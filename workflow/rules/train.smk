@@ -1,0 +1,32 @@
+# One job per setting and fold. Its states lie outside of the declared outputs: a killed or repeated job finds them.
+rule train:
+    input:
+        plan=rules.plan_setting.output.plan,
+        splits=rules.split.output.splits,
+        checksums=rules.fetch.output.checksums,
+        shards=preprocessed_shards,
+    output:
+        model=f"{RESULTS}/{{setting}}/fold-{{fold}}/model.pt",
+        history=f"{RESULTS}/{{setting}}/fold-{{fold}}/history.csv",
+        manifest=f"{RESULTS}/{{setting}}/fold-{{fold}}/manifest.json",
+    log:
+        f"{LOGS}/train/{{setting}}-{{fold}}.log",
+    benchmark:
+        f"{JOBS}/train/{{setting}}-{{fold}}.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        GPU_IMAGE
+    threads: DEVICE.cpus_per_job
+    resources:
+        gpu=DEVICE.gpus,
+        mem_mb=by_attempt(DEVICE.host_memory_mb),
+        runtime=by_attempt(DEVICE.runtime_minutes),
+    params:
+        preprocessed=preprocessed_folder,
+        state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
+        folder=subpath(output.model, parent=True),
+    shell:
+        "megavoxel train --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
+        "--fold {wildcards.fold} --checksums {input.checksums:q} --state {params.state:q} "
+        "--output {params.folder:q} --threads {threads} > {log:q} 2>&1"
