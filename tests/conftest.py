@@ -1,0 +1,25 @@
+"""What tests share: where the real images lie, and small files made on the spot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real labelled images; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("MEGAVOXEL_TEST_DATA", REPOSITORY / "../shared/data")).resolve()
+    if not (folder / "hippocampus" / "dataset.json").is_file():
+        pytest.skip(f"no real images: {folder} has no hippocampus/dataset.json; set MEGAVOXEL_TEST_DATA")
+    return folder

@@ -1,0 +1,93 @@
+"""Small plans and preprocessed cases for tests of training and prediction, and a disk that fills up."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
+from megavoxel.preprocessing.store import CaseProperties, save_case
+
+
+def preprocessing_plan(**changes) -> PreprocessingPlan:
+    """Isotropic, one channel, two labels with values 1 and 3."""
+    plan = PreprocessingPlan(
+        channels=("CT",),
+        labels={"ball": 1, "cube": 3},
+        transpose=(0, 1, 2),
+        spacing=(1.0, 1.0, 1.0),
+        median_shape=(16, 16, 16),
+        normalisation=(ChannelNormalisation(scheme="z-score"),),
+    )
+    return replace(plan, **changes)
+
+
+def tiny_plan(*, training: dict | None = None, **changes) -> Plan:
+    """A plan that trains in seconds."""
+    keys = {
+        "epochs": 2, "iterations_per_epoch": 3, "validation_iterations": 2, "workers": 0, "precision": "float32",
+        "checkpoint_minutes": 0,
+    }  # fmt: skip
+    plan = Plan(
+        study="test",
+        setting="tiny",
+        dataset="made",
+        seed=1,
+        preprocessing=preprocessing_plan(),
+        patch=(8, 12, 12),
+        batch=2,
+        network=NetworkPlan(
+            channels=1,
+            classes=3,
+            features=(4, 8, 8),
+            kernels=((3, 3, 3),) * 3,
+            strides=((1, 1, 1), (2, 2, 2), (1, 2, 2)),
+        ),
+        training=Training(**{**keys, **(training or {})}),
+        augmentation=Augmentation(),
+        inference=Inference(),
+    )
+    return replace(plan, **changes)
+
+
+def properties(case: str, size: tuple[int, ...], **changes) -> CaseProperties:
+    """A case whose file is its own network grid: RAS with axes x, y, z in the file."""
+    plain = CaseProperties(
+        case=case,
+        file_shape=size[::-1],
+        affine=tuple(tuple(row) for row in np.eye(4)),
+        full_shape=size,
+        box=tuple((0, extent) for extent in size),
+        spacing=(1.0, 1.0, 1.0),
+        shape=size,
+    )
+    return replace(plain, **changes)
+
+
+def store_case(folder: Path, case: str, *, seed: int, shape: tuple[int, ...] = (14, 18, 16)) -> np.ndarray:
+    """A bright ball (class 1) and a dark cube (class 2) in noise; returns the classes."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros(shape, dtype=np.uint8)
+    z, y, x = np.ogrid[tuple(slice(size) for size in shape)]
+    labels[(z - 6) ** 2 + (y - 5) ** 2 + (x - 6) ** 2 <= 9] = 1
+    labels[8:12, 11:15, 9:13] = 2
+    image = random.normal(scale=0.3, size=shape) + np.select([labels == 1, labels == 2], [2.0, -2.0])
+    foreground = {label: np.argwhere(labels == label) for label in (1, 2)}
+    save_case(folder, properties(case, shape), image[None].astype(np.float32), labels, foreground, (8, 12, 12))
+    return labels
+
+
+def full_after(calls: int, real: object) -> object:
+    """A function that does the real work a few times and then finds the disk full."""
+    count = iter(range(10**6))
+
+    def limited(*arguments: object, **keys: object) -> object:
+        if next(count) >= calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **keys)
+
+    return limited

@@ -1,0 +1,66 @@
+"""Small datasets on disk, made of arrays, for tests of fingerprint, planning and preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megavoxel.data.cases import Case, Cases
+from megavoxel.data.nifti import write_nifti
+
+
+def write_case(
+    root: Path,
+    name: str,
+    image: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    split: str = "training",
+) -> Case:
+    """Writes arrays (z, y, x) as files in RAS+, one per channel where the image has four axes."""
+    channels = image[np.newaxis] if image.ndim == 3 else image
+    affine = np.diag([*reversed(spacing), 1.0])
+    files = [f"imagesTr/{name}_{number}.nii.gz" for number in range(len(channels))]
+    for file, channel in zip(files, channels, strict=True):
+        write_nifti(root / file, channel.transpose(2, 1, 0).astype(np.float32), affine)
+    label = None if labels is None else f"labelsTr/{name}.nii.gz"
+    if labels is not None:
+        write_nifti(root / label, labels.transpose(2, 1, 0).astype(np.uint8), affine)
+    return Case(id=name, images=tuple(files), label=label, split=split)
+
+
+def dataset(
+    root: Path, cases: Sequence[Case], *, channels: Sequence[str] = ("CT",), labels: dict[str, int] | None = None
+) -> Cases:
+    """A dataset of written cases."""
+    labels = {"ball": 1, "cube": 3} if labels is None else labels
+    return Cases(
+        dataset="made",
+        root=str(root),
+        channels=tuple(channels),
+        labels=labels,
+        nsd_tolerance_mm=dict.fromkeys(labels, 1.0),
+        cases=tuple(cases),
+    )
+
+
+def unwritten(count: int, *, tests: int = 0, **changes) -> Cases:
+    """A dataset whose files do not exist: c000, c001, … for training, t000, … for testing."""
+    training = [Case(id=f"c{number:03d}", images=("none.nii.gz",)) for number in range(count)]
+    test = [Case(id=f"t{number:03d}", images=("none.nii.gz",), split="test") for number in range(tests)]
+    return dataset(Path("nowhere"), training + test, **changes)
+
+
+def dataset_of(folder: Path, *, limit: int) -> Cases:
+    """The first cases of a folder in the layout of the Medical Segmentation Decathlon."""
+    content = json.loads((folder / "dataset.json").read_text())
+    labels = {name: int(value) for value, name in content["labels"].items() if int(value) > 0}
+    cases = [
+        Case(id=Path(pair["image"]).name.removesuffix(".nii.gz"), images=(pair["image"],), label=pair["label"])
+        for pair in content["training"][:limit]
+    ]
+    return dataset(folder, cases, channels=tuple(content["modality"].values()), labels=labels)

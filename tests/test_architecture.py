@@ -1,0 +1,75 @@
+"""The layers of docs/architecture.md: imports point one way, and the package knows nothing of Snakemake."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+LAYERS = (
+    {"errors", "files", "parallel"},
+    {"config"},
+    {"data"},
+    {"planning"},
+    {"preprocessing"},
+    {"network"},
+    {"training"},
+    {"evaluation"},
+    {"inference"},
+    {"reporting"},
+    {"stages"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+@pytest.fixture(scope="module")
+def package(repository) -> Path:
+    return repository / "workflow" / "megavoxel"
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def layer(path: Path, package: Path) -> str:
+    first = path.relative_to(package).parts[0]
+    return first.removesuffix(".py")
+
+
+def test_imports_point_to_lower_layers(package):
+    edges = set()
+    for path in package.rglob("*.py"):
+        own = layer(path, package)
+        if own == "__init__":
+            continue
+        for name in imported(path):
+            match = re.match(r"megavoxel\.(\w+)", name)
+            if match and match[1] in LEVEL and match[1] != own:
+                edges.add((own, match[1]))
+    assert ("training", "network") in edges
+    wrong = sorted(f"{own} imports {other}" for own, other in edges if LEVEL[other] > LEVEL[own])
+    assert not wrong
+
+
+def test_the_package_never_imports_snakemake(package):
+    for path in package.rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "snakemake"], path
+
+
+def test_paths_and_modules_named_in_the_page_exist(repository, package):
+    page = (repository / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|yaml|smk))`", page))
+    assert len(named) > 15
+    for name in named - {"stages/NAME.py"}:
+        assert (repository / name).is_file() or (package / name).is_file(), name

@@ -1,0 +1,131 @@
+"""What `megavoxel check` writes: all faults of all cases, or the list of sound cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dataset_folder import SHAPE, Folder, image, labels
+from megavoxel.config.dataset import load_dataset
+from megavoxel.data.cases import load_cases
+from megavoxel.data.check import check_layout
+from megavoxel.data.layout import read_layout
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_sound_cases_are_listed(folder, capsys):
+    assert folder.check(keys="nsd_tolerance_mm: {one: 1.5, two: 3}\n") == 0
+    assert folder.rows() == []
+    assert [row[:2] for row in folder.rows("ok")] == [(f"case_{number}", "all") for number in range(3)]
+    assert folder.rows("ok")[0][2] == "8 x 7 x 6 voxels of 2 x 1.5 x 1 mm (z, y, x), 1 channel"
+    cases = load_cases(folder.base / "cases.json")
+    assert cases.root == str(folder.data)
+    assert cases.channels == ("c0",)
+    assert cases.labels == {"one": 1, "two": 2}
+    assert cases.nsd_tolerance_mm == {"one": 1.5, "two": 3.0}
+    assert cases.read_image(cases.cases[0])[0].shape == (1, 8, 7, 6)
+    assert "3 training and 0 test cases are sound" in capsys.readouterr().out
+
+
+def test_a_label_without_foreground_is_only_a_warning(folder, capsys):
+    folder.write("labelsTr/case_1", np.zeros(SHAPE, np.uint8))
+    assert folder.check() == 0
+    assert [row[:2] for row in folder.rows("warning")] == [("case_1", "foreground")]
+    assert "warning: case_1" in capsys.readouterr().out
+    assert len(load_cases(folder.base / "cases.json").cases) == 3
+
+
+def test_an_unlabelled_test_case_is_sound(folder):
+    folder.write("imagesTs/x", image())
+    folder.content["test"] = ["./imagesTs/x.nii.gz"]
+    assert folder.check() == 0
+    assert load_cases(folder.base / "cases.json").of_split("test")[0].label is None
+
+
+def test_all_faults_of_all_cases_are_collected_by_any_number_of_processes(folder, capsys):
+    (folder.data / "imagesTr/case_0.nii.gz").unlink()
+    array = labels()
+    array[0, 0, 0] = 9
+    folder.write("labelsTr/case_0", array)
+    bad = image()
+    bad[0, 0, 0] = np.nan
+    folder.write("imagesTr/case_2", bad)
+    folder.write("labelsTr/case_2", array[1:])
+    expected = [
+        ("case_0", "missing-image"),
+        ("case_0", "label-values"),
+        ("case_2", "finite"),
+        ("case_2", "shape"),
+    ]
+    assert folder.check() == 1
+    assert [row[:2] for row in folder.rows()] == expected
+    assert "4 faults in 2 of 3 cases" in capsys.readouterr().err
+    single = (folder.base / "checks.csv").read_bytes()
+    assert folder.check("--processes", "2") == 1
+    assert (folder.base / "checks.csv").read_bytes() == single
+
+
+def test_a_long_list_is_cut_and_points_to_the_table(tmp_path, capsys):
+    folder = Folder(tmp_path, cases=1)
+    folder.content["training"] = [
+        {"image": f"imagesTr/n{n}.nii.gz", "label": f"labelsTr/n{n}.nii.gz"} for n in range(60)
+    ]
+    assert folder.check() == 1
+    printed = capsys.readouterr().err
+    assert "120 faults in 60 of 60 cases" in printed
+    assert "and 70 more" in printed
+    assert "checks.csv" in printed
+    assert len(printed.splitlines()) == 53
+    assert len(folder.rows()) == 120
+
+
+def test_excluded_cases_are_not_looked_at(folder):
+    (folder.data / "imagesTr/case_1.nii.gz").write_bytes(b"rubbish")
+    assert folder.check(keys="exclude: [case_1]\n") == 0
+    assert [row[:2] for row in folder.rows("excluded")] == [("case_1", "all")]
+    assert [case.id for case in load_cases(folder.base / "cases.json").cases] == ["case_0", "case_2"]
+
+
+def test_two_cases_of_one_name_are_an_error(folder, capsys):
+    folder.write("imagesTs/case_1", image())
+    folder.content["test"] = ["imagesTs/case_1.nii.gz"]
+    assert folder.check() == 1
+    assert [row[:2] for row in folder.rows()] == [("case_1", "duplicate")]
+    assert "imagesTr/case_1.nii.gz, imagesTs/case_1.nii.gz" in capsys.readouterr().err
+
+
+def test_an_older_list_of_cases_does_not_survive_new_faults(folder):
+    assert folder.check() == 0
+    (folder.data / "imagesTr/case_1.nii.gz").unlink()
+    assert folder.check() == 1
+    assert not (folder.base / "cases.json").exists()
+
+
+def test_an_empty_folder_is_an_error(folder, capsys):
+    folder.content["training"] = []
+    assert folder.check() == 1
+    assert "there are no cases" in capsys.readouterr().err
+    assert not (folder.base / "cases.json").exists()
+
+
+def test_a_label_without_tolerance_is_an_error(folder, capsys):
+    assert folder.check(keys="nsd_tolerance_mm: {one: 1}\n") == 1
+    assert "no entry for the label 'two'" in capsys.readouterr().err
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "folder"), [("hippocampus", "hippocampus"), ("chaos-mr", "chaos_mr_t2")])
+def test_real_images_are_clean(real_data, repository, name, folder):
+    if not (real_data / folder).is_dir():
+        pytest.skip(f"no {folder} in {real_data}")
+    dataset = load_dataset(repository / "config" / "datasets" / f"{name}.yaml")
+    layout = read_layout(real_data / folder, dataset)
+    findings = check_layout(real_data / folder, replace(layout, cases=layout.cases[:30]))
+    assert len(findings) == min(30, len(layout.cases))
+    assert {finding.severity for finding in findings} == {"ok"}

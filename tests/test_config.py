@@ -1,0 +1,207 @@
+"""Study, dataset and hardware files: what is wrong is said in one line with the file, the key and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import yaml
+
+from megavoxel.config import study as study_module
+from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
+from megavoxel.config.hardware import Device, load_device
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.schema import load_schema
+from megavoxel.config.study import Ensemble, Setting, Study, load_study, merge, parse_study
+from megavoxel.errors import UserError
+
+MINIMAL = {
+    "study": "s",
+    "dataset": "phantom",
+    "defaults": {"batch": 2, "training": {"epochs": 3, "loss": "dice"}},
+    "settings": {"a": {"patch": [8, 8, 8]}, "b": {"inherits": "a", "training": {"epochs": 5}}, "c": None},
+    "ensembles": {"ab": {"members": ["a", "b"]}},
+}
+
+
+def changed(path: str, value) -> dict:
+    values = copy.deepcopy(MINIMAL)
+    *folders, key = path.split("/")
+    place = values
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[key] = value
+    return values
+
+
+def fault(values: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_study(values, source="my.yaml")
+    message = str(caught.value)
+    assert message.startswith("my.yaml: ")
+    assert "\n" not in message
+    return message
+
+
+def test_settings_inherit_from_defaults_and_from_one_another():
+    study = parse_study(MINIMAL, source="my.yaml")
+    b = study.setting("b")
+    assert (b.patch, b.batch, b.training.epochs, b.training.loss) == ((8, 8, 8), 2, 5, "dice")
+    assert study.setting("c").training.epochs == 3
+    assert study.setting("a").training.learning_rate == 0.01
+    assert study.folds_of(b) == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("defaults/training/los", "dice", ["defaults.training.los", "allowed: batch_dice", "did you mean 'loss'?"]),
+        ("settings/a/patsh", [8, 8, 8], ["settings.a.patsh", "unknown key", "did you mean 'patch'?"]),
+        ("stdy", "x", ["stdy: unknown key", "did you mean 'study'?"]),
+        (
+            "defaults/training/loss",
+            "dise",
+            ["defaults.training.loss", "allowed: dice_ce, dice, cross_entropy", "'dice'?"],
+        ),
+        ("settings/a/inherits", "z", ["settings.a.inherits", "no setting 'z'", "allowed: a, b, c"]),
+        ("settings/a/inherits", "b", ["goes round in a circle: a -> b -> a"]),
+        ("ensembles/ab/members", ["a", "z"], ["ensembles.ab.members", "no setting 'z'", "allowed: a, b, c"]),
+        ("ensembles/a", {"members": ["b", "c"]}, ["ensembles.a", "a setting has this name"]),
+        ("baseline", "z", ["baseline", "no setting 'z'"]),
+        ("study", "../up", ["study", "'../up'", "allowed: letters"]),
+        ("settings/a b", {}, ["settings", "'a b'", "allowed: letters"]),
+        ("settings/a;rm", {}, ["'a;rm'", "allowed: letters"]),
+        ("settings/report", {}, ["settings.report", "reserved"]),
+        ("settings/a/patch", [8, 8], ["settings.a.patch", "voxels per axis"]),
+        ("settings/a/patch", [8, 8, 0], ["settings.a.patch.2", "minimum of 1"]),
+        ("settings/a/folds", [5], ["settings.a.folds", "no fold 5", "allowed: 0 to 4"]),
+        ("settings/b/folds", [0], ["ensembles.ab.members", "different folds"]),
+        ("folds", 1, ["folds", "minimum of 2"]),
+        ("settings/a/augmentation", {"scaling_range": [1.4, 0.7]}, ["scaling_range", "the smaller first"]),
+        ("settings", {}, ["settings"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(path, value, words):
+    message = fault(changed(path, value))
+    for word in words:
+        assert word in message, message
+
+
+def test_a_missing_key_is_named():
+    values = copy.deepcopy(MINIMAL)
+    del values["dataset"]
+    assert "'dataset' is missing" in fault(values)
+
+
+def test_a_file_that_is_no_yaml_or_absent_is_named(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\nb: 2")
+    with pytest.raises(UserError, match=r"broken\.yaml: cannot be read as YAML"):
+        load_study(broken)
+    with pytest.raises(UserError, match="no such file"):
+        load_study(tmp_path / "absent.yaml")
+    broken.write_text("- 1\n")
+    with pytest.raises(UserError, match="expected a mapping"):
+        load_study(broken)
+
+
+@pytest.mark.parametrize(
+    ("schema", "record"),
+    [
+        ("preprocessing", study_module.Preprocessing),
+        ("network", study_module.Network),
+        ("training", study_module.Training),
+        ("augmentation", study_module.Augmentation),
+        ("inference", study_module.Inference),
+    ],
+)
+def test_schema_and_dataclass_have_the_same_keys(schema, record):
+    keys = load_schema("study")["$defs"]["setting"]["properties"][schema]["properties"]
+    assert set(keys) == {field.name for field in dataclasses.fields(record)}
+
+
+def test_the_outer_keys_of_schemas_and_dataclasses_agree():
+    names = lambda record: {field.name for field in dataclasses.fields(record)}  # noqa: E731
+    study = load_schema("study")
+    assert set(study["properties"]) == (names(Study) - {"name"}) | {"study", "defaults", "mirror"}
+    assert set(study["$defs"]["setting"]["properties"]) == (names(Setting) - {"name"}) | {"inherits"}
+    assert set(study["$defs"]["ensemble"]["properties"]) == names(Ensemble) - {"name"}
+    dataset = load_schema("dataset")
+    assert set(dataset["properties"]) == names(Dataset)
+    assert set(dataset["$defs"]["phantom"]["properties"]) == names(Phantom)
+    sources = {key for option in dataset["properties"]["source"]["oneOf"] for key in option["properties"]}
+    assert sources == names(Source)
+    device = load_schema("hardware")["properties"]["devices"]["additionalProperties"]["properties"]
+    assert set(device) == names(Device) - {"name"}
+
+
+def test_the_choices_of_the_schema_are_those_that_the_code_has():
+    from megavoxel.training.loss import build_loss
+    from megavoxel.training.optimizer import learning_rate
+
+    keys = load_schema("study")["$defs"]["setting"]["properties"]["training"]["properties"]
+    assert all(callable(build_loss(name, batch_dice=True)) for name in keys["loss"]["enum"])
+    for schedule in keys["schedule"]["enum"]:
+        assert learning_rate(0, study_module.Training(schedule=schedule)) == 0.01
+
+
+def test_records_survive_the_way_through_plain_data():
+    setting = parse_study(MINIMAL, source="my.yaml").setting("b")
+    assert from_plain(Setting, to_plain(setting), where="x") == setting
+
+
+def test_merging_leaves_its_arguments_alone():
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert merge(base, over) == {"a": {"b": 3, "c": 2}}
+    assert base == {"a": {"b": 1, "c": 2}}
+
+
+def dataset_file(tmp_path, **keys):
+    path = tmp_path / "set.yaml"
+    path.write_text(yaml.safe_dump({"name": "set", "source": {"folder": "x"}, **keys}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"source": {"url": "https://a.example/x.tar"}}, ["source", "url (with sha256 or md5), folder, phantom"]),
+        ({"source": {"folder": "a", "url": "https://a.example/x", "md5": "0" * 32}}, ["source"]),
+        ({"source": {"url": "file:///etc/passwd", "md5": "0" * 32}}, ["source"]),
+        ({"name": "a/b"}, ["name", "allowed: letters"]),
+        ({"tolerance": 1}, ["tolerance: unknown key"]),
+        ({"nsd_tolerance_mm": 0}, ["nsd_tolerance_mm", "one number in mm"]),
+    ],
+)
+def test_a_mistake_in_a_dataset_file_is_named(tmp_path, keys, words):
+    with pytest.raises(UserError) as caught:
+        load_dataset(dataset_file(tmp_path, **keys))
+    assert all(word in str(caught.value) for word in ["set.yaml", *words]), str(caught.value)
+
+
+def test_tolerances_are_one_number_or_one_per_label(tmp_path):
+    assert load_dataset(dataset_file(tmp_path, nsd_tolerance_mm=2)).tolerance("liver") == 2.0
+    dataset = load_dataset(dataset_file(tmp_path, nsd_tolerance_mm={"liver": 3}))
+    assert dataset.tolerance("liver") == 3.0
+    with pytest.raises(UserError, match="no entry for the label 'spleen'"):
+        dataset.tolerance("spleen")
+
+
+def test_a_dataset_that_does_not_exist_is_named_with_those_that_do(tmp_path, repository):
+    with pytest.raises(UserError, match=r"my\.yaml: dataset: .*one of .*phantom"):
+        dataset_path("nothing", repository / "config/datasets", source="my.yaml")
+
+
+def test_a_device_that_does_not_exist_is_named_with_those_that_do(repository):
+    hardware = repository / "config/hardware.yaml"
+    assert load_device(hardware, "cpu", source="my.yaml").gpus == 0
+    assert load_device(hardware, "h100", source="my.yaml").gpus == 1
+    with pytest.raises(UserError, match=r"my\.yaml: hardware: .*'h10'.*allowed: .*did you mean 'h100'"):
+        load_device(hardware, "h10", source="my.yaml")
+
+
+def test_no_shipped_file_names_a_machine(repository):
+    words = ("/home/", "/root", "/mnt/", "/scratch", "@", "ssh ")
+    for path in (*(repository / "config").rglob("*.yaml"), *(repository / "slurm").rglob("*.yaml")):
+        assert not [word for word in words if word in path.read_text()], path

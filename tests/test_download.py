@@ -1,0 +1,154 @@
+"""Downloads go on where they stopped, and only what verifies is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from file_server import Server, serving
+from helpers import full_after
+from megavoxel.config.dataset import Source
+from megavoxel.data import download as download_module
+from megavoxel.data.download import download
+from megavoxel.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(download_module, "PIECE_BYTES", 1000)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(np.random.default_rng(0).bytes(20000)) as server:
+        yield server
+
+
+def bring(url: str, content: bytes, base: Path, algorithm: str = "sha256") -> None:
+    """Downloads to `base`/downloads and compares with what is expected there afterwards."""
+    source = Source(url=url, **{algorithm: hashlib.new(algorithm, content).hexdigest()})
+    archive = download(source, base / "downloads")
+    assert archive == base / "downloads" / "Task.tar"
+    assert archive.read_bytes() == content
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_an_archive_is_downloaded_once(server, tmp_path, algorithm):
+    bring(server.url, server.content, tmp_path, algorithm)
+    bring(server.url, server.content, tmp_path, algorithm)
+    assert server.ranges == [None]
+
+
+def test_an_archive_of_another_checksum_is_replaced(server, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/Task.tar").write_bytes(b"an older release")
+    bring(server.url, server.content, tmp_path)
+
+
+def part(tmp_path: Path, content: bytes) -> None:
+    """What an interrupted download left behind."""
+    (tmp_path / "downloads").mkdir(parents=True)
+    (tmp_path / "downloads/Task.tar.part").write_bytes(content)
+
+
+def test_a_download_goes_on_where_it_stopped(server, tmp_path):
+    part(tmp_path, server.content[:3000])
+    bring(server.url, server.content, tmp_path)
+    assert server.ranges == ["bytes=3000-"]
+    assert server.statuses == [206]
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(server, tmp_path):
+    server.manner = "deaf"
+    part(tmp_path, b"?" * 3000)
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [200]
+
+
+def test_a_complete_part_is_taken_as_it_is(server, tmp_path):
+    part(tmp_path, server.content)
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [416]
+
+
+def test_a_part_that_is_too_long_starts_afresh(server, tmp_path):
+    part(tmp_path, server.content + b"more")
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [416, 200]
+
+
+def test_another_range_than_asked_for_starts_afresh(server, tmp_path):
+    server.manner = "wrong range"
+    part(tmp_path, server.content[:3000])
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [206, 200]
+
+
+def test_a_broken_transfer_is_resumed_at_once(server, tmp_path):
+    server.manner = "breaking"
+    bring(server.url, server.content, tmp_path)
+    assert len(server.content) > 5 * 3000
+    assert server.ranges == [None, *(f"bytes={start}-" for start in range(3000, len(server.content), 3000))]
+
+
+def test_a_transfer_that_gets_stuck_is_an_error_that_keeps_the_part(server, tmp_path):
+    server.manner = "stuck"
+    with pytest.raises(UserError, match=r"failed 4 times.*run the stage again to go on.*Task\.tar\.part"):
+        bring(server.url, server.content, tmp_path)
+    assert (tmp_path / "downloads/Task.tar.part").read_bytes() == server.content[:3000]
+    server.manner = "ranges"
+    bring(server.url, server.content, tmp_path)
+    assert server.ranges == [None, *["bytes=3000-"] * 4]
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.manner = "503"
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [503, 503, 200]
+
+
+def test_a_refusal_is_final(server, tmp_path):
+    server.manner = "404"
+    with pytest.raises(UserError, match=r"Task\.tar.*404"):
+        bring(server.url, server.content, tmp_path)
+    assert server.statuses == [404]
+
+
+def test_a_host_that_cannot_be_reached_is_an_error_with_a_way_out(tmp_path):
+    with pytest.raises(UserError, match=r"failed 4 times.*bring Task\.tar here by other means.*mirror"):
+        bring("http://127.0.0.1:1/Task.tar", b"", tmp_path)
+
+
+def test_a_wrong_checksum_removes_the_download(server, tmp_path):
+    right = hashlib.sha256(server.content).hexdigest()
+    with pytest.raises(UserError, match=f"wrong SHA-256: expected {'0' * 64}, the file has {right}"):
+        download(Source(url=server.url, sha256="0" * 64), tmp_path / "downloads")
+    assert list((tmp_path / "downloads").iterdir()) == []
+    bring(server.url, server.content, tmp_path)
+
+
+def test_a_damaged_part_is_found_by_the_checksum(server, tmp_path):
+    part(tmp_path, b"?" * 3000)
+    with pytest.raises(UserError, match="wrong SHA-256"):
+        bring(server.url, server.content, tmp_path)
+    bring(server.url, server.content, tmp_path)
+    assert server.statuses == [206, 200]
+
+
+def test_an_address_without_a_file_name_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="ends in no file name"):
+        bring("http://127.0.0.1:1/", b"", tmp_path)
+
+
+def test_a_full_disk_in_the_middle_of_a_download_is_passed_up(server, tmp_path, monkeypatch):
+    bar = download_module.tqdm
+    monkeypatch.setattr(bar, "update", full_after(5, bar.update))
+    with pytest.raises(OSError, match="No space left"):
+        bring(server.url, server.content, tmp_path)
+    assert server.statuses == [200], "a full disk is no reason to ask again"

@@ -1,0 +1,153 @@
+"""Geometry: every orientation comes to canonical order and back; files that break off are named."""
+
+from __future__ import annotations
+
+import gzip
+from itertools import permutations, product
+
+import nibabel
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from megavoxel.data.nifti import (
+    DamagedFileError,
+    Geometry,
+    read_geometry,
+    read_image,
+    read_labels,
+    write_labels,
+    write_nifti,
+)
+from megavoxel.errors import UserError
+
+SHAPE = (3, 4, 5)
+ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
+
+
+def oriented(order: tuple[int, ...], signs: tuple[int, ...], turn: np.ndarray) -> np.ndarray:
+    """An affine whose file axis n runs along world axis order[n], with spacings 1, 2, 3 mm in the file."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
+        affine[world, axis] = sign * (axis + 1.0)
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = (-10, 20, 30)
+    return affine
+
+
+def agrees_with_nibabel(affine: np.ndarray) -> None:
+    array = np.arange(60, dtype=np.int16).reshape(SHAPE)
+    geometry = Geometry(shape=SHAPE, affine=affine)
+    canonical = geometry.to_canonical(array)
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
+    assert np.array_equal(canonical, np.asarray(expected.dataobj).transpose(2, 1, 0))
+    assert np.allclose(geometry.canonical_affine(), expected.affine)
+    assert np.allclose(geometry.spacing, expected.header.get_zooms()[::-1])
+    assert geometry.canonical_shape == canonical.shape
+    assert np.array_equal(geometry.restore(canonical), array)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_every_flip_and_permutation_comes_back(order, signs):
+    agrees_with_nibabel(oriented(order, signs, np.eye(3)))
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS[::7])
+def test_oblique_grids_come_back(order, signs):
+    agrees_with_nibabel(oriented(order, signs, Rotation.from_euler("xyz", (15, -10, 20), degrees=True).as_matrix()))
+
+
+def test_there_are_48_orientations():
+    codes = {nibabel.aff2axcodes(oriented(order, signs, np.eye(3))) for order, signs in ORIENTATIONS}
+    assert len(codes) == 48
+
+
+def test_a_tiny_spacing_is_no_singular_affine(tmp_path):
+    write_nifti(tmp_path / "em.nii.gz", np.ones(SHAPE, np.uint8), np.diag([4.6e-6, 4.6e-6, 45e-6, 1]))
+    assert read_geometry(tmp_path / "em.nii.gz").spacing == pytest.approx((45e-6, 4.6e-6, 4.6e-6))
+
+
+def test_channels_come_first(tmp_path):
+    array = np.arange(120, dtype=np.int16).reshape(*SHAPE, 2)
+    write_nifti(tmp_path / "two.nii.gz", array, oriented((2, 0, 1), (1, -1, 1), np.eye(3)))
+    image, geometry = read_image(tmp_path / "two.nii.gz")
+    assert image.shape == (2, *geometry.canonical_shape)
+    assert image.dtype == np.float32
+    for channel in range(2):
+        assert np.array_equal(geometry.restore(image[channel]), array[..., channel])
+
+
+def test_labels_come_back_voxel_for_voxel(tmp_path):
+    affine = oriented((1, 2, 0), (-1, 1, -1), Rotation.from_euler("z", 12, degrees=True).as_matrix())
+    write_nifti(tmp_path / "image.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    labels = np.arange(60).reshape(read_geometry(tmp_path / "image.nii.gz").canonical_shape)
+    write_labels(tmp_path / "label.nii.gz", labels, read_geometry(tmp_path / "image.nii.gz"))
+    again, geometry = read_labels(tmp_path / "label.nii.gz")
+    assert np.array_equal(again, labels)
+    assert again.dtype == np.uint8
+    stored = nibabel.load(tmp_path / "label.nii.gz")
+    assert stored.shape == SHAPE
+    assert np.allclose(stored.affine, nibabel.load(tmp_path / "image.nii.gz").affine)
+    assert np.array_equal(geometry.restore(again), np.asarray(stored.dataobj))
+
+
+def test_the_same_array_gives_the_same_bytes_under_any_name(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_nifti(tmp_path / name, np.ones(SHAPE, np.uint8), np.eye(4))
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, 200, 600])
+def test_a_truncated_gzip_is_named(tmp_path, kept):
+    path = tmp_path / "scan.nii.gz"
+    noise = np.random.default_rng(0).integers(0, 1000, (8, 9, 10)).astype(np.int16)
+    write_nifti(path, noise, np.eye(4))
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (read_image, read_labels):
+        with pytest.raises(DamagedFileError, match=r"scan\.nii\.gz: cannot be read to its end"):
+            read(path)
+
+
+def test_broken_headers_never_end_in_another_error(tmp_path):
+    """A thousand headers with random bytes: either they can be read, or the file is named."""
+    write_nifti(tmp_path / "good.nii.gz", np.ones(SHAPE, np.int16), np.diag([1, 2, 3, 1]))
+    good = gzip.decompress((tmp_path / "good.nii.gz").read_bytes())
+    generator = np.random.default_rng(1)
+    refused = []
+    for _ in range(1000):
+        bad = bytearray(good)
+        for place in generator.integers(0, 348, 4):
+            bad[place] = generator.integers(0, 256)
+        (tmp_path / "bad.nii").write_bytes(bad)
+        try:
+            read_image(tmp_path / "bad.nii")
+        except UserError as fault:
+            refused.append(str(fault))
+    assert len(refused) > 100
+    assert all("bad.nii" in message for message in refused)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [(1.5, "1.5"), (np.nan, "NaN"), (-1.0, "-1"), (70000.0, "70000")], ids=str
+)
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, values, shown):
+    array = np.ones(SHAPE, np.float32)
+    array[0, 0, 0] = values
+    write_nifti(tmp_path / "label.nii.gz", array, np.eye(4))
+    with pytest.raises(UserError, match=f"label.nii.gz.*{shown}"):
+        read_labels(tmp_path / "label.nii.gz")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.nii\.gz: no such file"):
+        read_image(tmp_path / "absent.nii.gz")
+
+
+def test_a_singular_affine_is_refused(tmp_path):
+    write_nifti(tmp_path / "good.nii.gz", np.ones(SHAPE, np.uint8), np.eye(4))
+    content = bytearray(gzip.decompress((tmp_path / "good.nii.gz").read_bytes()))
+    content[296:312] = bytes(16)  # srow_y
+    (tmp_path / "flat.nii.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match=r"flat\.nii\.gz.*singular"):
+        read_geometry(tmp_path / "flat.nii.gz")

@@ -1,0 +1,77 @@
+"""Many cases by several processes: the same results in the same order, and a killed process is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from megavoxel import parallel
+from megavoxel.errors import UserError
+from megavoxel.parallel import map_cases
+
+
+def square_and_process(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+def fail_at(bad: int, number: int) -> int:
+    if number == bad:
+        raise UserError(f"case {number}: broken")
+    return number
+
+
+def kill_at(bad: int, number: int) -> int:
+    if number == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Other processes are started however little work there is."""
+    monkeypatch.setattr(parallel, "START_SECONDS", 0.0)
+
+
+def test_results_keep_their_order_over_processes(eager):
+    results = map_cases(square_and_process, range(8), processes=2, title="squares")
+    assert [square for square, _ in results] == [number * number for number in range(8)]
+    others = {process for _, process in results[parallel.PROBES :]}
+    assert os.getpid() not in others
+
+
+def test_little_work_stays_in_this_process():
+    results = map_cases(square_and_process, range(8), processes=2, title="squares")
+    assert {process for _, process in results} == {os.getpid()}
+
+
+@pytest.mark.parametrize("bad", [0, 5])
+def test_an_error_of_one_case_is_the_error_of_all(eager, bad):
+    with pytest.raises(UserError, match=f"case {bad}: broken"):
+        map_cases(partial(fail_at, bad), range(8), processes=2, title="failing")
+
+
+def test_a_killed_process_is_named_with_what_to_do(eager):
+    with pytest.raises(UserError, match=r"a process was killed.*memory"):
+        map_cases(partial(kill_at, 5), range(8), processes=2, title="dying")
+
+
+def test_thread_limits_of_workers_do_not_stay_behind(eager, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    map_cases(square_and_process, range(4), processes=2, title="squares")
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_lines_say_how_far_it_is(capsys):
+    map_cases(fail_at_never, range(20), title="scoring")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "scoring: 2 of 20"
+    assert lines[-1] == "scoring: 20 of 20"
+    map_cases(fail_at_never, [7], title="scoring", describe=lambda item, result: f"{item} gave {result}")
+    assert capsys.readouterr().out.splitlines() == ["7 gave 7"]
+
+
+def fail_at_never(number: int) -> int:
+    return fail_at(-1, number)

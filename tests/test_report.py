@@ -1,0 +1,280 @@
+"""`megavoxel report`: the numbers of the tables, the figures, and the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fake_study import ENSEMBLES, SETTINGS, TOLERANCES, FakeStudy, make_plan, make_study, report_study
+from megavoxel.cli import main
+from megavoxel.data.cases import load_cases
+from megavoxel.evaluation.tidy import COLUMNS, read_scores
+from megavoxel.planning.plan import save_plan
+
+TABLES = ("summary", "labels", "cost", "published")
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A scored study; tests must not change it."""
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def reported(scored):
+    """The same after `megavoxel report`."""
+    assert report_study(scored) == 0
+    return scored
+
+
+@pytest.fixture
+def fake(scored, tmp_path):
+    """A copy that a test may change; its images are those of `scored`."""
+    shutil.copytree(scored.results, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
+    return FakeStudy(
+        root=tmp_path,
+        results=tmp_path / "results",
+        cases=scored.cases,
+        splits=scored.splits,
+        definition=scored.definition,
+    )
+
+
+def table(fake: FakeStudy, name: str) -> pd.DataFrame:
+    return pd.read_csv(fake.results / f"report/tables/{name}.csv")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_promised_file_is_there_and_nothing_else(reported):
+    expected = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")}
+    expected |= {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    expected |= {f"figures/overlays/{name}.png" for name in (*SETTINGS, *ENSEMBLES)} | {"index.html"}
+    assert set(contents(reported.results / "report")) == expected
+
+
+def test_summary_against_values_worked_out_by_hand(reported):
+    summary = table(reported, "summary").set_index(["model", "split"])
+    assert list(summary.index) == [
+        (model, split) for split in ("validation", "test") for model in ("small", "large", "both")
+    ]
+    # Liver: shifted by 2 (small), 1 (large), 0 (both) of 6 voxels. Spleen: right in case_0 and case_2, missed in
+    # case_1, in neither map of case_3. Means over labels within case_0 to case_3, then over the four.
+    for model, liver in (("small", 4 / 6), ("large", 5 / 6), ("both", 1.0)):
+        cases = [(liver + 1) / 2, (liver + 0) / 2, (liver + 1) / 2, liver]
+        row = summary.loc[(model, "validation")]
+        assert row["cases"] == 4
+        assert row["both_empty"] == 1
+        assert row["dsc_mean"] == pytest.approx(sum(cases) / 4)
+        assert row["dsc_sd"] == pytest.approx((sum((case - sum(cases) / 4) ** 2 for case in cases) / 3) ** 0.5)
+    # The liver counts half in three cases and fully in the fourth: 2.5 / 4 of its gain.
+    assert summary.loc[("large", "validation"), "dsc_difference"] == pytest.approx(2.5 / 4 / 6)
+    assert summary.loc[("both", "validation"), "dsc_difference"] == pytest.approx(2.5 / 4 / 3)
+    assert summary.loc[("small", "validation"), "dsc_difference"] == 0.0
+    # A shift by 1 mm lies within the liver's tolerance of 1.5 mm.
+    assert summary.loc[("large", "validation"), "nsd_mean"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    test = summary.loc[("large", "test")]
+    assert (test["cases"], test["dsc_mean"]) == (1, pytest.approx((5 / 6 + 1) / 2))
+    assert np.isnan(test["dsc_sd"])
+
+
+def test_labels_against_values_worked_out_by_hand(reported):
+    labels = table(reported, "labels").set_index(["split", "label", "model"])
+    spleen = labels.loc[("validation", "spleen", "large")]
+    assert (spleen["values"], spleen["both_empty"]) == (3, 1)
+    assert spleen["dsc_mean"] == pytest.approx(2 / 3)
+    assert spleen["dsc_sd"] == pytest.approx((((1 / 3) ** 2 * 2 + (2 / 3) ** 2) / 2) ** 0.5)
+    assert labels.loc[("validation", "liver", "small"), "dsc_mean"] == pytest.approx(4 / 6)
+    assert labels["tolerance_mm"].groupby("label").first().to_dict() == TOLERANCES
+    assert len(labels) == 2 * 2 * 3
+
+
+def test_cost_against_values_worked_out_by_hand(reported):
+    cost = table(reported, "cost").set_index("setting")
+    assert list(cost.index) == list(SETTINGS)
+    assert cost.loc["large"].to_dict() == {
+        "patch": "8x16x16",
+        "batch": 2,
+        "parameters": 1234567,
+        "epochs": 3,
+        "folds": 2,
+        "hours": pytest.approx(2 * 2400 / 3600),
+        "peak_memory_mib": 300.0,
+    }
+    assert cost.loc["small", "peak_memory_mib"] == 600.0
+
+
+def test_markdown_and_latex_show_the_same_rounded_numbers(reported):
+    folder = reported.results / "report/tables"
+    assert (
+        "| large   | validation | 4       | 0.771 ± 0.239 | 0.875 ± 0.250 | +0.104"
+        in (folder / "summary.md").read_text()
+    )
+    latex = (folder / "summary.tex").read_text()
+    assert "large & validation & 4 & 0.771 $\\pm$ 0.239 & 0.875 $\\pm$ 0.250 & +0.104" in latex
+    assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule"))
+    assert "There are no published numbers" in (folder / "published.md").read_text()
+
+
+def test_two_runs_write_the_same_bytes(reported):
+    before = contents(reported.results / "report")
+    np.random.random(7)
+    assert report_study(reported) == 0
+    assert contents(reported.results / "report") == before
+
+
+def test_tables_only_needs_no_images_and_gives_the_same_files(reported, fake):
+    for folder in fake.results.rglob("validation"):
+        shutil.rmtree(folder)
+    data = load_cases(fake.cases)
+    (fake.root / "cases.json").write_text(fake.cases.read_text().replace(data.root, "nowhere"))
+    definition = json.loads(fake.definition.read_text()) | {"cases": str(fake.root / "cases.json")}
+    words = ["--results", str(fake.results), "--definition", json.dumps(definition), "--tables-only"]
+    assert main(["report", *words]) == 0
+    found, whole = contents(fake.results / "report"), contents(reported.results / "report")
+    assert found == {name: whole[name] for name in found}
+    assert set(whole) - set(found) == {"index.html", *(name for name in whole if "overlays" in name)}
+
+
+def test_tables_only_does_without_the_list_of_cases(fake):
+    definition = json.loads(fake.definition.read_text()) | {"cases": "absent.json"}
+    words = ["--results", str(fake.results), "--definition", json.dumps(definition)]
+    assert main(["report", *words, "--tables-only"]) == 0
+    assert table(fake, "labels")["tolerance_mm"].isna().all()
+    assert main(["report", *words]) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("small,validation,1,",), "no validation scores of small, fold 1"),
+        (("both,test,all,",), "no test scores of both, fold all"),
+        (("large,validation,0,case_1,",), "large, validation, fold 0: case case_1 has no DSC of liver"),
+        (("large,validation,0,case_0,spleen,NSD",), "large, validation, fold 0: case case_0 has no NSD of spleen"),
+        (("small,test,", "large,test,", "both,test,"), "no test scores of both, fold all (and 2 more)"),
+    ],
+)
+def test_missing_scores_are_named(fake, capsys, lines, message):
+    path = fake.results / "scores.csv"
+    kept = [line for line in path.read_text().splitlines() if not line.startswith(lines)]
+    path.write_text("\n".join(kept) + "\n")
+    assert report_study(fake, "--tables-only") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_case_that_two_folds_score_is_named(fake, capsys):
+    path = fake.results / "scores.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, *(line.replace(",0,", ",1,") for line in lines if ",0,case_0," in line)]) + "\n")
+    assert report_study(fake, "--tables-only") == 1
+    assert "case case_0 is scored more than once" in capsys.readouterr().err
+
+
+def test_models_outside_of_the_definition_are_left_out(fake):
+    path = fake.results / "scores.csv"
+    path.write_text(path.read_text() + "old,validation,0,case_0,liver,DSC,0.1\n")
+    assert report_study(fake, "--tables-only") == 0
+    assert set(table(fake, "summary")["model"]) == {"small", "large", "both"}
+
+
+def test_models_on_fewer_folds_are_compared_on_the_cases_that_they_share(fake):
+    definition = json.loads(fake.definition.read_text())
+    definition["folds"] |= {"large": [0], "both": [0]}
+    words = ["--results", str(fake.results), "--definition", json.dumps(definition), "--tables-only"]
+    assert main(["report", *words]) == 0
+    summary = table(fake, "summary").set_index(["model", "split"])
+    # In both cases of fold 0 the liver gains one of six voxels along x, and counts half.
+    assert summary.loc[("large", "validation"), "dsc_difference"] == pytest.approx(1 / 12)
+    assert summary["cases"].xs("validation", level="split").to_dict() == {"small": 4, "large": 2, "both": 2}
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("small/plan.json", "plan"), ("large/fold-1/history.csv", "no such history")]
+)
+def test_a_missing_file_of_a_run_is_named(fake, capsys, missing, message):
+    (fake.results / missing).unlink()
+    assert report_study(fake, "--tables-only") == 1
+    error = capsys.readouterr().err
+    assert missing in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "tiny"}, "baseline: there is no 'tiny'"),
+        ({"ensembles": {"both": ["small", "tiny"]}}, "ensembles: there is no 'tiny'"),
+        ({"folds": {"small": [0, 1], "large": [0, 1]}}, "folds: 'both' has none"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+    ],
+)
+def test_a_wrong_definition_is_explained(fake, capsys, change, message):
+    definition = json.loads(fake.definition.read_text()) | change
+    assert main(["report", "--results", str(fake.results), "--definition", json.dumps(definition)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_baseline_there_are_no_differences(fake):
+    definition = json.loads(fake.definition.read_text()) | {"baseline": None}
+    words = ["--results", str(fake.results), "--definition", json.dumps(definition), "--tables-only"]
+    assert main(["report", *words]) == 0
+    assert table(fake, "summary")["dsc_difference"].isna().all()
+    assert "baseline" not in (fake.results / "report/tables/summary.md").read_text()
+
+
+def test_published_numbers_stand_beside_the_measured(fake):
+    published = fake.root / "published.csv"
+    published.write_text(
+        "table,row,metric,value,source\n"
+        "1,large,DSC,0.9,A et al. 2020\n1,large,DSC spleen,0.5,A et al. 2020\n2,huge,NSD,0.7,B et al. 2021\n"
+    )
+    assert report_study(fake, "--tables-only", "--published", str(published)) == 0
+    found = table(fake, "published")
+    # The test split is scored, so that it is the one to compare with.
+    assert set(found["split"]) == {"test"}
+    assert found["measured"].tolist()[:2] == [pytest.approx((5 / 6 + 1) / 2), 1.0]
+    assert found["difference"].tolist()[:2] == [pytest.approx((5 / 6 + 1) / 2 - 0.9), 0.5]
+    assert np.isnan(found["measured"][2])
+    assert "| B et al. 2021" in (fake.results / "report/tables/published.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["row,value\na,1\n", "table,row,metric,value,source\n1,large,DSC,high,x\n"])
+def test_wrong_published_numbers_are_named(fake, capsys, content):
+    published = fake.root / "published.csv"
+    published.write_text(content)
+    assert report_study(fake, "--tables-only", "--published", str(published)) == 1
+    assert str(published) in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sixty_thousand_scores_take_seconds(tmp_path):
+    models, labels, folds = [f"setting-{number}" for number in range(10)], [f"organ {n}" for n in range(15)], range(5)
+    keys = pd.MultiIndex.from_product([models, range(200), labels, ["DSC", "NSD"]])
+    scores = keys.to_frame(index=False, name=["setting", "case", "label", "metric"])
+    scores["value"] = np.random.default_rng(0).beta(20, 2, len(scores))
+    scores = scores.assign(split="validation", fold=scores["case"] % 5)[COLUMNS]
+    assert len(scores) == 60_000
+    history = pd.DataFrame({"epoch": range(1, 1001), "training_loss": 0.5, "validation_loss": 0.6, "pseudo_dice": 0.7})
+    for model in models:
+        save_plan(tmp_path / model / "plan.json", make_plan(model, patch=(8, 8, 8)))
+        for fold in folds:
+            (tmp_path / model / f"fold-{fold}").mkdir()
+            history.assign(seconds=9.0, peak_memory_mib=1.0).to_csv(tmp_path / model / f"fold-{fold}/history.csv")
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    definition = {"study": "s", "dataset": "d", "settings": models, "ensembles": {}, "cases": "absent.json"}
+    definition["folds"] = {model: list(folds) for model in models}
+    start = time.process_time()
+    words = ["--results", str(tmp_path), "--definition", json.dumps(definition), "--tables-only"]
+    assert main(["report", *words]) == 0
+    # Ten seconds on an idle core is the promise; twice that leaves room for a busy machine.
+    assert time.process_time() - start < 20
+    assert len(read_scores(tmp_path / "scores.csv")) == 60_000

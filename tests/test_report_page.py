@@ -1,0 +1,157 @@
+"""The page of `megavoxel report` and its pictures."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fake_study import GEOMETRY, make_study, report_study
+from megavoxel.data.cases import load_cases
+from megavoxel.data.nifti import write_labels
+from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, save_postprocessing
+from megavoxel.planning.plan import load_plan
+from megavoxel.reporting.figures import thinned
+from megavoxel.reporting.overlays import Example, choose_examples, read_slice
+from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.stored import load_stored
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A scored study with its report; tests must not change it."""
+    fake = make_study(tmp_path_factory.mktemp("study"))
+    assert report_study(fake) == 0
+    return fake
+
+
+class Resources(HTMLParser):
+    """Collects what a page would load, its text, and its images' descriptions."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.descriptions: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.loads += [attributes[key] for key in ("src", "href", "data", "srcset", "poster") if key in attributes]
+        if tag == "img":
+            self.descriptions.append(attributes.get("alt", ""))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_loads_nothing_from_elsewhere(reported):
+    page = (reported.results / "report/index.html").read_text()
+    found = Resources(page)
+    assert not [address for address in found.loads if not address.startswith(("data:image/png;base64,", "#"))]
+    assert not found.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert len(found.descriptions) == 3 + 3
+    assert all(found.descriptions)
+
+
+def test_the_page_says_what_was_run_and_what_is_odd(reported):
+    page = (reported.results / "report/index.html").read_text()
+    text = " ".join(Resources(page).text.split())
+    assert "warning: case_3 – labels/case_3.nii.gz has no voxel of <spleen>" in text
+    assert "excluded: case_9" in text
+    assert "sound" not in text
+    assert text.index("excluded: case_9") < text.index("Mean ± standard deviation")
+    assert "liver 1.5 mm, spleen 1 mm" in text
+    assert "Nikolov et al. 2018" in text
+    # Three models with one such value in validation, of 3 x 5 cases x 2 labels.
+    assert "3 of 30 values" in text
+    assert load_plan(reported.results / "large/plan.json").hash in text
+    assert "versions.torch" in text
+    assert "20 entries" in text
+    assert "fold 0: 0; fold 1: 1" in text
+    assert "There is no postprocessing.json" in text
+
+
+def test_the_page_shows_the_post_processing(tmp_path):
+    fake = make_study(tmp_path)
+    save_postprocessing(
+        fake.results / "large/postprocessing.json",
+        Postprocessing(keep_largest=KeepLargest(foreground=True, labels=("liver",)), cases=4),
+    )
+    assert report_study(fake) == 0
+    text = (fake.results / "report/index.html").read_text()
+    assert "<td>large</td><td>the whole foreground, liver</td><td>4 validation cases</td>" in text
+
+
+def test_pictures_can_be_opened_and_are_not_blank(reported):
+    folder = reported.results / "report/figures"
+    for path in [*folder.glob("*.png"), *folder.glob("overlays/*.png")]:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 400
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
+def test_best_median_and_worst_case(reported):
+    stored = load_stored(reported.results, str(reported.definition), need_cases=True)
+    means = case_means(stored.scores)
+    examples = choose_examples(stored, means[means["setting"] == "both"], "both")
+    # case_3 has a liver only and is right; case_0 and case_2 are right, too: ties go by name.
+    assert [(example.rank, example.case) for example in examples] == [
+        ("best", "case_0"),
+        ("median", "case_3"),
+        ("worst", "case_1"),
+    ]
+    assert examples[-1].prediction == reported.results / "ensembles/both/fold-0/validation/case_1.nii.gz"
+    assert examples[-1].prediction.is_file()
+    one = means[(means["setting"] == "both") & (means["case"] == "case_4")]
+    assert [(example.rank, example.case) for example in choose_examples(stored, one, "both")] == [("best", "case_4")]
+    assert choose_examples(stored, one.assign(DSC=np.nan), "both") == []
+
+
+def test_a_slice_is_seen_from_the_feet_with_the_right_aspect(reported):
+    cases = load_cases(reported.cases)
+    prediction = reported.results / "small/fold-0/validation/case_0.nii.gz"
+    cut = read_slice(cases, Example(rank="best", case="case_0", dsc=1.0, prediction=prediction))
+    assert cut.aspect == pytest.approx(1.5)
+    assert cut.window == (-160.0, 240.0)
+    # The liver lies at low x, the patient's left in RAS+, so on the right of the picture.
+    assert np.argwhere(cut.reference == 1)[:, 1].min() == 16 - 7
+    assert np.argwhere(cut.prediction == 1)[:, 1].min() == 16 - 9
+    # Slices 4 to 6 hold liver and spleen; the first of them is shown.
+    assert np.count_nonzero(cut.reference) == 8 * 6 + 4 * 4
+    volume = nibabel.load(Path(cases.root) / "images/case_0.nii.gz").get_fdata()
+    np.testing.assert_allclose(cut.image, volume[::-1, :, 4].T, rtol=1e-6)
+
+
+def test_a_slice_of_a_case_without_reference_foreground(reported, tmp_path):
+    cases = load_cases(reported.cases)
+    empty = tmp_path / "empty"
+    write_labels(empty / "labels/case_0.nii.gz", np.zeros((12, 16, 16), np.uint8), GEOMETRY)
+    shutil.copytree(Path(cases.root) / "images", empty / "images")
+    moved = type(cases)(**{**vars(cases), "root": str(empty), "channels": ("MR",)})
+    prediction = reported.results / "small/fold-0/validation/case_0.nii.gz"
+    cut = read_slice(moved, Example(rank="worst", case="case_0", dsc=0.0, prediction=prediction))
+    assert not cut.reference.any()
+    assert np.count_nonzero(cut.prediction) == 8 * 6 + 4 * 4
+    low, high = np.percentile(cases.read_image(cases.case("case_0"))[0], [1, 99])
+    assert cut.window == pytest.approx((low, high))
+
+
+def test_long_histories_are_thinned_to_means():
+    history = pd.DataFrame({"epoch": np.arange(1, 1001), "learning_rate": 0.1})
+    for column in ("training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib"):
+        history[column] = np.arange(1000.0)
+    short = thinned(history)
+    assert len(short) == 200
+    assert short.iloc[0].to_dict() | {"epoch": 3.0, "training_loss": 2.0} == short.iloc[0].to_dict()
+    pd.testing.assert_frame_equal(thinned(history[:200])["epoch"].to_frame(), history[:200][["epoch"]].astype(float))

@@ -1,0 +1,214 @@
+"""The workflow itself: dry runs of every shipped study, a tiny study to its end, and what a user does next."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+TINY = {
+    "study": "tiny",
+    "folds": 2,
+    "baseline": "first",
+    "defaults": {
+        "patch": [8, 16, 16],
+        "batch": 2,
+        "network": {"base_features": 4, "levels": 3},
+        "training": {
+            "epochs": 2, "iterations_per_epoch": 4, "validation_iterations": 1, "workers": 0, "precision": "float32",
+            "checkpoint_minutes": 0,
+        },
+    },
+    "settings": {"first": {}, "second": {"patch": [16, 16, 16]}, "alone": {"folds": [1], "postprocess": False}},
+    "ensembles": {"both": {"members": ["first", "second"]}},
+}  # fmt: skip
+PHANTOM = {
+    "name": "small-phantom",
+    "source": {"phantom": {"training_cases": 4, "test_cases": 1, "shape": [16, 28, 28]}},
+}
+
+
+def snakemake(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs Snakemake on the checkout's workflow in another working directory."""
+    command = [str(SNAKEMAKE), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
+    return subprocess.run(
+        [*command, "--cores", "2", *arguments],
+        capture_output=True, text=True, check=False, timeout=500, cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def shipped_studies() -> list[str]:
+    root = Path(__file__).parents[1]
+    return ["config/config.yaml", *(str(path.relative_to(root)) for path in sorted(root.glob("config/studies/*.yaml")))]
+
+
+@pytest.mark.parametrize("study", shipped_studies())
+def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
+    done = snakemake(repository, tmp_path, "--configfile", str(repository / study), "-n")
+    assert done.returncode == 0, done.stderr
+    values = yaml.safe_load((repository / study).read_text())
+    runs = sum(len((keys or {}).get("folds", range(values["folds"]))) for keys in values["settings"].values())
+    counted = next(line.split()[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("train "))
+    assert int(counted) == runs
+
+
+def test_the_study_given_replaces_the_demo(repository, tmp_path):
+    done = snakemake(repository, tmp_path, "--configfile", str(repository / "config/studies/hippocampus.yaml"), "-n")
+    assert "large-patch" not in done.stdout + done.stderr
+
+
+def test_a_typo_ends_the_dry_run_with_one_line(repository, tmp_path):
+    (tmp_path / "typo.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "phantom", "ensembels": {}}))
+    done = snakemake(repository, tmp_path, "--configfile", "typo.yaml", "-n")
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "profile" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: typo.yaml: ensembels: unknown key 'ensembels'; allowed: ")
+    assert "did you mean 'ensembles'?" in lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(repository, tmp_path_factory) -> Path:
+    """A tiny phantom study, run to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "phantom.yaml").write_text(yaml.safe_dump(PHANTOM))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "phantom.yaml"}))
+    done = snakemake(repository, folder, "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_runs_from_nothing_to_its_report(finished):
+    results = finished / "results/tiny"
+    for name in (
+        "checks.csv", "cases.json", "fingerprint.json", "splits.json", "scores.csv", "report/index.html",
+        "report/tables/summary.csv", "report/tables/summary.md", "report/tables/summary.tex",
+        "report/figures/dsc_by_label.svg", "report/figures/training_curves.png", "report/figures/overlays/both.png",
+        "first/plan.json", "first/postprocessing.json", "first/fold-0/model.pt", "first/fold-0/history.csv",
+        "first/fold-0/manifest.json", "ensembles/both/postprocessing.json",
+    ):  # fmt: skip
+        assert (results / name).stat().st_size > 0, name
+
+
+@pytest.mark.slow
+def test_every_case_label_and_metric_is_scored_once(finished):
+    with (finished / "results/tiny/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["setting", "split", "fold", "case", "label", "metric", "value"]
+    keys = [(row["setting"], row["split"], row["case"], row["label"], row["metric"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    # 4 labels and 2 metrics; first, second, both: 4 validation cases and 1 test case; alone: 2 and 1
+    assert len(rows) == 4 * 2 * (3 * 5 + 3)
+    assert {row["fold"] for row in rows if row["split"] == "test"} == {"all"}
+    assert all(row["value"] == "" or 0 <= float(row["value"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_predictions_lie_on_the_grid_of_their_images(finished):
+    import nibabel
+    import numpy as np
+
+    cases = json.loads((finished / "results/tiny/cases.json").read_text())["cases"]
+    for case in cases:
+        image = nibabel.load(finished / "data/small-phantom" / case["images"][0])
+        folder = "test" if case["split"] == "test" else "fold-*/validation"
+        maps = list((finished / "results/tiny/first").glob(f"{folder}/{case['id']}.nii.gz"))
+        assert len(maps) == 1
+        prediction = nibabel.load(maps[0])
+        assert prediction.shape == image.shape
+        np.testing.assert_allclose(prediction.affine, image.affine, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_logits_and_partial_files(finished):
+    left = [path for path in (finished / "results").rglob("*") if "logits" in path.name or ".partial" in path.name]
+    assert left == []
+
+
+@pytest.mark.slow
+def test_a_finished_study_has_nothing_to_do(repository, finished):
+    done = snakemake(repository, finished, "--configfile", "tiny.yaml", "-n")
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_change_of_one_setting_runs_that_setting_only(repository, finished):
+    changed = {**TINY, "dataset": "phantom.yaml", "settings": {**TINY["settings"], "alone": {"folds": [1], "batch": 1}}}
+    (finished / "changed.yaml").write_text(yaml.safe_dump(changed))
+    done = snakemake(repository, finished, "--configfile", "changed.yaml", "-n")
+    output = done.stdout + done.stderr
+    assert "results/tiny/alone/plan.json" in output
+    assert "results/tiny/first/plan.json\n    log" not in output
+    jobs = dict(line.split()[:2] for line in output.splitlines() if line.startswith(("train ", "plan_setting ")))
+    assert jobs == {"train": "1", "plan_setting": "1"}
+
+
+@pytest.mark.slow
+def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path):
+    results = tmp_path / "results/tiny"
+    kept = [*(finished / "results/tiny").rglob("*.csv"), *(finished / "results/tiny").rglob("*.json")]
+    for path in kept:
+        if "report" not in path.parts and "preprocessed" not in path.parts:
+            target = results / path.relative_to(finished / "results/tiny")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    shutil.copy(finished / "tiny.yaml", tmp_path)
+    shutil.copy(finished / "phantom.yaml", tmp_path)
+    done = snakemake(repository, tmp_path, "tables", "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for table in ("summary.csv", "labels.tex", "cost.md"):
+        expected = (finished / "results/tiny/report/tables" / table).read_bytes()
+        assert (results / "report/tables" / table).read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_a_damaged_image_ends_the_study_with_its_name(repository, finished, tmp_path):
+    shutil.copytree(finished / "data/small-phantom", tmp_path / "source", symlinks=False)
+    image = next((tmp_path / "source/imagesTr").glob("*.nii.gz"))
+    image.write_bytes(image.read_bytes()[:2000])
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump({"name": "broken", "source": {"folder": "source"}}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "broken.yaml"}))
+    done = snakemake(repository, tmp_path, "--configfile", "tiny.yaml")
+    assert done.returncode != 0
+    assert image.name in done.stdout + done.stderr
+    assert not (tmp_path / "results/tiny/cases.json").exists()
+    with (tmp_path / "results/tiny/checks.csv").open() as file:
+        faults = [row for row in csv.DictReader(file) if row["severity"] == "error"]
+    assert [row["case"] for row in faults] == [image.name.removesuffix(".nii.gz")]
+
+
+@pytest.mark.slow
+def test_new_images_are_predicted_by_hand(finished, tmp_path):
+    from megavoxel.cli import main
+
+    results = finished / "results/tiny/first"
+    image = next((finished / "data/small-phantom/imagesTs").glob("*.nii.gz"))
+    weights = [str(path) for path in sorted(results.glob("fold-*/model.pt"))]
+    arguments = ["--plan", str(results / "plan.json"), "--weights", *weights, "--device", "cpu", "--threads", "1"]
+    assert main(["predict", *arguments, "--input", str(image), "--output", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [image.name]
+
+
+def test_every_rule_says_where_it_logs_what_it_needs_and_in_what_it_runs(repository):
+    text = "\n".join(path.read_text() for path in sorted((repository / "workflow/rules").glob("*.smk")))
+    rules = {block.split(":", 1)[0]: block for block in re.split(r"(?m)^rule (?=\w+:)", text)[1:]}
+    assert {"fetch", "check", "preprocess", "train", "predict_validation", "report", "tables"} <= set(rules)
+    for name, block in rules.items():
+        for directive in ("log", "benchmark", "resources", "container", "conda", "shell"):
+            assert f"    {directive}:\n" in block, f"{name} has no {directive}"
+
+
+def test_no_rule_computes(repository):
+    for path in (repository / "workflow/rules").glob("*.smk"):
+        assert not re.search(r"(?m)^    (run|script):", path.read_text()), path
