@@ -1,0 +1,1 @@
+"""Benchmarks: one small program per line of the table; `python -m benchmarks` runs them all."""
