@@ -1,31 +1,45 @@
-"""Runs every benchmark and writes `benchmarks/latest.csv`; a ratio above 1 says that ours is better."""
+"""Runs the benchmarks, all or those named, and writes `benchmarks/latest.csv`; a ratio above 1: ours is better.
+
+python -m benchmarks [NAME …]
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
-import os
-import platform
+import importlib
 import sys
 from pathlib import Path
 
-from benchmarks import planning
+import pandas
 
-PROGRAMS = (planning,)
-COLUMNS = ("benchmark", "peer", "ours", "theirs", "ratio", "unit")
+from benchmarks.environment import describe
+from benchmarks.measure import COLUMNS
+
+PROGRAMS = ("planning",)
+"""One module of this package each; `run()` gives its rows."""
 
 
 def main() -> int:
     """Prints the environment and the table, and writes it."""
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}", flush=True)
-    rows = [row for program in PROGRAMS for row in program.run()]
-    target = Path(__file__).with_name("latest.csv")
-    with target.open("w", newline="") as file:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*PROGRAMS, []], default=[], help="default: all")
+    names = parser.parse_args().names or PROGRAMS
+    print(describe(), flush=True)
+    rows = []
+    for name in names:
+        rows += [row.plain() for row in importlib.import_module(f"benchmarks.{name}").run()]
+        write(Path(__file__).with_name("latest.csv"), rows)
+    print(pandas.DataFrame(rows, columns=COLUMNS).to_string(index=False))
+    return 0
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Writes the rows so far."""
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    for row in rows:
-        print("  ".join(str(row[column]) for column in COLUMNS))
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.measure import Row, smaller_is_better
 from megavoxel.data.cases import Case, Cases, save_cases
 from megavoxel.files import write_json
 
@@ -19,21 +20,13 @@ BOUND_SECONDS = 10.0
 REPEATS = 3
 
 
-def run() -> list[dict[str, object]]:
+def run() -> list[Row]:
     """One row: the median of a few dry runs beside the bound that the project sets itself."""
     with tempfile.TemporaryDirectory() as folder:
         study = write_study(Path(folder))
         seconds = statistics.median(dry_run_seconds(Path(folder), study) for _ in range(REPEATS))
-    return [
-        {
-            "benchmark": "dry run of 12 settings x 5 folds x 360 cases",
-            "peer": "own bound",
-            "ours": round(seconds, 2),
-            "theirs": BOUND_SECONDS,
-            "ratio": round(BOUND_SECONDS / seconds, 2),
-            "unit": "s",
-        }
-    ]
+    title = "dry run of 12 settings x 5 folds x 360 cases"
+    return [smaller_is_better(title, "own bound", seconds, BOUND_SECONDS, "s")]
 
 
 def write_study(folder: Path) -> Path:
