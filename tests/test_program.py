@@ -155,7 +155,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients():
     image = torch.randn(1, 1, 8, 16, 16)
     gradients = []
     for checkpointing in (False, True):
-        network = SegmentationNetwork(network_plan(checkpointing=checkpointing), seed=2)
+        network = SegmentationNetwork(network_plan(), seed=2, checkpointing=checkpointing)
         loss = sum(logits.square().mean() for logits in network(image))
         loss.backward()
         gradients.append([loss.detach(), *(parameter.grad for parameter in network.parameters())])

@@ -22,6 +22,8 @@ STAGES = {
     "split": "divide the training cases into folds",
     "plan-preprocessing": "choose spacing, axis order and normalisation",
     "plan": "choose patch, batch and network of a setting",
+    "estimate": "forecast memory and hours of every setting of a study",
+    "calibrate": "measure rate and memory of this device for forecasts",
     "preprocess": "crop, normalise and resample cases",
     "train": "train a setting on a fold",
     "predict": "label images by the sliding window",

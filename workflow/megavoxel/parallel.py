@@ -31,6 +31,7 @@ def map_cases(
     *,
     processes: int = 1,
     title: str,
+    unit: str = "case",
     describe: Callable[[Item, Result], str] | None = None,
 ) -> list[Result]:
     """`[work(item) for item in items]`, in that order whatever the number of processes.
@@ -40,13 +41,14 @@ def map_cases(
         items: what to work on.
         processes: how many at once; each of several computes with one thread.
         title: stands beside the progress.
+        unit: what an item is.
         describe: one line about a finished item; None: about ten lines in all.
 
     Raises:
         UserError: a process was killed; and what `work` raises.
     """
     results: list[Result] = []
-    with tqdm(total=len(items), desc=title, unit="case", disable=None) as bar:
+    with tqdm(total=len(items), desc=title, unit=unit, disable=None) as bar:
         for result in _results(work, items, processes, title):
             results.append(result)
             bar.update()

@@ -97,8 +97,15 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def facts_for_planning():
+    """Cases and fingerprint as inputs of a forecast, but where the dataset's file declares what it needs of them."""
+    facts = {"cases": f"{RESULTS}/cases.json", "fingerprint": f"{RESULTS}/fingerprint.json"}
+    return {} if DATASET.declared and not all(map(os.path.exists, facts.values())) else facts
+
+
 MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
 PREPROCESSINGS = {preprocessing_key(name): setting.preprocessing for name, setting in SETTINGS.items()}
+FACTS = facts_for_planning()
 RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
 
 

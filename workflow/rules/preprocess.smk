@@ -1,5 +1,6 @@
 # Plans, and the arrays that networks read. Settings with the same `preprocessing` keys share both.
 localrules:
+    plan,
     plan_preprocessing,
     plan_setting,
 
@@ -52,10 +53,38 @@ rule plan_setting:
         study=STUDY.name,
         dataset=DATASET.name,
         seed=STUDY.seed,
+        device=as_json(DEVICE),
+        folds=STUDY.folds,
     shell:
         "megavoxel plan --cases {input.cases:q} --preprocessing-plan {input.preprocessing:q} --definition {params.definition:q} "
         "--study-name {params.study:q} --dataset {params.dataset:q} --seed {params.seed} "
-        "--output {output.plan:q} > {log:q} 2>&1"
+        "--device {params.device:q} --folds {params.folds} --output {output.plan:q} > {log:q} 2>&1"
+
+
+rule plan:
+    """Forecast memory and hours of every setting: writes plan.tsv and prints it. No output, so that it always does."""
+    input:
+        **FACTS,
+    log:
+        f"{LOGS}/plan.log",
+    benchmark:
+        f"{JOBS}/plan.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(4000),
+        runtime=by_attempt(30),
+    params:
+        definition=json.dumps(config),
+        hardware=os.path.relpath(CONFIG_FOLDER / "hardware.yaml"),
+        datasets=os.path.relpath(CONFIG_FOLDER / "datasets"),
+        facts=" ".join(f"--{name} {shlex.quote(path)}" for name, path in FACTS.items()),
+        table=f"{RESULTS}/plan.tsv",
+    shell:
+        "megavoxel estimate --definition {params.definition:q} --hardware {params.hardware:q} "
+        "--datasets {params.datasets:q} {params.facts} --output {params.table:q} 2> {log:q}"
 
 
 rule preprocess:

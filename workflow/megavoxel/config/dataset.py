@@ -45,6 +45,18 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What is published of a dataset: enough to plan a study before the download."""
+
+    training_cases: int
+    """Labelled cases for cross-validation."""
+    shape: tuple[int, ...]
+    """Median voxels per axis z, y, x."""
+    spacing: tuple[float, ...]
+    """Median spacing in mm along z, y, x."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A dataset file."""
 
@@ -65,6 +77,8 @@ class Dataset:
     """Cases to leave out."""
     test_cases: tuple[str, ...] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
+    declared: Declared | None = None
+    """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
     def tolerance(self, label: str) -> float:
         """NSD tolerance of a label in mm.
@@ -90,6 +104,9 @@ def load_dataset(path: Path) -> Dataset:
     """
     values = read_yaml(path)
     validate(values, "dataset", source=str(path))
+    missing = [key for key in ("labels", "channels") if "declared" in values and key not in values]
+    if missing:
+        raise UserError(f"{path}: declared: it also needs '{missing[0]}' in this file, which planning asks for")
     return from_plain(Dataset, values, where=str(path))
 
 

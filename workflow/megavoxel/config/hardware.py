@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megavoxel.config.records import from_plain
@@ -19,6 +19,18 @@ class Device:
     """`cpu` or `gpu`."""
     memory_gib: float | None = None
     """Memory of the device in GiB; None for the host's own."""
+    overhead_gib: float = 1.0
+    """Memory in GiB that a process needs before any network is there: libraries, and the CUDA context on a GPU."""
+    workspace: float = 1.0
+    """Memory that convolutions take for themselves, in units of input and output of the largest one in float32."""
+    teraflops: dict[str, float] = field(default_factory=dict)
+    """Sustained rate of training in 10¹² operations per second, by `float32` and `half` (bfloat16, float16)."""
+    step_milliseconds: float = 0.0
+    """Time of a pass through the network that does not depend on its size."""
+    most_devices: int = 1
+    """Devices that one job may use."""
+    link_gib_per_second: float = 10.0
+    """Rate at which two devices of a job exchange data."""
     cpus_per_job: int = 8
     """CPU cores of a training or prediction job."""
     host_memory_mb: int = 16000

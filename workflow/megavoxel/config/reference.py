@@ -36,6 +36,8 @@ WORDS = {
     "devices": "Devices by name.",
     "description": "For the reader.",
     "licence": "For the reader.",
+    "float32": "In single precision.",
+    "half": "In bfloat16 or float16.",
 }
 """Meanings of keys that neither a dataclass nor a schema describes."""
 
@@ -78,6 +80,7 @@ SECTIONS = (
     Section(title="A setting", schema="study", place="$defs/setting", record=study.Setting),
     _of_setting("preprocessing", study.Preprocessing),
     _of_setting("network", study.Network),
+    Section(title="`parallel` of a setting", schema="study", place="$defs/parallel", record=study.Parallel),
     _of_setting("training", study.Training),
     _of_setting("augmentation", study.Augmentation),
     _of_setting("inference", study.Inference),
@@ -85,12 +88,18 @@ SECTIONS = (
     Section(title="A dataset file", schema="dataset", record=dataset.Dataset),
     Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),
     Section(title="`phantom` of a source", schema="dataset", place="$defs/phantom", record=dataset.Phantom),
+    Section(title="`declared` of a dataset", schema="dataset", place="$defs/declared", record=dataset.Declared),
     Section(title="The hardware file", schema="hardware"),
     Section(
         title="A device",
         schema="hardware",
         place="properties/devices/additionalProperties",
         record=hardware.Device,
+    ),
+    Section(
+        title="`teraflops` of a device",
+        schema="hardware",
+        place="properties/devices/additionalProperties/properties/teraflops",
     ),
 )
 

@@ -19,6 +19,8 @@ class Preprocessing:
 
     spacing: tuple[float, ...] | None = None
     """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
+    resolution: str = "full"
+    """`full`, or `low`: the spacing of nnU-Net's low-resolution stage, for large cases; not beside `spacing`."""
     normalisation: str | None = None
     """`ct` (foreground percentiles of the dataset), `z-score` (of each image); None: by the channel's name."""
     image_order: int = 3
@@ -41,8 +43,32 @@ class Network:
     """3D convolutions per level, in the encoder and in the decoder."""
     deep_supervision: bool = True
     """Whether decoder levels below the first carry a head with a loss of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How a training step is spread over devices and time. It changes neither the batch nor what is learnt."""
+
+    data: int = 1
+    """Devices, or groups of `pipeline` devices, that share each batch."""
+    pipeline: int = 1
+    """Devices that share one network, a stage each."""
+    micro_batches: int = 1
+    """Equal parts in which a batch goes through the stages of a pipeline."""
+    accumulate: int = 1
+    """Equal parts of a device's share whose gradients are summed one after the other."""
     checkpointing: bool = False
     """Whether blocks are run again in the backward pass instead of keeping their activations."""
+
+    @property
+    def devices(self) -> int:
+        """Devices of a training job."""
+        return self.data * self.pipeline
+
+    @property
+    def parts(self) -> int:
+        """Parts that a batch is cut into."""
+        return self.data * self.accumulate * self.micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +180,8 @@ class Setting:
     """The folds to train; None: all of the study."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     network: Network = field(default_factory=Network)
+    parallel: Parallel | None = field(default_factory=Parallel)
+    """How a step is spread over devices; `auto`: the cheapest way that fits the study's device. None stands for it."""
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
@@ -215,7 +243,9 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     validate(values, "study", source=source)
     written = values["settings"]
-    resolved = {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
+    resolved = {
+        name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written
+    }
     ensembles = values.get("ensembles", {})
     study = Study(
         name=values["study"],
@@ -259,6 +289,11 @@ def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tupl
         return merge(defaults, own)
     _require(parent, list(settings), f"{source}: settings.{name}.inherits")
     return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
+
+
+def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
+    """`parallel: auto` as None, so that the key holds a mapping or nothing."""
+    return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
 
 
 def _check_references(study: Study, source: str) -> None:

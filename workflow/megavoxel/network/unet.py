@@ -47,15 +47,17 @@ class SegmentationNetwork(nn.Module):
     Args:
         plan: the network.
         seed: seed of the initial weights; the global random state is left alone.
+        checkpointing: whether blocks are run again in the backward pass instead of keeping their activations.
     """
 
-    def __init__(self, plan: NetworkPlan, *, seed: int = 0) -> None:
+    def __init__(self, plan: NetworkPlan, *, seed: int = 0, checkpointing: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.program = Program(unet_blocks(plan))
             self.program.apply(initialise)
         self.plan = plan
+        self.checkpointing = checkpointing
         self.strides = cumulative_strides(plan)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -69,7 +71,7 @@ class SegmentationNetwork(nn.Module):
             the first one only.
         """
         shape = image.shape[2:]
-        emitted = self.program(self._pad(image), checkpointing=self.plan.checkpointing)
+        emitted = self.program(self._pad(image), checkpointing=self.checkpointing)
         levels = [level for level in range(len(self.strides)) if head_name(level) in emitted]
         return [
             _crop(emitted[head_name(level)], shape, self.strides[level])

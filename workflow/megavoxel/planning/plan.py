@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.files import content_hash, read_json, write_json
 
 
@@ -73,7 +73,6 @@ class NetworkPlan:
     """Stride of the first convolution per level and axis; level 0 has ones."""
     convolutions_per_level: int = 2
     deep_supervision: bool = True
-    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +92,20 @@ class Plan:
     training: Training
     augmentation: Augmentation
     inference: Inference
+    parallel: Parallel = field(default_factory=Parallel)
+    """How a training step is spread over devices."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
 
     @property
     def hash(self) -> str:
-        """Short hash of everything that training depends on; training states are kept under it."""
+        """Short hash of everything that training depends on; training states are kept under it.
+
+        Not on `parallel`: it spreads the same steps, so that a run may go on with more devices or fewer.
+        """
         plain = to_plain(self)
-        relevant = {key: value for key, value in plain.items() if key not in ("notes", "inference", "study", "setting")}
+        unread = ("notes", "inference", "parallel", "study", "setting")
+        relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {key: value for key, value in plain["preprocessing"].items() if key != "notes"}
         return content_hash(relevant)
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megavoxel.config.study import Preprocessing, Setting
+from megavoxel.config.study import Network, Preprocessing, Setting
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import Fingerprint, Intensities
+from megavoxel.planning.low_resolution import low_resolution_note, require_low_resolution
 from megavoxel.planning.patch import (
     REFERENCE_BATCH,
     REFERENCE_MEMORY_GIB,
@@ -29,6 +30,7 @@ from megavoxel.planning.spacing import (
     is_anisotropic,
     median_shape,
     target_spacing,
+    times,
     transposed,
     transposition,
 )
@@ -47,7 +49,8 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         keys: what the study says.
 
     Raises:
-        UserError: the fingerprint does not belong to the cases.
+        UserError: the fingerprint does not belong to the cases, or there is no low resolution of the dataset where the
+            study asks for it.
     """
     if fingerprint.channels != cases.channels:
         raise UserError(
@@ -57,6 +60,11 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
     transpose, spacing, notes = _grid(fingerprint, keys)
     shapes = [transposed(case.cropped_shape, transpose) for case in fingerprint.cases]
     spacings = [transposed(case.spacing, transpose) for case in fingerprint.cases]
+    median = median_shape(shapes, spacings, spacing)
+    if keys.resolution == "low":
+        stage = require_low_resolution(_full_resolution(cases, spacing, median), keys, cases.dataset)
+        spacing, median = stage.frame.spacing, stage.frame.median_shape
+        notes.append(f"spacing: {times(spacing)} mm, {stage.reason}")
     inside = fingerprint.median_crop_ratio < CROP_RATIO
     rules = [
         _normalisation(name, intensities, keys.normalisation, inside)
@@ -67,7 +75,7 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
         transpose=transpose,
         spacing=spacing,
-        median_shape=median_shape(shapes, spacings, spacing),
+        median_shape=median,
         normalisation=tuple(rules),
         image_order=keys.image_order,
         label_order=keys.label_order,
@@ -115,7 +123,12 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         training=setting.training,
         augmentation=setting.augmentation,
         inference=setting.inference,
-        notes=(*patch_notes, _network_note(candidate, setting), *batch_notes),
+        notes=(
+            *patch_notes,
+            _network_note(candidate, setting),
+            low_resolution_note(frame, patch, setting.preprocessing),
+            *batch_notes,
+        ),
     )
 
 
@@ -138,11 +151,24 @@ def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...
     else:
         transpose = transposition(median)
         spacing = keys.spacing
-        reason = f"fixed by the study; the median of the dataset is {_times(transposed(median, transpose))} mm"
+        reason = f"fixed by the study; the median of the dataset is {times(transposed(median, transpose))} mm"
         if coarsest_axis(spacing) != 0:
             reason += "; its first axis is not the coarsest one, which the order of axes is meant for"
     order = ", ".join(AXES[axis] for axis in transpose)
-    return transpose, spacing, [f"axes: {order}, the coarsest first", f"spacing: {_times(spacing)} mm, {reason}"]
+    return transpose, spacing, [f"axes: {order}, the coarsest first", f"spacing: {times(spacing)} mm, {reason}"]
+
+
+def _full_resolution(cases: Cases, spacing: tuple[float, ...], median: tuple[float, ...]) -> Frame:
+    """The dataset as nnU-Net plans for it by default."""
+    return Frame(
+        setting=f"default of dataset {cases.dataset}",
+        spacing=spacing,
+        median_shape=median,
+        channels=len(cases.channels),
+        classes=len(cases.labels) + 1,
+        memory_gib=REFERENCE_MEMORY_GIB,
+        keys=Network(),
+    )
 
 
 def _normalisation(name: str, intensities: Intensities, fixed: str | None, inside: bool) -> ChannelNormalisation:
@@ -178,8 +204,8 @@ def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting
     asked = setting.preprocessing.spacing
     if asked is not None and tuple(asked) != tuple(preprocessing.spacing):
         raise UserError(
-            f"setting {setting.name}: preprocessing.spacing is {_times(asked)} mm, the preprocessing plan has "
-            f"{_times(preprocessing.spacing)} mm; it belongs to another setting"
+            f"setting {setting.name}: preprocessing.spacing is {times(asked)} mm, the preprocessing plan has "
+            f"{times(preprocessing.spacing)} mm; it belongs to another setting"
         )
 
 
@@ -189,22 +215,22 @@ def _choose_patch(frame: Frame, setting: Setting) -> tuple[Candidate, list[str]]
     batch = setting.batch or SMALLEST_BATCH
     start = frame.candidate(start_patch(frame.spacing, frame.median_shape)).patch
     chosen = largest_patch(frame, batch)
-    note = f"patch: {_times(chosen.patch)}, begun at {_times(start)} (256³ voxels, at most the median shape, padded)"
+    note = f"patch: {times(chosen.patch)}, begun at {times(start)} (256³ voxels, at most the median shape, padded)"
     if chosen.patch == start:
         return chosen, [f"{note}; kept, because batch {batch} of it fits into memory_gib {frame.memory_gib:g}"]
     return chosen, [f"{note} and shrunk until batch {batch} fits into memory_gib {frame.memory_gib:g}"]
 
 
 def _fixed_patch_notes(frame: Frame, patch: Sequence[int]) -> list[str]:
-    notes = [f"patch: {_times(patch)}, fixed by the study"]
+    notes = [f"patch: {times(patch)}, fixed by the study"]
     inside = frame.candidate(patch).patch
     if tuple(inside) != tuple(patch):
         notes.append(
-            f"patch: not a multiple of the network's stride; padded inside from {_times(patch)} to {_times(inside)}, "
+            f"patch: not a multiple of the network's stride; padded inside from {times(patch)} to {times(inside)}, "
             "logits are cropped"
         )
     if any(size > median for size, median in zip(patch, frame.median_shape, strict=True)):
-        median = _times(frame.median_shape)
+        median = times(frame.median_shape)
         notes.append(f"patch: larger than the median case ({median}) along some axis; filled with 0")
     return notes
 
@@ -213,15 +239,15 @@ def _check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
     wanted, possible = setting.network.levels, frame.topology(patch).levels
     if wanted is not None and wanted > possible:
         raise UserError(
-            f"setting {setting.name}: network.levels is {wanted}, but patch {_times(patch)} at spacing "
-            f"{_times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
+            f"setting {setting.name}: network.levels is {wanted}, but patch {times(patch)} at spacing "
+            f"{times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
         )
 
 
 def _network_note(candidate: Candidate, setting: Setting) -> str:
     levels = len(candidate.network.features)
     reason = "fixed by the study" if setting.network.levels else "as many as patch and spacing allow"
-    return f"network: {levels} levels ({reason}), stride {_times(candidate.divisor)}"
+    return f"network: {levels} levels ({reason}), stride {times(candidate.divisor)}"
 
 
 def _choose_batch(
@@ -242,7 +268,3 @@ def _choose_batch(
         needed = share * frame.memory_gib * batch / REFERENCE_BATCH
         notes.append(f"batch: it needs about {needed:.0f} GiB by nnU-Net's measure, more than memory_gib asks for")
     return batch, notes
-
-
-def _times(values: Sequence[float]) -> str:
-    return " × ".join(f"{value:.6g}" for value in values)

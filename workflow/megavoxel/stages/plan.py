@@ -1,4 +1,4 @@
-"""Choose patch, batch and network of a setting: nnU-Net's rules, and what the study fixes."""
+"""Choose patch, batch, network and parallelism of a setting: nnU-Net's rules, forecasts, and what the study fixes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from megavoxel.config.hardware import load_device
+from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
-from megavoxel.config.study import Setting, load_study, with_memory
+from megavoxel.config.study import Parallel, Setting, load_study, with_memory
 from megavoxel.data.cases import load_cases
 from megavoxel.errors import UserError
+from megavoxel.planning.plan import Plan
 from megavoxel.stages.plan_preprocessing import parse_definition
 
 
@@ -22,6 +23,10 @@ class Request:
     study: str
     """Name of the study."""
     seed: int
+    folds: int
+    """Folds of the study."""
+    device: Device | None
+    """What the setting is to run on; None: not known."""
     dataset: str | None = None
     """Name that the cases must have; None: any."""
 
@@ -37,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", type=Path, help="hardware file that describes the study's device, with --study")
     parser.add_argument("--study-name", help="name of the study, with --definition")
     parser.add_argument("--seed", type=int, help="seed of the study, with --definition")
+    parser.add_argument("--folds", type=int, help="folds of the study, with --definition")
+    parser.add_argument("--device", help="the study's device as JSON, with --definition")
     parser.add_argument("--dataset", help="name that the dataset of the cases must have, with --definition")
     parser.add_argument("--output", type=Path, required=True, help="where plan.json goes")
 
@@ -51,21 +58,57 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--dataset {request.dataset}: {arguments.cases} is of dataset {cases.dataset}")
     preprocessing = load_preprocessing_plan(arguments.preprocessing_plan)
     plan = plan_setting(cases, preprocessing, request.setting, study=request.study, seed=request.seed)
+    plan = _spread(plan, request, len(cases.of_split("training")))
     save_plan(arguments.output, plan)
     print("\n".join(plan.notes))
 
 
+def _spread(plan: Plan, request: Request, training_cases: int) -> Plan:
+    """The plan with its parallelism; without a device, what the study fixes."""
+    wanted = request.setting.parallel
+    if wanted == Parallel():
+        return plan  # nothing to look at: training itself checks the memory that it finds
+
+    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.table import spread
+
+    if request.device is None:
+        raise UserError(
+            f"setting {plan.setting}: parallel is chosen or checked for a device; give --hardware with --study, or "
+            "--device and --folds with --definition"
+        )
+    workload = Workload(training_cases=training_cases, folds=request.folds)
+    return spread(plan, request.setting, request.device, workload)[0]
+
+
 def _request(arguments: argparse.Namespace) -> Request:
     if arguments.definition is not None:
-        if arguments.study_name is None or arguments.seed is None:
-            raise UserError("--definition: it needs --study-name and --seed beside it")
-        setting = from_plain(Setting, parse_definition(arguments.definition), where="--definition")
-        return Request(setting=setting, study=arguments.study_name, seed=arguments.seed, dataset=arguments.dataset)
-    study = load_study(arguments.study)
+        return _defined_request(arguments)
+    study, device = load_study(arguments.study), None
     if arguments.hardware is not None:
         device = load_device(arguments.hardware, study.hardware, source=str(arguments.study))
         study = with_memory(study, device.memory_gib)
     names = [setting.name for setting in study.settings]
     if arguments.setting not in names:
         raise UserError(f"--setting {arguments.setting}: {arguments.study} has: {', '.join(names)}")
-    return Request(setting=study.setting(arguments.setting), study=study.name, seed=study.seed)
+    return Request(
+        setting=study.setting(arguments.setting), study=study.name, seed=study.seed, folds=study.folds, device=device
+    )
+
+
+def _defined_request(arguments: argparse.Namespace) -> Request:
+    if arguments.study_name is None or arguments.seed is None:
+        raise UserError("--definition: it needs --study-name and --seed beside it")
+    if (arguments.device is None) != (arguments.folds is None):
+        raise UserError("--device and --folds: give both or neither")
+    device = None
+    if arguments.device is not None:
+        device = from_plain(Device, parse_definition(arguments.device, option="--device"), where="--device")
+    return Request(
+        setting=from_plain(Setting, parse_definition(arguments.definition), where="--definition"),
+        study=arguments.study_name,
+        seed=arguments.seed,
+        folds=arguments.folds or 1,
+        device=device,
+        dataset=arguments.dataset,
+    )

@@ -45,7 +45,7 @@ def _definition(arguments: argparse.Namespace) -> Preprocessing:
     return study.setting(arguments.setting).preprocessing
 
 
-def parse_definition(text: str) -> dict:
+def parse_definition(text: str, *, option: str = "--definition") -> dict:
     """The mapping that a JSON text on the command line holds.
 
     Raises:
@@ -54,7 +54,7 @@ def parse_definition(text: str) -> dict:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as fault:
-        raise UserError(f"--definition: not JSON ({fault})") from None
+        raise UserError(f"{option}: not JSON ({fault})") from None
     if not isinstance(values, dict):
-        raise UserError("--definition: expected a JSON mapping of keys to values")
+        raise UserError(f"{option}: expected a JSON mapping of keys to values")
     return values

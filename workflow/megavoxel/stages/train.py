@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, then writes the three files; model.pt comes last."""
+    from megavoxel.forecast.fit import check_fits, explained_out_of_memory
+    from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.weights import save_weights
     from megavoxel.training.loop import Fold, train
@@ -45,8 +47,17 @@ def run(arguments: argparse.Namespace) -> None:
         validation=tuple(split.validation),
         data=file_sha256(arguments.checksums) if arguments.checksums else None,
     )
+    if plan.parallel.devices > 1:
+        raise UserError(
+            f"setting {plan.setting}: parallel asks for {plan.parallel.devices} devices, training runs on one; set "
+            "parallel.data and parallel.pipeline to 1 (accumulate and checkpointing save memory on one device)"
+        )
     set_threads(arguments.threads)
-    done = train(plan, fold, arguments.state, choose_device(arguments.device))
+    device = choose_device(arguments.device)
+    cases = len(fold.training) + len(fold.validation)
+    forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(splits.folds)))
+    with explained_out_of_memory(plan, forecast):
+        done = train(plan, fold, arguments.state, device)
     write_history(arguments.output / "history.csv", done.history)
     write_json(arguments.output / "manifest.json", build_manifest(done, fold))
     save_weights(arguments.output / "model.pt", done.network, plan_hash=plan.hash, precision=done.precision.name)

@@ -106,7 +106,8 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device) -> R
 def start_run(plan: Plan, fold: Fold, device: torch.device, state: dict[str, Any] | None = None) -> Run:
     """A new run, or the one that `state` was taken of."""
     precision = Precision(**state["precision"]) if state else choose_precision(plan, device)
-    network = SegmentationNetwork(plan.network, seed=plan.seed + fold.number)
+    seed = plan.seed + fold.number
+    network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
     network = network.to(device, memory_format=torch.channels_last_3d)
     run = Run(
         plan=plan,
@@ -143,18 +144,24 @@ def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]], rate: float)
 def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
     """Forward, backward, clip, step; returns the loss, detached.
 
+    The batch goes through in `parallel.accumulate` equal parts; gradients and loss are those of the whole batch.
+
     Args:
         image: float32 (batch, channels, z, y, x).
         target: int64 classes (batch, z, y, x).
     """
     run.optimizer.zero_grad(set_to_none=True)
-    loss = _loss(run, image, target)[0]
-    run.scaler.scale(loss).backward()
+    parts = run.plan.parallel.accumulate
+    losses = []
+    for image_part, target_part in zip(image.chunk(parts), target.chunk(parts), strict=True):
+        loss = _loss(run, image_part, target_part)[0] / parts
+        run.scaler.scale(loss).backward()
+        losses.append(loss.detach())
     run.scaler.unscale_(run.optimizer)
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.plan.training.gradient_clip)
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    return loss.detach()
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()

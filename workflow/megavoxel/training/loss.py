@@ -23,7 +23,7 @@ def soft_dice_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         intersection and cardinality (soft prediction plus reference), each (batch, classes - 1).
     """
     probabilities = logits.softmax(dim=1)[:, 1:]
-    reference = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
+    reference = _one_hot(target.long(), logits.shape[1])[:, 1:]
     intersection = (probabilities * reference).sum(dim=(2, 3, 4))
     cardinality = (probabilities.sum(dim=(2, 3, 4))) + reference.sum(dim=(2, 3, 4))
     return intersection, cardinality
@@ -44,6 +44,12 @@ def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = False) -> Tensor:
 def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy over all voxels."""
     return F.cross_entropy(logits, target.long())
+
+
+def _one_hot(target: Tensor, classes: int) -> Tensor:
+    """Boolean (batch, classes, z, y, x): an eighth of the memory of PyTorch's `one_hot`, which counts in int64."""
+    empty = torch.zeros(*target.shape, classes, dtype=torch.bool, device=target.device)
+    return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
 def build_loss(name: str, *, batch_dice: bool) -> Loss:

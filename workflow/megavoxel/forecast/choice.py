@@ -1,0 +1,251 @@
+"""The cheapest way of running a setting that fits its device, and why the cheaper ones do not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
+from megavoxel.errors import UserError
+from megavoxel.forecast.hours import Workload
+from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages
+from megavoxel.planning.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The way that was chosen."""
+
+    forecast: Forecast
+    fits: bool
+    """Whether the device's memory will do."""
+    reason: str
+    """Why this one; where nothing fits, by how much and what would."""
+    next_option: str
+    """What to try should memory run out all the same."""
+
+
+def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | None) -> Choice:
+    """Forecasts the way that a study fixes, or finds the cheapest one that fits.
+
+    Cheap is what takes few device-hours; of equals, what takes few devices. A way that needs longer than a job on the
+    device may run comes after all that do not. Pipelines are looked at where nothing else fits: they idle while they
+    fill and run dry.
+
+    Args:
+        plan: the setting.
+        device: what it is to run on.
+        workload: cases and folds.
+        fixed: what the study says; None: the planner chooses.
+
+    Raises:
+        UserError: the parts do not divide the batch, or the network has fewer blocks than stages are asked for.
+    """
+    search = Search(plan, device, workload)
+    if fixed is None:
+        return search.cheapest()
+    check_parallel(plan, fixed)
+    forecast = forecast_setting(plan, fixed, device, workload)
+    if fits(forecast):
+        return Choice(forecast=forecast, fits=True, reason="as the study says", next_option=next_option(plan, forecast))
+    other = search.cheapest()
+    return Choice(
+        forecast=forecast,
+        fits=False,
+        reason=too_large(forecast, other.forecast if other.fits else None),
+        next_option="",
+    )
+
+
+class Search:
+    """The ways of running a setting, from cheap to dear, each looked at once."""
+
+    def __init__(self, plan: Plan, device: Device, workload: Workload) -> None:
+        self.plan, self.device, self.workload = plan, device, workload
+        self.seen: list[Forecast] = []
+
+    def cheapest(self) -> Choice:
+        """The first way that fits."""
+        plain = self._look(Parallel(), exact=True)
+        if fits(plain) and not late(plain):
+            return Choice(
+                forecast=plain, fits=True, reason="plain training fits", next_option=next_option(self.plan, plain)
+            )
+        best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
+        if best is None:
+            least = min(self.seen, key=lambda forecast: forecast.peak_gib)
+            return Choice(forecast=least, fits=False, reason=too_large(least, None), next_option="")
+        reason = why(best, self.seen)
+        return Choice(forecast=best, fits=True, reason=reason, next_option=next_option(self.plan, best))
+
+    def _look(self, parallel: Parallel, *, exact: bool) -> Forecast:
+        forecast = forecast_setting(self.plan, parallel, self.device, self.workload, exact=exact)
+        self.seen = [other for other in self.seen if other.parallel != parallel] + [forecast]
+        return forecast
+
+    def _first_that_fits(self, ways: Iterable[Parallel]) -> Forecast | None:
+        """The cheapest by a rough forecast that an exact one confirms."""
+        rough = []
+        for parallel in ways:
+            rough.append(self._look(parallel, exact=False))
+            if fits(rough[-1]) and not late(rough[-1]):
+                break
+        for forecast in sorted(filter(fits, rough), key=cost):
+            exact = self._look(forecast.parallel, exact=True)
+            if fits(exact):
+                return exact
+        return None
+
+    def _by_data(self) -> Iterator[Parallel]:
+        """One device, then several by data, without and with checkpointing, each with the fewest parts that fit."""
+        devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.batch % count == 0]
+        for checkpointing in (False, True):
+            for data in devices[:1] if self.plan.training.batch_dice else devices:
+                parts = self._fewest_parts(self.plan.batch // data, checkpointing)
+                yield Parallel(data=data, accumulate=parts, checkpointing=checkpointing)
+
+    def _fewest_parts(self, share: int, checkpointing: bool) -> int:
+        """Parts of a device's share, by what one sample needs and the memory that there is."""
+        if self.plan.training.batch_dice:
+            return 1
+        one = Parallel(accumulate=self.plan.batch, checkpointing=checkpointing)
+        sample = forecast_setting(self.plan, one, self.device, self.workload, exact=False)
+        room = (self.device.memory_gib or math.inf) - sample.training_gib
+        samples = 1 + max(0, math.floor(room / sample.sample_gib))
+        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= samples)
+
+    def _pipelines(self) -> Iterator[Parallel]:
+        stages = powers_of_two(min(self.device.most_devices, most_stages(self.plan)))[1:]
+        micro_batches = 1 if self.plan.training.batch_dice else self.plan.batch
+        for count, checkpointing in itertools.product(stages, (False, True)):
+            yield Parallel(pipeline=count, micro_batches=micro_batches, checkpointing=checkpointing)
+
+
+def check_parallel(plan: Plan, parallel: Parallel) -> None:
+    """Refuses what cannot be run exactly.
+
+    Raises:
+        UserError: naming the setting, the keys and what is allowed.
+    """
+    where = f"setting {plan.setting}: parallel"
+    if plan.batch % parallel.parts:
+        raise UserError(
+            f"{where}: batch {plan.batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} "
+            f"× micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {plan.batch}"
+        )
+    if parallel.pipeline == 1 and parallel.micro_batches > 1:
+        raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
+    if parallel.pipeline > most_stages(plan):
+        raise UserError(f"{where}.pipeline: the network has {most_stages(plan)} blocks; allowed: 1 to that number")
+    if parallel.parts > 1 and plan.training.batch_dice:
+        raise UserError(
+            f"{where}: training.batch_dice needs the sums of the whole batch, which parts of it do not have; "
+            "set batch_dice to false, or all parts to 1"
+        )
+
+
+def describe(parallel: Parallel) -> str:
+    """The way in a few words."""
+    words = [
+        f"{parallel.data} devices by data" if parallel.data > 1 else "",
+        f"a pipeline over {parallel.pipeline} devices" if parallel.pipeline > 1 else "",
+        f"{parallel.micro_batches} micro-batches" if parallel.micro_batches > 1 else "",
+        f"accumulation over {parallel.accumulate} parts" if parallel.accumulate > 1 else "",
+        "checkpointing" if parallel.checkpointing else "",
+    ]
+    return " with ".join(word for word in words if word) or "plain"
+
+
+def fits(forecast: Forecast) -> bool:
+    """Whether the device has the memory."""
+    return forecast.missing_gib == 0
+
+
+def late(forecast: Forecast) -> bool:
+    """Whether a fold takes longer than a job on the device may run."""
+    hours = forecast.hours_per_fold
+    return hours is not None and hours * 60 > forecast.device.runtime_minutes
+
+
+def cost(forecast: Forecast) -> tuple:
+    """What to sort by: jobs that end in time, then device-hours to three digits, then devices and effort."""
+    if forecast.gpu_hours_per_fold is None:
+        return (False, 0.0, *effort(forecast.parallel))
+    # Among those that are late it is the time that counts.
+    hours = forecast.hours_per_fold if late(forecast) else forecast.gpu_hours_per_fold
+    return (late(forecast), float(f"{hours:.3g}"), *effort(forecast.parallel))
+
+
+def effort(parallel: Parallel) -> tuple[int, bool, int]:
+    """Devices, then what costs time."""
+    return (parallel.devices, parallel.checkpointing, parallel.accumulate)
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, … up to `most`."""
+    return [2**power for power in range(most.bit_length())]
+
+
+def why(best: Forecast, seen: Sequence[Forecast]) -> str:
+    """Why the ways that were looked at before were not taken."""
+    refused = []
+    for other in seen:
+        if other.parallel == best.parallel or _is_slower_twin(other, seen):
+            continue
+        if not fits(other):
+            refused.append(f"{describe(other.parallel)} needs {other.peak_gib:.1f} GiB")
+        elif late(other) and cost(other) > cost(best):
+            limit = other.device.runtime_minutes / 60
+            refused.append(
+                f"{describe(other.parallel)} takes {other.hours_per_fold:.0f} h a fold, a job has {limit:g} h"
+            )
+    slow = (
+        f"; still longer than a job's {best.device.runtime_minutes / 60:g} h, so it will need several"
+        if late(best)
+        else ""
+    )
+    memory = f"a device has {best.device.memory_gib:g} GiB" if best.device.memory_gib else "no memory is stated"
+    return f"{describe(best.parallel)}: {'; '.join(dict.fromkeys(refused))}; {memory}{slow}"
+
+
+def _is_slower_twin(forecast: Forecast, seen: Sequence[Forecast]) -> bool:
+    """Whether the same devices do without checkpointing what this does with it."""
+    same = [other for other in seen if other.parallel.data == forecast.parallel.data and fits(other)]
+    return forecast.parallel.checkpointing and any(not other.parallel.checkpointing for other in same)
+
+
+def too_large(forecast: Forecast, other: Forecast | None) -> str:
+    """By how much a way does not fit, and what would."""
+    device = forecast.device
+    part = "training" if forecast.training_gib >= forecast.prediction_gib else "prediction"
+    short = (
+        f"{part} needs {forecast.peak_gib:.1f} GiB as {describe(forecast.parallel)}, {forecast.missing_gib:.1f} GiB "
+        f"more than {device.name} has ({device.memory_gib:g} GiB)"
+    )
+    if other is not None:
+        return f"{short}; what would fit: {describe(other.parallel)} ({other.peak_gib:.1f} GiB)"
+    # Activations go with the volume of the patch, overhead does not.
+    share = (device.memory_gib - device.overhead_gib) / (forecast.peak_gib - device.overhead_gib)
+    if share <= 0:
+        return f"{short}; nothing fits into that; take a device with more memory"
+    return (
+        f"{short}; no way on up to {device.most_devices} devices fits; what would: a patch of about "
+        f"{share ** (1 / 3):.0%} of each side, or a device with {math.ceil(forecast.peak_gib)} GiB"
+    )
+
+
+def next_option(plan: Plan, forecast: Forecast) -> str:
+    """What to try should memory run out all the same, in keys of the study."""
+    parallel = forecast.parallel
+    samples = plan.batch // parallel.parts
+    if samples > 1 and not plan.training.batch_dice:
+        parts = next(parts for parts in range(2, samples + 1) if samples % parts == 0)
+        return f"parallel.accumulate: {parallel.accumulate * parts}"
+    if not parallel.checkpointing:
+        return "parallel.checkpointing: true"
+    if parallel.devices < forecast.device.most_devices:
+        return f"parallel.pipeline: {parallel.pipeline * 2}"
+    return "a smaller patch"

@@ -1,0 +1,88 @@
+"""Seconds and hours from FLOPs and a device's sustained rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
+from megavoxel.forecast.step import window
+from megavoxel.inference.sliding_window import window_starts
+from megavoxel.planning.plan import Plan
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """How much of a dataset a fold trains on and predicts."""
+
+    training_cases: int
+    """Labelled cases of the dataset, over all folds."""
+    folds: int
+    """Folds of the study."""
+
+    @property
+    def validation_cases(self) -> float:
+        """Cases that a fold predicts."""
+        return self.training_cases / self.folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A device at one precision."""
+
+    flops_per_second: float
+    seconds_per_pass: float
+    """Of a pass through the network whatever its size."""
+    bytes_per_second: float
+    """Between two devices of a job."""
+
+
+def speed_of(device: Device, precision: str) -> Speed | None:
+    """The speed of a device; None where the hardware file gives no rate for the precision."""
+    rate = device.teraflops.get("float32" if precision == "float32" else "half")
+    if rate is None:
+        return None
+    return Speed(
+        flops_per_second=rate * 1e12,
+        seconds_per_pass=device.step_milliseconds / 1e3,
+        bytes_per_second=device.link_gib_per_second * GIB,
+    )
+
+
+def step_seconds(speed: Speed, parallel: Parallel, stage_flops: list[int], parameter_bytes: int) -> float:
+    """Seconds of an optimiser step.
+
+    Args:
+        speed: of one device.
+        parallel: how the step is spread.
+        stage_flops: operations of each stage for the share of one replica; one entry without a pipeline.
+        parameter_bytes: of the largest stage.
+    """
+    micro, stages = parallel.micro_batches, len(stage_flops)
+    slowest = max(stage_flops) / speed.flops_per_second
+    # A pipeline of K stages needs K - 1 more beats than it has micro-batches, to fill and to run dry.
+    computing = slowest * (micro + stages - 1) / micro
+    passes = parallel.accumulate * (micro + stages - 1)
+    # Ring all-reduce: each device sends and receives all gradients but its own share, twice.
+    exchange = 2 * (parallel.data - 1) / parallel.data * parameter_bytes / speed.bytes_per_second
+    return computing + passes * speed.seconds_per_pass + exchange
+
+
+def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -> float:
+    """Seconds in which one device predicts cases of the median shape with the network of a fold."""
+    starts = [
+        window_starts(round(size), patch, plan.inference.step)
+        for size, patch in zip(plan.preprocessing.median_shape, plan.patch, strict=True)
+    ]
+    mirrors = 2 ** len(plan.augmentation.mirror_axes) if plan.inference.mirror else 1
+    passes = math.prod(len(axis) for axis in starts) * mirrors
+    flops = window(plan, networks=1, precision=precision).flops
+    return cases * passes * (flops / speed.flops_per_second + speed.seconds_per_pass)
+
+
+def validation_flops(plan: Plan, precision: str) -> int:
+    """Operations of one validation batch: a forward pass without gradients."""
+    return window(plan, networks=1, precision=precision).flops * plan.batch

@@ -1,0 +1,141 @@
+"""The forecast of a setting on a device: memory, hours, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
+from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
+from megavoxel.forecast.pipeline import stage_costs
+from megavoxel.forecast.step import StepCost, repeated, training_step, window
+from megavoxel.network.unet import unet_blocks
+from megavoxel.planning.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one way of running a setting needs."""
+
+    parallel: Parallel
+    device: Device
+    training_gib: float
+    """Peak memory of the fullest device in training, with overhead and workspace."""
+    certain_gib: float
+    """What of it PyTorch itself allocates: without overhead and workspace."""
+    prediction_gib: float
+    """Peak memory of a device that predicts with the networks of all folds, with overhead and workspace."""
+    hours_per_fold: float | None
+    """Training of a fold and prediction of its validation cases; None: the device has no rate for the precision."""
+    gpu_hours_per_fold: float | None
+    """The same, times the devices that each part keeps busy."""
+    flops: int
+    """Operations of a training step, over all devices."""
+    sample_gib: float
+    """Memory of the fullest device that goes with the samples in it, per sample."""
+
+    @property
+    def peak_gib(self) -> float:
+        """The larger of training and prediction."""
+        return max(self.training_gib, self.prediction_gib)
+
+    @property
+    def missing_gib(self) -> float:
+        """By how much it does not fit; 0 where it fits or the device states no memory."""
+        return max(0.0, self.peak_gib - (self.device.memory_gib or math.inf))
+
+
+def forecast_setting(
+    plan: Plan, parallel: Parallel, device: Device, workload: Workload, *, exact: bool = True
+) -> Forecast:
+    """The forecast of `plan`, run as `parallel` says.
+
+    Args:
+        plan: the setting; its own `parallel` does not count.
+        parallel: its parts divide the batch (`check_parallel`).
+        device: one of the devices of the job.
+        workload: cases and folds.
+        exact: whether the step is run with all samples of a device, or with one of them and the rest added up.
+    """
+    precision = precision_on(plan, device)
+    stages = _stages(plan, parallel, precision, exact)
+    predicting = window(plan, networks=workload.folds, precision=precision)
+    slab = _slab_bytes(plan)
+    seconds = _seconds(plan, parallel, device, workload, stages, precision)
+    training, prediction = seconds if seconds else (None, None)
+    return Forecast(
+        parallel=parallel,
+        device=device,
+        training_gib=max(_gib(stage, device, extra=_reduction_bytes(parallel, stage)) for stage in stages),
+        certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
+        prediction_gib=_gib(predicting, device, extra=slab),
+        hours_per_fold=None if seconds is None else (training + prediction) / 3600,
+        gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
+        flops=sum(stage.flops for stage in stages) * parallel.data,
+        sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (plan.batch // parallel.parts),
+    )
+
+
+def precision_on(plan: Plan, device: Device) -> str:
+    """The precision that training will choose there: on a GPU a half one, on the CPU the faster one."""
+    wanted = plan.training.precision
+    if wanted != "auto":
+        return wanted
+    rates = device.teraflops
+    faster = rates.get("half", 0.0) > rates.get("float32", 0.0)
+    return "bfloat16" if device.kind == "gpu" or faster else "float32"
+
+
+def most_stages(plan: Plan) -> int:
+    """Stages that the network of a plan can be cut into at most."""
+    return len(unet_blocks(plan.network))
+
+
+def _stages(plan: Plan, parallel: Parallel, precision: str, exact: bool) -> list[StepCost]:
+    samples = plan.batch // parallel.parts
+    if parallel.pipeline == 1:
+        return [training_step(plan, samples=samples, parallel=parallel, precision=precision, exact=exact)]
+    costs = stage_costs(
+        plan,
+        stages=parallel.pipeline,
+        samples=samples,
+        micro_batches=parallel.micro_batches,
+        checkpointing=parallel.checkpointing,
+        precision=precision,
+    )
+    return [repeated(cost, parallel.accumulate) for cost in costs]
+
+
+def _reduction_bytes(parallel: Parallel, stage: StepCost) -> int:
+    """Data parallelism sends the gradients from a buffer of their size."""
+    return stage.parameter_bytes if parallel.data > 1 else 0
+
+
+def _slab_bytes(plan: Plan) -> int:
+    """Sums and weights of one row of windows, and the copy that moves them on (`inference/sliding_window.py`)."""
+    plane = [max(round(size), patch) for size, patch in zip(plan.preprocessing.median_shape, plan.patch, strict=True)]
+    return 4 * 2 * (plan.network.classes + 1) * plan.patch[0] * math.prod(plane[1:])
+
+
+def _gib(cost: StepCost, device: Device, *, extra: int) -> float:
+    return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
+
+
+def _growing_bytes(cost: StepCost, device: Device) -> float:
+    return cost.peak_bytes - cost.resident_bytes + device.workspace * cost.workspace_bytes
+
+
+def _seconds(
+    plan: Plan, parallel: Parallel, device: Device, workload: Workload, stages: list[StepCost], precision: str
+) -> tuple[float, float] | None:
+    """Seconds of training and of predicting a fold's validation cases."""
+    speed = speed_of(device, precision)
+    if speed is None:
+        return None
+    largest = max(stage.parameter_bytes for stage in stages)
+    step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest)
+    check = validation_flops(plan, precision) / speed.flops_per_second / parallel.devices + speed.seconds_per_pass
+    keys = plan.training
+    training = keys.epochs * (keys.iterations_per_epoch * step + keys.validation_iterations * check)
+    return training, prediction_seconds(plan, speed, precision, workload.validation_cases)

@@ -1,0 +1,170 @@
+"""Memory and FLOPs of one training step and of one window of inference: the real code, on fake tensors.
+
+Fake CPU tensors stand for those of any device. Autocast on the CPU and on a GPU differ in few operations, none of which
+a network of ours has: convolutions run in the low precision, norms and joins follow their inputs, the loss is computed
+in float32.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megavoxel.config.study import Parallel
+from megavoxel.forecast.tracker import BYTES_OF_FLOAT32, MemoryTracker
+from megavoxel.network.device import Precision
+from megavoxel.network.unet import SegmentationNetwork, parameter_count
+from megavoxel.planning.plan import Plan
+from megavoxel.training.loop import Run, train_step
+from megavoxel.training.optimizer import build_optimizer
+
+CPU = torch.device("cpu")
+ONE_NETWORK = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What one device does for its share of a step, or for one window."""
+
+    peak_bytes: int
+    """Most memory at any time, as PyTorch's allocator counts it: weights, gradients, optimiser, activations."""
+    resident_bytes: int
+    """What of it stays between steps: weights and optimiser."""
+    workspace_bytes: int
+    """Input and output of the largest convolution in float32: the scale of a convolution's own workspace."""
+    flops: int
+    """Floating-point operations of convolutions; a multiplication and an addition count as two."""
+    parameter_bytes: int
+    """Weights in float32."""
+
+
+def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str, exact: bool = True) -> StepCost:
+    """One optimiser step on one device.
+
+    Args:
+        plan: the setting; its own batch and parallel keys do not count.
+        samples: that go through the network together.
+        parallel: only `accumulate` and `checkpointing` count.
+        precision: `float32`, `bfloat16` or `float16`.
+        exact: whether this very number of samples is run, or one of them, and the rest taken to need as much.
+    """
+    keys = Parallel(checkpointing=parallel.checkpointing)
+    unnamed = replace(plan, study="", setting="", dataset="", seed=0, notes=(), parallel=keys)
+    run = samples if exact else 1
+    cost = _training_step(_Hashed(replace(unnamed, batch=run)), precision)
+    return repeated(cost if exact else _scaled(cost, samples), parallel.accumulate)
+
+
+def repeated(cost: StepCost, passes: int) -> StepCost:
+    """A step that takes `passes` of what `cost` describes: from the second on, all gradients are there at the peak."""
+    gradients = cost.parameter_bytes if passes > 1 else 0
+    return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * passes)
+
+
+def _scaled(cost: StepCost, samples: int) -> StepCost:
+    """The cost of several samples together, from that of one."""
+    return replace(
+        cost,
+        peak_bytes=cost.resident_bytes + samples * (cost.peak_bytes - cost.resident_bytes),
+        workspace_bytes=samples * cost.workspace_bytes,
+        flops=samples * cost.flops,
+    )
+
+
+def window(plan: Plan, *, networks: int, precision: str) -> StepCost:
+    """The forward pass of one window by `networks` networks in turn, no gradients."""
+    return _window(_Hashed(plan), networks, precision)
+
+
+def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
+    """State of the optimiser: one momentum (`sgd`) or two (`adamw`) per weight."""
+    return parameter_bytes * (2 if plan.training.optimizer == "adamw" else int(plan.training.momentum > 0))
+
+
+def new_run(plan: Plan, precision: str) -> Run:
+    """A run without data; to be made inside `FakeTensorMode`."""
+    network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+    return Run(
+        plan=plan,
+        device=CPU,
+        precision=Precision(name=precision, reason="forecast"),
+        network=network,
+        optimizer=build_optimizer(network.parameters(), plan.training),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+
+
+def autocast(precision: str) -> AbstractContextManager:
+    """The context in which a network runs forward on fake CPU tensors."""
+    return Precision(name=precision, reason="forecast").autocast(CPU)
+
+
+def float32_bytes(network: nn.Module) -> int:
+    """Bytes of the weights."""
+    return parameter_count(network) * BYTES_OF_FLOAT32
+
+
+class _Hashed:
+    """A plan as a key of a cache: plans hold dictionaries and cannot be hashed themselves."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.key = (plan.network, plan.patch, plan.batch, plan.parallel, plan.training)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@cache
+def _training_step(hashed: _Hashed, precision: str) -> StepCost:
+    plan = hashed.plan
+    with FakeTensorMode(), MemoryTracker() as memory:
+        run = new_run(plan, precision)
+        image = torch.zeros(plan.batch, plan.network.channels, *plan.patch)
+        target = torch.zeros(plan.batch, *plan.patch, dtype=torch.int64)
+        _make_optimizer_state(run)
+        resident = memory.live - image.nbytes - target.nbytes
+        memory.reset_peak()
+        train_step(run, image, target)
+        return StepCost(
+            peak_bytes=memory.peak,
+            resident_bytes=resident,
+            workspace_bytes=memory.largest_convolution,
+            flops=memory.flops,
+            parameter_bytes=float32_bytes(run.network),
+        )
+
+
+def _make_optimizer_state(run: Run) -> None:
+    """What the first step of a run leaves behind, without the step."""
+    for parameter in run.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+@cache
+def _window(hashed: _Hashed, networks: int, precision: str) -> StepCost:
+    plan = hashed.plan
+    with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
+        network = SegmentationNetwork(plan.network).eval()
+        others = (networks - ONE_NETWORK) * float32_bytes(network)
+        image = torch.zeros(1, plan.network.channels, *plan.patch)
+        memory.reset_peak()
+        with autocast(precision):
+            network(image)
+        return StepCost(
+            peak_bytes=memory.peak + others,
+            resident_bytes=float32_bytes(network) + others,
+            workspace_bytes=memory.largest_convolution,
+            flops=memory.flops * networks,
+            parameter_bytes=float32_bytes(network),
+        )

@@ -1,0 +1,126 @@
+"""`plan.tsv`: one line per setting of a study, to decide by what to submit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pandas
+
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Setting, Study
+from megavoxel.data.cases import Cases
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_path
+from megavoxel.forecast.choice import Choice, choose
+from megavoxel.forecast.hours import Workload
+from megavoxel.parallel import map_cases
+from megavoxel.planning.fingerprint import Fingerprint
+from megavoxel.planning.plan import Plan
+from megavoxel.planning.planner import plan_preprocessing, plan_setting
+
+COLUMNS = (
+    "setting", "patch", "batch", "gpus", "data", "pipeline", "accumulate", "checkpointing", "peak_gib",
+    "hours_per_fold", "gpu_hours", "fits", "reason",
+)  # fmt: skip
+BLIND_SPOTS = (
+    "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
+    "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
+    "convolutions); it cannot see what cuDNN chooses, nor fragmentation.\n"
+    "hours_per_fold: training and prediction of the validation cases at the device's sustained rate, with data loading "
+    "keeping up; gpu_hours: of all folds of the setting. Both rates and overheads come from config/hardware.yaml; "
+    "'megavoxel calibrate' measures them."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSetting:
+    """A setting with its plan and forecast, or why there is none."""
+
+    setting: Setting
+    folds: int
+    """Folds that the setting is trained on."""
+    plan: Plan | None = None
+    choice: Choice | None = None
+    fault: str = ""
+    """The planner's message where no plan could be made."""
+
+
+def plan_study(
+    study: Study, cases: Cases, fingerprint: Fingerprint, device: Device, *, processes: int = 1
+) -> list[PlannedSetting]:
+    """Plans and forecasts of all settings, in the order of the study.
+
+    Args:
+        study: with the device's memory in its settings (`with_memory`).
+        cases: the dataset, or what is declared of it.
+        fingerprint: of the same.
+        device: that the study names.
+        processes: settings that are looked at at once; the result does not depend on it.
+    """
+    work = partial(_plan, study=study, cases=cases, fingerprint=fingerprint, device=device)
+    return map_cases(work, study.settings, processes=processes, title="settings forecast", unit="setting")
+
+
+def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> tuple[Plan, Choice]:
+    """The plan with the way of running it that the study fixes, or the cheapest that fits, and a note that says why.
+
+    Raises:
+        UserError: the study fixes a way that cannot be.
+    """
+    choice = choose(plan, device, workload, fixed=setting.parallel)
+    note = f"parallel: {choice.reason}" if setting.parallel is None or not choice.fits else ""
+    notes = (*plan.notes, note) if note else plan.notes
+    return replace(plan, parallel=choice.forecast.parallel, notes=notes), choice
+
+
+def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
+    """The rows of `plan.tsv`."""
+    return pandas.DataFrame([_row(setting) for setting in planned], columns=COLUMNS)
+
+
+def save_table(path: Path, rows: pandas.DataFrame) -> None:
+    """Writes `plan.tsv`."""
+    with atomic_path(path) as partial:
+        rows.to_csv(partial, sep="\t", index=False)
+
+
+def workload_of(study: Study, cases: Cases) -> Workload:
+    """What a fold of the study trains on and predicts."""
+    return Workload(training_cases=len(cases.of_split("training")), folds=study.folds)
+
+
+def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerprint, device: Device) -> PlannedSetting:
+    folds = len(study.folds_of(setting))
+    try:
+        preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
+        plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
+        plan, choice = spread(plan, setting, device, workload_of(study, cases))
+    except UserError as error:
+        return PlannedSetting(setting=setting, folds=folds, fault=str(error))
+    return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice)
+
+
+def _row(planned: PlannedSetting) -> dict[str, object]:
+    if planned.choice is None:
+        return {"setting": planned.setting.name, "fits": "no", "reason": planned.fault}
+    plan, forecast = planned.plan, planned.choice.forecast
+    parallel, gpu = forecast.parallel, forecast.device.kind == "gpu"
+    hours, device_hours = forecast.hours_per_fold, forecast.gpu_hours_per_fold
+    return {
+        "setting": plan.setting,
+        "patch": "x".join(map(str, plan.patch)),
+        "batch": plan.batch,
+        "gpus": parallel.devices if gpu else 0,
+        "data": parallel.data,
+        "pipeline": parallel.pipeline,
+        "accumulate": parallel.accumulate,
+        "checkpointing": "yes" if parallel.checkpointing else "no",
+        "peak_gib": round(forecast.peak_gib, 1),
+        "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
+        "gpu_hours": None if device_hours is None or not gpu else float(f"{device_hours * planned.folds:.3g}"),
+        "fits": "yes" if planned.choice.fits else "no",
+        "reason": planned.choice.reason,
+    }

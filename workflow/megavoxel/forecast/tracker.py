@@ -1,0 +1,73 @@
+"""Peak memory and FLOPs of PyTorch code that runs on fake tensors, or on real ones.
+
+Every storage is counted once, from the operation that makes it until nothing refers to it, which is what a caching
+allocator holds. Not seen: temporaries inside an operation (the workspace of cuDNN and oneDNN), the CUDA context, the
+allocator's rounding and fragmentation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+FORWARD, BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+BYTES_OF_FLOAT32 = 4
+
+
+class MemoryTracker(TorchDispatchMode):
+    """Follows the bytes of all storages that are made while it is active.
+
+    Works under `FakeTensorMode` entered before it, through autocast, activation checkpointing and the backward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        """Bytes now."""
+        self.peak = 0
+        """Most bytes since the start or since `reset_peak`."""
+        self.largest_convolution = 0
+        """Bytes of input and output of the largest convolution in float32: the scale of its workspace."""
+        self.flops = 0
+        """Floating-point operations of convolutions, as PyTorch's `FlopCounterMode` counts them."""
+        self._known: set[int] = set()
+
+    def reset_peak(self) -> None:
+        """Begins a new peak at what is live now."""
+        self.peak = self.live
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Runs the operation and counts the storages of its results."""
+        output = function(*args, **(kwargs or {}))
+        if function in (FORWARD, BACKWARD):
+            self._note_convolution(function, args, kwargs or {}, output)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return output
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+    def _note_convolution(self, function: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=output)
+        elements = args[0].numel() + (output if function is FORWARD else args[1]).numel()
+        self.largest_convolution = max(self.largest_convolution, elements * BYTES_OF_FLOAT32)

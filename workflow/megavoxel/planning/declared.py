@@ -1,0 +1,40 @@
+"""A dataset that is not there yet, as its publication describes it: good for planning, not for preprocessing."""
+
+from __future__ import annotations
+
+from megavoxel.config.dataset import Dataset
+from megavoxel.data.cases import Case, Cases
+from megavoxel.errors import UserError
+from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
+
+UNKNOWN = Intensities(mean=0.0, median=0.0, std=1.0, minimum=0.0, maximum=0.0, percentile_0_5=0.0, percentile_99_5=0.0)
+"""Nobody declares intensities; no patch, network or forecast depends on them."""
+
+
+def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
+    """Cases without files, all of the declared size, uncropped.
+
+    Raises:
+        UserError: the dataset file declares nothing.
+    """
+    declared = dataset.declared
+    if declared is None:
+        raise UserError(
+            f"dataset {dataset.name}: its file has no 'declared' shape and spacing to plan with; add them, or run "
+            "'megavoxel check' and 'megavoxel fingerprint' on the data and give --cases and --fingerprint"
+        )
+    names = [f"declared_{number:06}" for number in range(declared.training_cases)]
+    cases = Cases(
+        dataset=dataset.name,
+        root="",
+        channels=dataset.channels,
+        labels={name: value for name, value in dataset.labels.items() if value > 0},
+        nsd_tolerance_mm={name: dataset.tolerance(name) for name, value in dataset.labels.items() if value > 0},
+        cases=tuple(Case(id=name, images=(), label="") for name in names),
+    )
+    shapes = tuple(
+        CaseFingerprint(id=name, spacing=declared.spacing, shape=declared.shape, cropped_shape=declared.shape)
+        for name in names
+    )
+    intensities = (UNKNOWN,) * len(dataset.channels)
+    return cases, Fingerprint(dataset=dataset.name, channels=dataset.channels, cases=shapes, intensities=intensities)
