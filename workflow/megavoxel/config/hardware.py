@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from megavoxel.config.records import from_plain
 from megavoxel.config.schema import closest, read_yaml, validate
 from megavoxel.errors import UserError
+from megavoxel.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +66,40 @@ def load_device(path: Path, name: str, *, source: str) -> Device:
             f"{source}: hardware: {path} has no device '{name}'; allowed: {', '.join(known)}{closest(name, known)}"
         )
     return from_plain(Device, {"name": name, **devices[name]}, where=f"{path}: devices.{name}")
+
+
+def update_device(path: Path, name: str, values: dict[str, Any]) -> None:
+    """Writes keys of a device into the hardware file; its comments and all other lines stay as they are.
+
+    Args:
+        path: the hardware file, with devices in block style.
+        name: of a device that it has.
+        values: by key; the device's other keys stay.
+
+    Raises:
+        UserError: the file would no longer be valid.
+    """
+    lines = path.read_text().splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.split("#")[0].rstrip() == f"  {name}:")
+    end = next((index for index in range(begin + 1, len(lines)) if _indent(lines[index]) <= 2), len(lines))
+    kept = _without(lines[begin + 1 : end], set(values))
+    added = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    text = "\n".join([*lines[: begin + 1], *kept, *added, *lines[end:]]) + "\n"
+    validate(yaml.safe_load(text), "hardware", source=str(path))
+    write_text(path, text)
+
+
+def _without(block: list[str], keys: set[str]) -> list[str]:
+    """The lines of a device but those of some keys and what is indented below them."""
+    kept, dropping = [], False
+    for line in block:
+        if _indent(line) <= 4:
+            dropping = line.strip().partition(":")[0] in keys
+        if not dropping:
+            kept.append(line)
+    return kept
+
+
+def _indent(line: str) -> int:
+    """Leading blanks; an empty line belongs to what is above it."""
+    return len(line) - len(line.lstrip()) if line.strip() else 99

@@ -11,7 +11,7 @@ import torch
 
 from megavoxel.config.hardware import Device
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import next_option, too_large
+from megavoxel.forecast.choice import choose, next_option
 from megavoxel.forecast.hours import GIB, Workload
 from megavoxel.forecast.setting import Forecast, forecast_setting
 from megavoxel.planning.plan import Plan
@@ -50,9 +50,7 @@ def check_fits(plan: Plan, device: torch.device, workload: Workload) -> Forecast
     found = device_at_hand(device)
     forecast = forecast_setting(plan, plan.parallel, found, workload)
     if forecast.certain_gib > found.memory_gib:
-        raise UserError(
-            f"setting {plan.setting}: {too_large(forecast, None)}; next option: {next_option(plan, forecast)}"
-        )
+        raise UserError(f"setting {plan.setting}: {choose(plan, found, workload, fixed=plan.parallel).reason}")
     if forecast.training_gib > found.memory_gib:
         print(
             f"warning: the forecast of {forecast.training_gib:.1f} GiB for training is above the {found.memory_gib:g} "

@@ -1,0 +1,180 @@
+"""Rate, overhead and workspace of the device at hand, from a few training steps beside their forecasts."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megavoxel.config.study import Augmentation, Inference, Parallel, Training
+from megavoxel.forecast.hours import GIB
+from megavoxel.forecast.step import StepCost, training_step
+from megavoxel.network.device import Precision
+from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
+from megavoxel.training.loop import Run, peak_memory_mib, train_step
+from megavoxel.training.optimizer import build_optimizer
+
+REPEATS = 3
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A training step that is measured."""
+
+    patch: tuple[int, int, int]
+    batch: int
+    levels: int
+    base_features: int
+
+
+PROBES = {
+    "cpu": Probe(patch=(64, 64, 64), batch=2, levels=5, base_features=32),
+    "cuda": Probe(patch=(128, 128, 128), batch=2, levels=6, base_features=32),
+}
+SMALL = Probe(patch=(16, 16, 16), batch=2, levels=3, base_features=8)
+"""So small that its time is that of a pass whatever its size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What `config/hardware.yaml` says of a device."""
+
+    teraflops: dict[str, float]
+    """Sustained 10¹² operations per second, by `float32` and `half`."""
+    step_milliseconds: float
+    overhead_gib: float
+    workspace: float
+
+    def keys(self) -> dict[str, object]:
+        """Keys of the hardware file, rounded."""
+        return {
+            "teraflops": {name: float(f"{rate:.3g}") for name, rate in self.teraflops.items()},
+            "step_milliseconds": float(f"{self.step_milliseconds:.2g}"),
+            "overhead_gib": round(self.overhead_gib, 2),
+            "workspace": round(self.workspace, 2),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A measured training step beside its forecast."""
+
+    seconds: float
+    """Median of a few steps after the first."""
+    peak_bytes: int
+    """Most memory that the process held beyond what it held before."""
+    forecast: StepCost
+
+
+def calibrate(device: torch.device) -> Calibration:
+    """Measures the device; takes about a minute on a CPU. Nothing else should run on it meanwhile."""
+    measure(SMALL, "float32", device)  # loads libraries
+    overhead = held_bytes(device)
+    probe = PROBES[device.type]
+    half = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    steps = {"half": measure(probe, half, device), "float32": measure(probe, "float32", device)}
+    seconds = measure(SMALL, "float32", device).seconds
+    beyond = [(step.peak_bytes - step.forecast.peak_bytes) / step.forecast.workspace_bytes for step in steps.values()]
+    return Calibration(
+        teraflops={
+            name: step.forecast.flops / max(step.seconds - seconds, 1e-9) / 1e12 for name, step in steps.items()
+        },
+        step_milliseconds=seconds * 1e3,
+        overhead_gib=overhead / GIB,
+        workspace=max(0.0, *beyond),
+    )
+
+
+def measure(probe: Probe, precision: str, device: torch.device) -> Measured:
+    """Runs the probe's training step a few times."""
+    plan = plan_of(probe)
+    forecast = training_step(plan, samples=probe.batch, parallel=Parallel(), precision=precision)
+    release_memory(device)
+    before = held_bytes(device)
+    run = _new_run(plan, precision, device)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(probe.batch, 1, *probe.patch, generator=generator)
+    target = torch.randint(0, plan.network.classes, (probe.batch, *probe.patch), generator=generator)
+    seconds = [_timed(lambda: train_step(run, image, target), device) for _ in range(REPEATS + 1)]
+    return Measured(
+        seconds=statistics.median(seconds[1:]),
+        peak_bytes=round(peak_held_bytes(device) - before),
+        forecast=forecast,
+    )
+
+
+def plan_of(probe: Probe) -> Plan:
+    """A plan of the probe's size: one channel, four classes."""
+    features = tuple(min(320, probe.base_features * 2**level) for level in range(probe.levels))
+    labels = {"first": 1, "second": 2, "third": 3}
+    return Plan(
+        study="calibration", setting="probe", dataset="noise", seed=0,
+        preprocessing=PreprocessingPlan(
+            channels=("noise",), labels=labels, transpose=(0, 1, 2), spacing=(1.0, 1.0, 1.0),
+            median_shape=tuple(map(float, probe.patch)), normalisation=(ChannelNormalisation(scheme="z-score"),),
+        ),
+        patch=probe.patch, batch=probe.batch,
+        network=NetworkPlan(
+            channels=1, classes=len(labels) + 1, features=features, kernels=((3, 3, 3),) * probe.levels,
+            strides=((1, 1, 1), *((2, 2, 2),) * (probe.levels - 1)),
+        ),
+        training=Training(), augmentation=Augmentation(), inference=Inference(),
+    )  # fmt: skip
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives what is free back to the system, and begins a new peak where that is possible."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def held_bytes(device: torch.device) -> float:
+    """Memory of the process now: resident on the CPU; on a GPU its use as the driver sees it."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_held_bytes(device: torch.device) -> float:
+    """The most that the process has held."""
+    if device.type == "cuda":
+        # What the allocator reserved comes and goes with its cache; the driver's own share stays as it is.
+        outside = held_bytes(device) - torch.cuda.memory_reserved(device)
+        return outside + torch.cuda.max_memory_reserved(device)
+    return peak_memory_mib(device) * MIB
+
+
+def _new_run(plan: Plan, precision: str, device: torch.device) -> Run:
+    network = SegmentationNetwork(plan.network).to(device, memory_format=torch.channels_last_3d)
+    return Run(
+        plan=plan,
+        device=device,
+        precision=Precision(name=precision, reason="calibration"),
+        network=network,
+        optimizer=build_optimizer(network.parameters(), plan.training),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
+    )
+
+
+def _timed(step: Callable[[], object], device: torch.device) -> float:
+    begin = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin

@@ -1,0 +1,41 @@
+"""Measure this device's rate, overhead and workspace by a few training steps, and write them into the hardware file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+from pathlib import Path
+
+from megavoxel.config.hardware import load_device, update_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("name", help="device of the hardware file to write to")
+    parser.add_argument("--hardware", type=Path, default=Path("config/hardware.yaml"), help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
+    parser.add_argument("--dry-run", action="store_true", help="only print what was measured")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints, writes."""
+    load_device(arguments.hardware, arguments.name, source="megavoxel calibrate")
+
+    import torch
+
+    from megavoxel.forecast.calibration import calibrate
+    from megavoxel.network.device import choose_device, set_threads
+
+    set_threads(arguments.threads)
+    device = choose_device(arguments.device)
+    measured = calibrate(device).keys()
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    today = datetime.datetime.now(datetime.UTC).date()
+    source = f"megavoxel calibrate, {today}: {what}, {platform.machine()}, torch {torch.__version__}"
+    for key, value in measured.items():
+        print(f"{key}: {value}")
+    if not arguments.dry_run:
+        update_device(arguments.hardware, arguments.name, {**measured, "source": source})
+        print(f"written to {arguments.hardware}, device {arguments.name}")
