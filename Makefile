@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 
 .PHONY: demo test bench lint format setup clean
 
@@ -24,7 +25,11 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED)
+$(PEERS): requirements-peers.lock $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-peers.lock
+	@touch $@
+
+bench: $(PEERS) ## with what the benchmarks compare with; no other target needs it
 	$(BIN)/python -m benchmarks
 
 lint: $(INSTALLED)

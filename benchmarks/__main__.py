@@ -16,7 +16,7 @@ import pandas
 from benchmarks.environment import describe
 from benchmarks.measure import COLUMNS
 
-PROGRAMS = ("planning",)
+PROGRAMS = ("planning", "plans", "preprocessing", "forecast")
 """One module of this package each; `run()` gives its rows."""
 
 

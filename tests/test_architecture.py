@@ -18,6 +18,7 @@ LAYERS = (
     {"training"},
     {"evaluation"},
     {"inference"},
+    {"forecast"},
     {"reporting"},
     {"stages"},
     {"cli"},

@@ -23,12 +23,22 @@ def update(repository):
     return module
 
 
+def pins(path) -> dict[str, Requirement]:
+    """Requirements of a lock by normalised name."""
+    requirements = [Requirement(line) for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
 @pytest.fixture(scope="module")
 def locked(repository) -> dict[str, Requirement]:
-    """Requirements of the lock by normalised name."""
-    lines = (repository / "requirements.lock").read_text().splitlines()
-    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+    """Requirements of the lock."""
+    return pins(repository / "requirements.lock")
+
+
+@pytest.fixture(scope="module")
+def peers(repository) -> dict[str, Requirement]:
+    """Requirements of the lock of what the benchmarks compare with."""
+    return pins(repository / "requirements-peers.lock")
 
 
 def declared(repository) -> list[Requirement]:
@@ -37,13 +47,21 @@ def declared(repository) -> list[Requirement]:
     return [Requirement(text) for group in groups for text in group]
 
 
-def test_every_dependency_is_locked_at_a_version_that_satisfies_it(repository, locked):
+def test_every_dependency_is_locked_at_a_version_that_satisfies_it(repository, locked, peers):
     needed = declared(repository)
     assert len(needed) > 20
     for requirement in needed:
-        pin = locked[canonicalize_name(requirement.name)]
+        pin = (locked | peers)[canonicalize_name(requirement.name)]
         version = str(pin.specifier).removeprefix("==")
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is not met by {pin}"
+
+
+def test_peers_come_on_top_of_the_lock_and_change_nothing_in_it(repository, locked, peers):
+    assert "nnunetv2" in peers
+    assert not set(peers) & set(locked)
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {canonicalize_name(Requirement(text).name) for text in extras["peers"]} <= set(peers)
+    assert all(str(pin.specifier).startswith("==") for pin in peers.values())
 
 
 def test_the_lock_pins_each_package_once_and_exactly(repository, locked):

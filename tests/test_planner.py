@@ -177,6 +177,28 @@ def test_a_fixed_patch_and_spacing_make_the_network_that_belongs_to_them():
     assert note(plan, "batch") == "batch: 1, fixed by the study"
 
 
+@pytest.mark.parametrize(
+    ("patch", "inside", "deepest"),
+    [
+        # In-plane 160, 80, 40, 20, 10, 5; 288, 144, 72, 36, 18, 9, 5; 354, 177, 89, 45, 23, 12, 6: one more halving
+        # while there are 8 voxels or more. Along z 64, 64, 32, 16, 8, 4.
+        ((64, 160, 160), (64, 160, 160), (2, 2, 2)),
+        ((64, 288, 288), (64, 320, 320), (1, 2, 2)),
+        ((64, 354, 354), (64, 384, 384), (1, 2, 2)),
+        ((64, 384, 384), (64, 384, 384), (1, 2, 2)),
+    ],
+)
+def test_a_patch_that_is_no_multiple_of_the_stride_is_kept_and_padded_inside(patch, inside, deepest):
+    plan = planned((5.0, 0.7, 0.7), (100, 400, 400), patch=patch, batch=1, keys={"spacing": (2.0, 0.688, 0.688)})
+    assert plan.patch == patch
+    assert plan.network.strides[:6] == ((1, 1, 1), (1, 2, 2), *[(2, 2, 2)] * 4)
+    assert plan.network.strides[-1] == deepest
+    padded = [text for text in plan.notes if "padded inside" in text]
+    before, after = (" × ".join(map(str, size)) for size in (patch, inside))
+    assert len(padded) == (patch != inside)
+    assert all(f"padded inside from {before} to {after}, logits are cropped" in text for text in padded)
+
+
 def test_a_fixed_patch_takes_its_batch_from_memory():
     # 128³ with 3 classes: 452 787 200 elements; 24 GiB hold 1.68e9, which is 7.42 samples.
     plan = planned((1.0, 1.0, 1.0), (200, 200, 200), cases=400, patch=(128, 128, 128), memory_gib=24)

@@ -110,34 +110,74 @@ def test_there_and_back_stays_close():
     assert np.abs(back - image).mean() < 0.01
 
 
-def full_volume(labels, shape, order):
-    """Each label's mask on the whole grid by SciPy; also where a share is so near one half that rounding decides."""
-    factors = [new / old for old, new in zip(labels.shape, shape, strict=True)]
-    result, close = np.zeros(shape, dtype=labels.dtype), np.zeros(shape, dtype=bool)
-    for label in np.unique(labels[labels > 0]):
-        share = ndimage.zoom((labels == label).astype(float), factors, order=order, mode="nearest", grid_mode=True)
-        result[share >= 0.5] = label
-        close |= np.abs(share - 0.5) < 1e-5
-    return result, close
+def shares(labels, shape, order):
+    """Values and, of each, the mask on the new grid by SciPy."""
+    factors, values = [new / old for old, new in zip(labels.shape, shape, strict=True)], np.unique(labels)
+    masks = [
+        ndimage.zoom((labels == n).astype(float), factors, order=order, mode="nearest", grid_mode=True) for n in values
+    ]
+    return values, np.stack(masks)
 
 
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("shape", [(19, 31, 17), (39, 19, 15), (11, 31, 27), (20, 25, 26)])
-def test_labels_in_their_boxes_are_those_of_the_whole_volume(shape, order):
+def test_the_label_with_the_largest_share_takes_the_voxel(shape, order):
     labels = blobs((20, 24, 26))
     ours = resample_labels(labels, ISO, ISO, shape, order)
-    expected, close = full_volume(labels, shape, order)
+    values, found = shares(labels, shape, order)
+    second, first = np.sort(found, axis=0)[-2:]
+    clear = first - second > 1e-6
     assert ours.dtype == np.uint8
-    assert close.mean() < 0.02
-    np.testing.assert_array_equal(ours[~close], expected[~close])
-    assert set(np.unique(ours)) == set(np.unique(expected))
+    assert clear.mean() > 0.98
+    np.testing.assert_array_equal(ours[clear], values[found.argmax(axis=0)][clear])
 
 
 @pytest.mark.parametrize("shape", [(10, 12, 13), (40, 48, 52), (20, 48, 13)])
-def test_labels_at_half_and_double_size_are_equal_to_the_last_voxel(shape):
+def test_of_equal_shares_the_nearest_voxels_label_wins_and_else_the_smallest(shape):
     labels = blobs((20, 24, 26))
-    expected, _ = full_volume(labels, shape, 1)  # shares are multiples of 1/64, which no rounding touches
+    values, found = shares(labels, shape, 1)  # multiples of 1/64, which no rounding touches
+    leading = found == found.max(axis=0)
+    factors = [new / old for old, new in zip(labels.shape, shape, strict=True)]
+    nearest = ndimage.zoom(labels, factors, order=0, mode="nearest", grid_mode=True)
+    nearest_leads = (leading & (values[:, None, None, None] == nearest)).any(axis=0)
+    assert (leading.sum(axis=0) > 1).any()
+    expected = np.where(nearest_leads, nearest, values[leading.argmax(axis=0)])
     np.testing.assert_array_equal(resample_labels(labels, ISO, ISO, shape, 1), expected)
+
+
+def test_many_labels_are_decided_in_parts_with_the_same_result(monkeypatch):
+    labels = blobs((20, 24, 26))
+    whole = resample_labels(labels, ISO, ISO, (31, 37, 39), 1)
+    monkeypatch.setattr("megavoxel.preprocessing.resample.VOTES_AT_ONCE", 101)
+    np.testing.assert_array_equal(resample_labels(labels, ISO, ISO, (31, 37, 39), 1), whole)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((19, 31, 17), ISO), ((40, 48, 52), ISO), ((41, 37, 39), (8.0, 1.0, 1.0)), ((7, 19, 50), ISO)],
+)
+def test_labels_are_those_of_nnunet(shape, spacing):
+    peer = pytest.importorskip(
+        "nnunetv2.preprocessing.resampling.default_resampling", reason="the peer is not installed"
+    )
+    labels = blobs((20, 24, 26), seed=1)
+    theirs = peer.resample_data_or_seg_to_shape(
+        labels[None].astype(np.float32), shape, spacing, ISO, is_seg=True, order=1, order_z=0, force_separate_z=None
+    )
+    np.testing.assert_array_equal(resample_labels(labels, spacing, ISO, shape, 1), theirs[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((19, 31, 17), ISO), ((40, 12, 52), ISO), ((41, 37, 39), (8.0, 1.0, 1.0)), ((20, 30, 26), ISO)],
+)
+def test_images_are_those_of_nnunet(shape, spacing):
+    peer = pytest.importorskip(
+        "nnunetv2.preprocessing.resampling.default_resampling", reason="the peer is not installed"
+    )
+    image = np.stack([smooth((20, 24, 26), seed=seed) for seed in (0, 1)])
+    theirs = peer.resample_data_or_seg_to_shape(image, shape, spacing, ISO, order=3, order_z=0, force_separate_z=None)
+    np.testing.assert_allclose(resample_image(image, spacing, ISO, shape, 3), theirs, atol=1e-5)
 
 
 def test_a_small_label_at_the_border_survives():
@@ -150,9 +190,19 @@ def test_a_small_label_at_the_border_survives():
     assert (ours != expected).sum() <= 2 * 4 + 4  # only the rounded edge of the block
 
 
-def test_exactly_one_half_belongs_to_the_later_label():
-    labels = np.array([1, 2], dtype=np.uint8).reshape(1, 1, 2)
-    assert resample_labels(labels, ISO, ISO, (1, 1, 1), 1).item() == 2
+def test_three_labels_without_a_majority_leave_no_hole():
+    # The new voxel lies between all eight: shares 3/8, 3/8 and 2/8; none reaches one half.
+    labels = np.array([3, 1, 1, 1, 2, 2, 2, 3], dtype=np.uint8).reshape(2, 2, 2)
+    assert (
+        resample_labels(labels, ISO, ISO, (1, 1, 1), 1).item() == 1
+    )  # the nearest voxel (the last) has a 3, which lost
+
+
+def test_exactly_one_half_belongs_to_the_nearest_voxel():
+    # Halves of a voxel count as nearer to the later one.
+    for pair, expected in (([1, 2], 2), ([2, 1], 1), ([1, 0], 0)):
+        labels = np.array(pair, dtype=np.uint8).reshape(1, 1, 2)
+        assert resample_labels(labels, ISO, ISO, (1, 1, 1), 1).item() == expected
 
 
 def test_labels_across_a_coarse_axis_are_repeated():

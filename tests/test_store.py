@@ -61,7 +61,7 @@ def test_a_case_that_breaks_off_does_not_look_whole(tmp_path, arrays, monkeypatc
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("megavoxel.preprocessing.store.np.savez_compressed", full_disk)
+    monkeypatch.setattr("megavoxel.preprocessing.store.np.savez", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, arrays)
     assert not (tmp_path / "a.json").exists()

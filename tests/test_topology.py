@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,22 @@ def test_a_very_coarse_axis_waits_and_its_kernel_becomes_three_for_good():
 
 def test_the_bottleneck_has_kernels_of_three_whatever_the_spacing():
     assert build_topology((8.0, 1.0, 1.0), (4, 16, 16)).kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
+
+
+PATCHES = np.random.default_rng(0).integers(4, 400, size=(200, 3)).tolist()
+SPACINGS = np.exp(np.random.default_rng(1).uniform(-1, 2, size=(200, 3))).round(3).tolist()
+LARGE = [[64, 160, 160], [64, 288, 288], [64, 354, 354], [64, 384, 384]]
+
+
+def test_networks_are_those_of_nnunet():
+    name = "nnunetv2.experiment_planning.experiment_planners.network_topology"
+    peer = pytest.importorskip(name, reason="the peer is not installed")
+    spacings = [*SPACINGS, *[[2.0, 0.688, 0.688]] * len(LARGE)]
+    for patch, spacing in zip([*PATCHES, *LARGE], spacings, strict=True):
+        ours = build_topology(spacing, patch)
+        _, strides, kernels, padded, divisor = peer.get_pool_and_conv_props(spacing, patch, 4, 999999)
+        assert (ours.strides, ours.kernels, ours.divisor) == (strides, kernels, tuple(divisor)), (patch, spacing)
+        assert padded_patch(patch, ours.divisor) == padded
 
 
 def test_truncation_makes_a_bottleneck_of_the_last_level():

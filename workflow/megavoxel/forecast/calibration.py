@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,10 +95,11 @@ def calibrate(device: torch.device) -> Calibration:
     )
 
 
-def measure(probe: Probe, precision: str, device: torch.device) -> Measured:
-    """Runs the probe's training step a few times."""
-    plan = plan_of(probe)
-    forecast = training_step(plan, samples=probe.batch, parallel=Parallel(), precision=precision)
+def measure(probe: Probe, precision: str, device: torch.device, *, parallel: Parallel | None = None) -> Measured:
+    """Runs the probe's training step a few times; of `parallel` only checkpointing counts."""
+    parallel = parallel or Parallel()
+    plan = replace(plan_of(probe), parallel=parallel)
+    forecast = training_step(plan, samples=probe.batch, parallel=parallel, precision=precision)
     release_memory(device)
     before = held_bytes(device)
     run = _new_run(plan, precision, device)
@@ -161,7 +162,8 @@ def peak_held_bytes(device: torch.device) -> float:
 
 
 def _new_run(plan: Plan, precision: str, device: torch.device) -> Run:
-    network = SegmentationNetwork(plan.network).to(device, memory_format=torch.channels_last_3d)
+    network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+    network = network.to(device, memory_format=torch.channels_last_3d)
     return Run(
         plan=plan,
         device=device,

@@ -113,15 +113,19 @@ class Search:
             return 1
         one = Parallel(accumulate=self.plan.batch, checkpointing=checkpointing)
         sample = forecast_setting(self.plan, one, self.device, self.workload, exact=False)
-        room = (self.device.memory_gib or math.inf) - sample.training_gib
+        room = (math.inf if self.device.memory_gib is None else self.device.memory_gib) - sample.training_gib
         samples = 1 + max(0, math.floor(room / sample.sample_gib))
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= samples)
 
     def _pipelines(self) -> Iterator[Parallel]:
+        """With up to twice as many micro-batches as stages, and fewer where these are too many to hold at once."""
+        batch = self.plan.batch
         stages = powers_of_two(min(self.device.most_devices, most_stages(self.plan)))[1:]
-        micro_batches = 1 if self.plan.training.batch_dice else self.plan.batch
         for count, checkpointing in itertools.product(stages, (False, True)):
-            yield Parallel(pipeline=count, micro_batches=micro_batches, checkpointing=checkpointing)
+            most = 1 if self.plan.training.batch_dice else min(batch, 2 * count)
+            for parts in (parts for parts in range(most, 0, -1) if batch % parts == 0):
+                accumulate = 1 if self.plan.training.batch_dice else batch // parts
+                yield Parallel(pipeline=count, micro_batches=parts, accumulate=accumulate, checkpointing=checkpointing)
 
 
 def check_parallel(plan: Plan, parallel: Parallel) -> None:

@@ -29,7 +29,7 @@ def device_at_hand(device: torch.device) -> Device:
     else:
         memory, name = host_memory(), "this machine"
     kind = "gpu" if device.type == "cuda" else "cpu"
-    return Device(name=name, kind=kind, memory_gib=round(memory / GIB, 1))
+    return Device(name=name, kind=kind, memory_gib=round(memory / GIB, 2))
 
 
 def host_memory() -> int:

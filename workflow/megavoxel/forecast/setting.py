@@ -43,7 +43,8 @@ class Forecast:
     @property
     def missing_gib(self) -> float:
         """By how much it does not fit; 0 where it fits or the device states no memory."""
-        return max(0.0, self.peak_gib - (self.device.memory_gib or math.inf))
+        memory = self.device.memory_gib
+        return 0.0 if memory is None else max(0.0, self.peak_gib - memory)
 
 
 def forecast_setting(

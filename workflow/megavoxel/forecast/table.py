@@ -25,6 +25,7 @@ COLUMNS = (
     "setting", "patch", "batch", "gpus", "data", "pipeline", "accumulate", "checkpointing", "peak_gib",
     "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
+WHOLE_NUMBERS = ("batch", "gpus", "data", "pipeline", "accumulate")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
     "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
@@ -78,7 +79,8 @@ def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> 
 
 def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
     """The rows of `plan.tsv`."""
-    return pandas.DataFrame([_row(setting) for setting in planned], columns=COLUMNS)
+    rows = pandas.DataFrame([_row(setting) for setting in planned], columns=COLUMNS)
+    return rows.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))  # stays whole where a row has none
 
 
 def save_table(path: Path, rows: pandas.DataFrame) -> None:

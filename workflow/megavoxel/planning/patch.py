@@ -83,7 +83,6 @@ class Frame:
             strides=topology.strides,
             convolutions_per_level=keys.convolutions_per_level,
             deep_supervision=keys.deep_supervision,
-            checkpointing=keys.checkpointing,
         )
         return Candidate(patch=padded_patch(patch, topology.divisor), divisor=topology.divisor, network=network)
 

@@ -1,4 +1,8 @@
-"""Intensities to zero mean and unit variance, by the rules of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021)."""
+"""Intensities to zero mean and unit variance, by the rules of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021).
+
+One difference: nnU-Net also counts labelled voxels outside of the nonzero region as inside while it trains. Test images
+have no labels, so that the same scan would be normalised in two ways; here the region depends on the image alone.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,11 @@ class StoredCase:
 
 
 def save_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
-    """Writes an array with chunks and blocks that suit reading patches of `patch` voxels (its last three axes)."""
+    """Writes an array with chunks and blocks that suit reading patches of `patch` voxels (its last three axes).
+
+    LZ4 and not LZ4HC, which nnU-Net takes: it writes many times as fast, reads as fast, and its files are about a tenth
+    larger.
+    """
     chunks, blocks = chunking(array.shape, array.dtype.itemsize, patch)
     with atomic_path(path) as partial, writing(path):
         blosc2.asarray(
@@ -87,7 +91,7 @@ def save_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
             blocks=blocks,
             urlpath=str(partial),
             mode="w",
-            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4HC, clevel=5, nthreads=1),
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, nthreads=1),
         )
 
 
@@ -155,7 +159,7 @@ def save_case(
     if labels is not None:
         save_array(folder / f"{case}.labels.b2nd", labels, patch)
     with atomic_path(folder / f"{case}.foreground.npz") as partial:
-        np.savez_compressed(partial, **{str(label): voxels.astype(np.int32) for label, voxels in foreground.items()})
+        np.savez(partial, **{str(label): voxels.astype(np.int32) for label, voxels in foreground.items()})
     write_json(folder / f"{case}.json", to_plain(properties))
 
 

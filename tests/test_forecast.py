@@ -1,0 +1,350 @@
+"""Choice of the parallelism, hours, plan.tsv, and what training says of memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from helpers import preprocessing_plan, tiny_plan
+from megavoxel.cli import main
+from megavoxel.config.dataset import load_dataset
+from megavoxel.config.hardware import Device, load_device, update_device
+from megavoxel.config.study import Parallel, parse_study
+from megavoxel.errors import UserError
+from megavoxel.forecast import fit
+from megavoxel.forecast.calibration import SMALL, measure, plan_of
+from megavoxel.forecast.choice import check_parallel, choose
+from megavoxel.forecast.hours import Speed, Workload, prediction_seconds, step_seconds
+from megavoxel.forecast.setting import forecast_setting, precision_on
+from megavoxel.forecast.step import training_step, window
+from megavoxel.forecast.table import COLUMNS, plan_study, table
+from megavoxel.planning.declared import declared_dataset
+from megavoxel.planning.plan import NetworkPlan
+
+WORKLOAD = Workload(training_cases=20, folds=5)
+
+
+def device(**changes) -> Device:
+    """A GPU without overheads on which a step of 10⁹ operations takes a millisecond."""
+    keys = {"overhead_gib": 0.0, "workspace": 0.0, "teraflops": {"half": 1.0, "float32": 1.0}, "memory_gib": 16}
+    return Device(name="gpu", kind="gpu", **{**keys, **changes})
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """A step of which takes 100 MiB and more."""
+    network = NetworkPlan(
+        channels=1, classes=3, features=(16, 32), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2))
+    )
+    median = replace(preprocessing_plan(), median_shape=(48, 48, 48))
+    return replace(tiny_plan(), patch=(48, 48, 48), batch=4, network=network, preprocessing=median)
+
+
+def needs(plan, **parallel) -> float:
+    return forecast_setting(plan, Parallel(**parallel), device(), WORKLOAD).peak_gib
+
+
+def test_what_fits_stays_plain(plan):
+    choice = choose(plan, device(most_devices=8), WORKLOAD, fixed=None)
+    assert choice.fits
+    assert choice.forecast.parallel == Parallel()
+    assert choice.reason == "plain training fits"
+    assert choice.next_option == "parallel.accumulate: 2"
+
+
+def test_accumulation_is_cheaper_than_checkpointing(plan):
+    room = (needs(plan, accumulate=2) + needs(plan)) / 2
+    choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(accumulate=2)
+    assert choice.reason.startswith(f"accumulation over 2 parts: plain needs {needs(plan):.1f} GiB")
+
+
+def test_checkpointing_where_one_sample_is_too_large(plan):
+    least, single = needs(plan, accumulate=4, checkpointing=True), needs(plan, accumulate=4)
+    choice = choose(plan, device(memory_gib=(least + single) / 2), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(accumulate=4, checkpointing=True)
+    assert "accumulation over 4 parts needs" in choice.reason
+
+
+def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
+    single = needs(plan, accumulate=4, checkpointing=True)
+    stages = needs(plan, pipeline=4, accumulate=4)
+    assert stages < single
+    choice = choose(plan, device(memory_gib=(stages + single) / 2, most_devices=4), WORKLOAD, fixed=None)
+    assert choice.fits
+    assert choice.forecast.parallel.pipeline > 1
+
+
+def test_more_devices_by_data_where_a_job_would_be_too_long(plan):
+    alone = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    limit = round(60 * alone * 0.7, 6)
+    choice = choose(plan, replace(device(most_devices=4), runtime_minutes=limit), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(data=2)
+    assert "plain takes" in choice.reason
+
+
+def test_nothing_fits_says_by_how_much_and_what_would(plan):
+    choice = choose(plan, device(memory_gib=0.01, most_devices=2), WORKLOAD, fixed=None)
+    assert not choice.fits
+    assert f"{choice.forecast.peak_gib - 0.01:.1f} GiB more than gpu has (0.01 GiB)" in choice.reason
+    assert "a patch of about" in choice.reason
+
+
+def test_a_fixed_way_that_does_not_fit_names_one_that_does(plan):
+    room = (needs(plan, accumulate=2) + needs(plan)) / 2
+    choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=Parallel())
+    assert not choice.fits
+    assert choice.forecast.parallel == Parallel()
+    assert "what would fit: accumulation over 2 parts" in choice.reason
+
+
+def test_batch_dice_is_never_cut(plan):
+    whole = replace(plan, training=replace(plan.training, batch_dice=True))
+    choice = choose(whole, device(memory_gib=needs(whole) * 0.99, most_devices=4), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel.parts == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"accumulate": 3}, r"batch 4 cannot be cut into data 1 × accumulate 3 .* divides 4"),
+        ({"micro_batches": 2}, "only a pipeline has them"),
+        ({"pipeline": 99}, "the network has 8 blocks"),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused(plan, keys, message):
+    with pytest.raises(UserError, match=rf"setting tiny: parallel.*{message}"):
+        check_parallel(plan, Parallel(**keys))
+
+
+def test_parts_of_a_batch_dice_are_refused(plan):
+    with pytest.raises(UserError, match="batch_dice needs the sums of the whole batch"):
+        check_parallel(replace(plan, training=replace(plan.training, batch_dice=True)), Parallel(accumulate=2))
+
+
+def test_seconds_of_a_step_by_hand():
+    speed = Speed(flops_per_second=100.0, seconds_per_pass=1.0, bytes_per_second=10.0)
+    assert step_seconds(speed, Parallel(), [500], 0) == 5 + 1
+    assert step_seconds(speed, Parallel(accumulate=3), [500], 0) == 5 + 3
+    # Two devices exchange 2 · ½ of 40 bytes.
+    assert step_seconds(speed, Parallel(data=2), [500], 40) == 5 + 1 + 4
+    # The slower stage of two works 4 s on 4 micro-batches; 5 beats of 1 s, each with its second.
+    assert step_seconds(speed, Parallel(pipeline=2, micro_batches=4), [400, 200], 0) == 5 + 5
+
+
+def test_seconds_of_a_prediction_by_hand(plan):
+    # 96 voxels along z take three windows of 48 at half steps; eight mirrored passes each.
+    longer = replace(plan, preprocessing=replace(plan.preprocessing, median_shape=(96, 48, 48)))
+    flops = window(plan, networks=1, precision="float32").flops
+    speed = Speed(flops_per_second=flops, seconds_per_pass=0.5, bytes_per_second=1.0)
+    assert prediction_seconds(longer, speed, "float32", cases=2) == pytest.approx(2 * 3 * 8 * 1.5)
+
+
+def test_hours_of_a_fold_are_steps_validation_and_prediction(plan):
+    forecast = forecast_setting(plan, Parallel(), device(), WORKLOAD)
+    step = training_step(plan, samples=4, parallel=Parallel(), precision="float32").flops
+    forward = window(plan, networks=1, precision="float32").flops
+    # 2 epochs of 3 steps and 2 validation batches of 4; then 4 cases of one window, 8 mirrored passes.
+    operations = 2 * (3 * step + 2 * 4 * forward) + 4 * 8 * forward
+    assert forecast.hours_per_fold == pytest.approx(operations / 1e12 / 3600)
+    assert forecast.flops == step
+
+
+def test_overhead_and_workspace_of_the_device_are_added(plan):
+    bare = forecast_setting(plan, Parallel(), device(), WORKLOAD)
+    full = forecast_setting(plan, Parallel(), device(overhead_gib=2.0, workspace=1.0), WORKLOAD)
+    largest = 4 * 4 * (32 + 16) * 48**3 / 2**30
+    assert full.training_gib - bare.training_gib == pytest.approx(2 + largest)
+    assert full.certain_gib == bare.certain_gib
+
+
+def test_without_a_rate_there_are_no_hours(plan):
+    forecast = forecast_setting(plan, Parallel(), device(teraflops={}), WORKLOAD)
+    assert forecast.hours_per_fold is None
+    assert forecast.peak_gib > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "precision"),
+    [
+        ({"kind": "gpu"}, "bfloat16"),
+        ({"kind": "cpu", "teraflops": {"float32": 1.0, "half": 2.0}}, "bfloat16"),
+        ({"kind": "cpu", "teraflops": {"float32": 2.0, "half": 1.0}}, "float32"),
+        ({"kind": "cpu"}, "float32"),
+    ],
+)
+def test_the_precision_of_a_forecast_is_the_one_training_will_choose(plan, keys, precision):
+    automatic = replace(plan, training=replace(plan.training, precision="auto"))
+    assert precision_on(automatic, Device(name="d", **keys)) == precision
+
+
+STUDY = {
+    "study": "ahead",
+    "dataset": "amos",
+    "hardware": "small",
+    "defaults": {"preprocessing": {"spacing": [2.0, 1.0, 1.0]}},
+    "settings": {
+        "plain": {"patch": [16, 32, 32], "batch": 2},
+        "odd": {"patch": [16, 40, 40], "batch": 2, "parallel": {"accumulate": 2}},
+        "chosen": {"patch": [32, 96, 96], "batch": 4, "parallel": "auto"},
+        "broken": {"patch": [16, 32, 32], "batch": 3, "parallel": {"accumulate": 2}},
+    },
+}
+DATASET = {
+    "name": "amos",
+    "source": {"folder": "nowhere"},
+    "channels": ["CT"],
+    "labels": {"liver": 1, "spleen": 2},
+    "declared": {"training_cases": 10, "shape": [40, 120, 120], "spacing": [4.0, 1.0, 1.0]},
+}
+HARDWARE = {"devices": {"small": {"kind": "gpu", "memory_gib": 1.7, "teraflops": {"half": 10}, "most_devices": 2}}}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A study on a dataset that is not there, with its hardware."""
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    (tmp_path / "datasets/amos.yaml").write_text(yaml.safe_dump(DATASET))
+    (tmp_path / "hardware.yaml").write_text(yaml.safe_dump(HARDWARE))
+    return tmp_path
+
+
+def estimate(files, *options) -> int:
+    paths = {"--study": "study.yaml", "--hardware": "hardware.yaml", "--datasets": "datasets"}
+    places = [word for option, name in paths.items() for word in (option, str(files / name))]
+    return main(["estimate", *places, "--processes", "1", *options])
+
+
+def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
+    assert estimate(files, "--output", str(files / "plan.tsv")) == 0
+    rows = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting")
+    assert ["setting", *rows.columns] == list(COLUMNS)
+    assert list(rows.index) == list(STUDY["settings"])
+    assert list(rows["fits"]) == ["yes", "yes", "yes", "no"]
+    assert rows.loc["odd", "accumulate"] == 2
+    assert rows.loc["chosen", "accumulate"] > 1 or rows.loc["chosen", "checkpointing"] == "yes"
+    assert "plain needs" in rows.loc["chosen", "reason"]
+    assert "batch 3 cannot be cut" in rows.loc["broken", "reason"]
+    assert rows.loc["plain", "gpu_hours"] == pytest.approx(5 * rows.loc["plain", "hours_per_fold"], rel=0.01)
+    printed = capsys.readouterr().out
+    assert "10 training cases" in printed
+    assert "cannot see what cuDNN chooses" in printed
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(files):
+    study = parse_study(STUDY, source="test")
+    facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    gpu = load_device(files / "hardware.yaml", "small", source="test")
+    one, two = (table(plan_study(study, *facts, gpu, processes=count)) for count in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_a_dataset_that_declares_nothing_says_what_to_do(files, capsys):
+    (files / "datasets/amos.yaml").write_text(yaml.safe_dump({**DATASET, "declared": None} | {"labels": {"a": 1}}))
+    bare = {key: value for key, value in DATASET.items() if key != "declared"}
+    (files / "datasets/amos.yaml").write_text(yaml.safe_dump(bare))
+    assert estimate(files) == 1
+    assert "no 'declared' shape and spacing" in capsys.readouterr().err
+
+
+def test_declared_needs_labels_and_channels(tmp_path):
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in DATASET.items() if key != "labels"}))
+    with pytest.raises(UserError, match=r"bare\.yaml: declared: it also needs 'labels'"):
+        load_dataset(path)
+
+
+def test_the_plan_stage_writes_the_choice_that_the_forecast_shows(files, tmp_path):
+    """`plan.json` and `plan.tsv` come from the same functions."""
+    estimate(files, "--output", str(files / "plan.tsv"))
+    row = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting").loc["chosen"]
+    study = parse_study(STUDY, source="test")
+    facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    gpu = load_device(files / "hardware.yaml", "small", source="test")
+    planned = {setting.setting.name: setting for setting in plan_study(study, *facts, gpu)}["chosen"]
+    assert planned.plan.parallel.accumulate == row["accumulate"]
+    assert planned.plan.notes[-1] == f"parallel: {row['reason']}"
+
+
+def test_training_refuses_what_cannot_fit(plan, monkeypatch):
+    monkeypatch.setattr(fit, "host_memory", lambda: 50 * 2**20)
+    with pytest.raises(UserError, match=r"setting tiny: training needs .* GiB more than this machine has"):
+        fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
+
+
+def test_training_warns_of_what_may_not_fit(plan, monkeypatch, capsys):
+    certain = forecast_setting(plan, Parallel(), device(), WORKLOAD).certain_gib
+    monkeypatch.setattr(fit, "host_memory", lambda: int((certain + 0.1) * 2**30))
+    fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
+    assert "should memory run out: parallel.accumulate: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+    ],
+)
+def test_out_of_memory_names_setting_forecast_and_next_option(plan, error):
+    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
+    with (
+        pytest.raises(UserError, match=r"setting tiny: out of memory .* forecast was .* parallel\.accumulate: 2"),
+        fit.explained_out_of_memory(plan, forecast),
+    ):
+        raise error
+
+
+def test_the_real_allocators_complaint_is_understood(plan):
+    """What PyTorch really says on this machine, and not only what the test above makes it say."""
+    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
+    with pytest.raises(UserError, match="out of memory"), fit.explained_out_of_memory(plan, forecast):
+        torch.empty(2**55, dtype=torch.uint8)
+
+
+def test_other_errors_pass_unchanged(plan):
+    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
+    with pytest.raises(RuntimeError, match="shapes"), fit.explained_out_of_memory(plan, forecast):
+        raise RuntimeError("shapes do not match")
+
+
+def test_a_probe_is_measured_beside_its_forecast():
+    measured = measure(SMALL, "float32", torch.device("cpu"))
+    assert measured.seconds > 0
+    assert (
+        measured.forecast.flops
+        == training_step(plan_of(SMALL), samples=2, parallel=Parallel(), precision="float32").flops
+    )
+
+
+def test_calibration_is_written_beside_comments_and_other_keys(tmp_path):
+    path = tmp_path / "hardware.yaml"
+    path.write_text(
+        "# mine\ndevices:\n  a:  # the small one\n    kind: gpu\n    teraflops:\n      half: 1\n    # keep\n"
+        "    memory_gib: 8\n\n  b:\n    kind: cpu\n"
+    )
+    update_device(path, "a", {"teraflops": {"half": 3.5}, "source": "here: now"})
+    text = path.read_text()
+    assert text.startswith("# mine\n")
+    assert "# keep" in text
+    assert text.count("teraflops") == 1
+    assert load_device(path, "a", source="test") == Device(
+        name="a", kind="gpu", memory_gib=8, teraflops={"half": 3.5}, source="here: now"
+    )
+    assert load_device(path, "b", source="test").kind == "cpu"
+    before = path.read_text()
+    with pytest.raises(UserError):
+        update_device(path, "b", {"teraflops": {"half": -1}})
+    assert path.read_text() == before
+
+
+def test_calibrate_refuses_an_unknown_device(tmp_path, capsys):
+    (tmp_path / "hardware.yaml").write_text(json.dumps({"devices": {"a": {"kind": "cpu"}}}))
+    assert main(["calibrate", "b", "--hardware", str(tmp_path / "hardware.yaml")]) == 1
+    assert "has no device 'b'; allowed: a" in capsys.readouterr().err
