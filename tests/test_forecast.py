@@ -253,6 +253,14 @@ def test_a_dataset_that_declares_nothing_says_what_to_do(files, capsys):
     assert "no 'declared' shape and spacing" in capsys.readouterr().err
 
 
+def test_phantoms_are_known_before_they_are_made(repository):
+    cases, fingerprint = declared_dataset(load_dataset(repository / "config/datasets/phantom.yaml"))
+    assert len(cases.of_split("training")) == 12
+    assert cases.labels == {"liver": 1, "stomach": 2, "aorta": 3, "gland": 4}
+    assert fingerprint.cases[0].shape == (40, 64, 64)
+    assert fingerprint.channels == cases.channels == ("CT",)
+
+
 def test_declared_needs_labels_and_channels(tmp_path):
     path = tmp_path / "bare.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in DATASET.items() if key != "labels"}))

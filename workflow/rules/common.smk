@@ -13,7 +13,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import ensemble_folds, parse_study, with_memory
+from megavoxel.config.study import Parallel, ensemble_folds, parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 
@@ -97,10 +97,17 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def planning_device(setting):
+    """What `plan` is told of the device: nothing where the setting fixes plain training, which needs no device."""
+    if SETTINGS[setting].parallel == Parallel():
+        return ""
+    return f"--device {shlex.quote(as_json(DEVICE))} --folds {STUDY.folds}"
+
+
 def facts_for_planning():
     """Cases and fingerprint as inputs of a forecast, but where the dataset's file declares what it needs of them."""
     facts = {"cases": f"{RESULTS}/cases.json", "fingerprint": f"{RESULTS}/fingerprint.json"}
-    return {} if DATASET.declared and not all(map(os.path.exists, facts.values())) else facts
+    return {} if DATASET.known_ahead and not all(map(os.path.exists, facts.values())) else facts
 
 
 MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]

@@ -80,6 +80,11 @@ class Dataset:
     declared: Declared | None = None
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
+    @property
+    def known_ahead(self) -> bool:
+        """Whether a study can be planned before the data is there: it is declared, or made by the workflow."""
+        return self.declared is not None or self.source.phantom is not None
+
     def tolerance(self, label: str) -> float:
         """NSD tolerance of a label in mm.
 

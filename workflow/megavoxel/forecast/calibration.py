@@ -95,7 +95,9 @@ def calibrate(device: torch.device) -> Calibration:
     )
 
 
-def measure(probe: Probe, precision: str, device: torch.device, *, parallel: Parallel | None = None) -> Measured:
+def measure(
+    probe: Probe, precision: str, device: torch.device, *, parallel: Parallel | None = None, repeats: int = REPEATS
+) -> Measured:
     """Runs the probe's training step a few times; of `parallel` only checkpointing counts."""
     parallel = parallel or Parallel()
     plan = replace(plan_of(probe), parallel=parallel)
@@ -106,7 +108,7 @@ def measure(probe: Probe, precision: str, device: torch.device, *, parallel: Par
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(probe.batch, 1, *probe.patch, generator=generator)
     target = torch.randint(0, plan.network.classes, (probe.batch, *probe.patch), generator=generator)
-    seconds = [_timed(lambda: train_step(run, image, target), device) for _ in range(REPEATS + 1)]
+    seconds = [_timed(lambda: train_step(run, image, target), device) for _ in range(repeats + 1)]
     return Measured(
         seconds=statistics.median(seconds[1:]),
         peak_bytes=round(peak_held_bytes(device) - before),

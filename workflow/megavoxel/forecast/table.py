@@ -26,6 +26,7 @@ COLUMNS = (
     "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 WHOLE_NUMBERS = ("batch", "gpus", "data", "pipeline", "accumulate")
+FORECAST_NUMBERS = ("peak_gib", "hours_per_fold", "gpu_hours")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
     "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
@@ -80,7 +81,8 @@ def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> 
 def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
     """The rows of `plan.tsv`."""
     rows = pandas.DataFrame([_row(setting) for setting in planned], columns=COLUMNS)
-    return rows.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))  # stays whole where a row has none
+    # Types of their own for what a row may lack: whole numbers stay whole.
+    return rows.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(FORECAST_NUMBERS, "Float64"))
 
 
 def save_table(path: Path, rows: pandas.DataFrame) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from megavoxel.config.dataset import Dataset
+from megavoxel.config.dataset import Dataset, Declared, Phantom
+from megavoxel.data.anatomy import LABELS
 from megavoxel.data.cases import Case, Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
@@ -17,24 +18,33 @@ def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
     Raises:
         UserError: the dataset file declares nothing.
     """
-    declared = dataset.declared
+    declared = dataset.declared or _of_phantom(dataset.source.phantom)
     if declared is None:
         raise UserError(
             f"dataset {dataset.name}: its file has no 'declared' shape and spacing to plan with; add them, or run "
             "'megavoxel check' and 'megavoxel fingerprint' on the data and give --cases and --fingerprint"
         )
+    labels = {name: value for name, value in (dataset.labels or LABELS).items() if value > 0}
+    channels = dataset.channels or ("CT",)
     names = [f"declared_{number:06}" for number in range(declared.training_cases)]
     cases = Cases(
         dataset=dataset.name,
         root="",
-        channels=dataset.channels,
-        labels={name: value for name, value in dataset.labels.items() if value > 0},
-        nsd_tolerance_mm={name: dataset.tolerance(name) for name, value in dataset.labels.items() if value > 0},
+        channels=channels,
+        labels=labels,
+        nsd_tolerance_mm={name: dataset.tolerance(name) for name in labels},
         cases=tuple(Case(id=name, images=(), label="") for name in names),
     )
     shapes = tuple(
         CaseFingerprint(id=name, spacing=declared.spacing, shape=declared.shape, cropped_shape=declared.shape)
         for name in names
     )
-    intensities = (UNKNOWN,) * len(dataset.channels)
-    return cases, Fingerprint(dataset=dataset.name, channels=dataset.channels, cases=shapes, intensities=intensities)
+    intensities = (UNKNOWN,) * len(channels)
+    return cases, Fingerprint(dataset=dataset.name, channels=channels, cases=shapes, intensities=intensities)
+
+
+def _of_phantom(phantom: Phantom | None) -> Declared | None:
+    """What the workflow will make."""
+    if phantom is None:
+        return None
+    return Declared(training_cases=phantom.training_cases, shape=phantom.shape, spacing=phantom.spacing)

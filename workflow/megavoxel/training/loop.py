@@ -82,8 +82,7 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device) -> R
     state_folder = state_folder / key
     run = start_run(plan, fold, device, load_state(state_folder, key=key))
     training = plan.training
-    count = training.epochs * training.iterations_per_epoch * plan.batch
-    batches = iter(_loader(run, fold, TRAINING, count, first_iteration=run.epoch * training.iterations_per_epoch))
+    batches = iter(training_batches(run, fold))
     validation = _loader(run, fold, VALIDATION, training.validation_iterations * plan.batch)
     saved = time.monotonic()
     while run.epoch < training.epochs:
@@ -124,6 +123,13 @@ def start_run(plan: Plan, fold: Fold, device: torch.device, state: dict[str, Any
         run.epoch, run.history = state["epoch"], state["history"]
         print(f"going on after epoch {run.epoch} of {plan.training.epochs}", flush=True)
     return run
+
+
+def training_batches(run: Run, fold: Fold) -> Iterable[tuple[Tensor, Tensor]]:
+    """All batches that the run has still to see: image (batch, channels, z, y, x), target (batch, z, y, x)."""
+    training = run.plan.training
+    count = training.epochs * training.iterations_per_epoch * run.plan.batch
+    return _loader(run, fold, TRAINING, count, first_iteration=run.epoch * training.iterations_per_epoch)
 
 
 def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]], rate: float) -> float:
