@@ -57,7 +57,8 @@ def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
     done = snakemake(repository, tmp_path, "--configfile", str(repository / study), "-n")
     assert done.returncode == 0, done.stderr
     values = yaml.safe_load((repository / study).read_text())
-    runs = sum(len((keys or {}).get("folds", range(values["folds"]))) for keys in values["settings"].values())
+    folds = values.get("defaults", {}).get("folds", range(values["folds"]))
+    runs = sum(len((keys or {}).get("folds", folds)) for keys in values["settings"].values())
     counted = next(line.split()[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("train "))
     assert int(counted) == runs
 
@@ -65,6 +66,21 @@ def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
 def test_the_study_given_replaces_the_demo(repository, tmp_path):
     done = snakemake(repository, tmp_path, "--configfile", str(repository / "config/studies/hippocampus.yaml"), "-n")
     assert "large-patch" not in done.stdout + done.stderr
+
+
+def test_the_forecast_is_printed_each_time_without_data(repository, tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(PHANTOM))
+    auto = {**TINY["settings"], "chosen": {"parallel": "auto"}}
+    study = {**TINY, "dataset": "small.yaml", "settings": auto}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    for _ in range(2):
+        done = snakemake(repository, tmp_path, "plan", "--configfile", "study.yaml")
+        assert done.returncode == 0, done.stderr
+        assert "chosen: plain training fits" in done.stdout
+    with (tmp_path / "results/tiny/plan.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["setting"] for row in rows] == list(auto)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_typo_ends_the_dry_run_with_one_line(repository, tmp_path):
@@ -205,8 +221,10 @@ def test_every_rule_says_where_it_logs_what_it_needs_and_in_what_it_runs(reposit
     rules = {block.split(":", 1)[0]: block for block in re.split(r"(?m)^rule (?=\w+:)", text)[1:]}
     assert {"fetch", "check", "preprocess", "train", "predict_validation", "report", "tables"} <= set(rules)
     for name, block in rules.items():
-        for directive in ("log", "benchmark", "resources", "container", "conda", "shell"):
+        for directive in ("log", "resources", "container", "conda", "shell"):
             assert f"    {directive}:\n" in block, f"{name} has no {directive}"
+        # The file of a benchmark would count as made, and a target that is asked for by name would run once only.
+        assert ("    benchmark:\n" in block) == (name not in ("plan", "tables")), name
 
 
 def test_no_rule_computes(repository):

@@ -77,8 +77,6 @@ rule tables:
     """Tables and score figures again, from what is stored and nothing else: no input, so that nothing is trained."""
     log:
         f"{LOGS}/tables.log",
-    benchmark:
-        f"{JOBS}/tables.tsv"
     conda:
         "../../envs/megavoxel.yaml"
     container:
