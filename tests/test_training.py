@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers import store_case, tiny_plan
+from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
 from megavoxel.network.device import Precision, choose_device, choose_precision
 from megavoxel.network.unet import SegmentationNetwork
@@ -73,6 +74,43 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(fold, 
     assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
     for ours, theirs in zip(resumed.history, whole.history, strict=True):
         assert ours["training_loss"] == theirs["training_loss"]
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "cross_entropy"])
+def test_accumulation_and_checkpointing_change_nothing(fold, tmp_path, loss):
+    plan = tiny_plan(batch=4, training={"loss": loss})
+    plain = train(plan, fold, tmp_path / "plain", CPU)
+    for keys in (
+        {"accumulate": 2},
+        {"accumulate": 4},
+        {"checkpointing": True},
+        {"accumulate": 2, "checkpointing": True},
+    ):
+        other = train(replace(plan, parallel=Parallel(**keys)), fold, tmp_path / str(keys), CPU)
+        for key in ("training_loss", "validation_loss", "pseudo_dice"):
+            assert other.history[-1][key] == pytest.approx(plain.history[-1][key], abs=1e-5), keys
+        for ours, expected in zip(weights_of(other), weights_of(plain), strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_of_accumulated_parts_are_those_of_the_batch(fold):
+    plan = replace(tiny_plan(batch=4), training=replace(tiny_plan().training, gradient_clip=1e9))
+    image, target = torch.randn(4, 1, *plan.patch), torch.randint(0, 3, (4, *plan.patch))
+    gradients = []
+    for parts in (1, 2, 4):
+        run = loop.start_run(replace(plan, parallel=Parallel(accumulate=parts)), fold, CPU)
+        loop.train_step(run, image, target)
+        gradients.append([parameter.grad for parameter in run.network.parameters()])
+    for other in gradients[1:]:
+        for ours, expected in zip(other, gradients[0], strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_goes_on_with_another_parallelism(fold, tmp_path):
+    plan = tiny_plan(batch=4)
+    once = train(plan, fold, tmp_path / "state", CPU)
+    again = train(replace(plan, parallel=Parallel(accumulate=2)), fold, tmp_path / "state", CPU)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(weights_of(again), weights_of(once), strict=True))
 
 
 def test_worker_processes_change_nothing(fold, tmp_path):

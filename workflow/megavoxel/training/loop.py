@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,9 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
         target: int64 classes (batch, z, y, x).
     """
     run.optimizer.zero_grad(set_to_none=True)
-    parts = run.plan.parallel.accumulate
     losses = []
-    for image_part, target_part in zip(image.chunk(parts), target.chunk(parts), strict=True):
-        loss = _loss(run, image_part, target_part)[0] / parts
+    for image_part, target_part in _parts(run, image, target):
+        loss = _loss(run, image_part, target_part)[0] / run.plan.parallel.accumulate
         run.scaler.scale(loss).backward()
         losses.append(loss.detach())
     run.scaler.unscale_(run.optimizer)
@@ -178,7 +177,8 @@ def validate(run: Run, batches: Iterable[tuple[Tensor, Tensor]], labels: Sequenc
     """
     run.network.eval()
     losses, counts = [], torch.zeros(3, len(labels), dtype=torch.float64)
-    for image, target in batches:
+    parts = (part for image, target in batches for part in _parts(run, image, target))
+    for image, target in parts:
         loss, logits = _loss(run, image, target)
         losses.append(loss)
         counts += _overlap(logits.argmax(dim=1).cpu(), target, len(labels))
@@ -196,6 +196,12 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _parts(run: Run, image: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What of a batch goes through the network together."""
+    parts = run.plan.parallel.accumulate
+    return zip(image.chunk(parts), target.chunk(parts), strict=True)
 
 
 def _loss(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
