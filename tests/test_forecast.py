@@ -14,7 +14,9 @@ from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
-from megavoxel.config.study import Parallel, parse_study
+from megavoxel.config.records import to_plain
+from megavoxel.config.study import Parallel, parse_study, with_memory
+from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast import fit
 from megavoxel.forecast.calibration import SMALL, measure, plan_of
@@ -24,7 +26,8 @@ from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, plan_study, table
 from megavoxel.planning.declared import declared_dataset
-from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
+from megavoxel.planning.planner import plan_preprocessing
 
 WORKLOAD = Workload(training_cases=20, folds=5)
 
@@ -268,16 +271,48 @@ def test_declared_needs_labels_and_channels(tmp_path):
         load_dataset(path)
 
 
-def test_the_plan_stage_writes_the_choice_that_the_forecast_shows(files, tmp_path):
-    """`plan.json` and `plan.tsv` come from the same functions."""
+def plan_stage(files, setting: str, *options: str) -> int:
+    """`megavoxel plan` on the declared dataset, into plan.json."""
+    cases, fingerprint = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    save_cases(files / "cases.json", cases)
+    keys = parse_study(STUDY, source="test").setting(setting).preprocessing
+    save_plan(files / "preprocessing.json", plan_preprocessing(cases, fingerprint, keys))
+    inputs = ["--cases", str(files / "cases.json"), "--preprocessing-plan", str(files / "preprocessing.json")]
+    return main(["plan", *inputs, *options, "--output", str(files / "plan.json")])
+
+
+@pytest.mark.parametrize("setting", ["plain", "odd", "chosen"])
+def test_plan_json_and_plan_tsv_agree(files, setting):
+    """By hand from the study file, and from one line of JSON as in the workflow."""
     estimate(files, "--output", str(files / "plan.tsv"))
-    row = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting").loc["chosen"]
-    study = parse_study(STUDY, source="test")
-    facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    row = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting").loc[setting]
+    hardware = ["--hardware", str(files / "hardware.yaml")]
+    assert plan_stage(files, setting, "--study", str(files / "study.yaml"), "--setting", setting, *hardware) == 0
+    by_hand = load_plan(files / "plan.json")
+    assert by_hand.parallel.accumulate == row["accumulate"]
+    assert by_hand.parallel.checkpointing == (row["checkpointing"] == "yes")
+    if setting == "chosen":
+        assert by_hand.notes[-1] == f"parallel: {row['reason']}"
     gpu = load_device(files / "hardware.yaml", "small", source="test")
-    planned = {setting.setting.name: setting for setting in plan_study(study, *facts, gpu)}["chosen"]
-    assert planned.plan.parallel.accumulate == row["accumulate"]
-    assert planned.plan.notes[-1] == f"parallel: {row['reason']}"
+    study = with_memory(parse_study(STUDY, source="test"), gpu.memory_gib)
+    definition = ["--definition", json.dumps(to_plain(study.setting(setting))), "--study-name", "ahead"]
+    device_options = ["--device", json.dumps(to_plain(gpu)), "--folds", str(study.folds)]
+    assert plan_stage(files, setting, *definition, "--seed", str(study.seed), *device_options) == 0
+    assert load_plan(files / "plan.json") == by_hand
+
+
+def test_a_parallelism_needs_a_device_to_be_chosen_for(files, capsys):
+    assert plan_stage(files, "chosen", "--study", str(files / "study.yaml"), "--setting", "chosen") == 1
+    assert "setting chosen: parallel is chosen or checked for a device; give --hardware" in capsys.readouterr().err
+
+
+def test_training_on_several_devices_is_refused(tmp_path, capsys):
+    save_plan(tmp_path / "plan.json", replace(tiny_plan(), parallel=Parallel(data=2)))
+    (tmp_path / "splits.json").write_text(json.dumps({"folds": [{"training": ["a"], "validation": ["b"]}]}))
+    options = {"plan": "plan.json", "splits": "splits.json", "preprocessed": "p", "state": "s", "output": "o"}
+    words = [word for name, file in options.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert main(["train", *words, "--fold", "0"]) == 1
+    assert "setting tiny: parallel asks for 2 devices, training runs on one" in capsys.readouterr().err
 
 
 def test_training_refuses_what_cannot_fit(plan, monkeypatch):

@@ -10,6 +10,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
+from megavoxel.inference.sliding_window import SLAB_BYTES
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import Plan
 
@@ -114,9 +115,9 @@ def _reduction_bytes(parallel: Parallel, stage: StepCost) -> int:
 
 
 def _slab_bytes(plan: Plan) -> int:
-    """Sums and weights of one row of windows, and the copy that moves them on (`inference/sliding_window.py`)."""
+    """Sums of one row of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
     plane = [max(round(size), patch) for size, patch in zip(plan.preprocessing.median_shape, plan.patch, strict=True)]
-    return 4 * 2 * (plan.network.classes + 1) * plan.patch[0] * math.prod(plane[1:])
+    return 4 * plan.network.classes * plan.patch[0] * math.prod(plane[1:]) + SLAB_BYTES
 
 
 def _gib(cost: StepCost, device: Device, *, extra: int) -> float:
