@@ -16,7 +16,17 @@ import pandas
 from benchmarks.environment import describe
 from benchmarks.measure import COLUMNS
 
-PROGRAMS = ("planning", "plans", "preprocessing", "forecast")
+PROGRAMS = (
+    "planning",
+    "plans",
+    "preprocessing",
+    "augmentation",
+    "training",
+    "accuracy",
+    "prediction",
+    "metrics",
+    "forecast",
+)
 """One module of this package each; `run()` gives its rows."""
 
 

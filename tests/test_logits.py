@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import preprocessing_plan, properties, tiny_plan
+from megavoxel.config.study import Augmentation, Inference
 from megavoxel.data.nifti import Geometry, write_nifti
 from megavoxel.errors import UserError
 from megavoxel.inference import logits as module
@@ -119,6 +122,22 @@ def test_logits_of_folds_are_averaged(predictor):
             2 * len(axes)
         )
     torch.testing.assert_close(slab.logits, mean[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "trained", "flips"),
+    [(True, (0, 2), [(), (1,), (3,), (1, 3)]), (True, (), [()]), (False, (0, 1, 2), [()])],
+)
+def test_windows_are_mirrored_along_the_axes_of_the_training(predictor, mirror, trained, flips):
+    predictor.plan = replace(
+        predictor.plan, augmentation=Augmentation(mirror_axes=trained), inference=Inference(mirror=mirror)
+    )
+    seen = []
+    predictor.networks[0].register_forward_pre_hook(lambda _, windows: seen.append(windows[0][0].clone()))
+    image = torch.rand(1, *predictor.plan.patch)
+    list(predictor.slabs(image.numpy()))
+    assert len(seen) == len(flips)
+    assert all(torch.equal(window, image.flip(axes)) for window, axes in zip(seen, flips, strict=True))
 
 
 def test_a_label_map_has_the_shape_and_affine_of_its_image_voxel_for_voxel(predictor, tmp_path):

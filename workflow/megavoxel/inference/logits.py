@@ -15,11 +15,10 @@ from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.grid import separate_axis
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
-from megavoxel.inference.sliding_window import Slab
+from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, open_array
 
-SLAB_BYTES = 64 * 2**20
 BACKGROUND = 100.0
 """Logit of the background where the network did not look (outside of the cropped box); the others are 0 there."""
 
@@ -128,7 +127,7 @@ def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> L
             dtype=np.float16,
             urlpath=str(partial),
             mode="w",
-            chunks=(1, min(8, shape[0]), *shape[1:]),
+            chunks=(1, 1, *shape[1:]),  # whole rows: slabs of any height neither read nor write a chunk twice
             cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
         )
         for slab in slabs:

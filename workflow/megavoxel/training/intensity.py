@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ def augment(image: Tensor, settings: Augmentation, random: np.random.Generator, 
     if random.random() < settings.noise:
         image = add_noise(image, random.uniform(*settings.noise_std), random)
     if random.random() < settings.blur:
-        image = _some_channels(image, random, lambda one: blur(one, random.uniform(*settings.blur_sigma)))
+        image = _some_channels(image, random, lambda one: blur(one, random.uniform(*settings.blur_sigma, size=3)))
     if random.random() < settings.brightness:
         image = image * draw_per_channel(settings.brightness_range, image, random)
     if random.random() < settings.contrast:
@@ -56,30 +57,21 @@ def draw_per_channel(limits: Sequence[float], image: Tensor, random: np.random.G
 def add_noise(image: Tensor, std: float, random: np.random.Generator) -> Tensor:
     """Gaussian noise of one standard deviation."""
     generator = torch.Generator().manual_seed(int(random.integers(2**31)))
-    return image + torch.randn(image.shape, generator=generator) * std
+    return torch.randn(image.shape, generator=generator).mul_(std).add_(image)
 
 
-def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of `sigma` voxels along every axis, cut off at four sigma, with the border voxel repeated."""
-    radius = max(1, round(4 * sigma))
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
-    kernel /= kernel.sum()
-    blurred = image[:, None]
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = len(kernel)
-        padding = [0, 0, 0, 0, 0, 0]
-        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
-        blurred = F.conv3d(F.pad(blurred, padding, mode="replicate"), kernel.view(shape))
-    return blurred[:, 0]
+def blur(image: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Gaussian blur of one sigma in voxels per axis; the kernel ends at three sigma, borders are reflected."""
+    for axis, sigma in enumerate(sigmas, start=1):
+        image = _blur_along(image, axis, sigma)
+    return image
 
 
 def change_contrast(image: Tensor, factor: Tensor) -> Tensor:
     """Scales around each channel's mean and clips to its former range."""
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     low, high = image.amin(dim=(1, 2, 3), keepdim=True), image.amax(dim=(1, 2, 3), keepdim=True)
-    return torch.clamp((image - mean) * factor + mean, low, high)
+    return (image - mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def lower_resolution(image: Tensor, zoom: float, *, in_plane: bool) -> Tensor:
@@ -95,15 +87,32 @@ def lower_resolution(image: Tensor, zoom: float, *, in_plane: bool) -> Tensor:
 def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
     """Raises intensities, scaled to 0…1 per channel, to `exponent`; mean and standard deviation are restored."""
     space = (1, 2, 3)
-    mean, std = image.mean(dim=space, keepdim=True), image.std(dim=space, keepdim=True)
     low = image.amin(dim=space, keepdim=True)
     extent = (image.amax(dim=space, keepdim=True) - low).clamp(min=1e-7)
-    curved = ((image - low) / extent) ** exponent * extent + low
-    scale = std / curved.std(dim=space, keepdim=True).clamp(min=1e-7)
-    return (curved - curved.mean(dim=space, keepdim=True)) * scale + mean
+    curved = (image - low).div_(extent).pow_(exponent)
+    scale = image.std(dim=space, keepdim=True) / curved.std(dim=space, keepdim=True).clamp(min=1e-7)
+    shift = image.mean(dim=space, keepdim=True) - curved.mean(dim=space, keepdim=True) * scale
+    return curved.mul_(scale).add_(shift)
 
 
 def _some_channels(image: Tensor, random: np.random.Generator, change) -> Tensor:
     """Applies `change` to each channel with probability 0.5."""
     channels = [change(channel[None]) if random.random() < 0.5 else channel[None] for channel in image]
     return torch.cat(channels)
+
+
+def _blur_along(image: Tensor, axis: int, sigma: float) -> Tensor:
+    """Sums shifted images: several times as fast as a convolution with one channel."""
+    size = image.shape[axis]
+    # nnU-Net's kernel has 6 sigma + 0.5 voxels, rounded to the nearest odd number.
+    radius = min(math.floor(3 * sigma + 0.25), size - 1)
+    weights = [math.exp(-0.5 * (offset / max(sigma, 1e-6)) ** 2) for offset in range(radius + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    padding = [0] * 6
+    padding[2 * (3 - axis)] = padding[2 * (3 - axis) + 1] = radius
+    padded = F.pad(image, padding, mode="reflect")
+    blurred = padded.narrow(axis, radius, size) * (weights[0] / total)
+    for offset in range(1, radius + 1):
+        for first in (radius - offset, radius + offset):
+            blurred.add_(padded.narrow(axis, first, size), alpha=weights[offset] / total)
+    return blurred

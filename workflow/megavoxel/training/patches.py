@@ -49,7 +49,8 @@ class PatchDataset(Dataset):
         case = self.cases[random.integers(len(self.cases))]
         start = draw_start(case, self.plan.patch, self.plan.training.foreground_fraction, random)
         if self.augmenter is None:
-            return _read(case, Box(start=start, shape=self.plan.patch))
+            image, labels = _read(case, Box(start=start, shape=self.plan.patch))
+            return image, labels.long()
         draws = self.augmenter.draw(random)
         image, labels = _read(case, self.augmenter.source_box(start, draws))
         return self.augmenter.apply(image, labels, draws, random)
@@ -61,8 +62,8 @@ def draw_start(
     """First voxel of a random patch, per axis; negative where the patch is larger than the case, which is then centred.
 
     With probability `foreground_fraction` the patch is centred on a random voxel of a random class that is present,
-    moved so that it stays inside the case. The choice is per sample, so that a batch of one sees it as well
-    (nnU-Net forces a fixed share of each batch, which is none at batch 1).
+    moved so that it stays inside the case (nnU-Net lets it reach beyond the far ends). The choice is per sample, so
+    that a batch of one sees it as well (nnU-Net forces a fixed share of each batch, which is none at batch 1).
     """
     shape = case.properties.shape
     lowest = [min(0, -((extent - size) // 2)) for size, extent in zip(shape, patch, strict=True)]
@@ -104,5 +105,7 @@ def patch_loader(dataset: PatchDataset, *, first_iteration: int, batch: int, wor
 
 
 def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
-    labels = read_box(case.labels, box).astype(np.int64)
+    """float32 image and uint8 or int32 classes: few operations of PyTorch know uint16."""
+    labels = read_box(case.labels, box)
+    labels = labels if labels.dtype == np.uint8 else labels.astype(np.int32)
     return torch.from_numpy(read_box(case.image, box)), torch.from_numpy(labels)
