@@ -31,7 +31,7 @@ from megavoxel.training.loop import Fold
 DATASET, CHANNEL = "hippocampus", "MRI"
 LOADERS = 2
 """Processes that load and augment, for both."""
-SKIPPED, STEPS, ROUNDS = 8, 8, 3
+SKIPPED, STEPS, ROUNDS = 6, 6, 3
 """Steps before the clock starts (both loaders work ahead), steps on the clock, and how often all take turns."""
 SEED = 12345
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -204,6 +205,13 @@ def test_a_patch_is_a_function_of_its_number(fold):
     assert torch.equal(make(TRAINING)[2][0], make(TRAINING)[2][0])
     assert not torch.equal(make(TRAINING)[2][0], make(TRAINING)[3][0])
     assert not torch.equal(make(TRAINING)[2][0], make(VALIDATION)[2][0])
+
+
+def test_a_dataset_can_be_sent_to_a_process_that_is_not_forked(fold):
+    dataset = PatchDataset(tiny_plan(), fold.preprocessed, fold.training, fold=0, stream=TRAINING, count=4)
+    sent = pickle.loads(pickle.dumps(dataset))
+    for ours, expected in zip(sent[3], dataset[3], strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_a_loader_that_starts_later_gives_the_later_batches(fold):

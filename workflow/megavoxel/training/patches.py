@@ -35,10 +35,19 @@ class PatchDataset(Dataset):
 
     def __init__(self, plan: Plan, folder: Path, cases: Sequence[str], *, fold: int, stream: int, count: int) -> None:
         self.plan = plan
-        self.cases: list[StoredCase] = [open_case(folder, case) for case in cases]
+        self.files = (Path(folder), tuple(cases))
+        self.cases = _open_cases(*self.files)
         self.seed = (plan.seed, fold, stream)
         self.count = count
         self.augmenter = Augmenter(plan.augmentation, plan.patch) if stream == TRAINING else None
+
+    def __getstate__(self) -> dict:
+        """Open arrays stay in their process: a worker that is not forked opens its own."""
+        return {key: value for key, value in vars(self).items() if key != "cases"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.cases = _open_cases(*self.files)
 
     def __len__(self) -> int:
         return self.count
@@ -54,6 +63,10 @@ class PatchDataset(Dataset):
         draws = self.augmenter.draw(random)
         image, labels = _read(case, self.augmenter.source_box(start, draws))
         return self.augmenter.apply(image, labels, draws, random)
+
+
+def _open_cases(folder: Path, cases: Sequence[str]) -> list[StoredCase]:
+    return [open_case(folder, case) for case in cases]
 
 
 def draw_start(
