@@ -1,7 +1,7 @@
 """Forecasts beside what is measured: peak memory of training steps, and the time that a study's forecast takes.
 
-Each step runs in a process of its own. Measured is the most memory that it held beyond what it held with all libraries
-loaded; forecast are activations, weights and optimiser on fake tensors, and the workspace of convolutions by the factor
+Each step runs in a process of its own that returns freed memory at once, so that gaps left by the C library do not
+count. Measured is the most memory that it held beyond what it held with all libraries loaded; forecast are activations, weights and optimiser on fake tensors, and the workspace of convolutions by the factor
 of device `cpu` in config/hardware.yaml.
 """
 
@@ -84,8 +84,10 @@ def forecast_and_measured(configuration: Configuration) -> tuple[float, float]:
     from megavoxel.config.hardware import load_device
     from megavoxel.config.study import Parallel
     from megavoxel.forecast.calibration import SMALL, Probe, measure
+    from megavoxel.network.host_memory import return_freed_memory
 
     cpu = torch.device("cpu")
+    return_freed_memory()
     measure(SMALL, configuration.precision, cpu)
     probe = Probe(
         patch=(configuration.size,) * 3,

@@ -75,9 +75,11 @@ def _prepare_ours(folder: Path) -> tuple[Plan, Fold]:
 
 def _our_seconds(plan: Plan, fold: Fold) -> tuple[str, float]:
     from megavoxel.network.device import set_threads
+    from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.training.loop import start_run, train_step, training_batches
 
     set_threads(None)
+    keep_freed_memory()
     run = start_run(plan, fold, torch.device("cpu"))
     run.network.train()
     batches = iter(training_batches(run, fold))

@@ -88,8 +88,10 @@ def test_accumulation_and_checkpointing_change_nothing(fold, tmp_path, loss):
         {"accumulate": 2, "checkpointing": True},
     ):
         other = train(replace(plan, parallel=Parallel(**keys)), fold, tmp_path / str(keys), CPU)
-        for key in ("training_loss", "validation_loss", "pseudo_dice"):
+        for key in ("training_loss", "validation_loss"):
             assert other.history[-1][key] == pytest.approx(plain.history[-1][key], abs=1e-5), keys
+        # It counts voxels: one between two classes may go either way, 1e-5 of these 8 patches.
+        assert other.history[-1]["pseudo_dice"] == pytest.approx(plain.history[-1]["pseudo_dice"], abs=5e-5), keys
         for ours, expected in zip(weights_of(other), weights_of(plain), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 

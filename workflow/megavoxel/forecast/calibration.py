@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.forecast.hours import GIB
 from megavoxel.forecast.step import StepCost, training_step
 from megavoxel.network.device import Precision
+from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.training.loop import Run, peak_memory_mib, train_step
@@ -75,23 +74,35 @@ class Measured:
     """Most memory that the process held beyond what it held before."""
     forecast: StepCost
 
+    @property
+    def workspace(self) -> float:
+        """Measured memory beyond the forecast's tensors, in units of the forecast's workspace."""
+        return (self.peak_bytes - self.forecast.peak_bytes) / self.forecast.workspace_bytes
+
 
 def calibrate(device: torch.device) -> Calibration:
-    """Measures the device; takes about a minute on a CPU. Nothing else should run on it meanwhile."""
+    """Measures the device; takes about a minute on a CPU. Nothing else should run on it meanwhile.
+
+    On a CPU the workspace is that of a process which returns freed memory at once; gaps that the C library leaves
+    between allocations come on top.
+    """
     measure(SMALL, "float32", device)  # loads libraries
     overhead = held_bytes(device)
     probe = PROBES[device.type]
     half = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return_freed_memory()
+    # The smaller peak first: a process knows only the highest that it ever had.
+    beyond = [measure(probe, name, device, repeats=1).workspace for name in (half, "float32")]
+    keep_freed_memory()
     steps = {"half": measure(probe, half, device), "float32": measure(probe, "float32", device)}
     seconds = measure(SMALL, "float32", device).seconds
-    beyond = [(step.peak_bytes - step.forecast.peak_bytes) / step.forecast.workspace_bytes for step in steps.values()]
     return Calibration(
         teraflops={
             name: step.forecast.flops / max(step.seconds - seconds, 1e-9) / 1e12 for name, step in steps.items()
         },
         step_milliseconds=seconds * 1e3,
         overhead_gib=overhead / GIB,
-        workspace=max(0.0, *beyond),
+        workspace=max(0.0, statistics.mean(beyond)),
     )
 
 
@@ -141,8 +152,8 @@ def release_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    else:
+        release_unused_memory()
 
 
 def held_bytes(device: torch.device) -> float:

@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     device = choose_device(arguments.device)
     measured = calibrate(device).keys()
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    on_cpu = f"{threads} thread{'s' if threads > 1 else ''}"
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
     today = datetime.datetime.now(datetime.UTC).date()
     source = f"megavoxel calibrate, {today}: {what}, {platform.machine()}, torch {torch.__version__}"
     for key, value in measured.items():

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.forecast.fit import check_fits, explained_out_of_memory
     from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
+    from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.network.weights import save_weights
     from megavoxel.training.loop import Fold, train
     from megavoxel.training.manifest import build_manifest
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             "parallel.data and parallel.pipeline to 1 (accumulate and checkpointing save memory on one device)"
         )
     set_threads(arguments.threads)
+    keep_freed_memory()
     device = choose_device(arguments.device)
     cases = len(fold.training) + len(fold.validation)
     forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(splits.folds)))
