@@ -1,8 +1,9 @@
 """Forecasts beside what is measured: peak memory of training steps, and the time that a study's forecast takes.
 
 Each step runs in a process of its own that returns freed memory at once, so that gaps left by the C library do not
-count. Measured is the most memory that it held beyond what it held with all libraries loaded; forecast are activations, weights and optimiser on fake tensors, and the workspace of convolutions by the factor
-of device `cpu` in config/hardware.yaml.
+count. Measured is the most memory that it held beyond what it held with all libraries loaded; forecast are activations,
+weights and optimiser on fake tensors, and the workspace of convolutions by the factor of device `cpu` in
+config/hardware.yaml.
 """
 
 from __future__ import annotations
