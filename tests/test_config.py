@@ -62,7 +62,7 @@ def test_settings_inherit_from_defaults_and_from_one_another():
         (
             "defaults/training/loss",
             "dise",
-            ["defaults.training.loss", "allowed: dice_ce, dice, cross_entropy", "'dice'?"],
+            ["defaults.training.loss", "allowed: dice_ce, dice_focal, dice_topk, dice_perimeter, dice, cross_entropy", "'dice'?"],
         ),
         ("settings/a/inherits", "z", ["settings.a.inherits", "no setting 'z'", "allowed: a, b, c"]),
         ("settings/a/inherits", "b", ["goes round in a circle: a -> b -> a"]),
@@ -141,9 +141,9 @@ def test_the_choices_of_the_schema_are_those_that_the_code_has():
     from megavoxel.training.optimizer import learning_rate
 
     keys = load_schema("study")["$defs"]["setting"]["properties"]["training"]["properties"]
-    assert all(callable(build_loss(name, batch_dice=True)) for name in keys["loss"]["enum"])
+    assert all(callable(build_loss(study_module.Training(loss=name))) for name in keys["loss"]["enum"])
     for schedule in keys["schedule"]["enum"]:
-        assert learning_rate(0, study_module.Training(schedule=schedule)) == 0.01
+        assert learning_rate(0, study_module.Training(schedule=schedule), batch=2) == 0.01
 
 
 def test_records_survive_the_way_through_plain_data():

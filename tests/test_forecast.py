@@ -106,10 +106,13 @@ def test_a_fixed_way_that_does_not_fit_names_one_that_does(plan):
     assert "what would fit: accumulation over 2 parts" in choice.reason
 
 
-def test_batch_dice_is_never_cut(plan):
+def test_batch_dice_over_accumulated_parts_costs_a_forward_pass_more(plan):
     whole = replace(plan, training=replace(plan.training, batch_dice=True))
-    choice = choose(whole, device(memory_gib=needs(whole) * 0.99, most_devices=4), WORKLOAD, fixed=None)
-    assert choice.forecast.parallel.parts == 1
+    room = device(memory_gib=(needs(plan, accumulate=2) + needs(plan)) / 2)
+    forecasts = [choose(way, room, WORKLOAD, fixed=None).forecast for way in (plan, whole)]
+    assert [forecast.parallel for forecast in forecasts] == [Parallel(accumulate=2)] * 2
+    # Forward, gradient of the input, gradient of the weights: about as much each.
+    assert forecasts[1].flops / forecasts[0].flops == pytest.approx(4 / 3, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +128,11 @@ def test_a_way_that_cannot_be_is_refused(plan, keys, message):
         check_parallel(plan, Parallel(**keys))
 
 
-def test_parts_of_a_batch_dice_are_refused(plan):
+def test_micro_batches_of_a_batch_dice_are_refused(plan):
+    whole = replace(plan, training=replace(plan.training, batch_dice=True))
+    check_parallel(whole, Parallel(accumulate=2, data=2))
     with pytest.raises(UserError, match="batch_dice needs the sums of the whole batch"):
-        check_parallel(replace(plan, training=replace(plan.training, batch_dice=True)), Parallel(accumulate=2))
+        check_parallel(whole, Parallel(pipeline=2, micro_batches=2))
 
 
 def test_seconds_of_a_step_by_hand():
@@ -306,13 +311,13 @@ def test_a_parallelism_needs_a_device_to_be_chosen_for(files, capsys):
     assert "setting chosen: parallel is chosen or checked for a device; give --hardware" in capsys.readouterr().err
 
 
-def test_training_on_several_devices_is_refused(tmp_path, capsys):
-    save_plan(tmp_path / "plan.json", replace(tiny_plan(), parallel=Parallel(data=2)))
+def test_training_by_a_pipeline_is_refused(tmp_path, capsys):
+    save_plan(tmp_path / "plan.json", replace(tiny_plan(), parallel=Parallel(pipeline=2)))
     (tmp_path / "splits.json").write_text(json.dumps({"folds": [{"training": ["a"], "validation": ["b"]}]}))
     options = {"plan": "plan.json", "splits": "splits.json", "preprocessed": "p", "state": "s", "output": "o"}
     words = [word for name, file in options.items() for word in (f"--{name}", str(tmp_path / file))]
     assert main(["train", *words, "--fold", "0"]) == 1
-    assert "setting tiny: parallel asks for 2 devices, training runs on one" in capsys.readouterr().err
+    assert "setting tiny: parallel asks for a pipeline over 2 devices" in capsys.readouterr().err
 
 
 def test_training_refuses_what_cannot_fit(plan, monkeypatch):

@@ -19,8 +19,8 @@ from megavoxel.forecast.tracker import MemoryTracker
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan
-from megavoxel.training.loop import Run, train_step
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.step import Run, train_step
 
 MIB = 2**20
 

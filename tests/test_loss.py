@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 
+from megavoxel.config.study import Training
 from megavoxel.training.loss import (
     SMOOTH,
     build_loss,
@@ -53,17 +54,17 @@ def test_dice_ce_equals_monais():
     torch.manual_seed(0)
     logits, target = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 5, 6, 7))
     monai = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
-    ours = build_loss("dice_ce", batch_dice=False)(logits, target)
+    ours = build_loss(Training(loss="dice_ce"))(logits, target)
     torch.testing.assert_close(ours, monai.dice(logits, target[:, None]) + F.cross_entropy(logits, target))
 
 
-@pytest.mark.parametrize("name", ["dice_ce", "dice", "cross_entropy"])
+@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"])
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_gradients_are_those_of_finite_differences(name, batch_dice):
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 3, (2, 2, 2, 3))
-    loss = build_loss(name, batch_dice=batch_dice)
+    loss = build_loss(Training(loss=name, batch_dice=batch_dice))
     assert torch.autograd.gradcheck(lambda x: loss(x, target), (logits,))
 
 

@@ -22,7 +22,7 @@ from megavoxel.training import loop
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.loop import Fold, train
 from megavoxel.training.optimizer import build_optimizer, learning_rate
-from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, draw_start, patch_loader
+from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, draw_start, patch_loader
 
 CPU = torch.device("cpu")
 
@@ -218,8 +218,8 @@ def test_a_dataset_can_be_sent_to_a_process_that_is_not_forked(fold):
 
 def test_a_loader_that_starts_later_gives_the_later_batches(fold):
     dataset = PatchDataset(tiny_plan(), fold.preprocessed, fold.training, fold=0, stream=TRAINING, count=8)
-    batches = list(patch_loader(dataset, first_iteration=0, batch=2, workers=0, pin=False))
-    later = list(patch_loader(dataset, first_iteration=3, batch=2, workers=0, pin=False))
+    batches = list(patch_loader(dataset, Share(batch=2), workers=0, pin=False))
+    later = list(patch_loader(dataset, Share(batch=2, first_iteration=3), workers=0, pin=False))
     assert len(batches) == 4
     assert len(later) == 1
     assert torch.equal(later[0][0], batches[3][0])
@@ -227,12 +227,12 @@ def test_a_loader_that_starts_later_gives_the_later_batches(fold):
 
 def test_learning_rates_follow_their_formulas():
     training = tiny_plan(training={"epochs": 10, "learning_rate": 0.1}).training
-    assert learning_rate(0, training) == 0.1
-    assert learning_rate(5, training) == pytest.approx(0.1 * 0.5**0.9)
+    assert learning_rate(0, training, 2) == 0.1
+    assert learning_rate(5, training, 2) == pytest.approx(0.1 * 0.5**0.9)
     cosine = replace(training, schedule="cosine", warmup_epochs=2)
-    assert [learning_rate(epoch, cosine) for epoch in (0, 1, 2)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
-    assert learning_rate(6, cosine) == pytest.approx(0.05)
-    assert learning_rate(9, replace(training, schedule="constant")) == 0.1
+    assert [learning_rate(epoch, cosine, 2) for epoch in (0, 1, 2)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+    assert learning_rate(6, cosine, 2) == pytest.approx(0.05)
+    assert learning_rate(9, replace(training, schedule="constant"), 2) == 0.1
 
 
 def test_the_optimizers_are_pytorchs_with_the_keys_of_the_study():

@@ -78,13 +78,19 @@ class Training:
     epochs: int = 1000
     """Epochs; after each one the validation patches are scored and the learning rate is set."""
     iterations_per_epoch: int = 250
-    """Optimiser steps per epoch."""
+    """Optimiser steps per epoch; where `samples` is given, the planner sets them."""
+    samples: int | None = None
+    """Training patches of the whole run, so that batches compare at equal work; None: as many as the steps take."""
     validation_iterations: int = 50
     """Validation batches per epoch."""
     optimizer: str = "sgd"
     """`sgd` (Nesterov) or `adamw`."""
     learning_rate: float = 0.01
     """Initial learning rate."""
+    learning_rate_rule: str = "constant"
+    """How it goes with the batch: `constant`, `linear` or `sqrt` in batch / learning_rate_batch."""
+    learning_rate_batch: int = 2
+    """The batch that `learning_rate` is meant for; only `linear` and `sqrt` look at it."""
     schedule: str = "poly"
     """`poly` (1 - epoch/epochs)^0.9, `cosine` or `constant`; stepped per epoch."""
     warmup_epochs: int = 0
@@ -96,9 +102,13 @@ class Training:
     gradient_clip: float = 12.0
     """Largest L2 norm of all gradients together."""
     loss: str = "dice_ce"
-    """`dice_ce`, `dice` or `cross_entropy`."""
+    """`dice_ce`, `dice_focal`, `dice_topk`, `dice_perimeter`, `dice` or `cross_entropy`."""
+    focal_gamma: float = 2.0
+    """Exponent of `dice_focal`."""
+    topk_percent: float = 10.0
+    """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
     batch_dice: bool = False
-    """Whether Dice sums run over the whole batch instead of over each sample."""
+    """Whether Dice sums run over the whole batch, of all devices, instead of over each sample."""
     foreground_fraction: float = 0.33
     """Probability that a patch is centred on a foreground voxel."""
     precision: str = "auto"
@@ -178,6 +188,8 @@ class Setting:
     or 8 (nnU-Net's reference) where the device states none."""
     folds: tuple[int, ...] | None = None
     """The folds to train; None: all of the study."""
+    seed: int | None = None
+    """Seed of weights and patches, for repeats of a setting; None: that of the study."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     network: Network = field(default_factory=Network)
     parallel: Parallel | None = field(default_factory=Parallel)
@@ -202,6 +214,19 @@ class Ensemble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Points that the report compares with one another, such as patch sizes: one of the study's tables."""
+
+    name: str
+    """Letters, digits, '-' and '_': it becomes part of a file's name."""
+    title: str
+    """What stands above the table."""
+    points: dict[str, tuple[str, ...]]
+    """What is compared, in this order; the first point is the baseline of the sweep. Each is a setting or an ensemble,
+    or a list of those that are repeats of one another, such as runs that differ in their seed alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study file with its defaults applied."""
 
@@ -220,6 +245,7 @@ class Study:
     """The setting that the others are held against in the report."""
     settings: tuple[Setting, ...]
     ensembles: tuple[Ensemble, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
 
     def setting(self, name: str) -> Setting:
         """The setting of that name; KeyError where there is none."""
@@ -257,6 +283,7 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
             from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
             for name, keys in ensembles.items()
         ),
+        sweeps=tuple(_sweep(name, keys, source) for name, keys in values.get("sweeps", {}).items()),
         **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
     )
     _check_references(study, source)
@@ -296,6 +323,12 @@ def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
     return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
 
 
+def _sweep(name: str, keys: dict[str, Any], source: str) -> Sweep:
+    """A sweep; a point that is one name stands for a list of that name alone."""
+    points = {point: [models] if isinstance(models, str) else models for point, models in keys["points"].items()}
+    return from_plain(Sweep, {"name": name, **keys, "points": points}, where=f"{source}: sweeps.{name}")
+
+
 def _check_references(study: Study, source: str) -> None:
     names = [setting.name for setting in study.settings]
     for name in RESERVED & set(names):
@@ -320,6 +353,14 @@ def _check_references(study: Study, source: str) -> None:
             _require(member, names, f"{where}.members")
         if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
             raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
+    models = [*names, *(ensemble.name for ensemble in study.ensembles)]
+    titles = [sweep.title for sweep in study.sweeps]
+    for sweep in study.sweeps:
+        if titles.count(sweep.title) > 1:
+            raise UserError(f"{source}: sweeps.{sweep.name}.title: another sweep has this title; choose another one")
+        for point, members in sweep.points.items():
+            for member in members:
+                _require(member, models, f"{source}: sweeps.{sweep.name}.points.{point}")
 
 
 def _check_ranges(setting: Setting, where: str) -> None:

@@ -19,8 +19,9 @@ from megavoxel.network.device import Precision
 from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
-from megavoxel.training.loop import Run, peak_memory_mib, train_step
+from megavoxel.training.loop import peak_memory_mib
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.step import Run, train_step
 
 REPEATS = 3
 MIB = 2**20

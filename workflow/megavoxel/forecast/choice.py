@@ -103,14 +103,12 @@ class Search:
         """One device, then several by data, without and with checkpointing, each with the fewest parts that fit."""
         devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.batch % count == 0]
         for checkpointing in (False, True):
-            for data in devices[:1] if self.plan.training.batch_dice else devices:
+            for data in devices:
                 parts = self._fewest_parts(self.plan.batch // data, checkpointing)
                 yield Parallel(data=data, accumulate=parts, checkpointing=checkpointing)
 
     def _fewest_parts(self, share: int, checkpointing: bool) -> int:
         """Parts of a device's share, by what one sample needs and the memory that there is."""
-        if self.plan.training.batch_dice:
-            return 1
         one = Parallel(accumulate=self.plan.batch, checkpointing=checkpointing)
         sample = forecast_setting(self.plan, one, self.device, self.workload, exact=False)
         room = (math.inf if self.device.memory_gib is None else self.device.memory_gib) - sample.training_gib
@@ -124,7 +122,7 @@ class Search:
         for count, checkpointing in itertools.product(stages, (False, True)):
             most = 1 if self.plan.training.batch_dice else min(batch, 2 * count)
             for parts in (parts for parts in range(most, 0, -1) if batch % parts == 0):
-                accumulate = 1 if self.plan.training.batch_dice else batch // parts
+                accumulate = batch // parts
                 yield Parallel(pipeline=count, micro_batches=parts, accumulate=accumulate, checkpointing=checkpointing)
 
 
@@ -135,19 +133,25 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
         UserError: naming the setting, the keys and what is allowed.
     """
     where = f"setting {plan.setting}: parallel"
+    if parallel.data > plan.batch:
+        raise UserError(
+            f"{where}.data: {parallel.data} devices cannot share a batch of {plan.batch}: each needs a sample of its "
+            f"own; allowed: 1 to {plan.batch}"
+        )
     if plan.batch % parallel.parts:
         raise UserError(
             f"{where}: batch {plan.batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} "
-            f"× micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {plan.batch}"
+            f"× micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {plan.batch} "
+            f"({', '.join(str(parts) for parts in range(1, plan.batch + 1) if plan.batch % parts == 0)})"
         )
     if parallel.pipeline == 1 and parallel.micro_batches > 1:
         raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
     if parallel.pipeline > most_stages(plan):
         raise UserError(f"{where}.pipeline: the network has {most_stages(plan)} blocks; allowed: 1 to that number")
-    if parallel.parts > 1 and plan.training.batch_dice:
+    if parallel.micro_batches > 1 and plan.training.batch_dice:
         raise UserError(
-            f"{where}: training.batch_dice needs the sums of the whole batch, which parts of it do not have; "
-            "set batch_dice to false, or all parts to 1"
+            f"{where}.micro_batches: training.batch_dice needs the sums of the whole batch, which micro-batches of a "
+            "pipeline do not have; set batch_dice to false, or micro_batches to 1"
         )
 
 
@@ -245,7 +249,7 @@ def next_option(plan: Plan, forecast: Forecast) -> str:
     """What to try should memory run out all the same, in keys of the study."""
     parallel = forecast.parallel
     samples = plan.batch // parallel.parts
-    if samples > 1 and not plan.training.batch_dice:
+    if samples > 1:
         parts = next(parts for parts in range(2, samples + 1) if samples % parts == 0)
         return f"parallel.accumulate: {parallel.accumulate * parts}"
     if not parallel.checkpointing:

@@ -21,13 +21,13 @@ CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 """What PyTorch's CPU allocator says; it raises no error of its own kind."""
 
 
-def device_at_hand(device: torch.device) -> Device:
-    """The device with the memory that this process may use, and the overheads of an uncalibrated one."""
+def device_at_hand(device: torch.device, processes: int = 1) -> Device:
+    """The device with the memory that one of `processes` may use, and the overheads of an uncalibrated one."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         name = torch.cuda.get_device_name(device)
     else:
-        memory, name = host_memory(), "this machine"
+        memory, name = host_memory() // processes, "this machine"
     kind = "gpu" if device.type == "cuda" else "cpu"
     return Device(name=name, kind=kind, memory_gib=round(memory / GIB, 2))
 
@@ -47,7 +47,7 @@ def check_fits(plan: Plan, device: torch.device, workload: Workload) -> Forecast
     Raises:
         UserError: activations, weights and optimiser alone need more than there is; with what would fit.
     """
-    found = device_at_hand(device)
+    found = device_at_hand(device, plan.parallel.devices)
     forecast = forecast_setting(plan, plan.parallel, found, workload)
     if forecast.certain_gib > found.memory_gib:
         raise UserError(f"setting {plan.setting}: {choose(plan, found, workload, fixed=plan.parallel).reason}")

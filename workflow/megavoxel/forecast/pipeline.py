@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from megavoxel.config.study import Training
 from megavoxel.forecast.step import StepCost, autocast, float32_bytes, optimizer_bytes
 from megavoxel.forecast.tracker import MemoryTracker
 from megavoxel.network.program import Block, Program, RunState
@@ -40,8 +41,8 @@ class _Job:
     micro_batches: int
     checkpointing: bool
     precision: str
-    loss: str
-    batch_dice: bool
+    training: Training
+    """Of which only the loss counts."""
 
 
 def stage_costs(
@@ -55,8 +56,7 @@ def stage_costs(
         micro_batches=micro_batches,
         checkpointing=checkpointing,
         precision=precision,
-        loss=plan.training.loss,
-        batch_dice=plan.training.batch_dice,
+        training=_loss_keys(plan.training),
     )
     return [_with_optimizer(plan, cost) for cost in _stage_costs(job, stages)]
 
@@ -167,13 +167,19 @@ def _forward_outputs(program: Program, entering: RunState, job: _Job) -> list[Te
     return [tensor for tensor in leaving if id(tensor) not in arrived and tensor.requires_grad] + losses
 
 
+def _loss_keys(training: Training) -> Training:
+    """The same for settings that differ in other keys, so that they share what is simulated."""
+    keys = ("loss", "batch_dice", "focal_gamma", "topk_percent")
+    return Training(**{key: getattr(training, key) for key in keys})
+
+
 def _received(tensor: Tensor) -> Tensor:
     """A tensor as it arrives from another device: memory of its own, and a gradient to send back, but for the image."""
     return torch.empty_like(tensor).requires_grad_(tensor.requires_grad)
 
 
 def _losses(logits: dict[str, Tensor], job: _Job) -> Iterator[Tensor]:
-    loss = build_loss(job.loss, batch_dice=job.batch_dice)
+    loss = build_loss(job.training)
     for level in logits.values():
         target = torch.zeros(level.shape[0], *level.shape[2:], dtype=torch.int64)
         yield loss(level.float(), target)

@@ -20,8 +20,8 @@ from megavoxel.forecast.tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import Plan
-from megavoxel.training.loop import Run, train_step
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.step import Run, train_step
 
 CPU = torch.device("cpu")
 ONE_NETWORK = 1
@@ -57,7 +57,12 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     unnamed = replace(plan, study="", setting="", dataset="", seed=0, notes=(), parallel=keys)
     run = samples if exact else 1
     cost = _training_step(_Hashed(replace(unnamed, batch=run)), precision)
-    return repeated(cost if exact else _scaled(cost, samples), parallel.accumulate)
+    cost = repeated(cost if exact else _scaled(cost, samples), parallel.accumulate)
+    if plan.training.batch_dice and parallel.accumulate > 1:
+        # Its sums over all parts take a forward pass of their own (`training/step.py`).
+        forward = window(plan, networks=ONE_NETWORK, precision=precision).flops * samples * parallel.accumulate
+        cost = replace(cost, flops=cost.flops + forward)
+    return cost
 
 
 def repeated(cost: StepCost, passes: int) -> StepCost:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from megavoxel.config.study import Network, Preprocessing, Setting
+from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.planning.fingerprint import Fingerprint, Intensities
+from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.low_resolution import low_resolution_note, require_low_resolution
+from megavoxel.planning.normalisation import plan_normalisation
 from megavoxel.planning.patch import (
     REFERENCE_BATCH,
     REFERENCE_MEMORY_GIB,
@@ -24,7 +26,7 @@ from megavoxel.planning.patch import (
     largest_patch,
     start_patch,
 )
-from megavoxel.planning.plan import ChannelNormalisation, Plan, PreprocessingPlan
+from megavoxel.planning.plan import Plan, PreprocessingPlan
 from megavoxel.planning.spacing import (
     coarsest_axis,
     is_anisotropic,
@@ -35,8 +37,6 @@ from megavoxel.planning.spacing import (
     transposition,
 )
 
-CROP_RATIO = 0.75
-"""Below this median ratio of cropped to full volume, z-scores are taken of the nonzero region."""
 AXES = ("z", "y", "x")
 
 
@@ -57,6 +57,11 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
             f"the fingerprint has the channels {', '.join(fingerprint.channels)}, dataset {cases.dataset} has "
             f"{', '.join(cases.channels)}; run 'megavoxel fingerprint' again"
         )
+    if set(fingerprint.modalities) != set(cases.modalities):
+        raise UserError(
+            f"the fingerprint has the modalities {', '.join(fingerprint.modalities) or 'none'}, dataset "
+            f"{cases.dataset} has {', '.join(cases.modalities) or 'none'}; run 'megavoxel fingerprint' again"
+        )
     transpose, spacing, notes = _grid(fingerprint, keys)
     shapes = [transposed(case.cropped_shape, transpose) for case in fingerprint.cases]
     spacings = [transposed(case.spacing, transpose) for case in fingerprint.cases]
@@ -65,21 +70,18 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         stage = require_low_resolution(_full_resolution(cases, spacing, median), keys, cases.dataset)
         spacing, median = stage.frame.spacing, stage.frame.median_shape
         notes.append(f"spacing: {times(spacing)} mm, {stage.reason}")
-    inside = fingerprint.median_crop_ratio < CROP_RATIO
-    rules = [
-        _normalisation(name, intensities, keys.normalisation, inside)
-        for name, intensities in zip(cases.channels, fingerprint.intensities, strict=True)
-    ]
+    normalisation = plan_normalisation(cases, fingerprint, keys.normalisation)
     return PreprocessingPlan(
         channels=cases.channels,
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
         transpose=transpose,
         spacing=spacing,
         median_shape=median,
-        normalisation=tuple(rules),
+        normalisation=normalisation.rules,
+        normalisation_by_modality=normalisation.by_modality,
         image_order=keys.image_order,
         label_order=keys.label_order,
-        notes=(*notes, *_normalisation_notes(cases.channels, rules, keys.normalisation, fingerprint)),
+        notes=(*notes, *normalisation.notes),
     )
 
 
@@ -91,7 +93,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         preprocessing: the plan of the setting's preprocessing.
         setting: what the study says.
         study: name of the study.
-        seed: of the study.
+        seed: of the study; a setting's own comes before it.
 
     Raises:
         UserError: the preprocessing is of another dataset or setting, the network cannot have as many levels as the
@@ -111,16 +113,17 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     patch = setting.patch or candidate.patch
     _check_levels(frame, setting, patch)
     batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
+    training, budget_notes = _budget(setting.training, batch)
     return Plan(
         study=study,
         setting=setting.name,
         dataset=cases.dataset,
-        seed=seed,
+        seed=seed if setting.seed is None else setting.seed,
         preprocessing=preprocessing,
         patch=patch,
         batch=batch,
         network=candidate.network,
-        training=setting.training,
+        training=training,
         augmentation=setting.augmentation,
         inference=setting.inference,
         notes=(
@@ -128,6 +131,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             _network_note(candidate, setting),
             low_resolution_note(frame, patch, setting.preprocessing),
             *batch_notes,
+            *budget_notes,
         ),
     )
 
@@ -169,30 +173,6 @@ def _full_resolution(cases: Cases, spacing: tuple[float, ...], median: tuple[flo
         memory_gib=REFERENCE_MEMORY_GIB,
         keys=Network(),
     )
-
-
-def _normalisation(name: str, intensities: Intensities, fixed: str | None, inside: bool) -> ChannelNormalisation:
-    scheme = fixed or ("ct" if name.casefold() == "ct" else "z-score")
-    if scheme == "z-score":
-        return ChannelNormalisation(scheme=scheme, inside_nonzero=inside)
-    return ChannelNormalisation(
-        scheme=scheme,
-        mean=intensities.mean,
-        std=intensities.std,
-        lower=intensities.percentile_0_5,
-        upper=intensities.percentile_99_5,
-    )
-
-
-def _normalisation_notes(
-    names: Sequence[str], rules: Sequence[ChannelNormalisation], fixed: str | None, fingerprint: Fingerprint
-) -> list[str]:
-    reason = "fixed by the study" if fixed else "by the channel's name"
-    notes = [f"normalisation: channel {name}: {rule.scheme}, {reason}" for name, rule in zip(names, rules, strict=True)]
-    if any(rule.inside_nonzero for rule in rules):
-        ratio = fingerprint.median_crop_ratio
-        notes.append(f"normalisation: z-score of the nonzero region only: it is {ratio:.0%} of the median case")
-    return notes
 
 
 def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting: Setting) -> None:
@@ -248,6 +228,17 @@ def _network_note(candidate: Candidate, setting: Setting) -> str:
     levels = len(candidate.network.features)
     reason = "fixed by the study" if setting.network.levels else "as many as patch and spacing allow"
     return f"network: {levels} levels ({reason}), stride {times(candidate.divisor)}"
+
+
+def _budget(keys: Training, batch: int) -> tuple[Training, list[str]]:
+    """The steps of an epoch, where the budget is one of samples."""
+    if keys.samples is None:
+        return keys, []
+    steps = max(1, round(keys.samples / (keys.epochs * batch)))
+    done = keys.epochs * steps * batch
+    note = f"budget: {keys.samples} samples, {keys.epochs} epochs of {steps} steps of batch {batch}"
+    rounded = "" if done == keys.samples else f"; that is {done} samples, because an epoch has whole steps"
+    return replace(keys, iterations_per_epoch=steps), [note + rounded]
 
 
 def _choose_batch(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, file_sha256, write_json
-from megavoxel.planning.plan import load_plan
+from megavoxel.planning.plan import Plan, load_plan
+from megavoxel.planning.splits import Fold as Split
 from megavoxel.planning.splits import load_splits
+
+if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
+    from megavoxel.training.group import Group
+    from megavoxel.training.loop import Fold
+    from megavoxel.training.step import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,42 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains, then writes the three files; model.pt comes last."""
+    """Trains, then writes the three files; model.pt comes last. Several devices: as a group of processes."""
     from megavoxel.forecast.fit import check_fits, explained_out_of_memory
     from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
-    from megavoxel.network.weights import save_weights
-    from megavoxel.training.loop import Fold, train
-    from megavoxel.training.manifest import build_manifest
+    from megavoxel.training.group import is_member, joined_group, local_device
+    from megavoxel.training.launch import start_group
+    from megavoxel.training.loop import train
 
-    plan = load_plan(arguments.plan)
-    splits = load_splits(arguments.splits)
-    if not 0 <= arguments.fold < len(splits.folds):
-        raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(splits.folds) - 1}")
-    split = splits.folds[arguments.fold]
-    fold = Fold(
-        number=arguments.fold,
-        preprocessed=arguments.preprocessed,
-        training=tuple(split.training),
-        validation=tuple(split.validation),
-        data=file_sha256(arguments.checksums) if arguments.checksums else None,
-    )
-    if plan.parallel.devices > 1:
-        raise UserError(
-            f"setting {plan.setting}: parallel asks for {plan.parallel.devices} devices, training runs on one; set "
-            "parallel.data and parallel.pipeline to 1 (accumulate and checkpointing save memory on one device)"
-        )
+    plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds
+    if not 0 <= arguments.fold < len(folds):
+        raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
+    _refuse_pipelines(plan)
+    if plan.parallel.devices > 1 and not is_member():
+        start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
     set_threads(arguments.threads)
     keep_freed_memory()
-    device = choose_device(arguments.device)
+    device = choose_device(local_device(arguments.device))
+    fold = _fold(arguments, folds[arguments.fold])
     cases = len(fold.training) + len(fold.validation)
-    forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(splits.folds)))
-    with explained_out_of_memory(plan, forecast):
-        done = train(plan, fold, arguments.state, device)
-    write_history(arguments.output / "history.csv", done.history)
-    write_json(arguments.output / "manifest.json", build_manifest(done, fold))
-    save_weights(arguments.output / "model.pt", done.network, plan_hash=plan.hash, precision=done.precision.name)
+    forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(folds)))
+    with explained_out_of_memory(plan, forecast), joined_group(device) as group:
+        _check_group(plan, group)
+        done = train(plan, fold, arguments.state, device, group)
+    if group.leads:
+        _write_outputs(arguments.output, done, fold)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -71,3 +68,40 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
     with atomic_path(path) as partial:
         pandas.DataFrame(history).to_csv(partial, index=False)
+
+
+def _fold(arguments: argparse.Namespace, split: Split) -> Fold:
+    from megavoxel.training.loop import Fold
+
+    return Fold(
+        number=arguments.fold,
+        preprocessed=arguments.preprocessed,
+        training=tuple(split.training),
+        validation=tuple(split.validation),
+        data=file_sha256(arguments.checksums) if arguments.checksums else None,
+    )
+
+
+def _refuse_pipelines(plan: Plan) -> None:
+    if plan.parallel.pipeline > 1:
+        raise UserError(
+            f"setting {plan.setting}: parallel asks for a pipeline over {plan.parallel.pipeline} devices, which is "
+            "forecast only; set parallel.pipeline to 1 (data, accumulate and checkpointing spread a step as well)"
+        )
+
+
+def _check_group(plan: Plan, group: Group) -> None:
+    if group.size != plan.parallel.data:
+        raise UserError(
+            f"setting {plan.setting}: the plan shares each batch among {plan.parallel.data} processes, {group.size} "
+            "were started; start 'megavoxel train' once, it starts the others itself"
+        )
+
+
+def _write_outputs(folder: Path, done: Run, fold: Fold) -> None:
+    from megavoxel.network.weights import save_weights
+    from megavoxel.training.manifest import build_manifest
+
+    write_history(folder / "history.csv", done.history)
+    write_json(folder / "manifest.json", build_manifest(done, fold))
+    save_weights(folder / "model.pt", done.network, plan_hash=done.plan.hash, precision=done.precision.name)

@@ -1,44 +1,64 @@
 """Losses on logits, and their sum over the levels of deep supervision.
 
-The soft Dice is our own because its sums must later be shared between processes and micro-batches; it is tested
-against MONAI's. Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers.
+The soft Dice is our own because its sums are shared between the parts of a batch; it is tested against MONAI's.
+Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megavoxel.config.study import Training
+from megavoxel.training.voxel_losses import focal_loss, perimeter_loss, topk_loss
+
 SMOOTH = 1e-5
 Loss = Callable[[Tensor, Tensor], Tensor]
+Completion = Callable[[Tensor], Tensor]
+"""From the Dice sums of a part of a batch to those of the batch."""
 
 
-def soft_dice_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def soft_dice_sums(logits: Tensor, target: Tensor) -> Tensor:
     """Sums that the soft Dice of each sample and foreground class is made of.
 
     Returns:
-        intersection and cardinality (soft prediction plus reference), each (batch, classes - 1).
+        intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1).
     """
     probabilities = logits.softmax(dim=1)[:, 1:]
     reference = _one_hot(target.long(), logits.shape[1])[:, 1:]
     intersection = (probabilities * reference).sum(dim=(2, 3, 4))
     cardinality = (probabilities.sum(dim=(2, 3, 4))) + reference.sum(dim=(2, 3, 4))
-    return intersection, cardinality
+    return torch.stack([intersection, cardinality])
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = False) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = False, complete: Completion | None = None) -> Tensor:
     """One minus the soft Dice of the foreground classes, smooth 1e-5, as in nnU-Net.
 
     Args:
+        logits: (batch, classes, z, y, x).
+        target: (batch, z, y, x).
         batch: whether sums run over the whole batch before the ratio is taken.
+        complete: with `batch`, where these samples are a part of it: gives the sums (2, classes - 1) of all parts.
     """
-    intersection, cardinality = soft_dice_sums(logits, target)
+    sums = soft_dice_sums(logits, target)
     if batch:
-        intersection, cardinality = intersection.sum(dim=0), cardinality.sum(dim=0)
+        sums = sums.sum(dim=1)
+        sums = sums if complete is None else complete(sums)
+    intersection, cardinality = sums
     return 1 - ((2 * intersection + SMOOTH) / (cardinality + SMOOTH)).mean()
+
+
+def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
+    """The sums of a whole batch, seen from one of its parts.
+
+    Its value is `whole`; its gradient is `parts` times that of `part`, so that the mean over the parts of the gradients
+    of a function of it is the gradient of that function of the whole.
+    """
+    return whole + parts * (part - part.detach())
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -52,16 +72,29 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
-def build_loss(name: str, *, batch_dice: bool) -> Loss:
-    """The loss of a study's key `loss`: `dice_ce`, `dice` or `cross_entropy`."""
+def build_loss(training: Training, complete: Completion | None = None) -> Loss:
+    """The loss of a study's key `training.loss`.
+
+    Args:
+        training: the loss, its keys, and `batch_dice`.
+        complete: see `dice_loss`.
+    """
 
     def dice(logits: Tensor, target: Tensor) -> Tensor:
-        return dice_loss(logits, target, batch=batch_dice)
+        return dice_loss(logits, target, batch=training.batch_dice, complete=complete)
 
-    def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
-        return dice(logits, target) + cross_entropy_loss(logits, target)
-
-    return {"dice_ce": dice_ce, "dice": dice, "cross_entropy": cross_entropy_loss}[name]
+    voxel_losses: dict[str, Loss] = {
+        "dice_ce": cross_entropy_loss,
+        "dice_focal": partial(focal_loss, gamma=training.focal_gamma),
+        "dice_topk": partial(topk_loss, percent=training.topk_percent),
+        "dice_perimeter": perimeter_loss,
+    }
+    if training.loss == "dice":
+        return dice
+    if training.loss == "cross_entropy":
+        return cross_entropy_loss
+    of_voxels = voxel_losses[training.loss]
+    return lambda logits, target: dice(logits, target) + of_voxels(logits, target)
 
 
 def supervision_weights(levels: int) -> list[float]:
@@ -87,17 +120,25 @@ def downsample_target(target: Tensor, stride: Sequence[int]) -> Tensor:
     return target
 
 
-def supervised_loss(loss: Loss, logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]) -> Tensor:
-    """The weighted sum of `loss` over the levels, computed in float32.
+def supervised_levels(
+    logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Logits in float32 and the target at their resolution, per level.
 
     Args:
         logits: one tensor per level, full resolution first.
         target: (batch, z, y, x) at full resolution.
         strides: per level and axis, voxels of the image per voxel of the level.
     """
+    return [(level.float(), downsample_target(target, stride)) for level, stride in zip(logits, strides, strict=False)]
+
+
+def supervised_loss(
+    loss: Loss | Sequence[Loss], logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]
+) -> Tensor:
+    """The weighted sum over the levels of `loss`, one for all levels or one each; see `supervised_levels`."""
+    losses = loss if isinstance(loss, Sequence) else [loss] * len(logits)
     weights = supervision_weights(len(logits))
-    terms = [
-        weight * loss(level.float(), downsample_target(target, stride))
-        for weight, level, stride in zip(weights, logits, strides, strict=False)
-    ]
+    levels = supervised_levels(logits, target, strides)
+    terms = [weight * loss(*level) for weight, loss, level in zip(weights, losses, levels, strict=True)]
     return torch.stack(terms).sum()

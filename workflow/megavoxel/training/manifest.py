@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 import megavoxel
+from megavoxel.config.records import to_plain
 from megavoxel.network.unet import parameter_count
-from megavoxel.training.loop import Fold, Run
+from megavoxel.training.loop import Fold
+from megavoxel.training.step import Run
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 
@@ -38,6 +40,8 @@ def build_manifest(run: Run, fold: Fold) -> dict[str, Any]:
         },
         "hardware": hardware(run.device),
         "device": str(run.device),
+        "devices": run.group.size,
+        "parallel": to_plain(run.plan.parallel),
         "precision": {"name": run.precision.name, "reason": run.precision.reason},
         "threads": torch.get_num_threads(),
         "parameters": parameter_count(run.network),

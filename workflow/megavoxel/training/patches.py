@@ -6,7 +6,8 @@ processes, and a run that was interrupted, see the same patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,25 +92,43 @@ def draw_start(
     return tuple(min(max(start, low), high) for start, low, high in zip(wanted, lowest, highest, strict=True))
 
 
-class Rounds(torch.utils.data.Sampler):
-    """Sample numbers of the batches from iteration `first` on, in order."""
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several processes takes of each batch: as many samples as every other, in order of the ranks."""
 
-    def __init__(self, first: int, batch: int, count: int) -> None:
-        self.numbers = range(first * batch, count)
+    first_iteration: int = 0
+    """The batch to begin with."""
+    batch: int
+    """Samples of a batch, over all processes; a multiple of `ranks`."""
+    rank: int = 0
+    ranks: int = 1
 
-    def __iter__(self):
-        return iter(self.numbers)
+    @property
+    def samples(self) -> int:
+        """Samples of a batch that this process takes."""
+        return self.batch // self.ranks
+
+
+class SampleNumbers(torch.utils.data.Sampler):
+    """Numbers of the samples that a process takes of `count`, batch after batch; `count` is a multiple of the batch."""
+
+    def __init__(self, share: Share, count: int) -> None:
+        self.share = share
+        self.starts = range(share.first_iteration * share.batch + share.rank * share.samples, count, share.batch)
+
+    def __iter__(self) -> Iterator[int]:
+        return (number for start in self.starts for number in range(start, start + self.share.samples))
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.starts) * self.share.samples
 
 
-def patch_loader(dataset: PatchDataset, *, first_iteration: int, batch: int, workers: int, pin: bool) -> DataLoader:
-    """Batches from iteration `first_iteration` on: images (batch, channels, z, y, x), targets (batch, z, y, x)."""
+def patch_loader(dataset: PatchDataset, share: Share, *, workers: int, pin: bool) -> DataLoader:
+    """A process's share of the batches: images (samples, channels, z, y, x), targets (samples, z, y, x)."""
     return DataLoader(
         dataset,
-        batch_size=batch,
-        sampler=Rounds(first_iteration, batch, len(dataset)),
+        batch_size=share.samples,
+        sampler=SampleNumbers(share, len(dataset)),
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,

@@ -1,0 +1,131 @@
+"""Several processes train what one trains, and end together. Each group is started by torchrun, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from group_worker import BATCH, CPU, steps_of, ways
+from helpers import store_case, tiny_plan
+from megavoxel.config.study import Parallel
+from megavoxel.errors import UserError
+from megavoxel.files import write_json
+from megavoxel.forecast.choice import check_parallel
+from megavoxel.network.weights import load_tensors
+from megavoxel.planning.plan import Plan, save_plan
+from megavoxel.training.group import Group
+from megavoxel.training.patches import SampleNumbers, Share
+
+TESTS = Path(__file__).parent
+TOLERANCE = {"atol": 2e-6, "rtol": 1e-4}
+"""Of gradients up to 0.5: sums in another order, in float32."""
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict]:
+    """What a single process does with the whole batch at once."""
+    plans = {name: replace(plan, parallel=Parallel()) for name, plan in ways(1).items() if "accumulate 1" in name}
+    return {name.rpartition(",")[0]: steps_of(plan, Group()) for name, plan in plans.items()}
+
+
+def compare(results: dict[str, dict], expected: dict[str, dict]) -> None:
+    for name, found in results.items():
+        single = expected[name.rpartition(",")[0]]
+        assert found["loss"] == pytest.approx(single["loss"], abs=1e-5), name
+        for key in ("gradients", "weights"):
+            for ours, theirs in zip(found[key], single[key], strict=True):
+                torch.testing.assert_close(ours, theirs, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_take_the_steps_of_a_single_one(tmp_path, expected, processes):
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*runner, str(TESTS / "group_worker.py"), str(tmp_path / "steps.pt")], check=True, env=environment)
+    compare(torch.load(tmp_path / "steps.pt", weights_only=True), expected)
+
+
+def test_accumulation_takes_the_steps_of_the_whole_batch(expected):
+    compare({name: steps_of(plan, Group()) for name, plan in ways(1).items()}, expected)
+
+
+def test_the_comparison_sees_sums_that_are_not_shared(expected):
+    """Per-sample and whole-batch Dice differ far more than the tolerance on this batch."""
+    apart, together = (expected[f"dice_ce, batch_dice {batch_dice}"]["gradients"] for batch_dice in (False, True))
+    assert max((a - b).abs().max() for a, b in zip(apart, together, strict=True)) > 1e-3
+
+
+def test_shares_lie_in_a_batch_side_by_side():
+    numbers = [list(SampleNumbers(Share(batch=6, rank=rank, ranks=3), 12)) for rank in range(3)]
+    assert numbers == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+    assert list(SampleNumbers(Share(batch=6, rank=2, ranks=3, first_iteration=1), 12)) == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data": 3}, "batch 8 cannot be cut into data 3 .* equal parts; allowed: a product that divides 8"),
+        ({"data": 16}, "16 devices cannot share a batch of 8: each needs a sample of its own; allowed: 1 to 8"),
+    ],
+)
+def test_shares_that_cannot_be_equal_are_refused(keys, message):
+    with pytest.raises(UserError, match=message):
+        check_parallel(tiny_plan(batch=BATCH), Parallel(**keys))
+
+
+def prepare(folder: Path, plan: Plan) -> list[str]:
+    """The command that trains `plan` on three made cases."""
+    for number in range(3):
+        store_case(folder / "cases", f"case{number}", seed=number)
+    save_plan(folder / "plan.json", plan)
+    write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
+    words = ["train", "--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
+    return [sys.executable, "-m", "megavoxel", *words, "--device", "cpu", "--threads", "2", "--state", "state"]
+
+
+def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
+    plan = tiny_plan(batch=4, training={"epochs": 2, "batch_dice": True})
+    models = []
+    for data in (1, 2):
+        command = prepare(tmp_path, replace(plan, parallel=Parallel(data=data)))
+        output = tmp_path / f"data{data}"
+        state = ["--state", f"state{data}"]
+        subprocess.run([*command, *state, "--output", str(output)], check=True, cwd=tmp_path)
+        models.append(load_tensors(output / "model.pt")["weights"])
+        manifest = json.loads((output / "manifest.json").read_text())
+        assert manifest["devices"] == data
+    for name, ours in models[1].items():
+        torch.testing.assert_close(ours, models[0][name], atol=1e-5, rtol=1e-3)
+
+
+def test_a_process_that_dies_ends_the_job(tmp_path):
+    plan = tiny_plan(batch=4, training={"epochs": 10_000})
+    command = prepare(tmp_path, replace(plan, parallel=Parallel(data=2)))
+    job = subprocess.Popen([*command, "--output", "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert any("epoch 2/" in line for line in job.stdout)
+    workers = [child for child in psutil.Process(job.pid).children() if "megavoxel" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    begin = time.monotonic()
+    workers[1].send_signal(signal.SIGKILL)
+    job.stdout.read()
+    assert job.wait(timeout=60) != 0
+    assert time.monotonic() - begin < 60
+    assert not any(worker.is_running() for worker in workers)
+    assert not (tmp_path / "out" / "model.pt").exists()
+
+
+def test_a_single_process_asks_nobody():
+    group = Group()
+    assert group.leads
+    assert group.all(3.0) == [3.0]
+    assert torch.equal(group.sum(torch.ones(2, device=CPU)), torch.ones(2))

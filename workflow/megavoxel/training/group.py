@@ -1,0 +1,98 @@
+"""The processes that train one network together: how they meet, and what they tell one another.
+
+A single process is a group of its own, so that nobody has to ask whether there are others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from megavoxel.errors import UserError
+
+TIMEOUT = timedelta(minutes=5)
+"""How long a process waits for the others: longer than any step or checkpoint, and short enough to notice a loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One process's view of the group."""
+
+    rank: int = 0
+    """Number of this process."""
+    size: int = 1
+    """Processes of the group."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where tensors that are exchanged lie."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's tensor; no gradient flows through it."""
+        total = tensor.detach()
+        if self.size > 1:
+            total = total.to(self.device, copy=True)
+            torch.distributed.all_reduce(total)
+        return total
+
+    def mean(self, value: float) -> float:
+        """The mean of everybody's value."""
+        return self.sum(torch.tensor(value, dtype=torch.float64)).item() / self.size
+
+    def all(self, value: float) -> list[float]:
+        """Everybody's value, by rank."""
+        values = torch.zeros(self.size, dtype=torch.float64)
+        values[self.rank] = value
+        return self.sum(values).tolist()
+
+
+def is_member() -> bool:
+    """Whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_device(name: str | None) -> str | None:
+    """The device of this process: with `auto` or `cuda` the GPU that has the process's number on its node."""
+    if is_member() and torch.cuda.is_available() and name in (None, "auto", "cuda"):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+@contextmanager
+def joined_group(device: torch.device) -> Iterator[Group]:
+    """The group that `torchrun` started: NCCL between GPUs, gloo between CPUs; a group of one without it."""
+    if not is_member():
+        yield Group(device=device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield Group(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), device=device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def require_same(group: Group, value: int, what: str) -> None:
+    """Refuses to go on where the processes start from different places.
+
+    Raises:
+        UserError: somebody has another value.
+    """
+    values = group.all(value)
+    if len(set(values)) > 1:
+        seen = ", ".join(f"{found:g}" for found in values)
+        raise UserError(
+            f"the {group.size} processes see different values of the {what}: {seen}; if the folder lies on a shared "
+            "file system it may lag behind: run the stage again"
+        )
