@@ -22,6 +22,7 @@ PROGRAMS = (
     "preprocessing",
     "augmentation",
     "training",
+    "data_parallel",
     "accuracy",
     "prediction",
     "metrics",

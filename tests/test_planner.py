@@ -9,7 +9,7 @@ import pytest
 
 from megavoxel.cli import main
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Network, Preprocessing, Setting
+from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure, save_fingerprint
@@ -214,6 +214,22 @@ def test_a_fixed_batch_shrinks_the_patch():
     assert two.patch == (128, 128, 128)
     # A quarter of the reference, 140e6: 96 × 96 × 80 costs 159e6, and 96 × 80 × 80 costs 133e6.
     assert (eight.batch, eight.patch) == (8, (96, 80, 80))
+
+
+def test_a_budget_of_samples_gives_every_batch_the_same_work():
+    plans = {
+        batch: planned(
+            (1.0, 1.0, 1.0), (64, 64, 64), patch=(32, 32, 32), batch=batch, training=Training(samples=640, epochs=10)
+        )
+        for batch in (2, 16, 48)
+    }
+    assert {batch: plan.training.iterations_per_epoch for batch, plan in plans.items()} == {2: 32, 16: 4, 48: 1}
+    assert plans[2].notes[-1] == "budget: 640 samples, 10 epochs of 32 steps of batch 2"
+    assert "480 samples, because an epoch has whole steps" in plans[48].notes[-1]
+
+
+def test_a_settings_own_seed_comes_before_the_studys():
+    assert [planned((1.0, 1.0, 1.0), (64, 64, 64), seed=seed).seed for seed in (None, 0, 7)] == [1, 0, 7]
 
 
 def test_a_patch_larger_than_the_median_case_is_allowed_with_a_note():

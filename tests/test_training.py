@@ -235,6 +235,16 @@ def test_learning_rates_follow_their_formulas():
     assert learning_rate(9, replace(training, schedule="constant"), 2) == 0.1
 
 
+def test_learning_rates_grow_with_the_batch_by_their_rule():
+    training = tiny_plan(training={"epochs": 10, "learning_rate": 0.1, "warmup_epochs": 1}).training
+    assert learning_rate(1, training, 32) == pytest.approx(0.1)
+    linear, root = (replace(training, learning_rate_rule=rule) for rule in ("linear", "sqrt"))
+    assert learning_rate(1, linear, 32) == pytest.approx(1.6)  # 32 is 16 times the 2 that the rate is meant for
+    assert learning_rate(1, root, 32) == pytest.approx(0.4)
+    assert learning_rate(1, replace(linear, learning_rate_batch=16), 32) == pytest.approx(0.2)
+    assert learning_rate(0, linear, 32) == pytest.approx(0.8)  # half-way up
+
+
 def test_the_optimizers_are_pytorchs_with_the_keys_of_the_study():
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     sgd = build_optimizer(parameters, tiny_plan().training)

@@ -12,7 +12,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
-from megavoxel.config.records import to_plain
+from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Parallel, ensemble_folds, parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
@@ -95,6 +95,24 @@ def postprocessing_option(model):
 def by_attempt(amount):
     """A resource that grows with each attempt of a job."""
     return lambda wildcards, attempt: amount * attempt
+
+
+def by_devices(amount):
+    """A resource of a training job that grows with its devices."""
+    return lambda wildcards, input: amount * training_devices(wildcards, input)
+
+
+def by_devices_and_attempt(amount):
+    """A resource of a training job that grows with its devices and with each attempt."""
+    return lambda wildcards, input, attempt: amount * attempt * training_devices(wildcards, input)
+
+
+def training_devices(wildcards, input):
+    """Devices of a training job: as the study says, or as the setting's plan does. Before that, a dry run shows TBD."""
+    parallel = SETTINGS[wildcards.setting].parallel
+    if parallel is not None:
+        return parallel.devices
+    return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
 
 
 def planning_device(setting):

@@ -1,4 +1,4 @@
-# One job per setting and fold. Its states lie outside of the declared outputs: a killed or repeated job finds them.
+# One job per setting and fold; with several devices the stage starts a process for each. Its states lie outside of the declared outputs: a killed or repeated job finds them.
 rule train:
     input:
         plan=rules.plan_setting.output.plan,
@@ -19,8 +19,10 @@ rule train:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        gpu=DEVICE.gpus,
-        mem_mb=by_attempt(DEVICE.host_memory_mb),
+        # Threads cannot wait for a plan, resources can.
+        cpus_per_task=by_devices(DEVICE.cpus_per_job),
+        gpu=by_devices(DEVICE.gpus),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
@@ -29,4 +31,4 @@ rule train:
     shell:
         "megavoxel train --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
         "--fold {wildcards.fold} --checksums {input.checksums:q} --state {params.state:q} "
-        "--output {params.folder:q} --threads {threads} > {log:q} 2>&1"
+        "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"

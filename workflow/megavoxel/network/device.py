@@ -58,8 +58,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def set_threads(count: int | None) -> None:
-    """Limits PyTorch to `count` threads; None: the processors that this process may use."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    """Limits PyTorch to `count` threads, and to the processors that this process may use; None: all of these."""
+    torch.set_num_threads(usable_threads(count))
+
+
+def usable_threads(count: int | None) -> int:
+    """`count`, or as many processors as this process may use where they are fewer; None: all of these."""
+    processors = len(os.sched_getaffinity(0))
+    return processors if count is None else min(count, processors)
 
 
 def choose_precision(plan: Plan, device: torch.device) -> Precision:

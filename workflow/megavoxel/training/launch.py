@@ -9,6 +9,7 @@ import sys
 import torch
 
 from megavoxel.errors import UserError
+from megavoxel.network.device import usable_threads
 
 
 def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, setting: str) -> None:
@@ -31,7 +32,7 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
             f"setting {setting}: parallel asks for {processes} devices, PyTorch sees {torch.cuda.device_count()} GPUs "
             "here; ask for as many in the job, or lower parallel.data"
         )
-    threads = max(1, (arguments.threads or len(os.sched_getaffinity(0))) // processes)
+    threads = max(1, usable_threads(arguments.threads) // processes)
     options = vars(arguments) | {"threads": threads}
     words = [
         word
