@@ -68,15 +68,17 @@ def properties(case: str, size: tuple[int, ...], **changes) -> CaseProperties:
     return replace(plain, **changes)
 
 
-def store_case(folder: Path, case: str, *, seed: int, shape: tuple[int, ...] = (14, 18, 16)) -> np.ndarray:
-    """A bright ball (class 1) and a dark cube (class 2) in noise; returns the classes."""
+def store_case(
+    folder: Path, case: str, *, seed: int, shape: tuple[int, ...] = (14, 18, 16), cube: bool = True
+) -> np.ndarray:
+    """A bright ball (class 1) and a dark cube (class 2), or none, in noise; returns the classes."""
     random = np.random.default_rng(seed)
     labels = np.zeros(shape, dtype=np.uint8)
     z, y, x = np.ogrid[tuple(slice(size) for size in shape)]
     labels[(z - 6) ** 2 + (y - 5) ** 2 + (x - 6) ** 2 <= 9] = 1
-    labels[8:12, 11:15, 9:13] = 2
+    labels[8:12, 11:15, 9:13] = 2 if cube else 0
     image = random.normal(scale=0.3, size=shape) + np.select([labels == 1, labels == 2], [2.0, -2.0])
-    foreground = {label: np.argwhere(labels == label) for label in (1, 2)}
+    foreground = {label: np.argwhere(labels == label) for label in (1, 2) if (labels == label).any()}
     save_case(folder, properties(case, shape), image[None].astype(np.float32), labels, foreground, (8, 12, 12))
     return labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -11,14 +12,17 @@ import pytest
 import torch
 
 from helpers import store_case, tiny_plan
+from megavoxel.cli import main
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
+from megavoxel.files import write_json
 from megavoxel.network.device import Precision, choose_device, choose_precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
-from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.plan import NetworkPlan, save_plan
 from megavoxel.preprocessing.store import open_case
 from megavoxel.training import loop
+from megavoxel.training.absent import labels_never_seen
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.loop import Fold, train
 from megavoxel.training.optimizer import build_optimizer, learning_rate
@@ -114,6 +118,20 @@ def test_a_run_goes_on_with_another_parallelism(fold, tmp_path):
     once = train(plan, fold, tmp_path / "state", CPU)
     again = train(replace(plan, parallel=Parallel(accumulate=2)), fold, tmp_path / "state", CPU)
     assert all(torch.equal(ours, expected) for ours, expected in zip(weights_of(again), weights_of(once), strict=True))
+
+
+def test_a_label_that_no_training_case_has_is_named(tmp_path, capsys):
+    for number in range(3):
+        store_case(tmp_path / "cases", f"case{number}", seed=number, cube=number == 2)
+    save_plan(tmp_path / "plan.json", tiny_plan(training={"epochs": 1}))
+    write_json(tmp_path / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
+    options = {"plan": "plan.json", "preprocessed": "cases", "splits": "splits.json", "state": "s", "output": "o"}
+    words = [word for name, file in options.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert main(["train", *words, "--fold", "0", "--device", "cpu"]) == 0
+    assert "warning: fold 0: no training case has cube" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "o/manifest.json").read_text())
+    assert manifest["data"]["labels_never_seen"] == ["cube"]
+    assert labels_never_seen(tiny_plan().preprocessing, tmp_path / "cases", ["case0", "case2"]) == []
 
 
 def test_worker_processes_change_nothing(fold, tmp_path):

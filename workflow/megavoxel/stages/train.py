@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(folds)))
     with explained_out_of_memory(plan, forecast), joined_group(device) as group:
         _check_group(plan, group)
+        if group.leads:
+            _warn_of_absent_labels(plan, fold)
         done = train(plan, fold, arguments.state, device, group)
     if group.leads:
         _write_outputs(arguments.output, done, fold)
@@ -95,6 +97,18 @@ def _check_group(plan: Plan, group: Group) -> None:
         raise UserError(
             f"setting {plan.setting}: the plan shares each batch among {plan.parallel.data} processes, {group.size} "
             "were started; start 'megavoxel train' once, it starts the others itself"
+        )
+
+
+def _warn_of_absent_labels(plan: Plan, fold: Fold) -> None:
+    from megavoxel.training.absent import labels_never_seen
+
+    absent = labels_never_seen(plan.preprocessing, fold.preprocessed, fold.training)
+    if absent:
+        print(
+            f"warning: fold {fold.number}: no training case has {', '.join(absent)}; the network cannot learn it, and "
+            "validation cases that have it score 0 for it",
+            flush=True,
         )
 
 

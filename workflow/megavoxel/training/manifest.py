@@ -14,6 +14,7 @@ import torch
 import megavoxel
 from megavoxel.config.records import to_plain
 from megavoxel.network.unet import parameter_count
+from megavoxel.training.absent import labels_never_seen
 from megavoxel.training.loop import Fold
 from megavoxel.training.step import Run
 
@@ -37,6 +38,7 @@ def build_manifest(run: Run, fold: Fold) -> dict[str, Any]:
             "checksums_sha256": fold.data,
             "training": list(fold.training),
             "validation": list(fold.validation),
+            "labels_never_seen": labels_never_seen(run.plan.preprocessing, fold.preprocessed, fold.training),
         },
         "hardware": hardware(run.device),
         "device": str(run.device),

@@ -22,7 +22,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float) -> Tensor:
     The focal loss of Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4) for many classes, background
     included, without their class weights (alpha). MONAI's `FocalLoss(use_softmax=True, to_onehot_y=True)` is this
     divided by the number of classes: it takes the mean over classes too, of which all but the voxel's own add zero. It
-    also makes the one-hot target and four more maps of classes × volume, which this does without.
+    also makes the one-hot target and several more maps of classes × volume, which this does without.
 
     Args:
         logits: (batch, classes, z, y, x).
@@ -30,7 +30,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float) -> Tensor:
         gamma: how much less sure voxels count, at least 0. At 0 this is the cross-entropy.
     """
     entropy = _voxel_cross_entropy(logits, target)
-    # 1 − p without rounding. Below one, gamma gives a sure voxel an infinite slope, times zero: hence never quite 0.
+    # 1 − p without rounding. Never quite 0: there a gamma below 1 has an infinite slope, and the gradient is no number.
     doubt = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
     return (doubt.pow(gamma) * entropy).mean()
 
@@ -38,9 +38,10 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float) -> Tensor:
 def topk_loss(logits: Tensor, target: Tensor, *, percent: float) -> Tensor:
     """Mean cross-entropy of the worst voxels of each sample, mean over samples.
 
-    nnU-Net's `TopKLoss` takes the worst voxels of the whole batch, so that an easy sample may give none, and the loss
-    of a batch depends on which samples a device sees together. Here every sample gives its share. For a batch of one
-    the two are equal.
+    Sato and Kido cite Lapin et al. (Loss Functions for Top-k Error, CVPR 2016), whose k counts classes. The loss of
+    that name in segmentation counts voxels. nnU-Net's `TopKLoss` takes the worst voxels of the whole batch, so that an
+    easy sample may give none, and the loss of a batch depends on which samples a device sees together. Here every
+    sample gives its share. For a batch of one the two are equal.
 
     Args:
         logits: (batch, classes, z, y, x).
@@ -57,13 +58,14 @@ def perimeter_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Squared difference between the surface of the prediction and of the reference, in units of the patch's surface.
 
     El Jurdi et al., A Surprisingly Effective Perimeter-based Loss for Medical Image Segmentation (MIDL 2021), for
-    volumes. As in the authors' code (`contour_loss` in losses.py of rosanajurdi/Prior-based-Losses-for-Medical-Image-
-    Segmentation), the contour of a probability map is its opening less its erosion, and its sum is the length of the
-    perimeter: the surface in voxels here, with neighbours in 3 × 3 × 3 instead of 3 × 3. They divide the squared
-    difference of lengths by the pixels of the image, height × width, which leaves a number without unit. A squared
-    surface needs another divisor for that: here the squared surface of the patch, 2 (zy + zx + yx) voxels, which
-    follows the shape of anisotropic patches. (In two dimensions that is (2h + 2w)², sixteen times theirs for a square.)
-    The mean runs over samples and foreground classes; a class that is absent from the target has the surface 0.
+    volumes. As in the authors' code (`contour_loss` in `losses.py` of the GitHub repository
+    rosanajurdi/Prior-based-Losses-for-Medical-Image-Segmentation), the contour of a probability map is its opening
+    less its erosion, and its sum is the length of the perimeter: here the surface in voxels, with neighbours in
+    3 × 3 × 3 instead of 3 × 3. They divide the squared difference of lengths by the pixels of the image,
+    height × width, which leaves a number without unit. A squared surface needs another divisor for that: here the
+    squared surface of the patch, 2 (zy + zx + yx) voxels, which follows the shape of anisotropic patches. (In two
+    dimensions that would be (2h + 2w)², for a square sixteen times theirs.) The mean runs over samples and foreground
+    classes; a class that is absent from the target has the surface 0.
 
     Voxels outside the patch count as neither inside nor outside of an object, so an object that the patch cuts has no
     surface there. Nor has one thinner than three voxels, as in the source: the erosion leaves nothing of it.
@@ -75,7 +77,7 @@ def perimeter_loss(logits: Tensor, target: Tensor) -> Tensor:
         target: (batch, z, y, x).
     """
     probabilities = _at_least_float32(logits).softmax(dim=1)
-    # Pooling keeps some ten maps per class for the backward pass; computed again there, one class at a time has them.
+    # Pooling keeps 18 maps of a class for the backward pass. Computed again there, only one class at a time has them.
     errors = [
         checkpoint(_surface_error, map_of_class, target == number, use_reentrant=False, preserve_rng_state=False)
         for number, map_of_class in enumerate(probabilities.unbind(dim=1))
