@@ -22,6 +22,11 @@ LABELS = {"liver": 1, "spleen": 2}
 TOLERANCES = {"liver": 1.5, "spleen": 1.0}
 SETTINGS = ("small", "large")
 ENSEMBLES = {"both": SETTINGS}
+SWEEP = {
+    "name": "patch",
+    "title": "Table 1: patch size",
+    "points": {"(8, 8, 8)": ["small"], "(8, 16, 16)": ["large"], "both": ["both"]},
+}
 FOLDS = (("case_0", "case_1"), ("case_2", "case_3"))
 TEST = ("case_4", "case_5")
 UNLABELLED = "case_5"
@@ -73,6 +78,7 @@ def make_study(root: Path, *, score: bool = True) -> FakeStudy:
         "ensembles": {name: list(members) for name, members in ENSEMBLES.items()},
         "folds": {name: [0, 1] for name in (*SETTINGS, *ENSEMBLES)},
         "cases": str(fake.cases),
+        "sweeps": [SWEEP],
     }
     fake.definition.write_text(json.dumps(definition))
     if score:
@@ -174,6 +180,7 @@ def _write_setting(fake: FakeStudy, name: str, *, shift: int) -> None:
             "seed": 7,
             "fold": fold,
             "parameters": 1234567,
+            **({"devices": 4 + fold} if name == "large" else {}),
             "versions": {"python": "3.11.4", "torch": "2.13.0"},
             "data": {"training": [f"case_{number}" for number in range(20)]},
         }

@@ -62,7 +62,11 @@ def test_settings_inherit_from_defaults_and_from_one_another():
         (
             "defaults/training/loss",
             "dise",
-            ["defaults.training.loss", "allowed: dice_ce, dice_focal, dice_topk, dice_perimeter, dice, cross_entropy", "'dice'?"],
+            [
+                "defaults.training.loss",
+                "allowed: dice_ce, dice_focal, dice_topk, dice_perimeter, dice, cross_entropy",
+                "'dice'?",
+            ],
         ),
         ("settings/a/inherits", "z", ["settings.a.inherits", "no setting 'z'", "allowed: a, b, c"]),
         ("settings/a/inherits", "b", ["goes round in a circle: a -> b -> a"]),
@@ -125,7 +129,7 @@ def test_the_outer_keys_of_schemas_and_dataclasses_agree():
     names = lambda record: {field.name for field in dataclasses.fields(record)}  # noqa: E731
     study = load_schema("study")
     assert set(study["properties"]) == (names(Study) - {"name"}) | {"study", "defaults", "mirror"}
-    assert set(study["$defs"]["setting"]["properties"]) == (names(Setting) - {"name"}) | {"inherits"}
+    assert set(study["$defs"]["setting"]["properties"]) == (names(Setting) - {"name"}) | {"inherits", "seeds"}
     assert set(study["$defs"]["ensemble"]["properties"]) == names(Ensemble) - {"name"}
     dataset = load_schema("dataset")
     assert set(dataset["properties"]) == names(Dataset)
@@ -205,3 +209,31 @@ def test_no_shipped_file_names_a_machine(repository):
     words = ("/home/", "/root", "/mnt/", "/scratch", "@", "ssh ")
     for path in (*(repository / "config").rglob("*.yaml"), *(repository / "slurm").rglob("*.yaml")):
         assert not [word for word in words if word in path.read_text()], path
+
+
+def test_seeds_make_a_setting_of_each_and_a_point_of_all():
+    values = {
+        "study": "s",
+        "dataset": "d",
+        "settings": {"small": {"seeds": [1, 7], "batch": 2}, "large": {"inherits": "small", "batch": 4}, "one": None},
+        "sweeps": {"batch": {"title": "Batch", "points": {"2": "small", "4": ["large"], "other": ["one"]}}},
+    }
+    study = parse_study(values, source="x")
+    names = ["small-seed1", "small-seed7", "large-seed1", "large-seed7", "one"]
+    assert [setting.name for setting in study.settings] == names
+    assert [(setting.seed, setting.batch) for setting in study.settings[:3]] == [(1, 2), (7, 2), (1, 4)]
+    points = study.sweeps[0].points
+    assert points == {"2": tuple(names[:2]), "4": tuple(names[2:4]), "other": ("one",)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"a": {"seed": 1, "seeds": [1, 2]}}, "settings.a: it has both 'seed' and 'seeds'"),
+        ({"a": {"seeds": [1]}, "a-seed1": None}, "settings.a.seeds: there is another setting 'a-seed1'"),
+        ({"a": {"seeds": [1, 1]}}, "settings.a.seeds"),
+    ],
+)
+def test_seeds_that_clash_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        parse_study({"study": "s", "dataset": "d", "settings": settings}, source="x")

@@ -116,7 +116,9 @@ def test_a_schema_is_put_into_words(node, words):
 
 def test_the_string_under_a_field_belongs_to_that_field():
     texts = field_texts(Training)
-    assert texts["iterations_per_epoch"] == "Optimiser steps per epoch."
+    assert (
+        texts["iterations_per_epoch"] == "Optimiser steps per epoch; where `samples` is given, the planner sets them."
+    )
     assert set(texts) == {field.name for field in dataclasses.fields(Training)}
 
 
@@ -125,7 +127,7 @@ def test_a_stale_page_and_one_without_markers_are_refused(page, tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["reference", "--check"])
     target = tmp_path / reference.PAGE
     target.parent.mkdir()
-    target.write_text(page.replace("Optimiser steps per epoch.", "Steps."))
+    target.write_text(page.replace("Optimiser steps per epoch;", "Steps;"))
     assert reference.main() == 1
     assert (
         "config/README.md: out of date; run 'python -m megavoxel.config.reference --write'" in capsys.readouterr().err

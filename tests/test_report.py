@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ from megavoxel.data.cases import load_cases
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.plan import save_plan
 
-TABLES = ("summary", "labels", "cost", "published")
-FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves")
+TABLES = ("summary", "labels", "sweeps", "cost", "published")
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "sweep-patch")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_every_promised_file_is_there_and_nothing_else(reported):
     expected = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")}
     expected |= {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     expected |= {f"figures/overlays/{name}.png" for name in (*SETTINGS, *ENSEMBLES)} | {"index.html"}
+    expected |= {"figures/comparisons/comparison-all.png"}
     assert set(contents(reported.results / "report")) == expected
 
 
@@ -80,6 +82,12 @@ def test_summary_against_values_worked_out_by_hand(reported):
     assert summary.loc[("large", "validation"), "dsc_difference"] == pytest.approx(2.5 / 4 / 6)
     assert summary.loc[("both", "validation"), "dsc_difference"] == pytest.approx(2.5 / 4 / 3)
     assert summary.loc[("small", "validation"), "dsc_difference"] == 0.0
+    # Four cases are too few for a test.
+    assert summary["dsc_p"].isna().all()
+    for (_, split), row in summary.iterrows():
+        if split == "validation":
+            assert row["dsc_low"] <= row["dsc_mean"] <= row["dsc_high"]
+    assert np.isnan(summary.loc[("large", "test"), "dsc_low"])
     # A shift by 1 mm lies within the liver's tolerance of 1.5 mm.
     assert summary.loc[("large", "validation"), "nsd_mean"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     test = summary.loc[("large", "test")]
@@ -107,20 +115,47 @@ def test_cost_against_values_worked_out_by_hand(reported):
         "parameters": 1234567,
         "epochs": 3,
         "folds": 2,
+        "devices": 5,
         "hours": pytest.approx(2 * 2400 / 3600),
+        # Fold 0 used four devices, fold 1 five.
+        "device_hours": pytest.approx((4 + 5) * 2400 / 3600),
         "peak_memory_mib": 300.0,
+        "forecast_gib": pytest.approx(np.nan, nan_ok=True),
+        "split": "test",
+        "dsc": pytest.approx((5 / 6 + 1) / 2),
     }
     assert cost.loc["small", "peak_memory_mib"] == 600.0
+    # The manifests of the other setting do not state devices.
+    assert cost.loc["small", "device_hours"] == cost.loc["small", "hours"]
+    assert "Forecast" not in (reported.results / "report/tables/cost.md").read_text()
+
+
+def test_the_forecast_stands_beside_the_measured_memory(fake):
+    # As 'snakemake plan' writes it: a setting that cannot be planned has no forecast.
+    lines = ["setting\tpatch\tpeak_gib\tfits", "small\t8x8x8\t0.75\tyes", "large\t\t\tno"]
+    (fake.results / "plan.tsv").write_text("\n".join(lines) + "\n")
+    assert report_study(fake, "--tables-only") == 0
+    cost = table(fake, "cost").set_index("setting")
+    assert cost.loc["small", "forecast_gib"] == 0.75
+    assert np.isnan(cost.loc["large", "forecast_gib"])
+    # 600 MiB were measured.
+    assert re.search(r"\| 0\.59 +\| 0\.75 +\| 0\.833", (fake.results / "report/tables/cost.md").read_text())
+
+
+def test_a_damaged_forecast_is_named(fake, capsys):
+    (fake.results / "plan.tsv").write_text("setting\tpatch\nsmall\t8x8x8\n")
+    assert report_study(fake, "--tables-only") == 1
+    assert "plan.tsv: cannot be read as a forecast" in capsys.readouterr().err
 
 
 def test_markdown_and_latex_show_the_same_rounded_numbers(reported):
     folder = reported.results / "report/tables"
-    assert (
-        "| large   | validation | 4       | 0.771 ± 0.239 | 0.875 ± 0.250 | +0.104"
-        in (folder / "summary.md").read_text()
+    text = (folder / "summary.md").read_text()
+    assert re.search(
+        r"\| large +\| validation +\| 4 +\| 0\.771 ± 0\.239 \| 0\.\d{3} to 0\.\d{3} \| 0\.875 ± 0\.250", text
     )
     latex = (folder / "summary.tex").read_text()
-    assert "large & validation & 4 & 0.771 $\\pm$ 0.239 & 0.875 $\\pm$ 0.250 & +0.104" in latex
+    assert "large & validation & 4 & 0.771 $\\pm$ 0.239 & " in latex
     assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule"))
     assert "There are no published numbers" in (folder / "published.md").read_text()
 
@@ -142,7 +177,8 @@ def test_tables_only_needs_no_images_and_gives_the_same_files(reported, fake):
     assert main(["report", *words]) == 0
     found, whole = contents(fake.results / "report"), contents(reported.results / "report")
     assert found == {name: whole[name] for name in found}
-    assert set(whole) - set(found) == {"index.html", *(name for name in whole if "overlays" in name)}
+    pictures = {name for name in whole if "overlays" in name or "comparisons" in name}
+    assert set(whole) - set(found) == {"index.html", *pictures}
 
 
 def test_tables_only_does_without_the_list_of_cases(fake):
@@ -214,6 +250,10 @@ def test_a_missing_file_of_a_run_is_named(fake, capsys, missing, message):
         ({"baseline": "tiny"}, "baseline: there is no 'tiny'"),
         ({"ensembles": {"both": ["small", "tiny"]}}, "ensembles: there is no 'tiny'"),
         ({"folds": {"small": [0, 1], "large": [0, 1]}}, "folds: 'both' has none"),
+        (
+            {"sweeps": [{"name": "s", "title": "t", "points": {"1": ["tiny"]}}]},
+            "sweeps: there is no 'tiny'; allowed: small, large, both",
+        ),
         ({"colour": "red"}, "unknown key 'colour'"),
     ],
 )

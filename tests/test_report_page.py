@@ -60,7 +60,8 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
     assert not [address for address in found.loads if not address.startswith(("data:image/png;base64,", "#"))]
     assert not found.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"url\(|@import|https?://", page)
-    assert len(found.descriptions) == 3 + 3
+    # Box plots and training curves, a sweep, a comparison, and overlays of three models.
+    assert len(found.descriptions) == 3 + 1 + 1 + 3
     assert all(found.descriptions)
 
 
@@ -95,7 +96,7 @@ def test_the_page_shows_the_post_processing(tmp_path):
 
 def test_pictures_can_be_opened_and_are_not_blank(reported):
     folder = reported.results / "report/figures"
-    for path in [*folder.glob("*.png"), *folder.glob("overlays/*.png")]:
+    for path in [*folder.glob("*.png"), *folder.glob("*/*.png")]:
         with Image.open(path) as picture:
             assert min(picture.size) > 400
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20

@@ -98,6 +98,7 @@ def test_topk_of_all_voxels_is_the_cross_entropy():
     torch.testing.assert_close(topk_loss(logits, target, percent=100), F.cross_entropy(logits, target))
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
 @pytest.mark.parametrize("percent", [1.0, 10.0, 33.3, 100.0])
 def test_topk_of_one_sample_is_nnunets(percent):
     theirs = pytest.importorskip(

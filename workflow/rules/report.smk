@@ -11,6 +11,7 @@ DEFINITION = json.dumps(
         "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
         "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
         "cases": f"{RESULTS}/cases.json",
+        "sweeps": to_plain(STUDY.sweeps),
     }
 )
 
@@ -36,10 +37,11 @@ rule report:
         summary=report(f"{REPORT}/tables/summary.csv", caption="../report/summary.rst", category="Tables"),
         labels=report(f"{REPORT}/tables/labels.csv", caption="../report/labels.rst", category="Tables"),
         cost=report(f"{REPORT}/tables/cost.csv", caption="../report/cost.rst", category="Tables"),
+        sweeps=report(f"{REPORT}/tables/sweeps.csv", caption="../report/sweeps.rst", category="Tables"),
         published=f"{REPORT}/tables/published.csv",
         typeset=expand(
             f"{REPORT}/tables/{{table}}.{{kind}}",
-            table=["summary", "labels", "cost", "published"],
+            table=["summary", "labels", "sweeps", "cost", "published"],
             kind=["md", "tex"],
         ),
         figures=report(
@@ -48,6 +50,18 @@ rule report:
             category="Figures",
         ),
         drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
+        sweep_figures=report(
+            [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],
+            caption="../report/sweep_figures.rst",
+            category="Figures",
+        ),
+        sweep_drawings=[f"{REPORT}/figures/sweep-{sweep.name}.svg" for sweep in STUDY.sweeps],
+        comparisons=report(
+            directory(f"{REPORT}/figures/comparisons"),
+            patterns=["comparison-{cases}.png"],
+            caption="../report/comparisons.rst",
+            category="Overlays",
+        ),
         overlays=report(
             [f"{REPORT}/figures/overlays/{model.removeprefix('ensembles/')}.png" for model in MODELS],
             caption="../report/overlays.rst",

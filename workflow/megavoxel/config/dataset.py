@@ -39,6 +39,9 @@ class Source:
     """Its SHA-256, 64 hexadecimal digits."""
     md5: str | None = None
     """Its MD5, 32 hexadecimal digits, where the publisher gives no better one."""
+    checksum: str | None = None
+    """In place of both, where the publisher gives neither: the SHA-256 of the first download is recorded in
+    data/archives.tsv, and later ones must have the same."""
     folder: str | None = None
     """A folder with dataset.json; a relative one is looked for in the mirror, then in the working directory."""
     phantom: Phantom | None = None
@@ -73,10 +76,19 @@ class Dataset:
     """Names of the channels; None: as in dataset.json."""
     nsd_tolerance_mm: Any = 1.0
     """Tolerance of NSD in mm: one number, or one per label name."""
+    include: tuple[str, ...] = ()
+    """Shell patterns of the case ids to keep, such as `amos_04*`; None: all cases are kept."""
     exclude: tuple[str, ...] = ()
     """Cases to leave out."""
+    test_section: str = "test"
+    """What becomes the test split: the cases under `test` of dataset.json (imagesTs) or those under `validation`
+    (imagesVa). The other section is not read."""
     test_cases: tuple[str, ...] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
+    modalities: dict[str, tuple[str, ...]] | None = None
+    """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
+    one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
+    of each modality."""
     declared: Declared | None = None
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 

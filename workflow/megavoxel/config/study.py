@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.records import from_plain
+from megavoxel.config.repeats import named_repeats, repeat_settings
 from megavoxel.config.schema import closest, read_yaml, validate
 from megavoxel.errors import UserError
 
@@ -269,9 +270,8 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     validate(values, "study", source=source)
     written = values["settings"]
-    resolved = {
-        name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written
-    }
+    whole = {name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
+    resolved, families = repeat_settings(whole, source)
     ensembles = values.get("ensembles", {})
     study = Study(
         name=values["study"],
@@ -283,7 +283,7 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
             from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
             for name, keys in ensembles.items()
         ),
-        sweeps=tuple(_sweep(name, keys, source) for name, keys in values.get("sweeps", {}).items()),
+        sweeps=tuple(_sweep(name, keys, families, source) for name, keys in values.get("sweeps", {}).items()),
         **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
     )
     _check_references(study, source)
@@ -323,9 +323,12 @@ def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
     return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
 
 
-def _sweep(name: str, keys: dict[str, Any], source: str) -> Sweep:
-    """A sweep; a point that is one name stands for a list of that name alone."""
-    points = {point: [models] if isinstance(models, str) else models for point, models in keys["points"].items()}
+def _sweep(name: str, keys: dict[str, Any], families: dict[str, list[str]], source: str) -> Sweep:
+    """A sweep; a point that is one name stands for a list of that name alone, or of the repeats of that setting."""
+    points = {
+        point: named_repeats([models] if isinstance(models, str) else models, families)
+        for point, models in keys["points"].items()
+    }
     return from_plain(Sweep, {"name": name, **keys, "points": points}, where=f"{source}: sweeps.{name}")
 
 

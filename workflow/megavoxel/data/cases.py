@@ -29,6 +29,8 @@ class Case:
     """Label map below the dataset's folder; None: unlabelled."""
     split: str = "training"
     """`training` or `test`."""
+    modality: str | None = None
+    """Name of the modality that it is normalised with; None: the dataset has no modalities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Cases:
     nsd_tolerance_mm: dict[str, float]
     """Tolerance of NSD per label name in mm."""
     cases: tuple[Case, ...]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities in alphabetical order; none where the cases have none."""
+        return tuple(sorted({case.modality for case in self.cases if case.modality is not None}))
 
     def of_split(self, split: str) -> tuple[Case, ...]:
         """The cases of `training` or `test`, in order of their ids."""

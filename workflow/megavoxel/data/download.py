@@ -35,7 +35,12 @@ def archive_name(url: str) -> str:
 
 
 def checksum_fault(path: Path, source: Source) -> str | None:
-    """What is wrong with the checksum of the archive at `path`, or None; SHA-256 is preferred to MD5."""
+    """What is wrong with the checksum of the archive at `path`, or None; SHA-256 is preferred to MD5.
+
+    An archive of which no checksum is known is taken as it is.
+    """
+    if source.sha256 is None and source.md5 is None:
+        return None
     if source.sha256 is not None:
         name, expected, algorithm = "SHA-256", source.sha256, hashlib.sha256
     else:
@@ -45,11 +50,16 @@ def checksum_fault(path: Path, source: Source) -> str | None:
     return None if seen == expected else f"wrong {name}: expected {expected}, the file has {seen}"
 
 
-def download(source: Source, folder: Path) -> Path:
+def download(source: Source, folder: Path, *, remedy: str = "correct the checksum in the dataset file") -> Path:
     """Brings the archive of `source.url` to `folder` and verifies it; returns its path.
 
     An archive that is there already and verifies is taken as it is. What came of an interrupted download stays in
     ``ARCHIVE.part``, and the next call asks the server for the rest.
+
+    Args:
+        source: address and checksum; without a checksum, the archive is taken as it comes.
+        folder: where the archive is kept.
+        remedy: what a user can do where the checksum is wrong every time.
 
     Raises:
         UserError: the server refuses, cannot be reached or breaks off repeatedly, or the checksum is wrong; a file
@@ -67,8 +77,7 @@ def download(source: Source, folder: Path) -> Path:
     if fault is not None:
         part.unlink()
         raise UserError(
-            f"{source.url}: {fault}; the download was removed: run the stage again, and if this repeats, correct the "
-            "checksum in the dataset file"
+            f"{source.url}: {fault}; the download was removed: run the stage again, and if this repeats, {remedy}"
         )
     part.replace(archive)
     return archive

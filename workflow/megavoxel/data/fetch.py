@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from megavoxel.config.dataset import Dataset
+from megavoxel.config.dataset import Dataset, Source
 from megavoxel.data.archive import extract_dataset
 from megavoxel.data.download import archive_name, checksum_fault, download
 from megavoxel.data.folder import link_folder, replaced_folder, write_checksums
 from megavoxel.data.phantom import write_phantoms
+from megavoxel.data.recorded import RECORDS, record_checksum, recorded_checksum
 from megavoxel.errors import UserError
 
 
 def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | None = None, copy: bool = False) -> str:
     """Writes a dataset's folder with its checksums.tsv, whole or not at all.
+
+    Where the publisher gives no checksum of an archive, the SHA-256 of the first one that could be extracted is
+    recorded in archives.tsv beside the folder, and from then on the archive of that address must have it.
 
     Args:
         dataset: names the source.
@@ -31,7 +36,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
     """
     if mirror is not None and not mirror.is_dir():
         raise UserError(f"mirror {mirror}: no such folder; give one that exists, or leave it out")
-    origin = _find(dataset, downloads=downloads, mirror=mirror)
+    records = output.parent / RECORDS
+    origin = _find(dataset, downloads=downloads, mirror=mirror, records=records)
     if origin is not None and origin.is_dir():
         _refuse_overlap(origin, output)
     with replaced_folder(output) as folder:
@@ -42,6 +48,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         else:
             extract_dataset(origin, folder)
         write_checksums(folder)
+    if dataset.source.checksum is not None and origin.is_file():
+        record_checksum(records, dataset.source.url, origin, beside=origin.is_relative_to(downloads))
     if origin is None:
         return f"phantoms of seed {dataset.source.phantom.seed}"
     if origin.is_dir():
@@ -49,14 +57,26 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
     return f"extracted from {origin}, which may be deleted now"
 
 
-def _find(dataset: Dataset, *, downloads: Path, mirror: Path | None) -> Path | None:
+def _find(dataset: Dataset, *, downloads: Path, mirror: Path | None, records: Path) -> Path | None:
     """The folder or the verified archive with the dataset; None for phantoms."""
     if dataset.source.phantom is not None:
         return None
     if dataset.source.folder is not None:
         return _find_folder(dataset, mirror)
-    mirrored = _find_in_mirror(dataset, mirror) if mirror is not None else None
-    return mirrored or download(dataset.source, downloads / dataset.name)
+    source, remedy = _expectation(dataset.source, records)
+    mirrored = _find_in_mirror(dataset.name, source, mirror, remedy) if mirror is not None else None
+    return mirrored or download(source, downloads / dataset.name, remedy=remedy)
+
+
+def _expectation(source: Source, records: Path) -> tuple[Source, str]:
+    """The source with the checksum that its archive must have, if one is known, and what to do if it has another."""
+    recorded = recorded_checksum(records, source.url) if source.checksum is not None else None
+    if recorded is None:
+        return source, "correct the checksum in the dataset file"
+    return replace(source, sha256=recorded), (
+        f"this address has another file now than when {records} recorded the checksum: to take the new file, remove "
+        f"the line of the address from {records}"
+    )
 
 
 def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
@@ -70,12 +90,15 @@ def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
     raise UserError(f"dataset {dataset.name}: its source folder was not found: there is no {looked}{hint}")
 
 
-def _find_in_mirror(dataset: Dataset, mirror: Path) -> Path | None:
-    archive, folder = mirror / archive_name(dataset.source.url), mirror / dataset.name
+def _find_in_mirror(name: str, source: Source, mirror: Path, remedy: str) -> Path | None:
+    archive, folder = mirror / archive_name(source.url), mirror / name
     if archive.is_file():
-        fault = checksum_fault(archive, dataset.source)
+        fault = checksum_fault(archive, source)
         if fault is not None:
-            raise UserError(f"{archive}: {fault}; bring a good copy to the mirror, or remove this one")
+            raise UserError(
+                f"{archive}: {fault}; bring a good copy to the mirror, or remove this one; if the copy is good, "
+                f"{remedy}"
+            )
         return archive
     return folder if (folder / "dataset.json").is_file() else None
 

@@ -3,25 +3,30 @@
 Two layouts are read: that of the Medical Segmentation Decathlon (dataset.json lists the cases under "training" and
 "test"; channels are volumes of one 4D file) and the raw layout of nnU-Net v2 (cases are found by listing imagesTr and
 imagesTs; one file ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... per channel). Test cases may have labels: an entry
-``{"image": ..., "label": ...}`` under "test", or a file in labelsTs.
+``{"image": ..., "label": ...}`` under "test", or a file in labelsTs. The dataset file may name "validation" (imagesVa,
+labelsVa) as the test split in place of "test".
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megavoxel.config.dataset import Dataset
+from megavoxel.data.adjustments import adjusted_cases
 from megavoxel.data.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
 
 SUFFIXES = (".nii.gz", ".nii")
-FOLDERS = {"training": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
+FOLDERS = {
+    "training": ("imagesTr", "labelsTr"),
+    "test": ("imagesTs", "labelsTs"),
+    "validation": ("imagesVa", "labelsVa"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Layout:
     labels: dict[str, int]
     """Values 1 and up by name, in ascending order; background is left out."""
     cases: tuple[Case, ...]
-    """All cases but the excluded ones, in order of their ids; files may be missing, ids may occur twice."""
+    """All cases but those left out, in order of their ids; files may be missing, ids may occur twice."""
     excluded: tuple[str, ...]
     """Ids of the cases that the dataset file leaves out."""
 
@@ -42,8 +47,8 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     """Reads dataset.json of a folder, or lists the folder, and applies the dataset file.
 
     Raises:
-        UserError: there is no dataset.json, it is malformed, it names files outside the folder, no case is left, or
-            the dataset file names a case that does not exist.
+        UserError: there is no dataset.json, it is malformed, it names files outside the folder, no case is left, the
+            dataset file names a case or section that does not exist, or a case has no modality or several.
     """
     source = root / "dataset.json"
     if not source.is_file():
@@ -54,36 +59,27 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     labels = _foreground(_labels(content, source) if dataset.labels is None else dataset.labels, source)
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
     listed = "training" in content
-    cases = _declared_cases(content, source) if listed else _found_cases(root, content, len(channels), source)
-    cases = sorted(cases, key=lambda case: (case.id, case.images))
+    _require_section(root, content, dataset, listed)
+    splits = {"training": "training", dataset.test_section: "test"}
+    if listed:
+        found = _declared_cases(content, splits, source)
+    else:
+        found = _found_cases(root, content, splits, len(channels), source)
+    cases = sorted(found, key=lambda case: (case.id, case.images))
     if not cases:
-        hint = "'training' and 'test' are empty" if listed else "imagesTr has no CASE_0000.nii.gz"
+        hint = f"{' and '.join(map(repr, splits))} are empty" if listed else "imagesTr has no CASE_0000.nii.gz"
         raise UserError(f"{root}: there are no cases: {hint}")
-    return _adjusted(cases, channels, labels, dataset, root)
+    kept, excluded = adjusted_cases(cases, dataset, root)
+    return Layout(channels=channels, labels=labels, cases=kept, excluded=excluded)
 
 
-def _adjusted(cases: list[Case], channels: tuple[str, ...], labels: dict, dataset: Dataset, root: Path) -> Layout:
-    known = {case.id for case in cases}
-    _require(dataset.exclude, known, f"dataset {dataset.name}: exclude", root)
-    _require(dataset.test_cases, known, f"dataset {dataset.name}: test_cases", root)
-    kept = [
-        replace(case, split="test") if case.id in dataset.test_cases else case
-        for case in cases
-        if case.id not in dataset.exclude
-    ]
-    if not kept:
-        raise UserError(f"dataset {dataset.name}: exclude: all {len(known)} cases are left out; keep some")
-    return Layout(channels=channels, labels=labels, cases=tuple(kept), excluded=tuple(sorted(dataset.exclude)))
-
-
-def _require(names: tuple[str, ...], known: set[str], where: str, root: Path) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        near = {name: difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) for name in unknown}
-        listing = "; ".join(
-            f"'{name}'" + (f" (nearest: {', '.join(near[name])})" if near[name] else "") for name in near
-        )
-        raise UserError(f"{where}: {root} has no such case: {listing}")
+def _require_section(root: Path, content: dict[str, Any], dataset: Dataset, listed: bool) -> None:
+    """Refuses a section that is asked for and not there; "test" may be missing, as in datasets without test images."""
+    section = dataset.test_section
+    folder = root / FOLDERS[section][0]
+    if section != "test" and not (section in content if listed else _names(folder)):
+        missing = f"{root}/dataset.json has no '{section}'" if listed else f"there are no images in {folder}"
+        raise UserError(f"dataset {dataset.name}: test_section: {missing}; leave the key out, or name another section")
 
 
 def _labels(content: dict[str, Any], source: Path) -> dict[str, int]:
@@ -134,26 +130,29 @@ def _channels(content: dict[str, Any], source: Path) -> tuple[str, ...]:
     return tuple(entries[str(number)] for number in range(len(entries)))
 
 
-def _declared_cases(content: dict[str, Any], source: Path) -> Iterator[Case]:
-    for split in FOLDERS:
-        entries = content.get(split, [])
+def _declared_cases(content: dict[str, Any], splits: dict[str, str], source: Path) -> Iterator[Case]:
+    for section, split in splits.items():
+        entries = content.get(section, [])
         if not isinstance(entries, list):
-            raise UserError(f"{source}: '{split}' must be a list of cases")
+            raise UserError(f"{source}: '{section}' must be a list of cases")
         for entry in entries:
             image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
             if not isinstance(image, str) or not isinstance(label, str | None):
-                raise UserError(f'{source}: {split}: expected {{"image": FILE, "label": FILE}}, found {entry!r}')
+                raise UserError(f'{source}: {section}: expected {{"image": FILE, "label": FILE}}, found {entry!r}')
             path = _inside(image, source)
             if not path.name.startswith("."):
                 inner = None if label is None else str(_inside(label, source))
                 yield Case(id=_stem(path.name, source), images=(str(path),), label=inner, split=split)
 
 
-def _found_cases(root: Path, content: dict[str, Any], channels: int, source: Path) -> Iterator[Case]:
+def _found_cases(
+    root: Path, content: dict[str, Any], splits: dict[str, str], channels: int, source: Path
+) -> Iterator[Case]:
     ending = content.get("file_ending", SUFFIXES[0])
     if ending not in SUFFIXES:
         raise UserError(f"{source}: file_ending: {ending!r} is not read; convert the files to {' or '.join(SUFFIXES)}")
-    for split, (images, labels) in FOLDERS.items():
+    for section, split in splits.items():
+        images, labels = FOLDERS[section]
         found: dict[str, set[int]] = {}
         for name in _names(root / images):
             match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", name)

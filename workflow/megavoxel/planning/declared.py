@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle, islice
+
 from megavoxel.config.dataset import Dataset, Declared, Phantom
 from megavoxel.data.anatomy import LABELS
 from megavoxel.data.cases import Case, Cases
@@ -13,7 +15,9 @@ UNKNOWN = Intensities(mean=0.0, median=0.0, std=1.0, minimum=0.0, maximum=0.0, p
 
 
 def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
-    """Cases without files, all of the declared size, uncropped.
+    """Cases without files, all of the declared size, uncropped; modalities take turns.
+
+    Which case has which modality is not declared. No patch, network or forecast depends on it.
 
     Raises:
         UserError: the dataset file declares nothing.
@@ -33,14 +37,23 @@ def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
         channels=channels,
         labels=labels,
         nsd_tolerance_mm={name: dataset.tolerance(name) for name in labels},
-        cases=tuple(Case(id=name, images=(), label="") for name in names),
+        cases=tuple(
+            Case(id=name, images=(), label="", modality=modality)
+            for name, modality in zip(names, islice(cycle(dataset.modalities or [None]), len(names)), strict=True)
+        ),
     )
     shapes = tuple(
         CaseFingerprint(id=name, spacing=declared.spacing, shape=declared.shape, cropped_shape=declared.shape)
         for name in names
     )
     intensities = (UNKNOWN,) * len(channels)
-    return cases, Fingerprint(dataset=dataset.name, channels=channels, cases=shapes, intensities=intensities)
+    return cases, Fingerprint(
+        dataset=dataset.name,
+        channels=channels,
+        cases=shapes,
+        intensities=() if cases.modalities else intensities,
+        modalities=dict.fromkeys(cases.modalities, intensities),
+    )
 
 
 def _of_phantom(phantom: Phantom | None) -> Declared | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,9 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
     """In order of their ids."""
     intensities: tuple[Intensities, ...]
-    """One per channel."""
+    """One per channel; none where the dataset has modalities."""
+    modalities: dict[str, tuple[Intensities, ...]] = field(default_factory=dict)
+    """Where the dataset has modalities: by modality, one per channel, over the cases of that modality alone."""
 
     @property
     def median_crop_ratio(self) -> float:
@@ -87,24 +89,35 @@ def measure(cases: Cases, *, processes: int = 1) -> Fingerprint:
         processes: cases that are read at once; the result does not depend on it.
 
     Raises:
-        UserError: there are no training cases, one cannot be read, or none has any foreground.
+        UserError: there are no training cases, one cannot be read, none has any foreground, a modality has no training
+            case, or a case has no modality where others have one.
     """
     training = cases.of_split("training")
     if not training:
         raise UserError(f"dataset {cases.dataset}: it has no training cases to take a fingerprint of")
+    _check_modalities(cases, training)
     work = partial(naming_case, partial(_measure_case, cases=cases, most=MOST_VOXELS // len(training)))
     measured = map_cases(work, training, processes=processes, title="measuring", describe=_describe)
+    by_modality = {
+        name: [found for case, found in zip(training, measured, strict=True) if case.modality == name]
+        for name in cases.modalities
+    }
     return Fingerprint(
         dataset=cases.dataset,
         channels=cases.channels,
         cases=tuple(case.shape for case in measured),
-        intensities=tuple(_intensities(cases, measured, channel) for channel in range(len(cases.channels))),
+        intensities=() if by_modality else _all_channels(cases, measured, "no training case"),
+        modalities={
+            name: _all_channels(cases, found, f"no training case of modality {name}")
+            for name, found in by_modality.items()
+        },
     )
 
 
 def save_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
-    """Writes `fingerprint.json`."""
-    write_json(path, to_plain(fingerprint))
+    """Writes `fingerprint.json`; the key `modalities` only where there are some."""
+    plain = to_plain(fingerprint)
+    write_json(path, plain if fingerprint.modalities else {key: plain[key] for key in plain if key != "modalities"})
 
 
 def load_fingerprint(path: Path) -> Fingerprint:
@@ -114,6 +127,21 @@ def load_fingerprint(path: Path) -> Fingerprint:
         UserError: the file is missing or not what `megavoxel fingerprint` writes.
     """
     return from_plain(Fingerprint, read_json(path, what="fingerprint"), where=str(path))
+
+
+def _check_modalities(cases: Cases, training: Sequence[Case]) -> None:
+    for case in cases.cases if cases.modalities else ():
+        if case.modality is None:
+            raise UserError(
+                f"dataset {cases.dataset}: case {case.id} has no modality, others have {', '.join(cases.modalities)}; "
+                "run 'megavoxel check' again"
+            )
+    missing = sorted(set(cases.modalities) - {case.modality for case in training})
+    if missing:
+        raise UserError(
+            f"dataset {cases.dataset}: no training case has the modality {missing[0]}, so nothing is known of its "
+            "intensities; correct 'modalities' of the dataset file, or leave its test cases out"
+        )
 
 
 def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
@@ -139,13 +167,18 @@ def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
     )
 
 
-def _intensities(cases: Cases, measured: Sequence[_Measured], channel: int) -> Intensities:
+def _all_channels(cases: Cases, measured: Sequence[_Measured], nobody: str) -> tuple[Intensities, ...]:
+    """Statistics of each channel over some cases; `nobody` begins the error where none of them has any foreground."""
+    if not any(case.values[0].size for case in measured):
+        raise UserError(
+            f"dataset {cases.dataset}: {nobody} has any foreground; check the labels that the dataset declares"
+        )
+    return tuple(_intensities(measured, channel) for channel in range(len(cases.channels)))
+
+
+def _intensities(measured: Sequence[_Measured], channel: int) -> Intensities:
     """Statistics in which a case with little foreground weighs as much as one with a lot, as in nnU-Net."""
     filled = [case for case in measured if case.values[channel].size]
-    if not filled:
-        raise UserError(
-            f"dataset {cases.dataset}: no training case has any foreground; check the labels that the dataset declares"
-        )
     values = np.concatenate([case.values[channel] for case in filled]).astype(np.float64)
     weights = np.concatenate([case.counts[channel] / case.counts[channel].sum() for case in filled])
     mean = np.average(values, weights=weights)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Augmentation, Inference, Parallel, Training
+from megavoxel.errors import UserError
 from megavoxel.files import content_hash, read_json, write_json
 
 
@@ -42,7 +44,9 @@ class PreprocessingPlan:
     median_shape: tuple[float, ...]
     """Median voxels per axis after cropping and resampling, network order; halves come from an even number of cases."""
     normalisation: tuple[ChannelNormalisation, ...]
-    """One per channel."""
+    """One per channel; none where the dataset has modalities."""
+    normalisation_by_modality: dict[str, tuple[ChannelNormalisation, ...]] = field(default_factory=dict)
+    """Where the dataset has modalities: by modality, one per channel. The key is not written where it has none."""
     image_order: int = 3
     """Spline order for images."""
     label_order: int = 1
@@ -54,7 +58,23 @@ class PreprocessingPlan:
     def hash(self) -> str:
         """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
         unread = ("notes", "median_shape")
-        return content_hash({key: value for key, value in to_plain(self).items() if key not in unread})
+        return content_hash({key: value for key, value in _plain(self).items() if key not in unread})
+
+    def normalisation_of(self, case_id: str, modality: str | None) -> tuple[ChannelNormalisation, ...]:
+        """What is done to the channels of a case.
+
+        Raises:
+            UserError: the plan has modalities, and the case has none or another one.
+        """
+        if not self.normalisation_by_modality:
+            return self.normalisation
+        if modality not in self.normalisation_by_modality:
+            known = ", ".join(self.normalisation_by_modality)
+            raise UserError(
+                f"case {case_id}: its modality is {modality or 'not known'}; the plan normalises {known}, each in its "
+                "own way: name one of them, or run 'megavoxel check' and 'megavoxel plan-preprocessing' again"
+            )
+        return self.normalisation_by_modality[modality]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +123,7 @@ class Plan:
 
         Not on `parallel`: it spreads the same steps, so that a run may go on with more devices or fewer.
         """
-        plain = to_plain(self)
+        plain = _plain(self)
         unread = ("notes", "inference", "parallel", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {key: value for key, value in plain["preprocessing"].items() if key != "notes"}
@@ -112,7 +132,17 @@ class Plan:
 
 def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
     """Writes a plan."""
-    write_json(path, to_plain(plan))
+    write_json(path, _plain(plan))
+
+
+def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
+    """Plain data, without `normalisation_by_modality` where it is empty: files and hashes stay what they were before
+    there were modalities."""
+    plain = to_plain(plan)
+    preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
+    if not preprocessing["normalisation_by_modality"]:
+        del preprocessing["normalisation_by_modality"]
+    return plain
 
 
 def load_plan(path: Path) -> Plan:

@@ -37,12 +37,14 @@ class Splits:
 def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     """Random folds of equal size over the training cases in order of their ids, as nnU-Net makes them.
 
-    The same as scikit-learn's `KFold(folds, shuffle=True, random_state=seed)`.
+    The same as scikit-learn's `KFold(folds, shuffle=True, random_state=seed)`; where the dataset has modalities, each
+    fold has its share of each, as from `StratifiedKFold`.
 
     Raises:
         UserError: there are fewer training cases than folds.
     """
-    names = [case.id for case in cases.of_split("training")]
+    training = cases.of_split("training")
+    names = [case.id for case in training]
     if folds < 2:
         raise UserError(f"folds is {folds}; cross-validation needs at least 2")
     if len(names) < folds:
@@ -50,19 +52,47 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
             f"dataset {cases.dataset}: {len(names)} training cases cannot be divided into {folds} folds; "
             f"set 'folds' of the study to at most {len(names)}"
         )
-    order = np.arange(len(names))
-    np.random.RandomState(seed).shuffle(order)
-    held_out = [set(part.tolist()) for part in np.array_split(order, folds)]
+    if cases.modalities:
+        fold_of = _stratified([case.modality for case in training], folds, seed)
+    else:
+        fold_of = _unstratified(len(names), folds, seed)
     return Splits(
         folds=tuple(
             Fold(
-                training=tuple(name for index, name in enumerate(names) if index not in part),
-                validation=tuple(name for index, name in enumerate(names) if index in part),
+                training=tuple(name for name, fold in zip(names, fold_of, strict=True) if fold != number),
+                validation=tuple(name for name, fold in zip(names, fold_of, strict=True) if fold == number),
             )
-            for part in held_out
+            for number in range(folds)
         ),
         test=_test_ids(cases),
     )
+
+
+def _unstratified(count: int, folds: int, seed: int) -> np.ndarray:
+    """The fold that each of `count` cases is validated in."""
+    order = np.arange(count)
+    np.random.RandomState(seed).shuffle(order)
+    fold_of = np.empty(count, dtype=int)
+    for number, part in enumerate(np.array_split(order, folds)):
+        fold_of[part] = number
+    return fold_of
+
+
+def _stratified(modalities: Sequence[str | None], folds: int, seed: int) -> np.ndarray:
+    """The fold that each case is validated in; folds differ by one case at most, in number and in each modality.
+
+    Dealing out the cases sorted by modality says how many of each a fold gets; which ones, is shuffled within the
+    modality. Modalities come in order of their first case, as in scikit-learn.
+    """
+    random, fold_of = np.random.RandomState(seed), np.empty(len(modalities), dtype=int)
+    names = list(dict.fromkeys(modalities))
+    number = np.array([names.index(modality) for modality in modalities])
+    dealt = np.arange(len(modalities)) % folds
+    for modality in range(len(names)):
+        chosen = np.sort(dealt[np.sort(number) == modality])
+        random.shuffle(chosen)
+        fold_of[number == modality] = chosen
+    return fold_of
 
 
 def import_splits(path: Path, cases: Cases, folds: int) -> Splits:

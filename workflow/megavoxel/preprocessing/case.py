@@ -22,7 +22,7 @@ from megavoxel.preprocessing.store import CaseProperties, open_case, save_case
 
 
 def preprocess_image(
-    image: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str
+    image: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str, modality: str | None = None
 ) -> tuple[np.ndarray, CaseProperties]:
     """Brings an image to the network's grid: turned, cropped to its nonzero box, normalised, resampled.
 
@@ -31,24 +31,25 @@ def preprocess_image(
         geometry: the grid of its file.
         plan: what to do.
         case_id: name of the case.
+        modality: its modality, which a plan with modalities needs.
 
     Returns:
         float32 (channels, network grid), and the way back.
 
     Raises:
-        UserError: the image has another number of channels than the plan.
+        UserError: the image has another number of channels than the plan, or a modality that the plan does not know.
     """
     if len(image) != len(plan.channels):
         raise UserError(
             f"case {case_id}: the image has {len(image)} channels; the plan has {len(plan.channels)} "
             f"({', '.join(plan.channels)})"
         )
+    rules = plan.normalisation_of(case_id, modality)
     turned = image.transpose(0, *(axis + 1 for axis in plan.transpose))
-    properties = _properties(turned, geometry, plan, case_id)
+    properties = _properties(turned, geometry, plan, case_id, modality)
     cropped = np.array(crop(turned, properties.box), dtype=np.float32, order="C")
-    masked = any(rule.inside_nonzero for rule in plan.normalisation)
-    inside = fill_holes(nonzero_mask(cropped)) if masked else None
-    normalise(cropped, plan.normalisation, inside)
+    inside = fill_holes(nonzero_mask(cropped)) if any(rule.inside_nonzero for rule in rules) else None
+    normalise(cropped, rules, inside)
     array = resample_image(cropped, properties.spacing, plan.spacing, properties.shape, plan.image_order)
     return array, properties
 
@@ -91,7 +92,7 @@ def preprocess_case(
         patch: voxels per axis of a typical patch, network order; it shapes the chunks on disk and nothing else.
     """
     image, geometry = cases.read_image(case)
-    array, properties = preprocess_image(image, geometry, plan, case.id)
+    array, properties = preprocess_image(image, geometry, plan, case.id, case.modality)
     del image
     classes = None if case.label is None else preprocess_labels(cases.read_labels(case), properties, plan)
     foreground = {} if classes is None else sample_foreground(classes, case.id)
@@ -118,7 +119,7 @@ def preprocess_cases(
         folder: of the preprocessed cases.
         patch: as for `preprocess_case`.
         processes: cases that are worked on at once; the result does not depend on it.
-        resume: whether a case that is stored whole, and was made under the same plan, is kept.
+        resume: whether a case that is stored whole, and was made under the same plan and modality, is kept.
 
     Raises:
         UserError: a case that cannot be preprocessed; it is named.
@@ -134,7 +135,9 @@ def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan) -> bool:
     if not (folder / f"{case.id}.json").is_file():
         return False
     stored = open_case(folder, case.id)
-    return stored.properties.plan == plan.hash and (stored.labels is None) == (case.label is None)
+    return stored.properties.plan == _made_under(plan, case.modality) and (stored.labels is None) == (
+        case.label is None
+    )
 
 
 def _describe(case: Case, properties: CaseProperties) -> str:
@@ -143,13 +146,20 @@ def _describe(case: Case, properties: CaseProperties) -> str:
     return f"{case.id}: {full} cropped to {cropped}, resampled to {resampled}"
 
 
-def _properties(turned: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str) -> CaseProperties:
+def _made_under(plan: PreprocessingPlan, modality: str | None) -> str:
+    """What a stored case keeps of its plan: the hash, and the modality where the plan treats them differently."""
+    return f"{plan.hash}-{modality}" if plan.normalisation_by_modality else plan.hash
+
+
+def _properties(
+    turned: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str, modality: str | None
+) -> CaseProperties:
     box = bounding_box(nonzero_mask(turned))
     canonical = rounded_spacing(geometry.spacing)
     spacing = tuple(canonical[axis] for axis in plan.transpose)
     return CaseProperties(
         case=case_id,
-        plan=plan.hash,
+        plan=_made_under(plan, modality),
         file_shape=geometry.shape,
         affine=tuple(tuple(float(value) for value in row) for row in geometry.affine),
         full_shape=tuple(turned.shape[1:]),

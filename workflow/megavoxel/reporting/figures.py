@@ -55,7 +55,7 @@ def score_figure(stored: Stored, metric: str, axis_title: str) -> Figure:
         ax.set_yticks([tick for tick in ax.get_yticks() if low - 0.01 <= tick <= 1.0])
         _turn_long_names(ax, group, figure.get_figwidth() / widest)
     handles = [Patch(facecolor=colour, edgecolor="0.3", label=model) for model, colour in _light(models).items()]
-    _legend_above(figure, handles)
+    legend_above(figure, handles)
     return figure
 
 
@@ -82,7 +82,7 @@ def training_figure(stored: Stored) -> Figure:
     handles = [Line2D([], [], color=colours[str(fold)], label=f"fold {fold}") for fold in folds]
     handles.append(Line2D([], [], color="0.3", label="training"))
     handles.append(Line2D([], [], color="0.3", linestyle="--", label="validation"))
-    _legend_above(figure, handles)
+    legend_above(figure, handles)
     return figure
 
 
@@ -90,6 +90,14 @@ def thinned(history: pd.DataFrame) -> pd.DataFrame:
     """A history of at most `POINTS_PER_CURVE` lines: means over as many epochs as that takes."""
     together = math.ceil(len(history) / POINTS_PER_CURVE)
     return history[list(HISTORY_COLUMNS)].groupby(np.arange(len(history)) // together).mean()
+
+
+def legend_above(figure: Figure, handles: Sequence[Patch | Line2D], title: str | None = None) -> None:
+    """A legend over all panels, in as many columns as fit."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (0.7 + 0.085 * longest)))
+    place = {"loc": "outside upper center", "ncols": min(columns, len(handles)), "frameon": False}
+    figure.legend(handles=handles, title=title, **place)
 
 
 def _draw_boxes(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:
@@ -148,12 +156,6 @@ def _turn_long_names(ax: Axes, labels: Sequence[str], slot: float) -> None:
         ax.tick_params(axis="x", rotation=30)
         for text in ax.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-
-
-def _legend_above(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() / (0.7 + 0.085 * longest)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)), frameon=False)
 
 
 def _nsd_axis(stored: Stored) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
+from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE
 
@@ -20,11 +22,14 @@ ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 
 
-def write_page(stored: Stored, tables: Mapping[str, pd.DataFrame], figures: Path, path: Path) -> None:
+def write_page(
+    stored: Stored, tables: Mapping[str, pd.DataFrame], comparisons: Sequence[Shown], figures: Path, path: Path
+) -> None:
     """Writes the page.
 
     Args:
         tables: as `megavoxel.reporting.tables.write_tables` returns them.
+        comparisons: as `megavoxel.reporting.side_by_side.write_comparisons` returns them.
         figures: folder of the figures, from which they are copied into the page.
         path: the page.
 
@@ -51,6 +56,9 @@ def write_page(stored: Stored, tables: Mapping[str, pd.DataFrame], figures: Path
         figures={
             name: data_uri(figures / f"{name}.png") for name in ("dsc_by_label", "nsd_by_label", "training_curves")
         },
+        sweeps={sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in definition.sweeps},
+        sweep_figures={sweep.name: data_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
+        comparisons={shown.caption: data_uri(figures / "comparisons" / shown.file) for shown in comparisons},
         overlays={name: data_uri(figures / "overlays" / f"{name}.png") for name in definition.models},
     )
     write_text(path, text.rstrip() + "\n")
@@ -100,6 +108,11 @@ def settings_table(stored: Stored) -> pd.DataFrame:
         }
         for name, plan in stored.plans.items()
     )
+
+
+def sweep_section(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    """The lines of one sweep, as shown."""
+    return table[table["Sweep"] == sweep.title].drop(columns="Sweep")
 
 
 def postprocessing_table(stored: Stored) -> pd.DataFrame:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import METRICS
+from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Stored
 
-PUBLISHED_COLUMNS = ["table", "row", "metric", "value", "source"]
+DEVICES_UNSAID = 1
+"""Devices of a run whose manifest does not state them."""
 
 
 def case_means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -20,27 +23,21 @@ def case_means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(stored: Stored) -> pd.DataFrame:
-    """Per model and split: cases, values where both maps are empty, mean and SD over cases, difference to the baseline.
+    """Per model and split: cases, values where both maps are empty, mean and SD over cases, comparison to the baseline.
 
-    The mean over labels is taken first, within each case. SD is that of a sample (n - 1). The difference is the mean
-    over the cases that the model and the baseline share of one minus the other.
+    The mean over labels is taken first, within each case. SD is that of a sample (n - 1); `low` and `high` bound the
+    95 % bootstrap interval of the mean. The difference is the mean over the cases that the model and the baseline share
+    of one minus the other; p is that of Wilcoxon's signed-rank test over the same cases, and `p_holm` is corrected
+    for all models and both metrics of the split (`megavoxel.reporting.comparison`).
     """
     means = case_means(stored.scores)
     rows = []
     for split in stored.splits:
-        for model in stored.definition.models:
-            own = _part(means, model, split)
-            lines = _part(stored.scores, model, split)
-            row = {"model": model, "split": split, "cases": len(own)}
-            row["both_empty"] = int(lines[lines["metric"] == "DSC"]["value"].isna().sum())
-            for metric in ("DSC", "NSD"):
-                row |= {f"{metric.lower()}_mean": own[metric].mean(), f"{metric.lower()}_sd": own[metric].std()}
-            baseline = stored.definition.baseline
-            if baseline is not None:
-                row |= _differences(own, _part(means, baseline, split))
-            rows.append(row)
-    columns = ["model", "split", "cases", "both_empty", "dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd"]
-    return pd.DataFrame(rows, columns=[*columns, "dsc_difference", "nsd_difference"])
+        rows += with_holm([_summary_row(stored, means, model, split) for model in stored.definition.models])
+    columns = ["model", "split", "cases", "both_empty"]
+    columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("mean", "sd", "low", "high")]
+    columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("difference", "p", "p_holm")]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def labels(stored: Stored) -> pd.DataFrame:
@@ -65,12 +62,20 @@ def labels(stored: Stored) -> pd.DataFrame:
 
 
 def cost(stored: Stored) -> pd.DataFrame:
-    """Per setting: patch, batch, parameters, epochs, folds, training hours of all folds, largest peak memory in MiB."""
+    """Per setting: what a run is, what it cost, and the DSC that it bought.
+
+    `hours` is training time summed over folds, `devices` the number that a run used, `device_hours` each fold's hours
+    times its devices. `peak_memory_mib` is the largest of any fold on one device, `forecast_gib` what plan.tsv forecast
+    of it. `dsc` is the mean of the summary on the split that is named beside it: test where it is scored.
+    """
+    split = stored.splits[-1]
+    accuracy = _of_split(case_means(stored.scores), split).groupby("setting")["DSC"].mean()
     rows = []
     for setting, plan in stored.plans.items():
-        histories = stored.histories[setting].values()
-        manifests = stored.manifests[setting].values()
-        parameters = {manifest["parameters"] for manifest in manifests if "parameters" in manifest}
+        histories, manifests = stored.histories[setting], stored.manifests[setting]
+        parameters = {manifest["parameters"] for manifest in manifests.values() if "parameters" in manifest}
+        devices = {fold: manifests.get(fold, {}).get("devices", DEVICES_UNSAID) for fold in histories}
+        hours = {fold: history["seconds"].sum() / 3600 for fold, history in histories.items()}
         rows.append(
             {
                 "setting": setting,
@@ -78,69 +83,56 @@ def cost(stored: Stored) -> pd.DataFrame:
                 "batch": plan.batch,
                 "parameters": max(parameters, default=None),
                 "epochs": plan.training.epochs,
-                "folds": len(stored.histories[setting]),
-                "hours": sum(history["seconds"].sum() for history in histories) / 3600,
-                "peak_memory_mib": max(history["peak_memory_mib"].max() for history in histories),
+                "folds": len(histories),
+                "devices": max(devices.values()),
+                "hours": sum(hours.values()),
+                "device_hours": sum(hours[fold] * devices[fold] for fold in hours),
+                "peak_memory_mib": max(history["peak_memory_mib"].max() for history in histories.values()),
+                "forecast_gib": stored.forecast_gib.get(setting),
+                "split": split,
+                "dsc": accuracy.get(setting),
             }
         )
-    return pd.DataFrame(rows).astype({"parameters": "Int64"})
+    return pd.DataFrame(rows).astype({"parameters": "Int64", "forecast_gib": float, "dsc": float})
 
 
-def published(stored: Stored, path: Path | None) -> pd.DataFrame:
-    """Published values beside the measured means; empty where there is no file.
+def differences(own: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """DSC and NSD of one minus those of the other, by case: columns case, DSC, NSD.
 
-    A line's `row` is the name of a model, and its `metric` is `DSC` or `NSD` (mean over labels and cases), or one of
-    them followed by a label (`DSC liver`). Measured is the test split where it is scored, else validation; it stays
-    empty where the study has no such model or metric.
-
-    Raises:
-        UserError: the file has other columns, or a value that is no number.
+    Args:
+        own: columns case, DSC, NSD.
+        baseline: the same; cases that only one of both has are left out.
     """
-    columns = ["table", "row", "metric", "published", "measured", "difference", "split", "source"]
-    if path is None:
-        return pd.DataFrame(columns=columns)
-    table = _read_published(path).rename(columns={"value": "published"})
-    split = stored.splits[-1]
-    measured = _measured(stored, split)
-    keys = zip(table["row"], table["metric"], strict=True)
-    table["measured"] = pd.Series([measured.get(key) for key in keys], index=table.index, dtype=float)
-    table["difference"] = table["measured"] - table["published"]
-    table["split"] = split
-    return table[columns]
+    both = own.merge(baseline, on="case", suffixes=("", "_baseline"))
+    return both[["case"]].assign(**{metric: both[metric] - both[f"{metric}_baseline"] for metric in METRICS})
+
+
+def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `dsc_p_holm` and `nsd_p_holm`: all their `dsc_p` and `nsd_p` are one family of tests."""
+    names = [metric.lower() for metric in METRICS]
+    corrected = holm([row.get(f"{name}_p", float("nan")) for row in rows for name in names])
+    pairs = zip(rows, corrected.reshape(-1, len(names)), strict=True)
+    return [row | {f"{name}_p_holm": p for name, p in zip(names, own, strict=True)} for row, own in pairs]
+
+
+def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) -> dict[str, Any]:
+    own, lines = _part(means, model, split), _part(stored.scores, model, split)
+    row = {"model": model, "split": split, "cases": len(own)}
+    row["both_empty"] = int(lines[lines["metric"] == "DSC"]["value"].isna().sum())
+    baseline = stored.definition.baseline
+    changes = None if baseline is None else differences(own, _part(means, baseline, split))
+    for metric in METRICS:
+        low, high = mean_interval(own[metric])
+        found = {"mean": own[metric].mean(), "sd": own[metric].std(), "low": low, "high": high}
+        if changes is not None:
+            found |= {"difference": changes[metric].mean(), "p": paired_p(changes[metric])}
+        row |= {f"{metric.lower()}_{kind}": value for kind, value in found.items()}
+    return row
+
+
+def _of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    return table[table["split"] == split]
 
 
 def _part(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
     return table[(table["setting"] == model) & (table["split"] == split)]
-
-
-def _differences(own: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float]:
-    both = own.merge(baseline, on="case", suffixes=("", "_baseline"))
-    return {
-        f"{metric.lower()}_difference": (both[metric] - both[f"{metric}_baseline"]).mean() for metric in ("DSC", "NSD")
-    }
-
-
-def _measured(stored: Stored, split: str) -> dict[tuple[str, str], float]:
-    over_labels, per_label = summary(stored), labels(stored)
-    values = {}
-    for metric in ("DSC", "NSD"):
-        column = f"{metric.lower()}_mean"
-        for row in over_labels[over_labels["split"] == split].to_dict("records"):
-            values[row["model"], metric] = row[column]
-        for row in per_label[per_label["split"] == split].to_dict("records"):
-            values[row["model"], f"{metric} {row['label']}"] = row[column]
-    return values
-
-
-def _read_published(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
-        raise UserError(f"{path}: published numbers cannot be read ({fault})") from None
-    if list(table.columns) != PUBLISHED_COLUMNS:
-        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(PUBLISHED_COLUMNS)}")
-    numbers = pd.to_numeric(table["value"], errors="coerce")
-    wrong = table.index[numbers.isna()]
-    if len(wrong):
-        raise UserError(f"{path}: line {wrong[0] + 2}: value '{table['value'][wrong[0]]}' is not a number")
-    return table.assign(value=numbers)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from megavoxel.config.records import from_plain
+from megavoxel.config.study import Sweep
 from megavoxel.data.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_scores
@@ -35,6 +36,8 @@ class Definition:
     """Folds of each setting and each ensemble."""
     cases: str
     """Path of cases.json."""
+    sweeps: tuple[Sweep, ...] = ()
+    """Tables that compare some of the models."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -59,6 +62,8 @@ class Stored:
     """By setting and fold."""
     manifests: dict[str, dict[int, dict[str, Any]]]
     """By setting and fold; only those that exist."""
+    forecast_gib: dict[str, float]
+    """Forecast peak memory of a device in GiB by setting; empty where no forecast was made."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -123,6 +128,7 @@ def load_stored(results: Path, definition: str, *, need_cases: bool) -> Stored:
             }
             for setting, folds in folders.items()
         },
+        forecast_gib=read_forecast(results / "plan.tsv"),
     )
 
 
@@ -140,8 +146,9 @@ def load_definition(text: str) -> Definition:
         raise UserError(f"--definition: this is not JSON ({fault})") from None
     definition = from_plain(Definition, values, where=path)
     members = {member for members in definition.ensembles.values() for member in members}
-    named = {"baseline": {definition.baseline} - {None}, "ensembles": members}
-    allowed = {"baseline": definition.models, "ensembles": definition.settings}
+    points = {model for sweep in definition.sweeps for models in sweep.points.values() for model in models}
+    named = {"baseline": {definition.baseline} - {None}, "ensembles": members, "sweeps": points}
+    allowed = {"baseline": definition.models, "ensembles": definition.settings, "sweeps": definition.models}
     for key, names in named.items():
         unknown = sorted(names - set(allowed[key]))
         if unknown:
@@ -169,3 +176,22 @@ def read_history(path: Path) -> pd.DataFrame:
         what = f"the column {missing[0]} is missing" if missing else "there is no epoch in it"
         raise UserError(f"{path}: {what}; train this setting and fold again")
     return table
+
+
+def read_forecast(path: Path) -> dict[str, float]:
+    """Forecast peak memory in GiB by setting from a `plan.tsv`; settings without a forecast are left out.
+
+    Returns:
+        Nothing where the file is missing: a study can be run without a forecast.
+
+    Raises:
+        UserError: the file cannot be read or lacks a column.
+    """
+    if not path.exists():
+        return {}
+    try:
+        # A setting may be called NA; only an empty field is no number.
+        table = pd.read_csv(path, sep="\t", dtype={"setting": str}, keep_default_na=False, na_values=[""])
+        return table.set_index("setting")["peak_gib"].astype(float).dropna().to_dict()
+    except (OSError, ValueError, KeyError) as fault:
+        raise UserError(f"{path}: cannot be read as a forecast ({fault}); run 'snakemake plan' again") from None

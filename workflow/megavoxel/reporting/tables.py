@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting import statistics
+from megavoxel.reporting.published import published_table, read_published
 from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.sweeps import measured_points, sweep_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
+NO_SWEEPS = "This study has no sweeps."
+MIB_PER_GIB = 1024
+SMALLEST_P = 0.001
 
 
 def write_tables(stored: Stored, published: Path | None, folder: Path) -> dict[str, pd.DataFrame]:
@@ -20,12 +26,7 @@ def write_tables(stored: Stored, published: Path | None, folder: Path) -> dict[s
     Raises:
         UserError: the file of published numbers is wrong.
     """
-    numbers = {
-        "summary": statistics.summary(stored),
-        "labels": statistics.labels(stored),
-        "cost": statistics.cost(stored),
-        "published": statistics.published(stored, published),
-    }
+    numbers = _numbers(stored, read_published(published))
     shown = {name: SHOWN[name](table) for name, table in numbers.items()}
     for name, table in numbers.items():
         with atomic_path(folder / f"{name}.csv") as partial:
@@ -43,15 +44,45 @@ def show_summary(table: pd.DataFrame) -> pd.DataFrame:
             "Split": table["split"],
             "Cases": table["cases"].astype(str),
             "DSC": _with_sd(table["dsc_mean"], table["dsc_sd"]),
+            "DSC 95 %": _intervals(table["dsc_low"], table["dsc_high"]),
             "NSD": _with_sd(table["nsd_mean"], table["nsd_sd"]),
+            "NSD 95 %": _intervals(table["nsd_low"], table["nsd_high"]),
             "DSC − baseline": table["dsc_difference"].map(_signed),
+            "DSC p (Holm)": table["dsc_p_holm"].map(_p),
             "NSD − baseline": table["nsd_difference"].map(_signed),
+            "NSD p (Holm)": table["nsd_p_holm"].map(_p),
             "Both empty": table["both_empty"].astype(str),
         }
     )
-    if table["dsc_difference"].isna().all():
-        shown = shown.drop(columns=["DSC − baseline", "NSD − baseline"])
-    return shown
+    without_baseline = table["dsc_difference"].isna().all()
+    return shown.drop(columns=[name for name in shown if without_baseline and name.endswith(("baseline", "(Holm)"))])
+
+
+def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
+    """The sweeps with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
+    if table.empty:
+        return pd.DataFrame({"Sweep": [NO_SWEEPS]})
+    shown = pd.DataFrame(
+        {
+            "Sweep": table["title"],
+            "Split": table["split"],
+            "Metric": table["metric"],
+            "Point": table["point"],
+            "Repeats": table["repeats"].astype(str),
+            "Cases": table["cases"].astype(str),
+            "Mean [95 %]": _with_interval(table["mean"], table["low"], table["high"], _rounded),
+            "SD of repeats": table["repeat_sd"].map(_rounded),
+            "− first [95 %]": _with_interval(
+                table["difference"], table["difference_low"], table["difference_high"], _signed
+            ),
+            "p": table["p"].map(_p),
+            "p (Holm)": table["p_holm"].map(_p),
+            "Published": table["published"].map(lambda value: _number(value, ".4g")),
+            "− published": table["published_difference"].map(_signed),
+        }
+    )
+    silent = {"repeat_sd": ["SD of repeats"], "published": ["Published", "− published"]}
+    return shown.drop(columns=[name for key, names in silent.items() if table[key].isna().all() for name in names])
 
 
 def show_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -71,8 +102,9 @@ def show_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """The cost of each setting with rounded numbers."""
-    return pd.DataFrame(
+    """The cost of each setting beside its accuracy, with rounded numbers; without forecasts no column for them."""
+    split = table["split"].iloc[0]
+    shown = pd.DataFrame(
         {
             "Setting": table["setting"],
             "Patch": table["patch"].str.replace("x", " × "),
@@ -80,10 +112,15 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
             "Parameters": table["parameters"].map(lambda value: _number(value, ",d")),
             "Epochs": table["epochs"].astype(str),
             "Folds": table["folds"].astype(str),
+            "Devices": table["devices"].astype(str),
             "Training (h)": table["hours"].map(lambda value: _number(value, ".3g")),
-            "Peak memory (MiB)": table["peak_memory_mib"].map(lambda value: _number(value, ",.0f")),
+            "Device-hours": table["device_hours"].map(lambda value: _number(value, ".3g")),
+            "Peak memory (GiB)": table["peak_memory_mib"].map(lambda value: _number(value / MIB_PER_GIB, ".2f")),
+            "Forecast (GiB)": table["forecast_gib"].map(lambda value: _number(value, ".2f")),
+            f"DSC ({split})": table["dsc"].map(_rounded),
         }
     )
+    return shown.drop(columns="Forecast (GiB)") if table["forecast_gib"].isna().all() else shown
 
 
 def show_published(table: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +141,13 @@ def show_published(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-SHOWN = {"summary": show_summary, "labels": show_labels, "cost": show_cost, "published": show_published}
+SHOWN = {
+    "summary": show_summary,
+    "labels": show_labels,
+    "sweeps": show_sweeps,
+    "cost": show_cost,
+    "published": show_published,
+}
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -117,14 +160,50 @@ def latex(table: pd.DataFrame) -> str:
     """A LaTeX tabular for the package booktabs."""
     style = table.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
     text = style.to_latex(hrules=True, column_format="l" * len(table.columns))
-    for symbol, command in {"±": "$\\pm$", "−": "$-$", "×": "$\\times$", "–": "--"}.items():
+    for symbol, command in {"±": "$\\pm$", "−": "$-$", "×": "$\\times$", "–": "--", "<": "$<$"}.items():
         text = text.replace(symbol, command)
     return text
+
+
+def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All tables by name, with full numbers."""
+    split = stored.splits[-1]
+    summary, labels = statistics.summary(stored), statistics.labels(stored)
+    sweeps = sweep_table(stored, published)
+    points = measured_points(sweeps, published, stored.definition.sweeps, split)
+    return {
+        "summary": summary,
+        "labels": labels,
+        "sweeps": sweeps,
+        "cost": statistics.cost(stored),
+        "published": published_table(published, summary=summary, labels=labels, points=points, split=split),
+    }
 
 
 def _with_sd(mean: pd.Series, deviation: pd.Series) -> list[str]:
     pairs = zip(mean, deviation, strict=True)
     return [_number(value, ".3f") if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}" for value, spread in pairs]
+
+
+def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
+    pairs = zip(low, high, strict=True)
+    return [NONE if pd.isna(start) else f"{start:.3f} to {end:.3f}" for start, end in pairs]
+
+
+def _with_interval(mean: pd.Series, low: pd.Series, high: pd.Series, write: Callable[[float], str]) -> list[str]:
+    rows = zip(mean, low, high, strict=True)
+    return [
+        write(value) if pd.isna(start) else f"{write(value)} [{write(start)}, {write(end)}]"
+        for value, start, end in rows
+    ]
+
+
+def _rounded(value: float) -> str:
+    return _number(value, ".3f")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < SMALLEST_P else _number(value, ".3f")
 
 
 def _signed(value: float) -> str:

@@ -1,7 +1,8 @@
 """Bring a dataset to its folder: make phantoms, link a local folder, or download and extract an archive.
 
 A mirror is looked at before any address. The folder appears whole or not at all, with checksums.tsv; an interrupted
-download goes on where it stopped.
+download goes on where it stopped. An archive without a published checksum (`checksum: unpublished`) is held to the one
+that archives.tsv, beside the folder, recorded when it was first fetched.
 """
 
 from __future__ import annotations

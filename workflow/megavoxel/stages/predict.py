@@ -29,12 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--fold", type=int, help="the fold of --split validation")
     images = parser.add_argument_group("any images")
     images.add_argument("--input", type=Path, nargs="+", help="images, or folders of images (.nii.gz or .nii)")
+    images.add_argument("--modality", help="what all of them are, where the plan's dataset has several: CT, MR, …")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts; the folder of label maps appears when all are done."""
     plan = load_plan(arguments.plan)
-    items = _images(arguments.input, plan) if arguments.input else _study_cases(arguments)
+    items = _images(arguments.input, plan, arguments.modality) if arguments.input else _study_cases(arguments)
     with atomic_directory(arguments.output) as output:
         if arguments.logits is None:
             _predict(plan, items, arguments, output, None)
@@ -76,13 +77,13 @@ def _study_cases(arguments: argparse.Namespace) -> list:
     return [partial(_read_stored, arguments.preprocessed, name) for name in names]
 
 
-def _images(paths: list[Path], plan: Plan) -> list:
+def _images(paths: list[Path], plan: Plan, modality: str | None) -> list:
     files = list(_files(paths))
     names = [case_name(path) for path in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"--input: two images are called {twice[0]}; predict them into different folders")
-    return [partial(_read_file, path, plan) for path in files]
+    return [partial(_read_file, path, plan, modality) for path in files]
 
 
 def _read_stored(folder: Path, name: str) -> tuple[Any, Any]:
@@ -93,13 +94,13 @@ def _read_stored(folder: Path, name: str) -> tuple[Any, Any]:
     return case.image, case.properties
 
 
-def _read_file(path: Path, plan: Plan) -> tuple[Any, Any]:
+def _read_file(path: Path, plan: Plan, modality: str | None) -> tuple[Any, Any]:
     """An image file, preprocessed in memory, and its properties."""
     from megavoxel.data.nifti import read_image
     from megavoxel.preprocessing.case import preprocess_image
 
     image, geometry = read_image(path)
-    return preprocess_image(image, geometry, plan.preprocessing, case_name(path))
+    return preprocess_image(image, geometry, plan.preprocessing, case_name(path), modality)
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

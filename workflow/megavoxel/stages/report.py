@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--definition",
         required=True,
         metavar="JSON",
-        help="what is compared, as JSON or a file of it: study, dataset, baseline, settings, ensembles, folds, cases",
+        help="what is compared, as JSON or a file of it: study, dataset, baseline, settings, ensembles, folds, cases, "
+        "sweeps",
     )
     parser.add_argument(
         "--published", type=Path, metavar="CSV", help="published numbers: table,row,metric,value,source"
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
     from megavoxel.reporting.figures import write_figures
     from megavoxel.reporting.stored import load_stored
+    from megavoxel.reporting.sweep_figures import write_sweep_figures
     from megavoxel.reporting.tables import write_tables
 
     stored = load_stored(arguments.results, arguments.definition, need_cases=not arguments.tables_only)
@@ -37,12 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
     tables = write_tables(stored, arguments.published, report / "tables")
     print(f"tables: {report / 'tables'}", flush=True)
     write_figures(stored, report / "figures")
+    write_sweep_figures(stored, report / "figures")
     print(f"figures: {report / 'figures'}", flush=True)
     if arguments.tables_only:
         return
     from megavoxel.reporting.overlays import write_overlays
     from megavoxel.reporting.page import write_page
+    from megavoxel.reporting.side_by_side import write_comparisons
 
     write_overlays(stored, stored.cases, report / "figures" / "overlays")
-    write_page(stored, tables, report / "figures", report / "index.html")
+    comparisons = write_comparisons(stored, stored.cases, report / "figures" / "comparisons")
+    write_page(stored, tables, comparisons, report / "figures", report / "index.html")
     print(f"page: {report / 'index.html'}", flush=True)

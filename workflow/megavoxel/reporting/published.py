@@ -1,0 +1,83 @@
+"""Published numbers: their file, and the table that sets them beside the measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import METRICS
+
+COLUMNS = ["table", "row", "metric", "value", "source"]
+KEYS = COLUMNS[:3]
+Key = tuple[str, str, str]
+"""A line's table, row and metric."""
+
+
+def read_published(path: Path | None) -> pd.DataFrame:
+    """Lines of a file of published numbers, `value` as float64 and all else as text; none where there is no file.
+
+    Raises:
+        UserError: the file cannot be read, has other columns, a value that is no number, or says something twice.
+    """
+    if path is None:
+        return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"value": float})
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+        raise UserError(f"{path}: published numbers cannot be read ({fault})") from None
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    numbers = pd.to_numeric(table["value"], errors="coerce")
+    wrong = table.index[numbers.isna()]
+    if len(wrong):
+        raise UserError(f"{path}: line {wrong[0] + 2}: value '{table['value'][wrong[0]]}' is not a number")
+    twice = table.index[table.duplicated(KEYS)]
+    if len(twice):
+        what = ", ".join(table.loc[twice[0], KEYS])
+        raise UserError(f"{path}: line {twice[0] + 2}: there is a line for {what} already; keep one of them")
+    return table.assign(value=numbers)
+
+
+def published_table(
+    published: pd.DataFrame,
+    *,
+    summary: pd.DataFrame,
+    labels: pd.DataFrame,
+    points: Mapping[Key, float],
+    split: str,
+) -> pd.DataFrame:
+    """Published values beside the measured means; empty where nothing is published.
+
+    A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is `DSC` or
+    `NSD` (mean over labels and cases) or, of a model, one of them followed by a label (`DSC liver`). Measured stays
+    empty where the study has no such row or metric.
+
+    Args:
+        published: as `read_published` gives it.
+        summary: as `megavoxel.reporting.statistics.summary` gives it.
+        labels: as `megavoxel.reporting.statistics.labels` gives it.
+        points: measured means of the points of sweeps, as `megavoxel.reporting.sweeps.measured_points` gives them.
+        split: the split to compare with.
+    """
+    models = _measured(summary[summary["split"] == split], labels[labels["split"] == split])
+    keys = list(published[KEYS].itertuples(index=False, name=None))
+    measured = [points.get(key, models.get(key[1:])) for key in keys]
+    table = published.rename(columns={"value": "published"})
+    table["measured"] = pd.Series(measured, index=table.index, dtype=float)
+    table["difference"] = table["measured"] - table["published"]
+    table["split"] = split
+    return table[["table", "row", "metric", "published", "measured", "difference", "split", "source"]]
+
+
+def _measured(summary: pd.DataFrame, labels: pd.DataFrame) -> dict[tuple[str, str], float]:
+    values = {}
+    for metric in METRICS:
+        column = f"{metric.lower()}_mean"
+        for row in summary.to_dict("records"):
+            values[row["model"], metric] = row[column]
+        for row in labels.to_dict("records"):
+            values[row["model"], f"{metric} {row['label']}"] = row[column]
+    return values

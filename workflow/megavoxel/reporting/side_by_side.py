@@ -1,0 +1,196 @@
+"""One slice of one case with the predictions of all models beside the image and the reference."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megavoxel.data.cases import Case, Cases
+from megavoxel.data.nifti import read_labels
+from megavoxel.files import atomic_directory
+from megavoxel.reporting.overlays import draw_panel, label_legend, prediction_path, seen_from_the_feet, window_of
+from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.stored import Definition, Stored
+from megavoxel.reporting.style import figure_style, save_figure
+
+ALL_CASES = "all"
+"""Name of the picture where cases have no modality."""
+MOST_MODELS = 8
+PANELS_PER_ROW = 5
+PANEL_WIDTH = 2.4
+TITLE_WIDTH = 26
+"""Characters of a line above a panel."""
+TITLE_LINE_HEIGHT = 0.2
+"""Inches of such a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A picture and what its caption says."""
+
+    name: str
+    """The modality, or `all`."""
+    lines: pd.DataFrame
+    """The case's line of `case_means` of each model, indexed by model; empty where no case could be chosen."""
+    ranked_by: str
+    """The model whose median the case is."""
+    position: int = 0
+    """Number of the axial slice, counted from the feet and from 1."""
+    slices: int = 0
+    """Axial slices of the case."""
+    left_out: tuple[str, ...] = ()
+    """Models without a panel."""
+
+    @property
+    def file(self) -> str:
+        """Name of the picture's file."""
+        return f"comparison-{self.name}.png"
+
+    @property
+    def place(self) -> str:
+        """Which slice of which case."""
+        first = self.lines.iloc[0]
+        return f"{first['case']} ({first['split']}), axial slice {self.position} of {self.slices}"
+
+    @property
+    def caption(self) -> str:
+        """All that a reader has to know."""
+        kind = "" if self.name == ALL_CASES else f"{self.name}: "
+        if self.lines.empty:
+            return f"{kind}there is no case with a DSC that all models share."
+        scores = ", ".join(f"{model} {dsc:.3f}" for model, dsc in self.lines["DSC"].items())
+        omitted = f" Not shown: {', '.join(self.left_out)}." if self.left_out else ""
+        return (
+            f"{kind}{self.place}, counted from the feet: the slice with the most labels in the reference. The case is "
+            f"the median of {self.ranked_by} by mean DSC over labels. DSC of the whole case: {scores}.{omitted}"
+        )
+
+
+def write_comparisons(stored: Stored, cases: Cases, folder: Path) -> list[Shown]:
+    """Writes `comparison-NAME.png` for each modality, or `comparison-all.png` where cases have none.
+
+    The folder is replaced as a whole, so that no picture of an earlier report stays in it.
+    """
+    groups = {name: [case.id for case in cases.cases if case.modality == name] for name in cases.modalities} or {
+        ALL_CASES: [case.id for case in cases.cases]
+    }
+    written = []
+    with figure_style(), atomic_directory(folder, replace=True) as partial:
+        for name, names in groups.items():
+            shown, figure = comparison(stored, cases, name, names)
+            save_figure(figure, partial / shown.file)
+            written.append(shown)
+    return written
+
+
+def shown_models(definition: Definition) -> tuple[str, ...]:
+    """At most eight models: all, or the ensembles with their members first, or else the first ones of the study."""
+    models = definition.models
+    if len(models) > MOST_MODELS and definition.ensembles:
+        members = {member for names in definition.ensembles.values() for member in names}
+        models = tuple(model for model in models if model in members or model in definition.ensembles)
+    return models[:MOST_MODELS]
+
+
+def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) -> tuple[Shown, Figure]:
+    """The picture of the median case of the baseline (of the first model where there is none).
+
+    Args:
+        stored: the study; its test split is taken where it is scored, else validation.
+        cases: the dataset.
+        name: what the cases have in common.
+        names: ids of the cases to choose from.
+    """
+    definition = stored.definition
+    ranked_by = definition.baseline or definition.models[0]
+    models = shown_models(definition)
+    left_out = tuple(model for model in definition.models if model not in models)
+    means = case_means(stored.scores)
+    means = means[(means["split"] == stored.splits[-1]) & means["case"].isin(names)]
+    chosen = median_case(means, {ranked_by, *models}, ranked_by)
+    lines = means[means["case"] == chosen].set_index("setting").reindex(models if chosen else ())
+    if chosen is None:
+        return _nothing(Shown(name=name, lines=lines, ranked_by=ranked_by, left_out=left_out))
+    case = cases.case(chosen)
+    reference = cases.read_labels(case)
+    position = slice_with_most_labels(reference, list(cases.labels.values()))
+    shown = Shown(
+        name=name,
+        lines=lines,
+        ranked_by=ranked_by,
+        position=position + 1,
+        slices=len(reference),
+        left_out=left_out,
+    )
+    return shown, _draw(stored, cases, case, shown, reference)
+
+
+def median_case(means: pd.DataFrame, models: set[str], ranked_by: str) -> str | None:
+    """The case in the middle by the DSC of one model, among those with a DSC of all models; None where there is none.
+
+    Args:
+        means: lines of `case_means` of one split.
+        models: who must have the case.
+        ranked_by: whose DSC counts; of two in the middle the lower one is taken, and ties go by name.
+    """
+    part = means[means["setting"].isin(models) & means["DSC"].notna()]
+    shared = part[part.groupby("case")["setting"].transform("nunique") == len(models)]
+    own = shared[shared["setting"] == ranked_by]
+    ranked = own.sort_values(["DSC", "case"], ascending=[False, True])["case"]
+    return ranked.iloc[len(ranked) // 2] if len(ranked) else None
+
+
+def slice_with_most_labels(labels: np.ndarray, values: Sequence[int]) -> int:
+    """The axial slice of a map (z, y, x) with the most of the given values, and of those the one with most voxels."""
+    counts = np.stack([np.count_nonzero(labels == value, axis=(1, 2)) for value in values])
+    present, voxels = np.count_nonzero(counts, axis=0), counts.sum(axis=0)
+    return int(np.lexsort((-np.arange(len(voxels)), voxels, present))[-1])
+
+
+def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.ndarray) -> Figure:
+    image, geometry = cases.read_image(case)
+    _, height, width = geometry.spacing
+    position = shown.position - 1
+    flat = seen_from_the_feet(image[0], position)
+    style = {"window": window_of(cases, case, image[0]), "aspect": height / width}
+    titles = {
+        model: [*textwrap.wrap(model, TITLE_WIDTH), f"DSC {dsc:.3f}"] for model, dsc in shown.lines["DSC"].items()
+    }
+    title_height = TITLE_LINE_HEIGHT * max(map(len, titles.values()))
+    figure, panels = _grid(2 + len(titles), flat.shape[0] * style["aspect"] / flat.shape[1], title_height)
+    figure.suptitle(f"{shown.place}; DSC of the whole case")
+    for ax, title, labels in zip(panels[:2], ("Image", "Reference"), (None, reference), strict=True):
+        draw_panel(ax, flat, None if labels is None else seen_from_the_feet(labels, position), cases, **style)
+        ax.set_title(title)
+    for ax, (model, line) in zip(panels[2:], shown.lines.iterrows(), strict=True):
+        labels = read_labels(prediction_path(stored, model, line))[0]
+        draw_panel(ax, flat, seen_from_the_feet(labels, position), cases, **style)
+        ax.set_title("\n".join(titles[model]))
+    label_legend(figure, cases)
+    return figure
+
+
+def _grid(panels: int, height_to_width: float, title_height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels below titles of so many inches, in rows of nearly equal length."""
+    rows = math.ceil(panels / PANELS_PER_ROW)
+    columns = math.ceil(panels / rows)
+    height = PANEL_WIDTH * min(1.5, max(0.3, height_to_width)) + title_height
+    figure = Figure(figsize=(PANEL_WIDTH * columns, height * rows + 0.8), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[panels:]:
+        ax.set_axis_off()
+    return figure, axes[:panels]
+
+
+def _nothing(shown: Shown) -> tuple[Shown, Figure]:
+    figure = Figure(figsize=(6.5, 1.5), layout="constrained")
+    figure.text(0.5, 0.5, textwrap.fill(shown.caption, 70), ha="center", va="center")
+    return shown, figure
