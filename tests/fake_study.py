@@ -184,6 +184,8 @@ def _write_setting(fake: FakeStudy, name: str, *, shift: int) -> None:
             "versions": {"python": "3.11.4", "torch": "2.13.0"},
             "data": {"training": [f"case_{number}" for number in range(20)]},
         }
+        if name == "large" and fold == 1:
+            manifest["data"]["labels_never_seen"] = ["spleen"]
         (model / f"fold-{fold}/manifest.json").write_text(json.dumps(manifest))
 
 

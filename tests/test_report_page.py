@@ -54,6 +54,11 @@ class Resources(HTMLParser):
         self.text += data
 
 
+def test_labels_that_a_fold_never_saw_are_named_at_the_top(reported):
+    text = Resources((reported.results / "report/index.html").read_text()).text
+    assert "large, fold 1: spleen" in text[: text.index("Scores\n")]
+
+
 def test_the_page_loads_nothing_from_elsewhere(reported):
     page = (reported.results / "report/index.html").read_text()
     found = Resources(page)

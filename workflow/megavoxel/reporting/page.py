@@ -45,6 +45,7 @@ def write_page(
         splits=stored.splits,
         findings=read_findings(stored.results / "checks.csv"),
         findings_shown=FINDINGS_SHOWN,
+        never_seen=labels_never_seen(stored),
         tables=tables,
         settings=settings_table(stored),
         notes={name: plan.notes for name, plan in stored.plans.items() if plan.notes},
@@ -89,6 +90,16 @@ def read_findings(path: Path) -> list[dict[str, str]]:
         return table.loc[table["severity"] != "ok", ["severity", "case", "message"]].to_dict("records")
     except (OSError, UnicodeDecodeError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); run 'megavoxel check' again") from None
+
+
+def labels_never_seen(stored: Stored) -> list[str]:
+    """One line per setting and fold whose training cases lack labels, by the manifests."""
+    return [
+        f"{setting}, fold {fold}: {', '.join(labels)}"
+        for setting, manifests in stored.manifests.items()
+        for fold, manifest in manifests.items()
+        if (labels := manifest.get("data", {}).get("labels_never_seen"))
+    ]
 
 
 def settings_table(stored: Stored) -> pd.DataFrame:
