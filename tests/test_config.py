@@ -13,7 +13,8 @@ from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, loa
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.schema import load_schema
-from megavoxel.config.study import Ensemble, Setting, Study, load_study, merge, parse_study
+from megavoxel.config.study import Ensemble, Setting, Study
+from megavoxel.config.study_file import load_study, merge, parse_study
 from megavoxel.errors import UserError
 
 MINIMAL = {

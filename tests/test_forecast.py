@@ -15,7 +15,8 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Parallel, parse_study, with_memory
+from megavoxel.config.study import Parallel
+from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast import fit

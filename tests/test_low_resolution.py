@@ -7,7 +7,8 @@ import math
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.config.study import Network, Preprocessing, Setting, parse_study
+from megavoxel.config.study import Network, Preprocessing, Setting
+from megavoxel.config.study_file import parse_study
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, save_fingerprint

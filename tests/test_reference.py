@@ -13,7 +13,8 @@ from megavoxel.config import reference
 from megavoxel.config.allowed import allowed_values
 from megavoxel.config.reference import SECTIONS, field_texts, with_reference
 from megavoxel.config.schema import load_schema, validate
-from megavoxel.config.study import Augmentation, Training, parse_study
+from megavoxel.config.study import Augmentation, Training
+from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
 
 SCHEMAS = ("study", "dataset", "hardware")

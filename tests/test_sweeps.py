@@ -14,7 +14,8 @@ from scipy import stats
 from fake_study import FakeStudy, make_plan, make_study, report_study
 from megavoxel.cli import main
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Sweep, parse_study
+from megavoxel.config.study import Sweep
+from megavoxel.config.study_file import parse_study
 from megavoxel.data.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS

@@ -13,7 +13,8 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.config.study import Parallel, ensemble_folds, parse_study, with_memory
+from megavoxel.config.study import Parallel
+from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 
@@ -83,7 +84,7 @@ def folds_of(model):
     """The folds of a setting, or of an ensemble given as ensembles/NAME."""
     if model in SETTINGS:
         return STUDY.folds_of(SETTINGS[model])
-    return ensemble_folds(STUDY, ENSEMBLES[model.removeprefix("ensembles/")])
+    return STUDY.folds_of_ensemble(ENSEMBLES[model.removeprefix("ensembles/")])
 
 
 def postprocessing_option(model):

@@ -8,7 +8,7 @@ from pathlib import Path
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
 from megavoxel.config.schema import read_yaml, validate
-from megavoxel.config.study import load_study
+from megavoxel.config.study_file import load_study
 from megavoxel.errors import UserError
 
 

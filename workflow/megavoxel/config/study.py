@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-from megavoxel.config.records import from_plain
-from megavoxel.config.repeats import named_repeats, repeat_settings
-from megavoxel.config.schema import closest, read_yaml, validate
-from megavoxel.errors import UserError
-
-RESERVED = {"ensembles", "preprocessed", "report"}
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,127 +247,6 @@ class Study:
         """The folds that a setting is trained on."""
         return setting.folds if setting.folds is not None else tuple(range(self.folds))
 
-
-def load_study(path: Path) -> Study:
-    """Reads, checks and resolves a study file.
-
-    Raises:
-        UserError: one line that names the file, the key and the allowed values.
-    """
-    return parse_study(read_yaml(path), source=str(path))
-
-
-def parse_study(values: dict[str, Any], *, source: str) -> Study:
-    """Checks and resolves a study given as plain data; `source` names the file in errors."""
-    validate(values, "study", source=source)
-    written = values["settings"]
-    whole = {name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
-    resolved, families = repeat_settings(whole, source)
-    ensembles = values.get("ensembles", {})
-    study = Study(
-        name=values["study"],
-        settings=tuple(
-            from_plain(Setting, {"name": name, **keys}, where=f"{source}: settings.{name}")
-            for name, keys in resolved.items()
-        ),
-        ensembles=tuple(
-            from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
-            for name, keys in ensembles.items()
-        ),
-        sweeps=tuple(_sweep(name, keys, families, source) for name, keys in values.get("sweeps", {}).items()),
-        **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
-    )
-    _check_references(study, source)
-    return study
-
-
-def with_memory(study: Study, memory_gib: float | None) -> Study:
-    """The study with `memory_gib` (of its device) in every setting that leaves its own open."""
-    settings = (
-        replace(setting, memory_gib=memory_gib) if setting.memory_gib is None else setting for setting in study.settings
-    )
-    return replace(study, settings=tuple(settings))
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, dictionaries merged key by key; neither argument is changed."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tuple[str, ...]) -> dict[str, Any]:
-    if name in heirs:
-        raise UserError(f"{source}: settings.{heirs[0]}.inherits goes round in a circle: {' -> '.join((*heirs, name))}")
-    own = dict(settings[name] or {})
-    parent = own.pop("inherits", None)
-    if parent is None:
-        return merge(defaults, own)
-    _require(parent, list(settings), f"{source}: settings.{name}.inherits")
-    return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
-
-
-def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
-    """`parallel: auto` as None, so that the key holds a mapping or nothing."""
-    return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
-
-
-def _sweep(name: str, keys: dict[str, Any], families: dict[str, list[str]], source: str) -> Sweep:
-    """A sweep; a point that is one name stands for a list of that name alone, or of the repeats of that setting."""
-    points = {
-        point: named_repeats([models] if isinstance(models, str) else models, families)
-        for point, models in keys["points"].items()
-    }
-    return from_plain(Sweep, {"name": name, **keys, "points": points}, where=f"{source}: sweeps.{name}")
-
-
-def _check_references(study: Study, source: str) -> None:
-    names = [setting.name for setting in study.settings]
-    for name in RESERVED & set(names):
-        raise UserError(
-            f"{source}: settings.{name}: this name is reserved for a folder of the workflow; choose another one"
-        )
-    if study.baseline is not None:
-        _require(study.baseline, names, f"{source}: baseline")
-    for setting in study.settings:
-        late = [fold for fold in setting.folds or () if fold >= study.folds]
-        if late:
-            raise UserError(
-                f"{source}: settings.{setting.name}.folds: there is no fold {late[0]}; "
-                f"allowed: 0 to {study.folds - 1} ('folds' of the study is {study.folds})"
-            )
-        _check_ranges(setting, f"{source}: settings.{setting.name}")
-    for ensemble in study.ensembles:
-        where = f"{source}: ensembles.{ensemble.name}"
-        if ensemble.name in names:
-            raise UserError(f"{where}: a setting has this name already; choose another one")
-        for member in ensemble.members:
-            _require(member, names, f"{where}.members")
-        if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
-            raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
-    models = [*names, *(ensemble.name for ensemble in study.ensembles)]
-    titles = [sweep.title for sweep in study.sweeps]
-    for sweep in study.sweeps:
-        if titles.count(sweep.title) > 1:
-            raise UserError(f"{source}: sweeps.{sweep.name}.title: another sweep has this title; choose another one")
-        for point, members in sweep.points.items():
-            for member in members:
-                _require(member, models, f"{source}: sweeps.{sweep.name}.points.{point}")
-
-
-def _check_ranges(setting: Setting, where: str) -> None:
-    for key, value in vars(setting.augmentation).items():
-        if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
-            raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
-
-
-def _require(name: str, names: list[str], where: str) -> None:
-    if name not in names:
-        raise UserError(f"{where}: there is no setting '{name}'; allowed: {', '.join(names)}{closest(name, names)}")
-
-
-def ensemble_folds(study: Study, ensemble: Ensemble) -> tuple[int, ...]:
-    """The folds of an ensemble: those of its members, which agree."""
-    return study.folds_of(study.setting(ensemble.members[0]))
+    def folds_of_ensemble(self, ensemble: Ensemble) -> tuple[int, ...]:
+        """The folds of an ensemble: those of its members, which agree."""
+        return self.folds_of(self.setting(ensemble.members[0]))

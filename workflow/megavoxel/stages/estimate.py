@@ -11,7 +11,8 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
-from megavoxel.config.study import Study, load_study, parse_study, with_memory
+from megavoxel.config.study import Study
+from megavoxel.config.study_file import load_study, parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.stages.plan_preprocessing import parse_definition
 

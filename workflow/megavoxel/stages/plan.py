@@ -8,7 +8,8 @@ from pathlib import Path
 
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
-from megavoxel.config.study import Parallel, Setting, load_study, with_memory
+from megavoxel.config.study import Parallel, Setting
+from megavoxel.config.study_file import load_study, with_memory
 from megavoxel.data.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import Plan

@@ -1,0 +1,71 @@
+"""What a study's keys say of one another: names that must exist, and values that no schema can hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megavoxel.config.schema import closest
+from megavoxel.config.study import Ensemble, Setting, Study, Sweep
+from megavoxel.errors import UserError
+
+RESERVED = {"ensembles", "preprocessed", "report"}
+
+
+def check_references(study: Study, source: str) -> None:
+    """Holds a resolved study against itself.
+
+    Raises:
+        UserError: a name that is reserved, taken twice or unknown, a fold that the study does not have, a range whose
+            ends are the wrong way round; with the file (`source`) and key.
+    """
+    names = [setting.name for setting in study.settings]
+    if study.baseline is not None:
+        require_name(study.baseline, names, f"{source}: baseline")
+    for setting in study.settings:
+        _check_setting(setting, study, f"{source}: settings.{setting.name}")
+    for ensemble in study.ensembles:
+        _check_ensemble(ensemble, study, names, f"{source}: ensembles.{ensemble.name}")
+    models = [*names, *(ensemble.name for ensemble in study.ensembles)]
+    for sweep in study.sweeps:
+        _check_sweep(sweep, study, models, f"{source}: sweeps.{sweep.name}")
+
+
+def require_name(name: str, names: Sequence[str], where: str) -> None:
+    """Refuses a name that is none of `names`.
+
+    Raises:
+        UserError: with the names that are allowed.
+    """
+    if name not in names:
+        raise UserError(f"{where}: there is no setting '{name}'; allowed: {', '.join(names)}{closest(name, names)}")
+
+
+def _check_setting(setting: Setting, study: Study, where: str) -> None:
+    if setting.name in RESERVED:
+        raise UserError(f"{where}: this name is reserved for a folder of the workflow; choose another one")
+    late = [fold for fold in setting.folds or () if fold >= study.folds]
+    if late:
+        raise UserError(
+            f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
+            f"{study.folds})"
+        )
+    for key, value in vars(setting.augmentation).items():
+        if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
+            raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
+
+
+def _check_ensemble(ensemble: Ensemble, study: Study, settings: Sequence[str], where: str) -> None:
+    if ensemble.name in settings:
+        raise UserError(f"{where}: a setting has this name already; choose another one")
+    for member in ensemble.members:
+        require_name(member, settings, f"{where}.members")
+    if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
+        raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
+
+
+def _check_sweep(sweep: Sweep, study: Study, models: Sequence[str], where: str) -> None:
+    if [other.title for other in study.sweeps].count(sweep.title) > 1:
+        raise UserError(f"{where}.title: another sweep has this title; choose another one")
+    for point, members in sweep.points.items():
+        for member in members:
+            require_name(member, models, f"{where}.points.{point}")

@@ -1,0 +1,89 @@
+"""A study file: read, checked against the schema, and resolved into a `Study`: defaults, inheritance, repeats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megavoxel.config.records import from_plain
+from megavoxel.config.references import check_references, require_name
+from megavoxel.config.repeats import named_repeats, repeat_settings
+from megavoxel.config.schema import read_yaml, validate
+from megavoxel.config.study import Ensemble, Setting, Study, Sweep
+from megavoxel.errors import UserError
+
+
+def load_study(path: Path) -> Study:
+    """Reads, checks and resolves a study file.
+
+    Raises:
+        UserError: one line that names the file, the key and the allowed values.
+    """
+    return parse_study(read_yaml(path), source=str(path))
+
+
+def parse_study(values: dict[str, Any], *, source: str) -> Study:
+    """Checks and resolves a study given as plain data; `source` names the file in errors."""
+    validate(values, "study", source=source)
+    written = values["settings"]
+    whole = {name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
+    resolved, families = repeat_settings(whole, source)
+    ensembles = values.get("ensembles", {})
+    study = Study(
+        name=values["study"],
+        settings=tuple(
+            from_plain(Setting, {"name": name, **keys}, where=f"{source}: settings.{name}")
+            for name, keys in resolved.items()
+        ),
+        ensembles=tuple(
+            from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
+            for name, keys in ensembles.items()
+        ),
+        sweeps=tuple(_sweep(name, keys, families, source) for name, keys in values.get("sweeps", {}).items()),
+        **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
+    )
+    check_references(study, source)
+    return study
+
+
+def with_memory(study: Study, memory_gib: float | None) -> Study:
+    """The study with `memory_gib` (of its device) in every setting that leaves its own open."""
+    settings = (
+        replace(setting, memory_gib=memory_gib) if setting.memory_gib is None else setting for setting in study.settings
+    )
+    return replace(study, settings=tuple(settings))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, dictionaries merged key by key; neither argument is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    if name in heirs:
+        raise UserError(f"{source}: settings.{heirs[0]}.inherits goes round in a circle: {' -> '.join((*heirs, name))}")
+    own = dict(settings[name] or {})
+    parent = own.pop("inherits", None)
+    if parent is None:
+        return merge(defaults, own)
+    require_name(parent, list(settings), f"{source}: settings.{name}.inherits")
+    return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
+
+
+def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
+    """`parallel: auto` as None, so that the key holds a mapping or nothing."""
+    return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
+
+
+def _sweep(name: str, keys: dict[str, Any], families: dict[str, list[str]], source: str) -> Sweep:
+    """A sweep; a point that is one name stands for a list of that name alone, or of the repeats of that setting."""
+    points = {
+        point: named_repeats([models] if isinstance(models, str) else models, families)
+        for point, models in keys["points"].items()
+    }
+    return from_plain(Sweep, {"name": name, **keys, "points": points}, where=f"{source}: sweeps.{name}")
