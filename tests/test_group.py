@@ -51,7 +51,9 @@ def compare(results: dict[str, dict], expected: dict[str, dict]) -> None:
 def test_processes_take_the_steps_of_a_single_one(tmp_path, expected, processes):
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*runner, str(TESTS / "group_worker.py"), str(tmp_path / "steps.pt")], check=True, env=environment)
+    command = [*runner, str(TESTS / "group_worker.py"), str(tmp_path / "steps.pt")]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "Warning" not in done.stderr
     compare(torch.load(tmp_path / "steps.pt", weights_only=True), expected)
 
 

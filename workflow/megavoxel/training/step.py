@@ -62,6 +62,11 @@ def replicated(network: SegmentationNetwork, group: Group) -> DistributedDataPar
     """The network's wrapper that averages gradients over the group; None in a group of one."""
     if group.size == 1:
         return None
+    for parameter in network.parameters():
+        if parameter.is_contiguous():
+            # Kernels of one voxel or one channel lie alike with channels first and last, but the strides that say so
+            # differ from those of their gradients, which DDP warns of.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     devices = [group.device] if group.device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
