@@ -238,3 +238,16 @@ def test_seeds_make_a_setting_of_each_and_a_point_of_all():
 def test_seeds_that_clash_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         parse_study({"study": "s", "dataset": "d", "settings": settings}, source="x")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"features": [8, 16], "levels": 3}, "network.features: 2 numbers of channels, but levels is 3"),
+        ({"features": [8, 16, 16], "decoder_features": [8]}, "network.decoder_features: 1 .* give 2 of them"),
+        ({"decoder_features": [8]}, "network.decoder_features: .* give 'levels' or 'features' beside it"),
+    ],
+)
+def test_channels_must_be_as_many_as_levels(network, message):
+    with pytest.raises(UserError, match=rf"settings.a.{message}"):
+        parse_study({"study": "s", "dataset": "d", "settings": {"a": {"network": network}}}, source="x")

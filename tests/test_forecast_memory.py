@@ -154,7 +154,16 @@ def test_one_sample_foretells_many():
     assert rough.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.02)
 
 
-@pytest.mark.parametrize(("keys", "copies"), [({}, 1), ({"momentum": 0.0}, 0), ({"optimizer": "adamw"}, 2)])
+@pytest.mark.parametrize(
+    ("keys", "copies"),
+    [
+        ({}, 1),
+        ({"momentum": 0.0}, 0),
+        ({"optimizer": "adamw"}, 2),
+        ({"optimizer": "adam"}, 2),
+        ({"optimizer": "rmsprop"}, 1),
+    ],
+)
 def test_the_optimisers_state_stays_between_steps(keys, copies):
     plan = unet(2, 4, size=16, **keys)
     cost = training_step(plan, samples=1, parallel=Parallel(), precision="float32")

@@ -245,7 +245,7 @@ def test_levels_cut_the_network_short():
 
 
 def test_more_levels_than_possible_are_refused_with_the_most_that_are():
-    with pytest.raises(UserError, match=r"setting s: network.levels is 6, but patch 64 × 64 × 64 .* allows at most 5"):
+    with pytest.raises(UserError, match=r"setting s: network has 6 levels, but patch 64 × 64 × 64 .* allows at most 5"):
         planned((1.0, 1.0, 1.0), (64, 64, 64), patch=(64, 64, 64), network=Network(levels=6))
 
 

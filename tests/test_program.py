@@ -114,6 +114,41 @@ def test_the_program_equals_the_u_net_written_out():
     assert torch.equal(logits[1], deep)
 
 
+def test_max_pooling_batch_norm_nearest_voxels_and_channels_of_their_own_written_out():
+    """The channels and operations of Wang et al. (2022), appendix, in small: five numbers down, four up."""
+    plan = network_plan(
+        features=(2, 4, 8, 8, 8), decoder_features=(2, 2, 4, 8), kernels=((3, 3, 3),) * 5, norm="batch", pooling="max",
+        strides=((1, 1, 1), *((2, 2, 2),) * 4), upsampling="nearest", convolutions_per_level=1,
+    )  # fmt: skip
+    network = SegmentationNetwork(plan, seed=2)
+    weights = network.state_dict()
+    image = torch.randn(2, 1, 16, 32, 16)
+
+    def convolved(x: torch.Tensor, name: str) -> torch.Tensor:
+        prefix = next(
+            key.removesuffix("0.weight")
+            for key in weights
+            if key.startswith(f"program.blocks.{name}.") and key.endswith("0.weight") and weights[key].dim() == 5
+        )
+        x = F.conv3d(x, weights[f"{prefix}0.weight"], weights[f"{prefix}0.bias"], padding=1)
+        x = F.batch_norm(x, None, None, weights[f"{prefix}1.weight"], weights[f"{prefix}1.bias"], training=True)
+        return F.leaky_relu(x, 0.01)
+
+    skips = [convolved(image, "encoder0_convolution0")]
+    for level in range(1, 5):
+        skips.append(convolved(F.max_pool3d(skips[-1], 2), f"encoder{level}_convolution0"))
+    x, logits = skips.pop(), {}
+    for level in range(3, -1, -1):
+        x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], dim=1)
+        x = convolved(x, f"decoder{level}_convolution0")
+        if level < 3:
+            head = f"program.blocks.head{level}.module"
+            logits[level] = F.conv3d(x, weights[f"{head}.weight"], weights[f"{head}.bias"])
+    for ours, level in zip(network(image), range(3), strict=True):
+        torch.testing.assert_close(ours, logits[level])
+    assert not skips
+
+
 def test_the_network_equals_monais_dynunet_given_its_weights():
     """MONAI's DynUNet is the same architecture: with our weights copied in order, its logits are ours."""
     monai_nets = pytest.importorskip("monai.networks.nets")

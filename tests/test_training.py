@@ -59,7 +59,7 @@ def test_training_learns_bright_and_dark(fold, tmp_path):
     assert set(last) >= {"epoch", "learning_rate", "validation_loss", "pseudo_dice_ball", "pseudo_dice_cube", "seconds"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam", "rmsprop"])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(fold, tmp_path, monkeypatch, optimizer):
     plan = tiny_plan(training={"epochs": 3, "optimizer": optimizer})
     whole = train(plan, fold, tmp_path / "whole", CPU)
@@ -271,6 +271,11 @@ def test_the_optimizers_are_pytorchs_with_the_keys_of_the_study():
     assert sgd.defaults["momentum"] == 0.99
     adamw = build_optimizer(parameters, tiny_plan(training={"optimizer": "adamw"}).training)
     assert isinstance(adamw, torch.optim.AdamW)
+    kinds = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+    for name, kind in kinds.items():
+        optimizer = build_optimizer(parameters, tiny_plan(training={"optimizer": name, "learning_rate": 0.5}).training)
+        assert type(optimizer) is kind
+        assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.5, 3e-5)
 
 
 def test_precision_is_measured_on_the_cpu_and_taken_as_given_otherwise():

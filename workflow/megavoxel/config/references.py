@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megavoxel.config.schema import closest
-from megavoxel.config.study import Ensemble, Setting, Study, Sweep
+from megavoxel.config.study import Ensemble, Network, Setting, Study, Sweep
 from megavoxel.errors import UserError
 
 RESERVED = {"ensembles", "preprocessed", "report"}
@@ -49,9 +49,21 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
             f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
             f"{study.folds})"
         )
+    _check_network(setting.network, f"{where}.network")
     for key, value in vars(setting.augmentation).items():
         if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
             raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
+
+
+def _check_network(network: Network, where: str) -> None:
+    levels = network.fixed_levels
+    if network.features is not None and len(network.features) != levels:
+        raise UserError(f"{where}.features: {len(network.features)} numbers of channels, but levels is {levels}")
+    if network.decoder_features is None:
+        return
+    if levels is None or len(network.decoder_features) != levels - 1:
+        wanted = "'levels' or 'features' beside it" if levels is None else f"{levels - 1} of them, one less than levels"
+        raise UserError(f"{where}.decoder_features: {len(network.decoder_features)} numbers of channels; give {wanted}")
 
 
 def _check_ensemble(ensemble: Ensemble, study: Study, settings: Sequence[str], where: str) -> None:

@@ -29,12 +29,28 @@ class Network:
     """Channels of the first level; each level below doubles them."""
     max_features: int = 320
     """Upper bound of the channels of a level."""
+    features: tuple[int, ...] | None = None
+    """Channels per level, the bottleneck last, as many as there are levels; None: by `base_features`."""
+    decoder_features: tuple[int, ...] | None = None
+    """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
     levels: int | None = None
     """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
     convolutions_per_level: int = 2
     """3D convolutions per level, in the encoder and in the decoder."""
+    norm: str = "instance"
+    """`instance` (nnU-Net) or `batch`, whose statistics are of the samples that go through together on one device: with
+    accumulation, or several devices, they are not those of the whole batch."""
+    pooling: str = "stride"
+    """What makes a level coarser: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
+    upsampling: str = "transposed"
+    """What makes a decoder level finer: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
     deep_supervision: bool = True
     """Whether decoder levels below the first carry a head with a loss of their own."""
+
+    @property
+    def fixed_levels(self) -> int | None:
+        """Levels that the study asks for, by number or by the list of their channels; None: by the planner."""
+        return len(self.features) if self.levels is None and self.features is not None else self.levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +92,7 @@ class Training:
     validation_iterations: int = 50
     """Validation batches per epoch."""
     optimizer: str = "sgd"
-    """`sgd` (Nesterov) or `adamw`."""
+    """`sgd` (Nesterov), `adamw`, `adam` or `rmsprop`."""
     learning_rate: float = 0.01
     """Initial learning rate."""
     learning_rate_rule: str = "constant"
@@ -90,7 +106,7 @@ class Training:
     momentum: float = 0.99
     """Nesterov momentum of `sgd`."""
     weight_decay: float = 3e-5
-    """L2 penalty (`sgd`) or decoupled decay (`adamw`)."""
+    """Decoupled decay (`adamw`), or L2 penalty (all others)."""
     gradient_clip: float = 12.0
     """Largest L2 norm of all gradients together."""
     loss: str = "dice_ce"

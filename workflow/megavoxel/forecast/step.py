@@ -87,8 +87,9 @@ def window(plan: Plan, *, networks: int, precision: str) -> StepCost:
 
 
 def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
-    """State of the optimiser: one momentum (`sgd`) or two (`adamw`) per weight."""
-    return parameter_bytes * (2 if plan.training.optimizer == "adamw" else int(plan.training.momentum > 0))
+    """State of the optimiser: one number per weight (`sgd` with momentum, `rmsprop`) or two (`adamw`, `adam`)."""
+    numbers = {"sgd": int(plan.training.momentum > 0), "rmsprop": 1, "adam": 2, "adamw": 2}
+    return parameter_bytes * numbers[plan.training.optimizer]
 
 
 def new_run(plan: Plan, precision: str) -> Run:

@@ -5,28 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
+
 
 class ConvolutionNormActivation(nn.Sequential):
-    """3D convolution with bias, instance normalisation (eps 1e-5, affine), leaky ReLU (0.01), as in nnU-Net."""
+    """3D convolution with bias, normalisation (eps 1e-5, affine), leaky ReLU (0.01); with `instance` as in nnU-Net."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...] = (1, 1, 1),
+        norm: str = "instance",
+    ) -> None:
         padding = tuple((size - 1) // 2 for size in kernel)
         super().__init__(
             nn.Conv3d(channels_in, channels_out, kernel, stride, padding),
-            nn.InstanceNorm3d(channels_out, eps=1e-5, affine=True),
+            NORMS[norm](channels_out, eps=1e-5, affine=True),
             nn.LeakyReLU(0.01, inplace=True),
         )
 
 
 class UpsampleAndJoin(nn.Module):
-    """Transposed convolution by `stride`, then the skip connection behind it in the channels."""
+    """What makes an activation finer, then the skip connection behind it in the channels."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, ...]) -> None:
+    def __init__(self, upsample: nn.Module) -> None:
         super().__init__()
-        self.upsample = nn.ConvTranspose3d(channels_in, channels_out, stride, stride)
+        self.upsample = upsample
 
     def forward(self, activation: Tensor, skip: Tensor) -> Tensor:
-        """(batch, channels_in, …) and (batch, channels_out, …·stride) to (batch, 2·channels_out, …·stride)."""
+        """Both (batch, channels, …), the skip finer by the stride of `upsample`, to one tensor with all channels."""
         return torch.cat([self.upsample(activation), skip], dim=1)
 
 

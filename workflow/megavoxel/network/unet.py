@@ -1,4 +1,4 @@
-"""The plain 3D U-Net of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021) as a program of blocks."""
+"""The 3D U-Net, by default that of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021), as a program of blocks."""
 
 from __future__ import annotations
 
@@ -103,30 +103,41 @@ def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
     for index in range(plan.convolutions_per_level):
         first, final = index == 0, index == plan.convolutions_per_level - 1
         below = plan.channels if level == 0 else plan.features[level - 1]
-        module = ConvolutionNormActivation(
+        stride = plan.strides[level] if first else (1, 1, 1)
+        pooled = plan.pooling == "max" and max(stride) > 1
+        module: nn.Module = ConvolutionNormActivation(
             below if first else plan.features[level],
             plan.features[level],
             plan.kernels[level],
-            plan.strides[level] if first else (1, 1, 1),
+            (1, 1, 1) if pooled else stride,
+            plan.norm,
         )
+        if pooled:
+            module = nn.Sequential(nn.MaxPool3d(stride), module)
         stash = f"skip{level}" if final and not last else None
         blocks.append(Block(f"encoder{level}_convolution{index}", module, stash=stash))
     return blocks
 
 
 def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
-    features, stride = plan.features[level], plan.strides[level + 1]
-    join = UpsampleAndJoin(plan.features[level + 1], features, stride)
-    blocks = [Block(f"decoder{level}_upsample", join, pops=(f"skip{level}",))]
+    skip, features, stride = plan.features[level], plan.decoder[level], plan.strides[level + 1]
+    below = (*plan.decoder, plan.features[-1])[level + 1]
+    if plan.upsampling == "nearest":
+        upsample, arriving = nn.Upsample(scale_factor=stride, mode="nearest"), below
+    else:
+        upsample, arriving = nn.ConvTranspose3d(below, skip, stride, stride), skip
+    blocks = [Block(f"decoder{level}_upsample", UpsampleAndJoin(upsample), pops=(f"skip{level}",))]
     for index in range(plan.convolutions_per_level):
-        channels_in = 2 * features if index == 0 else features
-        module = ConvolutionNormActivation(channels_in, features, plan.kernels[level], (1, 1, 1))
+        channels_in = arriving + skip if index == 0 else features
+        module = ConvolutionNormActivation(channels_in, features, plan.kernels[level], norm=plan.norm)
         blocks.append(Block(f"decoder{level}_convolution{index}", module))
     return blocks
 
 
 def _head(plan: NetworkPlan, level: int) -> Block:
-    return Block(f"head{level}", nn.Conv3d(plan.features[level], plan.classes, 1), emits=head_name(level))
+    return Block(
+        f"head{level}", nn.Conv3d((*plan.decoder, plan.features[-1])[level], plan.classes, 1), emits=head_name(level)
+    )
 
 
 def _crop(logits: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:

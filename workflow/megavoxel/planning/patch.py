@@ -70,19 +70,25 @@ class Frame:
     def topology(self, patch: Sequence[float]) -> Topology:
         """The U-Net for a patch, with no more levels than the study asks for."""
         topology = build_topology(self.spacing, patch)
-        return topology if self.keys.levels is None else topology.truncated(self.keys.levels)
+        levels = self.keys.fixed_levels
+        return topology if levels is None else topology.truncated(levels)
 
     def candidate(self, patch: Sequence[float]) -> Candidate:
         """The network for a patch, and the patch rounded up to what its strides need."""
         topology, keys = self.topology(patch), self.keys
+        doubled = tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels))
         network = NetworkPlan(
             channels=self.channels,
             classes=self.classes,
-            features=tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels)),
+            features=doubled if keys.features is None else keys.features[: topology.levels],
+            decoder_features=None if keys.decoder_features is None else keys.decoder_features[: topology.levels - 1],
             kernels=topology.kernels,
             strides=topology.strides,
             convolutions_per_level=keys.convolutions_per_level,
             deep_supervision=keys.deep_supervision,
+            norm=keys.norm,
+            pooling=keys.pooling,
+            upsampling=keys.upsampling,
         )
         return Candidate(patch=padded_patch(patch, topology.divisor), divisor=topology.divisor, network=network)
 

@@ -91,8 +91,21 @@ class NetworkPlan:
     """Convolution kernel per level and axis."""
     strides: tuple[tuple[int, ...], ...]
     """Stride of the first convolution per level and axis; level 0 has ones."""
+    decoder_features: tuple[int, ...] | None = None
+    """Channels per decoder level, full resolution first; None: those of the encoder."""
     convolutions_per_level: int = 2
     deep_supervision: bool = True
+    norm: str = "instance"
+    """`instance` or `batch`."""
+    pooling: str = "stride"
+    """`stride` of the level's first convolution, or `max` pooling before it."""
+    upsampling: str = "transposed"
+    """`transposed` convolution or `nearest` voxel."""
+
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        """Channels per decoder level, full resolution first."""
+        return self.features[:-1] if self.decoder_features is None else self.decoder_features
 
 
 @dataclass(frozen=True, kw_only=True)

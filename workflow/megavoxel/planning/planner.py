@@ -216,17 +216,17 @@ def _fixed_patch_notes(frame: Frame, patch: Sequence[int]) -> list[str]:
 
 
 def _check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
-    wanted, possible = setting.network.levels, frame.topology(patch).levels
+    wanted, possible = setting.network.fixed_levels, frame.topology(patch).levels
     if wanted is not None and wanted > possible:
         raise UserError(
-            f"setting {setting.name}: network.levels is {wanted}, but patch {times(patch)} at spacing "
+            f"setting {setting.name}: network has {wanted} levels, but patch {times(patch)} at spacing "
             f"{times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
         )
 
 
 def _network_note(candidate: Candidate, setting: Setting) -> str:
     levels = len(candidate.network.features)
-    reason = "fixed by the study" if setting.network.levels else "as many as patch and spacing allow"
+    reason = "fixed by the study" if setting.network.fixed_levels else "as many as patch and spacing allow"
     return f"network: {levels} levels ({reason}), stride {times(candidate.divisor)}"
 
 

@@ -83,11 +83,11 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
         patch: voxels per axis, a multiple of the network's stride.
     """
     voxels, elements = math.prod(patch), 0
-    deepest = len(network.features) - 1
-    for level, (features, stride) in enumerate(zip(network.features, network.strides, strict=True)):
+    decoder = (*network.decoder, 0)
+    for features, decoded, stride in zip(network.features, decoder, network.strides, strict=True):
         voxels //= math.prod(stride)
-        convolutions = network.convolutions_per_level * (1 if level == deepest else 2) + (level != deepest)
-        elements += convolutions * features * voxels
+        transposed = features if decoded and network.upsampling == "transposed" else 0
+        elements += (network.convolutions_per_level * (features + decoded) + transposed) * voxels
     return elements + network.classes * math.prod(patch)
 
 

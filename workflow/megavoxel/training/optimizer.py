@@ -19,9 +19,10 @@ RULES: dict[str, Callable[[float], float]] = {
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW."""
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants."""
+    adaptive = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+    if training.optimizer in adaptive:
+        return adaptive[training.optimizer](parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     return torch.optim.SGD(
         parameters,
         lr=training.learning_rate,
