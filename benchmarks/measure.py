@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
+
+from megavoxel.network.host_memory import peak_resident_bytes
 
 COLUMNS = ("benchmark", "peer", "ours", "theirs", "ratio", "unit")
 
@@ -81,8 +82,8 @@ def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held so far, in MiB (Linux: high-water mark of the resident set)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """The most memory that this process has held so far, in MiB."""
+    return peak_resident_bytes() / 2**20
 
 
 def _send(sender, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

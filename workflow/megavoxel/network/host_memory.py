@@ -1,17 +1,34 @@
-"""What the C library does with memory that PyTorch frees on the CPU; without effect where it is not glibc."""
+"""Memory of this process on the CPU: how much it was, and what the C library does with what PyTorch frees."""
 
 from __future__ import annotations
 
 import ctypes
+import re
+import resource
 import sys
+from pathlib import Path
 
 # Parameters of mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 SMALL_BYTES = 64 * 2**10
+STATUS = Path("/proc/self/status")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held so far.
+
+    Linux's high-water mark of the process's own address space: `ru_maxrss`, which stands in elsewhere, begins with what
+    the parent held when it started the process.
+    """
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE) if STATUS.is_file() else None
+    if found:
+        return int(found[1]) * 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> None:
-    """Keeps what is freed for the next allocation, for good.
+    """Keeps what is freed for the next allocation, for good; without effect where the C library is not glibc.
 
     By default a large tensor's memory goes back to the system when it is freed, and the next one is filled with zeros
     page by page: about a third of a training step. Costs memory, since kept pieces do not always fit

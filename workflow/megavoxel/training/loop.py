@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import TYPES, Precision, choose_precision
+from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.checkpoint import load_state, save_state
@@ -147,7 +147,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak memory in MiB: what PyTorch allocated on a GPU, or what the process held on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_resident_bytes() / 2**20
 
 
 def _common_precision(plan: Plan, device: torch.device, group: Group) -> Precision:
