@@ -100,6 +100,7 @@ def our_fields(plan: Plan) -> dict[str, Any]:
         "strides": network.strides,
         "kernel_sizes": network.kernels,
         "features_per_stage": network.features,
+        "batch_dice": plan.training.batch_dice,
     }
 
 

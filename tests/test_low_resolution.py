@@ -7,7 +7,7 @@ import math
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.config.study import Network, Preprocessing, Setting
+from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
@@ -82,6 +82,26 @@ def test_the_plan_says_which_it_is():
     large = low_note((300, 300, 300))
     assert large.startswith("low resolution: 1.51259 × 1.51259 × 1.51259 mm, median 198 × 198 × 198, ")
     assert "patch 128 × 128 × 128, planned for 8 GiB" in large
+
+
+@pytest.mark.parametrize(
+    ("shape", "setting", "whole"),
+    [
+        ((300, 300, 300), {}, True),
+        ((150, 150, 150), {}, False),
+        ((300, 300, 300), {"preprocessing": Preprocessing(resolution="low")}, False),
+        ((300, 300, 300), {"training": Training(batch_dice=False)}, False),
+        ((150, 150, 150), {"training": Training(batch_dice=True)}, True),
+        ((300, 300, 300), {"patch": (208, 208, 208)}, False),
+    ],
+)
+def test_dice_is_of_the_whole_batch_where_there_is_such_a_stage(shape, setting, whole):
+    keys = setting.get("preprocessing", Preprocessing())
+    preprocessing = plan_preprocessing(CASES, fingerprint(shape), keys)
+    plan = plan_setting(CASES, preprocessing, Setting(name="s", **setting), study="test", seed=1)
+    assert plan.training.batch_dice is whole
+    note = next(text for text in plan.notes if text.startswith("dice: "))
+    assert ("whole batch" in note) is whole
 
 
 def test_a_small_patch_of_the_study_does_not_move_the_stage():

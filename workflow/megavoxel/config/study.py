@@ -115,8 +115,9 @@ class Training:
     """Exponent of `dice_focal`."""
     topk_percent: float = 10.0
     """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
-    batch_dice: bool = False
-    """Whether Dice sums run over the whole batch, of all devices, instead of over each sample."""
+    batch_dice: bool | None = None
+    """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
+    at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""
     foreground_fraction: float = 0.33
     """Probability that a patch is centred on a foreground voxel."""
     precision: str = "auto"

@@ -126,6 +126,26 @@ def low_resolution_note(frame: Frame, patch: Sequence[int], keys: Preprocessing)
     return f"low resolution: {times(low.spacing)} mm, median {times(low.median_shape)}, {stage.reason}"
 
 
+def dice_of_whole_batch(frame: Frame, patch: Sequence[int], keys: Preprocessing) -> tuple[bool, str]:
+    """Whether nnU-Net takes Dice sums over the whole batch, and a note that says why.
+
+    It does at full resolution of a dataset with a low-resolution stage, and nowhere else. The stage is that of
+    nnU-Net's own network and the setting's memory, 8 GiB at least.
+
+    Args:
+        frame: the setting.
+        patch: its patch.
+        keys: its preprocessing.
+    """
+    if keys.resolution == "low":
+        return False, "dice: of each sample, as nnU-Net at low resolution"
+    large = math.prod(patch) >= ENOUGH * math.prod(frame.median_shape)
+    peer = replace(frame, memory_gib=max(frame.memory_gib, REFERENCE_MEMORY_GIB), keys=Network())
+    if large or isinstance(low_resolution(peer), NoLowResolution):
+        return False, "dice: of each sample, as nnU-Net where there is no low-resolution stage"
+    return True, "dice: of the whole batch, as nnU-Net where there is a low-resolution stage: patches often lack labels"
+
+
 def coarser(spacing: Sequence[float]) -> tuple[float, ...]:
     """The next spacing in mm: axes less than half as coarse as the coarsest one grow; where there are none, all do."""
     behind = [max(spacing) / size > SIMILAR for size in spacing]

@@ -13,7 +13,7 @@ from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import Fingerprint
-from megavoxel.planning.low_resolution import low_resolution_note, require_low_resolution
+from megavoxel.planning.low_resolution import dice_of_whole_batch, low_resolution_note, require_low_resolution
 from megavoxel.planning.normalisation import plan_normalisation
 from megavoxel.planning.patch import (
     REFERENCE_BATCH,
@@ -114,6 +114,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     _check_levels(frame, setting, patch)
     batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
     training, budget_notes = _budget(setting.training, batch)
+    training, dice_note = _dice(frame, patch, replace(setting, training=training))
     return Plan(
         study=study,
         setting=setting.name,
@@ -130,6 +131,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             *patch_notes,
             _network_note(candidate, setting),
             low_resolution_note(frame, patch, setting.preprocessing),
+            dice_note,
             *batch_notes,
             *budget_notes,
         ),
@@ -228,6 +230,15 @@ def _network_note(candidate: Candidate, setting: Setting) -> str:
     levels = len(candidate.network.features)
     reason = "fixed by the study" if setting.network.fixed_levels else "as many as patch and spacing allow"
     return f"network: {levels} levels ({reason}), stride {times(candidate.divisor)}"
+
+
+def _dice(frame: Frame, patch: Sequence[int], setting: Setting) -> tuple[Training, str]:
+    """Whose sums the Dice loss is made of."""
+    keys = setting.training
+    if keys.batch_dice is not None:
+        return keys, f"dice: of {'the whole batch' if keys.batch_dice else 'each sample'}, fixed by the study"
+    whole, note = dice_of_whole_batch(frame, patch, setting.preprocessing)
+    return replace(keys, batch_dice=whole), note
 
 
 def _budget(keys: Training, batch: int) -> tuple[Training, list[str]]:
