@@ -57,8 +57,17 @@ def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
     done = snakemake(repository, tmp_path, "--configfile", str(repository / study), "-n")
     assert done.returncode == 0, done.stderr
     values = yaml.safe_load((repository / study).read_text())
-    folds = values.get("defaults", {}).get("folds", range(values["folds"]))
-    runs = sum(len((keys or {}).get("folds", folds)) for keys in values["settings"].values())
+
+    def written(setting: str, key: str, otherwise: object) -> object:
+        keys = values["settings"][setting] or {}
+        if key not in keys and "inherits" in keys:
+            return written(keys["inherits"], key, otherwise)
+        return keys.get(key, values.get("defaults", {}).get(key, otherwise))
+
+    runs = sum(
+        len(written(name, "folds", range(values["folds"]))) * len(written(name, "seeds", [1]))
+        for name in values["settings"]
+    )
     counted = next(line.split()[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("train "))
     assert int(counted) == runs
 
