@@ -19,6 +19,9 @@ from megavoxel.errors import UserError
 
 TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the others: longer than any step or checkpoint, and short enough to notice a loss."""
+_KEPT: list[torch.distributed.ProcessGroup] = []
+"""Groups of this process, kept to its end: should DDP be the last to let go of one, its destructor waits, holding
+Python's lock, for a thread that waits for that lock (seen with gloo: one process of two never ended)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,7 @@ def joined_group(device: torch.device) -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    _KEPT.append(torch.distributed.group.WORLD)
     try:
         yield Group(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), device=device)
     finally:
