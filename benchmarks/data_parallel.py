@@ -70,16 +70,8 @@ def samples_per_second(root: Path, plan: Plan, processes: int, turn: int) -> flo
     """Of the median epoch of a run with `processes`."""
     output = root / f"{processes}-{turn}"
     save_plan(root / "plan.json", replace(plan, batch=SHARE * processes, parallel=Parallel(data=processes)))
-    command = [
-        sys.executable,
-        "-m",
-        "megavoxel",
-        "train",
-        "--plan",
-        root / "plan.json",
-        "--splits",
-        root / "splits.json",
-    ]
+    command = [sys.executable, "-m", "megavoxel", "train"]
+    command += ["--plan", root / "plan.json", "--splits", root / "splits.json"]
     command += ["--preprocessed", root / "cases", "--fold", 0, "--state", output / "state", "--output", output]
     command += ["--device", "cpu", "--threads", processes]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

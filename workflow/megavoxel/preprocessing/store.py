@@ -7,7 +7,8 @@ classes), `CASE.foreground.npz` (sampled coordinates per class) and `CASE.json` 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,10 +182,26 @@ def open_case(folder: Path, case: str) -> StoredCase:
     )
 
 
+def stored_classes(folder: Path, case: str) -> set[int]:
+    """Classes that a preprocessed case has, background left out; their voxels are not read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    with _opened_foreground(Path(folder) / f"{case}.foreground.npz") as stored:
+        return {int(label) for label in stored.files}
+
+
 def _read_foreground(path: Path) -> dict[int, np.ndarray]:
+    with _opened_foreground(path) as stored:
+        return {int(label): stored[label] for label in stored.files}
+
+
+@contextmanager
+def _opened_foreground(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {int(label): stored[label] for label in stored.files}
+            yield stored
     except (OSError, ValueError, zipfile.BadZipFile) as fault:
         raise UserError(f"{path}: missing or damaged ({fault}); run 'megavoxel preprocess' again") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megavoxel.planning.plan import PreprocessingPlan
-from megavoxel.preprocessing.store import open_case
+from megavoxel.preprocessing.store import stored_classes
 
 
 def labels_never_seen(plan: PreprocessingPlan, folder: Path, cases: Sequence[str]) -> list[str]:
@@ -19,5 +19,5 @@ def labels_never_seen(plan: PreprocessingPlan, folder: Path, cases: Sequence[str
     """
     seen: set[int] = set()
     for case in cases:
-        seen |= set(open_case(folder, case).foreground)
+        seen |= stored_classes(folder, case)
     return [label for number, label in enumerate(plan.labels, start=1) if number not in seen]
