@@ -25,6 +25,7 @@ PROGRAMS = (
     "data_parallel",
     "accuracy",
     "prediction",
+    "large_volumes",
     "metrics",
     "forecast",
 )

@@ -23,10 +23,10 @@ from torch import nn
 from benchmarks.environment import peer
 from benchmarks.measure import Row, in_process, larger_is_better, paired_seconds, peak_mib, smaller_is_better
 from megavoxel.config.study import Augmentation, Inference, Training
-from megavoxel.data.grid import resampled_shape
+from megavoxel.data.grid import resampled_shape, window_starts
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.inference.sliding_window import gaussian_weights, outer_product, window_starts
+from megavoxel.inference.window_weights import gaussian_weights, outer_product
 from megavoxel.network.device import choose_precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights

@@ -76,7 +76,8 @@ def _prepare_ours(folder: Path) -> tuple[Plan, Fold]:
 def _our_seconds(plan: Plan, fold: Fold) -> tuple[str, float]:
     from megavoxel.network.device import set_threads
     from megavoxel.network.host_memory import keep_freed_memory
-    from megavoxel.training.loop import start_run, train_step, training_batches
+    from megavoxel.training.loop import start_run, training_batches
+    from megavoxel.training.step import train_step
 
     set_threads(None)
     keep_freed_memory()

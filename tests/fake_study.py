@@ -181,6 +181,11 @@ def _write_setting(fake: FakeStudy, name: str, *, shift: int) -> None:
             "fold": fold,
             "parameters": 1234567,
             **({"devices": 4 + fold} if name == "large" else {}),
+            "peak_memory": {
+                "gib": 1.5 / shift + fold / 8,
+                "how": "tracked tensors of the first step",
+                "forecast_gib": 1.25 / shift,
+            },
             "versions": {"python": "3.11.4", "torch": "2.13.0"},
             "data": {"training": [f"case_{number}" for number in range(20)]},
         }

@@ -37,10 +37,10 @@ def steps_of(plan: Plan, group: Group) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
     gradients = None
     for _ in range(STEPS):
-        image = torch.randn(BATCH, 1, *plan.patch, generator=generator)
+        image = torch.randn(BATCH, 1, *plan.sampled_patch, generator=generator)
         # Labels that are not spread evenly: shares whose Dice sums differ.
         target = (
-            torch.rand(BATCH, *plan.patch, generator=generator) * torch.arange(BATCH).view(-1, 1, 1, 1) / 2.4
+            torch.rand(BATCH, *plan.sampled_patch, generator=generator) * torch.arange(BATCH).view(-1, 1, 1, 1) / 2.4
         ).long()
         share = slice(group.rank * BATCH // group.size, (group.rank + 1) * BATCH // group.size)
         loss = train_step(run, image[share], target[share].clamp(max=2))
@@ -49,7 +49,7 @@ def steps_of(plan: Plan, group: Group) -> dict[str, object]:
 
 
 def ways(processes: int) -> dict[str, Plan]:
-    """Every loss, kind of Dice, accumulation and checkpointing that a batch of 8 allows among the processes."""
+    """Losses, expansion, kinds of Dice, accumulation and checkpointing that a batch of 8 allows among the processes."""
     plans = {}
     for loss, batch_dice, accumulate in itertools.product(LOSSES, (False, True), (1, 2, 4)):
         if BATCH // processes % accumulate == 0:
@@ -57,7 +57,14 @@ def ways(processes: int) -> dict[str, Plan]:
             parallel = Parallel(data=processes, accumulate=accumulate, checkpointing=accumulate == 2)
             name = f"{loss}, batch_dice {batch_dice}, accumulate {accumulate}"
             plans[name] = replace(tiny_plan(batch=BATCH, training=keys), parallel=parallel)
+            if loss == "dice_ce":
+                plans[f"expanded patch, {name}"] = with_expanded_patch(plans[name])
     return plans
+
+
+def with_expanded_patch(plan: Plan) -> Plan:
+    """The plan with a second patch in each step."""
+    return replace(plan, expanded_patch=(12, 16, 16), network=replace(plan.network, expanded_head=True))
 
 
 def main() -> None:

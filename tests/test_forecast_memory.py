@@ -15,8 +15,8 @@ from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.pipeline import balanced_cuts, stage_costs
 from megavoxel.forecast.step import optimizer_bytes, training_step, window
-from megavoxel.forecast.tracker import MemoryTracker
 from megavoxel.network.device import Precision
+from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.training.optimizer import build_optimizer

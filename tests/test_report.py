@@ -19,7 +19,7 @@ from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.plan import save_plan
 
 TABLES = ("summary", "labels", "sweeps", "cost", "published")
-FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "sweep-patch")
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "sweep-patch")
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +120,16 @@ def test_cost_against_values_worked_out_by_hand(reported):
         # Fold 0 used four devices, fold 1 five.
         "device_hours": pytest.approx((4 + 5) * 2400 / 3600),
         "peak_memory_mib": 300.0,
-        "forecast_gib": pytest.approx(np.nan, nan_ok=True),
+        "device_forecast_gib": pytest.approx(np.nan, nan_ok=True),
         "split": "test",
         "dsc": pytest.approx((5 / 6 + 1) / 2),
+        "peak_gib": 1.625,
+        "forecast_gib": 1.25,
     }
     assert cost.loc["small", "peak_memory_mib"] == 600.0
     # The manifests of the other setting do not state devices.
     assert cost.loc["small", "device_hours"] == cost.loc["small", "hours"]
-    assert "Forecast" not in (reported.results / "report/tables/cost.md").read_text()
+    assert "Forecast of the job" not in (reported.results / "report/tables/cost.md").read_text()
 
 
 def test_the_forecast_stands_beside_the_measured_memory(fake):
@@ -136,8 +138,8 @@ def test_the_forecast_stands_beside_the_measured_memory(fake):
     (fake.results / "plan.tsv").write_text("\n".join(lines) + "\n")
     assert report_study(fake, "--tables-only") == 0
     cost = table(fake, "cost").set_index("setting")
-    assert cost.loc["small", "forecast_gib"] == 0.75
-    assert np.isnan(cost.loc["large", "forecast_gib"])
+    assert cost.loc["small", "device_forecast_gib"] == 0.75
+    assert np.isnan(cost.loc["large", "device_forecast_gib"])
     # 600 MiB were measured.
     assert re.search(r"\| 0\.59 +\| 0\.75 +\| 0\.833", (fake.results / "report/tables/cost.md").read_text())
 
@@ -309,6 +311,8 @@ def test_sixty_thousand_scores_take_seconds(tmp_path):
         for fold in folds:
             (tmp_path / model / f"fold-{fold}").mkdir()
             history.assign(seconds=9.0, peak_memory_mib=1.0).to_csv(tmp_path / model / f"fold-{fold}/history.csv")
+            peak = {"gib": 1.0 + fold, "how": "tracked tensors of the first step", "forecast_gib": 5.0}
+            (tmp_path / model / f"fold-{fold}/manifest.json").write_text(json.dumps({"peak_memory": peak}))
     scores.to_csv(tmp_path / "scores.csv", index=False)
     definition = {"study": "s", "dataset": "d", "settings": models, "ensembles": {}, "cases": "absent.json"}
     definition["folds"] = {model: list(folds) for model in models}

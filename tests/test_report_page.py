@@ -65,8 +65,8 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
     assert not [address for address in found.loads if not address.startswith(("data:image/png;base64,", "#"))]
     assert not found.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"url\(|@import|https?://", page)
-    # Box plots and training curves, a sweep, a comparison, and overlays of three models.
-    assert len(found.descriptions) == 3 + 1 + 1 + 3
+    # Box plots, training curves and memory, a sweep, a comparison, and overlays of three models.
+    assert len(found.descriptions) == 4 + 1 + 1 + 3
     assert all(found.descriptions)
 
 
@@ -86,6 +86,15 @@ def test_the_page_says_what_was_run_and_what_is_odd(reported):
     assert "20 entries" in text
     assert "fold 0: 0; fold 1: 1" in text
     assert "There is no postprocessing.json" in text
+
+
+def test_the_page_says_how_memory_was_measured_and_how_a_cascade_counts(reported):
+    text = " ".join(Resources((reported.results / "report/index.html").read_text()).text.split())
+    assert "on one device in training (tracked tensors of the first step), the largest of a setting's folds" in text
+    assert "allocated on one device, measured so: tracked tensors of the first step." in text
+    assert "a setting with a first stage that of its largest stage" in text
+    assert "Peak, measured (GiB)Peak, forecast (GiB)" in text
+    assert "peak_memory.forecast_gib" in text
 
 
 def test_the_page_shows_the_post_processing(tmp_path):

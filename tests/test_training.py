@@ -26,7 +26,9 @@ from megavoxel.training.absent import labels_never_seen
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.loop import Fold, train
 from megavoxel.training.optimizer import build_optimizer, learning_rate
-from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, draw_start, patch_loader
+from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
+from megavoxel.training.sampling import foreground_start
+from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -106,7 +108,7 @@ def test_gradients_of_accumulated_parts_are_those_of_the_batch(fold):
     gradients = []
     for parts in (1, 2, 4):
         run = loop.start_run(replace(plan, parallel=Parallel(accumulate=parts)), fold, CPU)
-        loop.train_step(run, image, target)
+        train_step(run, image, target)
         gradients.append([parameter.grad for parameter in run.network.parameters()])
     for other in gradients[1:]:
         for ours, expected in zip(other, gradients[0], strict=True):
@@ -191,7 +193,7 @@ def test_forced_patches_are_centred_on_foreground(fold):
     case = open_case(fold.preprocessed, "case0")
     random = np.random.default_rng(0)
     for _ in range(50):
-        start = draw_start(case, (4, 4, 4), 1.0, random)
+        start = foreground_start(case, (4, 4, 4), 1.0, random)
         patch = case.labels[tuple(slice(first, first + 4) for first in start)]
         assert (patch > 0).any()
 

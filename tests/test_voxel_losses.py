@@ -13,7 +13,7 @@ from monai.losses import FocalLoss
 from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megavoxel.forecast.tracker import MemoryTracker
+from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.training.loss import downsample_target, supervised_loss, supervision_weights
 from megavoxel.training.voxel_losses import focal_loss, perimeter_loss, soft_surface, topk_loss
 

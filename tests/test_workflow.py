@@ -28,7 +28,13 @@ TINY = {
             "checkpoint_minutes": 0,
         },
     },
-    "settings": {"first": {}, "second": {"patch": [16, 16, 16]}, "alone": {"folds": [1], "postprocess": False}},
+    "settings": {
+        "first": {},
+        "second": {"patch": [16, 16, 16]},
+        "alone": {"folds": [1], "postprocess": False},
+        "context": {"expansion": {"factor": 1.5}, "training": {"patience": 2}, "inference": {"weights": "centre"}},
+        "refined": {"stage1": ["first", "context"]},
+    },
     "ensembles": {"both": {"members": ["first", "second"]}},
 }  # fmt: skip
 PHANTOM = {
@@ -137,6 +143,29 @@ def test_every_case_label_and_metric_is_scored_once(finished):
     assert len(rows) == 4 * 2 * (3 * 5 + 3)
     assert {row["fold"] for row in rows if row["split"] == "test"} == {"all"}
     assert all(row["value"] == "" or 0 <= float(row["value"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_no_second_stage_was_given_labels_by_a_network_that_saw_the_case(finished):
+    """For every fold of `refined`: which network labelled a case, and what it was trained on by its own manifest."""
+    results = finished / "results" / "tiny"
+
+    def seen(setting: str, fold: int) -> set[str]:
+        return set(json.loads((results / setting / f"fold-{fold}" / "manifest.json").read_text())["data"]["training"])
+
+    labelled_by = {
+        path.name.removesuffix(".stage1.b2nd"): fold
+        for fold in range(2)
+        for path in (results / "refined" / "stage1" / f"fold-{fold}").iterdir()
+    }
+    for fold in range(2):
+        cases = seen("refined", fold)
+        assert cases
+        assert cases <= set(labelled_by)
+        for case in cases:
+            for first in ("first", "context"):
+                assert case not in seen(first, labelled_by[case])
+                assert (results / first / f"fold-{labelled_by[case]}" / "validation" / f"{case}.nii.gz").is_file()
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ JOBS = f"benchmarks/jobs/{STUDY.name}"
 MIRROR = config.get("mirror", "")
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
+CASCADES = {setting.name for setting in STUDY.settings if setting.stage1}
 MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members}
 
 
@@ -68,6 +69,31 @@ def of_members(pattern):
     return lambda wildcards: expand(
         pattern, member=ENSEMBLES[wildcards.ensemble].members, fold=wildcards.get("fold", "")
     )
+
+
+def of_first_stage(pattern):
+    """An input function: `pattern` for each first-stage setting of a cascade; {first} and {fold} are filled in."""
+    return lambda wildcards: expand(pattern, first=SETTINGS[wildcards.setting].stage1, fold=wildcards.get("fold", ""))
+
+
+def first_stage_of_all_folds(wildcards):
+    """The first stage's labels of all cases that a second stage trains and validates on; nothing for other settings."""
+    folds = range(STUDY.folds) if wildcards.setting in CASCADES else ()
+    return expand(f"{RESULTS}/{wildcards.setting}/stage1/fold-{{fold}}", fold=folds)
+
+
+def first_stage_of(cases):
+    """An input function: the first stage's labels of the cases to predict; {fold} is filled in."""
+    return lambda wildcards: expand(
+        f"{RESULTS}/{{setting}}/stage1/{cases}",
+        setting=[wildcards.setting] if wildcards.setting in CASCADES else [],
+        fold=wildcards.get("fold", ""),
+    )
+
+
+def first_stage_option(wildcards, input):
+    """What a stage is told of a cascade's first stage."""
+    return f"--stage1 {shlex.join(input.stage1)}" if input.get("stage1") else ""
 
 
 def as_json(record):

@@ -21,7 +21,7 @@ rule fetch:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        source=as_json(DATASET.source),
+        source=as_json([DATASET.source, DATASET.blocks] if DATASET.blocks else DATASET.source),
         dataset=DATASET_FILE,
         folder=subpath(output.description, parent=True),
         # Asking for `output` keeps it out of what triggers jobs: where a copy lies does not change the data.

@@ -9,6 +9,7 @@ rule predict_validation:
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
+        stage1=first_stage_of("fold-{fold}"),
         weights=rules.train.output.model,
     output:
         predictions=directory(f"{RESULTS}/{{setting}}/fold-{{fold}}/validation"),
@@ -29,12 +30,13 @@ rule predict_validation:
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
         logits="",
         fold="--fold {fold}",
         split="validation",
     shell:
         "megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
-        "--split {params.split} {params.fold} --preprocessed {params.preprocessed:q} "
+        "--split {params.split} {params.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
         "--output {output.predictions:q} {params.logits} --threads {threads} > {log:q} 2>&1"
 
 
@@ -46,6 +48,7 @@ use rule predict_validation as predict_validation_for_ensembles with:
         setting=one_of(MEMBERS),
     params:
         preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
         logits=lambda wildcards, output: f"--logits {output.logits}",
         fold="--fold {fold}",
         split="validation",
@@ -56,6 +59,7 @@ use rule predict_validation as predict_test with:
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
+        stage1=first_stage_of("test"),
         weights=lambda wildcards: expand(
             rules.train.output.model, setting=wildcards.setting, fold=folds_of(wildcards.setting)
         ),
@@ -67,6 +71,7 @@ use rule predict_validation as predict_test with:
         f"{JOBS}/predict_test/{{setting}}.tsv"
     params:
         preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
         logits="",
         fold="",
         split="test",
@@ -80,6 +85,7 @@ use rule predict_test as predict_test_for_ensembles with:
         setting=one_of(MEMBERS),
     params:
         preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
         logits=lambda wildcards, output: f"--logits {output.logits}",
         fold="",
         split="test",

@@ -50,6 +50,8 @@ rule report:
             category="Figures",
         ),
         drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
+        memory=report(f"{REPORT}/figures/dsc_against_memory.png", caption="../report/memory.rst", category="Figures"),
+        memory_drawing=f"{REPORT}/figures/dsc_against_memory.svg",
         sweep_figures=report(
             [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],
             caption="../report/sweep_figures.rst",

@@ -6,6 +6,7 @@ rule train:
         splits=rules.split.output.splits,
         checksums=rules.fetch.output.checksums,
         shards=preprocessed_shards,
+        stage1=first_stage_of_all_folds,
     output:
         model=f"{RESULTS}/{{setting}}/fold-{{fold}}/model.pt",
         history=f"{RESULTS}/{{setting}}/fold-{{fold}}/history.csv",
@@ -27,9 +28,10 @@ rule train:
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
     shell:
         "megavoxel train --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
-        "--fold {wildcards.fold} --checksums {input.checksums:q} --state {params.state:q} "
+        "--fold {wildcards.fold} {params.stage1} --checksums {input.checksums:q} --state {params.state:q} "
         "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"

@@ -48,6 +48,22 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How every training case is cut into blocks, which become cases of their own; test cases stay whole."""
+
+    counts: tuple[int, ...]
+    """Blocks along z, y, x."""
+    margin: int | tuple[int, ...] = 0
+    """Voxels left out between two neighbouring blocks, so that no voxel beside a training block is validated on: one
+    number, or one each along z, y, x."""
+
+    @property
+    def margins(self) -> tuple[int, ...]:
+        """Voxels left out between two blocks along z, y, x."""
+        return (self.margin,) * 3 if isinstance(self.margin, int) else tuple(self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Declared:
     """What is published of a dataset: enough to plan a study before the download."""
 
@@ -72,6 +88,9 @@ class Dataset:
     licence: str = ""
     labels: dict[str, int] | None = None
     """Label values by name, background left out or 0; None: as in dataset.json."""
+    background_values: tuple[int, ...] = ()
+    """Values of the label files that count as background, so that some labels can be segmented alone; needs
+    `labels`."""
     channels: tuple[str, ...] | None = None
     """Names of the channels; None: as in dataset.json."""
     nsd_tolerance_mm: Any = 1.0
@@ -85,6 +104,14 @@ class Dataset:
     (imagesVa). The other section is not read."""
     test_cases: tuple[str, ...] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
+    test_count: int | None = None
+    """In place of `test_cases`, how many labelled cases to draw at random for that; from the sorted ids, as by
+    scikit-learn's `train_test_split(ids, test_size=test_count, random_state=test_seed)`."""
+    test_seed: int = 0
+    """Same seed, same `test_count` cases."""
+    blocks: Blocks | None = None
+    """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
+    that name cases then name blocks."""
     modalities: dict[str, tuple[str, ...]] | None = None
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
@@ -121,10 +148,28 @@ def load_dataset(path: Path) -> Dataset:
     """
     values = read_yaml(path)
     validate(values, "dataset", source=str(path))
+    _check_together(values, str(path))
+    return from_plain(Dataset, values, where=str(path))
+
+
+def _check_together(values: dict[str, Any], source: str) -> None:
+    """Refuses keys that need another one, or contradict one another."""
     missing = [key for key in ("labels", "channels") if "declared" in values and key not in values]
     if missing:
-        raise UserError(f"{path}: declared: it also needs '{missing[0]}' in this file, which planning asks for")
-    return from_plain(Dataset, values, where=str(path))
+        raise UserError(f"{source}: declared: it also needs '{missing[0]}' in this file, which planning asks for")
+    if "background_values" in values and "labels" not in values:
+        raise UserError(f"{source}: background_values: it also needs 'labels' in this file, those to be segmented")
+    for name, value in values.get("labels", {}).items():
+        if value in values.get("background_values", ()):
+            raise UserError(
+                f"{source}: background_values: {value} is the value of the label '{name}'; remove it from one of them"
+            )
+    if "test_count" in values and "test_cases" in values:
+        raise UserError(f"{source}: test_count: test_cases names the test cases already; leave one of them out")
+    if "test_seed" in values and "test_count" not in values:
+        raise UserError(f"{source}: test_seed: it draws cases only beside 'test_count', which is missing")
+    if "blocks" in values and "phantom" in values["source"]:
+        raise UserError(f"{source}: blocks: phantoms are not cut; say how many there are, and how large, under phantom")
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

@@ -82,6 +82,7 @@ SECTIONS = (
     _of_setting("preprocessing", study.Preprocessing),
     _of_setting("network", study.Network),
     Section(title="`parallel` of a setting", schema="study", place="$defs/parallel", record=study.Parallel),
+    Section(title="`expansion` of a setting", schema="study", place="$defs/expansion", record=study.Expansion),
     _of_setting("training", study.Training),
     _of_setting("augmentation", study.Augmentation),
     _of_setting("inference", study.Inference),
@@ -90,6 +91,7 @@ SECTIONS = (
     Section(title="A dataset file", schema="dataset", record=dataset.Dataset),
     Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),
     Section(title="`phantom` of a source", schema="dataset", place="$defs/phantom", record=dataset.Phantom),
+    Section(title="`blocks` of a dataset", schema="dataset", place="$defs/blocks", record=dataset.Blocks),
     Section(title="`declared` of a dataset", schema="dataset", place="$defs/declared", record=dataset.Declared),
     Section(title="The hardware file", schema="hardware"),
     Section(

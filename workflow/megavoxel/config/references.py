@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megavoxel.config.schema import closest
-from megavoxel.config.study import Ensemble, Network, Setting, Study, Sweep
+from megavoxel.config.study import Ensemble, Network, Setting, Study, Sweep, Training
 from megavoxel.errors import UserError
 
 RESERVED = {"ensembles", "preprocessed", "report"}
+WEIGHTED_LOSSES = ("dice_ce", "cross_entropy")
+"""Losses with a cross-entropy whose classes can be weighted."""
 
 
 def check_references(study: Study, source: str) -> None:
@@ -16,7 +18,7 @@ def check_references(study: Study, source: str) -> None:
 
     Raises:
         UserError: a name that is reserved, taken twice or unknown, a fold that the study does not have, a range whose
-            ends are the wrong way round; with the file (`source`) and key.
+            ends are the wrong way round, keys of training that do not go together; with the file (`source`) and key.
     """
     names = [setting.name for setting in study.settings]
     if study.baseline is not None:
@@ -50,6 +52,8 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
             f"{study.folds})"
         )
     _check_network(setting.network, f"{where}.network")
+    _check_training(setting.training, f"{where}.training")
+    _check_first_stage(setting, study, f"{where}.stage1")
     for key, value in vars(setting.augmentation).items():
         if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
             raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
@@ -64,6 +68,39 @@ def _check_network(network: Network, where: str) -> None:
     if levels is None or len(network.decoder_features) != levels - 1:
         wanted = "'levels' or 'features' beside it" if levels is None else f"{levels - 1} of them, one less than levels"
         raise UserError(f"{where}.decoder_features: {len(network.decoder_features)} numbers of channels; give {wanted}")
+
+
+def _check_training(training: Training, where: str) -> None:
+    if training.class_weights != "none" and training.loss not in WEIGHTED_LOSSES:
+        raise UserError(
+            f"{where}.class_weights: '{training.class_weights}' weights a cross-entropy, which the loss "
+            f"'{training.loss}' has not; allowed: loss {' or '.join(WEIGHTED_LOSSES)}, or class_weights none"
+        )
+    if training.patience is not None and training.validation_iterations == 0:
+        raise UserError(
+            f"{where}.patience: it looks at the pseudo-Dice of validation patches, and validation_iterations is 0; "
+            "set that to 1 or more, or remove patience"
+        )
+
+
+def _check_first_stage(setting: Setting, study: Study, where: str) -> None:
+    for name in setting.stage1:
+        require_name(name, [other.name for other in study.settings], where)
+        _check_no_circle(setting.name, name, study, where)
+        folds = study.folds_of(study.setting(name))
+        if len(folds) < study.folds:
+            raise UserError(
+                f"{where}: '{name}' is trained on {len(folds)} of the {study.folds} folds; a second stage trains on "
+                "predictions by networks that did not see the case, which takes all folds: remove its 'folds'"
+            )
+
+
+def _check_no_circle(start: str, name: str, study: Study, where: str, seen: tuple[str, ...] = ()) -> None:
+    if name == start:
+        raise UserError(f"{where}: the cascade refers to itself: {' -> '.join((start, *seen, name))}")
+    for other in study.setting(name).stage1 if name not in seen else ():
+        if other in [setting.name for setting in study.settings]:
+            _check_no_circle(start, other, study, where, (*seen, name))
 
 
 def _check_ensemble(ensemble: Ensemble, study: Study, settings: Sequence[str], where: str) -> None:

@@ -115,11 +115,24 @@ class Training:
     """Exponent of `dice_focal`."""
     topk_percent: float = 10.0
     """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
+    class_weights: str = "none"
+    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`: `none`, or `softmax_of_inverse`,
+    the softmax over classes of all voxels / voxels of the class in the fold's training cases."""
     batch_dice: bool | None = None
     """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
     at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""
+    sampling: str = "foreground"
+    """How patches are drawn: `foreground`, some of them centred on a foreground voxel (nnU-Net), or `roulette`, from
+    half-overlapping positions, where those with little foreground are accepted now and then."""
     foreground_fraction: float = 0.33
-    """Probability that a patch is centred on a foreground voxel."""
+    """Probability that a patch of `foreground` sampling is centred on a foreground voxel."""
+    roulette_threshold: float = 0.01
+    """Share of foreground voxels from which on a patch of `roulette` sampling is always accepted."""
+    roulette_acceptance: float = 0.1
+    """Probability that any other patch of `roulette` sampling is accepted."""
+    patience: int | None = None
+    """Epochs without a better pseudo-Dice after which training stops, with the weights of its last epoch; the learning
+    rate falls as over all `epochs`. None: it takes all of them."""
     precision: str = "auto"
     """`float32`, `bfloat16`, `float16` or `auto` (a short measurement on the CPU; bfloat16 where a GPU has it)."""
     workers: int = 2
@@ -166,6 +179,12 @@ class Augmentation:
     """Probability of a gamma curve on the inverted image."""
     gamma_range: tuple[float, ...] = (0.7, 1.5)
     """Range of the exponent; mean and standard deviation are restored."""
+    stage1_morphology: float = 0.4
+    """Probability that the first stage's labels are dilated, eroded, opened or closed; each label then with
+    probability 0.5. Only a setting with `stage1` looks at it."""
+    stage1_removal: float = 0.2
+    """Probability that a small component of the first stage's labels is removed; each label then with probability 0.5.
+    Only a setting with `stage1` looks at it."""
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     """Axes that are mirrored, each with probability 0.5; prediction averages over the same axes."""
 
@@ -178,8 +197,22 @@ class Inference:
     """Largest distance between two windows, as a fraction of the patch."""
     mirror: bool = True
     """Whether predictions are averaged over the mirrored axes of the augmentation."""
+    weights: str = "gaussian"
+    """How the voxels of a window count: `gaussian`, or `centre`, twice in the box that is the half of each axis around
+    the centre."""
     gaussian_sigma: float = 0.125
-    """Sigma of the window's weights, as a fraction of the patch."""
+    """Sigma of `gaussian` weights, as a fraction of the patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """A second, larger patch around the patch, which trains all levels but the first (meU-net)."""
+
+    factor: tuple[float, ...]
+    """Size of the expanded patch per axis, as a multiple of the patch; one number stands for all axes."""
+    order: str = "sequential"
+    """`sequential`: forward and backward pass of one patch, then of the other; `joint`: both forward, then both
+    backward. The gradients are the same; sequential needs less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +236,12 @@ class Setting:
     network: Network = field(default_factory=Network)
     parallel: Parallel | None = field(default_factory=Parallel)
     """How a step is spread over devices; `auto`: the cheapest way that fits the study's device. None stands for it."""
+    expansion: Expansion | None = None
+    """Trains on an expanded patch as well; None: on the patch alone."""
+    stage1: tuple[str, ...] = ()
+    """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
+    fusion: str = "post"
+    """Where a setting with `stage1` joins them: `post`, at the start of every decoder level, or `pre`, to the image."""
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)

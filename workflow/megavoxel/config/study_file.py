@@ -27,7 +27,7 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     validate(values, "study", source=source)
     written = values["settings"]
-    whole = {name: _without_auto(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
+    whole = {name: _spelled_out(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
     resolved, families = repeat_settings(whole, source)
     ensembles = values.get("ensembles", {})
     study = Study(
@@ -75,9 +75,15 @@ def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tupl
     return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
 
 
-def _without_auto(setting: dict[str, Any]) -> dict[str, Any]:
-    """`parallel: auto` as None, so that the key holds a mapping or nothing."""
-    return setting | {"parallel": None} if setting.get("parallel") == "auto" else setting
+def _spelled_out(setting: dict[str, Any]) -> dict[str, Any]:
+    """`parallel: auto` as None, so that the key holds a mapping or nothing; one factor of an expansion as three."""
+    changed = dict(setting)
+    if changed.get("parallel") == "auto":
+        changed["parallel"] = None
+    expansion = changed.get("expansion")
+    if expansion is not None and not isinstance(expansion["factor"], list):
+        changed["expansion"] = {**expansion, "factor": [expansion["factor"]] * 3}
+    return changed
 
 
 def _sweep(name: str, keys: dict[str, Any], families: dict[str, list[str]], source: str) -> Sweep:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
+
 from megavoxel.config.dataset import Dataset
 from megavoxel.data.cases import Case
 from megavoxel.errors import UserError
@@ -16,7 +18,7 @@ LISTED_CASES = 10
 
 
 def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Applies `include`, `exclude`, `test_cases` and `modalities` of a dataset file.
+    """Applies `include`, `exclude`, `test_cases`, `test_count` and `modalities` of a dataset file.
 
     Args:
         cases: all cases of the dataset's folder.
@@ -28,19 +30,17 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
 
     Raises:
         UserError: the dataset file names a case that does not exist, a pattern of `include` matches nothing, no case is
-            left, or a case has no modality or several.
+            left, more test cases are to be drawn than leave one to train on, or a case has no modality or several.
     """
     known = {case.id for case in cases}
     _require(dataset.exclude, known, f"dataset {dataset.name}: exclude", root)
     _require(dataset.test_cases, known, f"dataset {dataset.name}: test_cases", root)
     excluded = {*dataset.exclude, *_not_included(known, dataset, root)}
-    kept = [
-        replace(case, split="test") if case.id in dataset.test_cases else case
-        for case in cases
-        if case.id not in excluded
-    ]
+    kept = [case for case in cases if case.id not in excluded]
     if not kept:
         raise UserError(f"dataset {dataset.name}: exclude: all {len(known)} cases are left out; keep some")
+    tested = {*dataset.test_cases, *_drawn(kept, dataset)}
+    kept = [replace(case, split="test") if case.id in tested else case for case in kept]
     if dataset.modalities is not None:
         kept = _with_modality(kept, dataset.modalities, f"dataset {dataset.name}: modalities")
     return tuple(kept), tuple(sorted(excluded))
@@ -65,6 +65,20 @@ def _not_included(known: set[str], dataset: Dataset, root: Path) -> set[str]:
                 f"first of which is '{min(known)}'; correct or remove the pattern"
             )
     return {case for case in known if dataset.include and not _matches(case, dataset.include)}
+
+
+def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
+    """The labelled cases that `test_count` and `test_seed` make test cases."""
+    if dataset.test_count is None:
+        return []
+    labelled = sorted({case.id for case in cases if case.split == "training" and case.label is not None})
+    if len(labelled) <= dataset.test_count:
+        raise UserError(
+            f"dataset {dataset.name}: test_count: {dataset.test_count} test cases cannot be drawn from {len(labelled)} "
+            "labelled ones, because some must be left to train on; lower it"
+        )
+    order = np.random.RandomState(dataset.test_seed).permutation(len(labelled))
+    return [labelled[number] for number in order[: dataset.test_count]]
 
 
 def _with_modality(cases: Sequence[Case], modalities: dict[str, tuple[str, ...]], where: str) -> list[Case]:

@@ -6,6 +6,7 @@ mean field of view, so that the same anatomy fits any grid; rendering converts t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ LABELS = {"liver": 1, "stomach": 2, "aorta": 3, "gland": 4}
 AIR_HU = -1000.0
 SUPERSAMPLING = 2
 CONTROL_POINTS = 5
+KNOTS = np.linspace(-0.5, 0.5, CONTROL_POINTS)
 DISPLACEMENT = 0.03  # standard deviation at the control points, in half fields of view: a fifteenth of their distance
 SLAB_SLICES = 16
 Triple = tuple[float, float, float]
@@ -165,18 +167,45 @@ def render(anatomy: Anatomy, grid: Grid, field_of_view: tuple[float, float, floa
         HU without noise, float32 (z, y, x), and the label of most samples of each voxel, uint8 (z, y, x). Ties go to
         the voxel's first and last sample in a checkerboard, so that no border is shifted and no label favoured.
     """
-    hounsfield = np.array([AIR_HU, *(part.hounsfield for part in anatomy.structures)], dtype=np.float32)
-    label_of = np.array([0, *(part.label for part in anatomy.structures)], dtype=np.uint8)
     image, labels = np.empty(grid.shape, np.float32), np.empty(grid.shape, np.uint8)
     for start in range(0, grid.shape[0], SLAB_SLICES):
         slab = slice(start, min(start + SLAB_SLICES, grid.shape[0]))
-        x, y, z = _sample_points(anatomy, grid, field_of_view, slab)
-        drawn = np.zeros(x.shape, dtype=np.uint8)
-        for number, part in enumerate(anatomy.structures, start=1):
-            drawn[part.shape.contains(x, y, z)] = number
-        image[slab] = _over_samples(hounsfield[drawn]) / SUPERSAMPLING**3
-        labels[slab] = _majority(label_of[drawn])
+        hounsfield, label = _draw(anatomy, *_sample_points(anatomy, grid, field_of_view, slab))
+        image[slab] = _over_samples(hounsfield) / SUPERSAMPLING**3
+        labels[slab] = _majority(label)
     return image, labels
+
+
+def render_fine_slab(
+    anatomy: Anatomy, grid: Grid, field_of_view: tuple[float, float, float], slab: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some slices of a patient on a grid so fine that one sample per voxel is enough: no partial volume.
+
+    Args:
+        anatomy: the patient.
+        grid: the voxels.
+        field_of_view: as for `render`.
+        slab: which slices.
+
+    Returns:
+        HU without noise, float32 (slices, y, x), and labels, uint8 (slices, y, x).
+    """
+    places = [(np.arange(size) + 0.5) / size - 0.5 for size in grid.shape]
+    places[0] = places[0][slab]
+    weights = [make_interp_spline(KNOTS, np.eye(CONTROL_POINTS), k=3)(place).astype(np.float32) for place in places]
+    control = anatomy.control.astype(np.float32)
+    displacements = [np.einsum("zi,yj,xk,ijk->zyx", *weights, part, optimize=True) for part in control]
+    return _draw(anatomy, *_patient_points(grid, field_of_view, places, displacements))
+
+
+def _draw(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """HU, float32, and labels, uint8, of points of the patient."""
+    hounsfield = np.array([AIR_HU, *(part.hounsfield for part in anatomy.structures)], dtype=np.float32)
+    label_of = np.array([0, *(part.label for part in anatomy.structures)], dtype=np.uint8)
+    drawn = np.zeros(x.shape, dtype=np.uint8)
+    for number, part in enumerate(anatomy.structures, start=1):
+        drawn[part.shape.contains(x, y, z)] = number
+    return hounsfield[drawn], label_of[drawn]
 
 
 def _majority(samples: np.ndarray) -> np.ndarray:
@@ -195,12 +224,22 @@ def _sample_points(
     """Patient coordinates x, y, z, each (z, y, x) over the samples of a slab, after deformation."""
     places = [_sample_places(size) for size in grid.shape]
     places[0] = places[0][slab.start * SUPERSAMPLING : slab.stop * SUPERSAMPLING]
+    return _patient_points(grid, field_of_view, places, _displacements(anatomy.control, places))
+
+
+def _patient_points(
+    grid: Grid,
+    field_of_view: tuple[float, float, float],
+    places: Sequence[np.ndarray],
+    displacements: Iterable[np.ndarray],
+) -> list[np.ndarray]:
+    """Patient coordinates x, y, z of points at `places` (z, y, x, from -0.5 to 0.5 of the grid), displaced."""
     offsets = [
         place * size * spacing for place, size, spacing in zip(places, grid.shape, grid.spacing, strict=True)
     ]  # mm from the centre along z, y, x
     along_z, along_y, along_x = np.ix_(*offsets)
     points = []
-    for world, displacement in enumerate(_displacements(anatomy.control, places)):
+    for world, displacement in enumerate(displacements):
         to_x, to_y, to_z = grid.rotation[world]
         millimetres = to_x * along_x + to_y * along_y + to_z * along_z
         unit = field_of_view[2 - world] / 2
@@ -215,10 +254,9 @@ def _sample_places(size: int) -> np.ndarray:
 
 def _displacements(control: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
     """The displacement field (x, y or z; samples along z, y, x), float32: cubic splines through the control points."""
-    knots = np.linspace(-0.5, 0.5, CONTROL_POINTS)
     field = control
     for axis, place in enumerate(places, start=1):
-        field = make_interp_spline(knots, field, k=3, axis=axis)(place).astype(np.float32)
+        field = make_interp_spline(KNOTS, field, k=3, axis=axis)(place).astype(np.float32)
     return field
 
 

@@ -48,6 +48,8 @@ class Cases:
     nsd_tolerance_mm: dict[str, float]
     """Tolerance of NSD per label name in mm."""
     cases: tuple[Case, ...]
+    background_values: tuple[int, ...] = ()
+    """Values of the label files that count as background. The key is not written where there are none."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -75,14 +77,17 @@ class Cases:
         return (parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])), parts[0][1]
 
     def read_labels(self, case: Case) -> np.ndarray:
-        """Label map of a case (z, y, x) in canonical order.
+        """Label map of a case (z, y, x) in canonical order, with 0 for all `background_values`.
 
         Raises:
             UserError: the case has no label map.
         """
         if case.label is None:
             raise UserError(f"case {case.id}: it has no label map")
-        return read_labels(Path(self.root) / case.label)[0]
+        labels = read_labels(Path(self.root) / case.label)[0]
+        if self.background_values:
+            labels[np.isin(labels, self.background_values)] = 0
+        return labels
 
     def read_geometry(self, case: Case) -> Geometry:
         """Grid of a case on disk, from the header alone."""
@@ -90,8 +95,9 @@ class Cases:
 
 
 def save_cases(path: Path, cases: Cases) -> None:
-    """Writes `cases.json`."""
-    write_json(path, to_plain(cases))
+    """Writes `cases.json`; the key `background_values` only where there are some."""
+    plain = to_plain(cases)
+    write_json(path, plain if cases.background_values else {k: plain[k] for k in plain if k != "background_values"})
 
 
 def load_cases(path: Path) -> Cases:

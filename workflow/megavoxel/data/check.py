@@ -15,7 +15,8 @@ import pandas
 from megavoxel.config.records import to_plain
 from megavoxel.data.cases import Case
 from megavoxel.data.layout import Layout
-from megavoxel.data.nifti import DamagedFileError, Geometry, read_image, read_labels
+from megavoxel.data.nifti import DamagedFileError, Geometry, read_geometry
+from megavoxel.data.slabs import read_image_slabs, read_label_slabs, stored_shape
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.parallel import map_cases
@@ -41,15 +42,20 @@ class Finding:
     """For the reader."""
 
 
-def check_layout(root: Path, layout: Layout, *, processes: int = 1) -> list[Finding]:
+def check_layout(
+    root: Path, layout: Layout, *, background_values: tuple[int, ...] = (), processes: int = 1
+) -> list[Finding]:
     """Checks all cases of a dataset; the findings come in order of the cases.
 
     Args:
         root: the dataset's folder.
         layout: its cases, channels and labels.
+        background_values: what label maps may hold besides 0 and the labels.
         processes: cases that are read at the same time; the result does not depend on it.
     """
-    look = partial(check_case, root, channels=layout.channels, labels=layout.labels)
+    look = partial(
+        check_case, root, channels=layout.channels, labels=layout.labels, background_values=background_values
+    )
     findings = chain.from_iterable(map_cases(look, layout.cases, processes=processes, title="checking"))
     excluded = [
         Finding(case=case, check="all", severity="excluded", message="left out by the dataset file")
@@ -64,7 +70,14 @@ def write_findings(path: Path, findings: list[Finding]) -> None:
         pandas.DataFrame(map(to_plain, findings), columns=COLUMNS).to_csv(partial_path, index=False)
 
 
-def check_case(root: Path, case: Case, *, channels: tuple[str, ...], labels: dict[str, int]) -> list[Finding]:
+def check_case(
+    root: Path,
+    case: Case,
+    *,
+    channels: tuple[str, ...],
+    labels: dict[str, int],
+    background_values: tuple[int, ...] = (),
+) -> list[Finding]:
     """All faults of one case, or one finding with severity `ok` that describes it.
 
     Args:
@@ -72,6 +85,7 @@ def check_case(root: Path, case: Case, *, channels: tuple[str, ...], labels: dic
         case: its files.
         channels: names of the channels that the image must have.
         labels: values by name that the label map may have besides 0.
+        background_values: others that count as background, like 0.
     """
 
     def found(check: str, message: str, severity: str = "error") -> Finding:
@@ -82,10 +96,11 @@ def check_case(root: Path, case: Case, *, channels: tuple[str, ...], labels: dic
         faults.append(("channels", f"{count} channels, declared are {len(channels)}: {', '.join(channels)}"))
     findings = [found(check, message) for check, message in faults]
     if case.label is not None:
-        faults, grid, values = _check_labels(root, case.label, labels)
+        background = {0, *background_values}
+        faults, grid, values = _check_labels(root, case.label, labels, background)
         findings += [found(check, message) for check, message in faults]
-        if values == {0}:
-            findings.append(found("foreground", f"{case.label} has no voxel above 0", "warning"))
+        if values and values <= background:
+            findings.append(found("foreground", f"{case.label} has no voxel of any label", "warning"))
         if grid is not None:
             grids[case.label] = grid
     elif case.split == "training":
@@ -121,44 +136,53 @@ def _check_images(root: Path, case: Case) -> tuple[list[tuple[str, str]], dict[s
             faults.append(("missing-image", f"there is no {name}"))
             continue
         try:
-            image, grids[name] = read_image(root / name)
+            channels = stored_shape(root / name)[0]
+            found = list(_check_intensities(root, name))
+            grids[name] = read_geometry(root / name)
         except UserError as fault:
             faults.append(("readable" if isinstance(fault, DamagedFileError) else "header", str(fault)))
             continue
-        count += len(image)
-        faults += _check_intensities(name, image)
+        count += channels
+        faults += found
     return faults, grids, count
 
 
-def _check_intensities(name: str, image: np.ndarray) -> Iterator[tuple[str, str]]:
-    if image.size == 0:
+def _check_intensities(root: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Faults of an image's voxels, which are read slab by slab."""
+    shape = stored_shape(root / name)
+    if 0 in shape:
         yield "empty", f"{name} has no voxels"
         return
-    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
+    bad, low, high = 0, np.full(shape[0], np.inf), np.full(shape[0], -np.inf)
+    for slab in read_image_slabs(root / name):
+        bad += slab.voxels.size - int(np.count_nonzero(np.isfinite(slab.voxels)))
+        low[slab.channel] = min(low[slab.channel], slab.voxels.min())
+        high[slab.channel] = max(high[slab.channel], slab.voxels.max())
     if bad:
         yield "finite", f"{name} has {bad} voxels that are NaN or infinite"
         return
-    for number, channel in enumerate(image):
-        if channel.min() == channel.max():
-            which = f"channel {number} of {name}" if len(image) > 1 else name
-            yield "empty", f"{which} has the value {channel.flat[0]:g} in every voxel"
+    for number in np.flatnonzero(low == high):
+        which = f"channel {number} of {name}" if shape[0] > 1 else name
+        yield "empty", f"{which} has the value {low[number]:g} in every voxel"
 
 
 def _check_labels(
-    root: Path, name: str, labels: dict[str, int]
+    root: Path, name: str, labels: dict[str, int], background: set[int]
 ) -> tuple[list[tuple[str, str]], Geometry | None, set[int]]:
     """Faults, grid and values of a label map."""
     if not (root / name).is_file():
         return [("missing-label", f"there is no {name}")], None, set()
     try:
-        array, grid = read_labels(root / name)
+        grid = read_geometry(root / name)
+        slabs = read_label_slabs(root / name)
+        values = {int(value) for slab in slabs for value in pandas.unique(slab.voxels.ravel(order="K"))}
     except UserError as fault:
         return [("readable" if isinstance(fault, DamagedFileError) else "label-values", str(fault))], None, set()
-    values = {int(value) for value in pandas.unique(array.ravel(order="K"))}
-    undeclared = sorted(values - {0, *labels.values()})
+    undeclared = sorted(values - background - set(labels.values()))
     if not undeclared:
         return [], grid, values
-    declared = ", ".join(["0 background", *(f"{value} {label}" for label, value in labels.items())])
+    meanings = dict.fromkeys(sorted(background), "background") | {value: label for label, value in labels.items()}
+    declared = ", ".join(f"{value} {meaning}" for value, meaning in meanings.items())
     listing = ", ".join(map(str, undeclared[:10])) + (", ..." if len(undeclared) > 10 else "")
     return [("label-values", f"{name} has the undeclared value {listing}; declared are {declared}")], grid, values
 

@@ -1,4 +1,4 @@
-"""Brings a dataset to its folder: made from a seed, linked from a folder, or downloaded and extracted."""
+"""Brings a dataset to its folder: made from a seed, linked from a folder, or downloaded and extracted, then cut."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, Source
 from megavoxel.data.archive import extract_dataset
+from megavoxel.data.cut import cut_training_cases
 from megavoxel.data.download import archive_name, checksum_fault, download
 from megavoxel.data.folder import link_folder, replaced_folder, write_checksums
 from megavoxel.data.phantom import write_phantoms
@@ -21,7 +22,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
     recorded in archives.tsv beside the folder, and from then on the archive of that address must have it.
 
     Args:
-        dataset: names the source.
+        dataset: names the source, and the blocks that training cases are cut into, if any.
         output: the folder; one that an earlier fetch made is replaced.
         downloads: where archives are kept, each in a folder of its dataset's name.
         mirror: a folder that is looked at before any address: for the archive, then for a folder of the dataset's name.
@@ -31,7 +32,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         One line that says where the files came from.
 
     Raises:
-        UserError: the source is missing, refuses, or is not what its checksum says.
+        UserError: the source is missing, refuses, is not what its checksum says, or cannot be cut into blocks.
         OSError: the disk is full; nothing of `output` is left behind.
     """
     if mirror is not None and not mirror.is_dir():
@@ -47,14 +48,15 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
             link_folder(origin, folder, copy=copy)
         else:
             extract_dataset(origin, folder)
+        cut = "" if dataset.blocks is None else f"; {cut_training_cases(folder, dataset)}"
         write_checksums(folder)
     if dataset.source.checksum is not None and origin.is_file():
         record_checksum(records, dataset.source.url, origin, beside=origin.is_relative_to(downloads))
     if origin is None:
-        return f"phantoms of seed {dataset.source.phantom.seed}"
+        return f"phantoms of seed {dataset.source.phantom.seed}{cut}"
     if origin.is_dir():
-        return f"{'copied from' if copy else 'links to'} {origin.resolve()}"
-    return f"extracted from {origin}, which may be deleted now"
+        return f"{'copied from' if copy else 'links to'} {origin.resolve()}{cut}"
+    return f"extracted from {origin}, which may be deleted now{cut}"
 
 
 def _find(dataset: Dataset, *, downloads: Path, mirror: Path | None, records: Path) -> Path | None:

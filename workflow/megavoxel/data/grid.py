@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 ANISOTROPY = 3.0
@@ -33,3 +34,15 @@ def separate_axis(current_spacing: Sequence[float], new_spacing: Sequence[float]
             coarsest = [axis for axis, size in enumerate(spacing) if size == max(spacing)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
+
+
+def window_starts(size: int, patch: int, step: float) -> list[int]:
+    """First voxels of evenly spread windows, at most `step` patches apart, that cover `size` voxels.
+
+    Where the image is smaller than the patch, one window is centred on it (its start is then negative).
+    """
+    if size <= patch:
+        return [-((patch - size) // 2)]
+    count = math.ceil((size - patch) / max(1, patch * step)) + 1
+    distance = (size - patch) / (count - 1)
+    return [round(index * distance) for index in range(count)]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         UserError: the file cannot be read, or its affine is singular.
     """
-    return _geometry(_open(path), path)
+    return geometry_of(open_nifti(path), path)
 
 
 def read_image(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -92,8 +94,8 @@ def read_image(path: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         UserError: the file is missing, truncated, or neither 3D nor 4D.
     """
-    file = _open(path)
-    geometry = _geometry(file, path)
+    file = open_nifti(path)
+    geometry = geometry_of(file, path)
     array = geometry.to_canonical(_voxels(file, path, np.float32))
     return (array[np.newaxis] if array.ndim == 3 else array), geometry
 
@@ -104,14 +106,14 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         UserError: the file is missing, truncated, not 3D, or holds values that are not whole numbers from 0 to 65535.
     """
-    file = _open(path)
-    geometry = _geometry(file, path)
+    file = open_nifti(path)
+    geometry = geometry_of(file, path)
     array = _voxels(file, path)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim != 3:
         raise UserError(f"{path}: a label map must have three axes, this file has shape {array.shape}")
-    return geometry.to_canonical(_whole_numbers(array, path)), geometry
+    return geometry.to_canonical(whole_numbers(array, path)), geometry
 
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
@@ -124,12 +126,19 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     """Writes an array in the file's own axis order as .nii.gz in mm, whole or not at all; same input, same bytes."""
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
+    with compressed_file(path) as compressed:
+        image.to_stream(compressed)
+
+
+@contextmanager
+def compressed_file(path: Path) -> Iterator[gzip.GzipFile]:
+    """A gzip stream to `path`, which appears whole or not at all; same content, same bytes."""
     with (
         atomic_path(path) as partial,
         partial.open("wb") as target,
         gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=3, mtime=0) as compressed,
     ):
-        image.to_stream(compressed)
+        yield compressed
 
 
 def unreadable(path: Path, fault: Exception) -> DamagedFileError:
@@ -142,9 +151,18 @@ def unreadable(path: Path, fault: Exception) -> DamagedFileError:
     )
 
 
-def _open(path: Path) -> nibabel.Nifti1Image:
+def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
+    """Opens a file without reading its voxels.
+
+    Args:
+        path: the file.
+        keep_open: whether parts that are read one after the other go on where the last one ended, in a gzip file too.
+
+    Raises:
+        UserError: the file is missing, damaged, or neither 3D nor 4D.
+    """
     try:
-        file = nibabel.load(path)
+        file = nibabel.load(path, keep_file_open=True) if keep_open else nibabel.load(path)
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
     if len(file.shape) not in (3, 4):
@@ -159,14 +177,24 @@ def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None = None) -> 
         raise unreadable(path, fault) from None
 
 
-def _geometry(file: nibabel.Nifti1Image, path: Path) -> Geometry:
+def geometry_of(file: nibabel.Nifti1Image, path: Path) -> Geometry:
+    """The grid of an opened file.
+
+    Raises:
+        UserError: its affine is singular.
+    """
     affine = np.asarray(file.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
         raise UserError(f"{path}: the affine of its header is singular or not finite; write the file with a valid one")
     return Geometry(shape=tuple(int(size) for size in file.shape[:3]), affine=affine)
 
 
-def _whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
+def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
+    """Values of a label map as uint8, or uint16 where needed.
+
+    Raises:
+        UserError: one of them is not a whole number from 0 to 65535.
+    """
     if array.size == 0:
         return array.astype(np.uint8)
     if array.dtype.kind == "f":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -12,12 +15,15 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from megavoxel.config.dataset import Phantom
-from megavoxel.data.anatomy import LABELS, Grid, draw_anatomy, render
-from megavoxel.data.nifti import write_nifti
+from megavoxel.data.anatomy import LABELS, Grid, draw_anatomy, render, render_fine_slab
+from megavoxel.data.nifti import Geometry, write_nifti
+from megavoxel.data.slabs import scratch_array, slab_places, write_slabs
 from megavoxel.files import write_json
 
 NOISE_SIGMA = 0.5  # voxels; neighbours along an axis correlate by about a quarter
 HOUNSFIELD_RANGE = (-1024, 3071)
+LARGE_VOXELS = 2**24
+"""Voxels of the mean shape from which on cases are written slab by slab."""
 STORAGE = (
     ("RAS", False),
     ("RAS", True),
@@ -45,14 +51,50 @@ def write_phantoms(folder: Path, phantom: Phantom, *, name: str = "phantom") -> 
             suffix = "Tr" if split == "training" else "Ts"
             file = f"phantom_{index + 1:04d}.nii.gz"
             entry = {"image": f"./images{suffix}/{file}", "label": f"./labels{suffix}/{file}"}
-            image, labels = make_case(phantom, index)
-            write_nifti(folder / entry["image"], np.asarray(image.dataobj), image.affine)
-            write_nifti(folder / entry["label"], np.asarray(labels.dataobj), labels.affine)
+            write_case(phantom, index, folder / entry["image"], folder / entry["label"])
             entries[split].append(entry)
             bar.update()
             if bar.disable:
                 print(f"{file} ({index + 1} of {total})", flush=True)
     write_json(folder / "dataset.json", _description(phantom, name, entries))
+
+
+def write_case(phantom: Phantom, index: int, image_path: Path, label_path: Path) -> None:
+    """Writes image and label map of one case, slab by slab where the mean shape has `LARGE_VOXELS` and more."""
+    if math.prod(phantom.shape) >= LARGE_VOXELS:
+        write_large_case(phantom, index, image_path, label_path)
+        return
+    image, labels = make_case(phantom, index)
+    write_nifti(image_path, np.asarray(image.dataobj), image.affine)
+    write_nifti(label_path, np.asarray(labels.dataobj), labels.affine)
+
+
+def write_large_case(phantom: Phantom, index: int, image_path: Path, label_path: Path) -> None:
+    """Writes a case slab by slab, as `make_case` makes it but for partial volume, of which it has none.
+
+    Noise is drawn for each slab on its own, so that voxels on both sides of a border between two are not correlated.
+    """
+    generator = np.random.default_rng([phantom.seed, index])
+    axes, oblique = STORAGE[index % len(STORAGE)]
+    field_of_view = tuple(size * step for size, step in zip(phantom.shape, phantom.spacing, strict=True))
+    grid = _draw_grid(phantom, generator, oblique=oblique)
+    anatomy = draw_anatomy(generator, tuple(2 / size for size in reversed(phantom.shape)))
+    affine = _affine(grid, centre=generator.uniform(-40, 40, 3))
+    stored = _stored(np.broadcast_to(np.uint8(0), grid.shape), affine, axes)
+    geometry = Geometry(shape=stored.shape, affine=stored.affine)
+    label_path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".blocks-", dir=label_path.parent) as scratch:
+        labels = scratch_array(Path(scratch) / "labels.b2nd", grid.shape, np.uint8, axis=0)
+
+        def image_slabs() -> Iterator[tuple[int, np.ndarray]]:
+            for rows, *_ in slab_places(grid.shape, 0):
+                clean, labels[rows] = render_fine_slab(anatomy, grid, field_of_view, rows)
+                noise = _noise(generator, clean.shape, phantom.noise) if phantom.noise else np.float32(0)
+                yield rows.start, _whole_hounsfield(clean + noise)
+
+        write_slabs(image_path, image_slabs(), geometry, np.int16)
+        label_slabs = ((rows.start, labels[rows]) for rows, *_ in slab_places(grid.shape, 0))
+        write_slabs(label_path, label_slabs, geometry, np.uint8)
 
 
 def make_case(phantom: Phantom, index: int) -> tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]:
@@ -68,8 +110,7 @@ def make_case(phantom: Phantom, index: int) -> tuple[nibabel.Nifti1Image, nibabe
     grid = _draw_grid(phantom, generator, oblique=oblique)
     voxel = tuple(2 / size for size in reversed(phantom.shape))
     clean, labels = render(draw_anatomy(generator, voxel), grid, field_of_view)
-    noisy = clean + _noise(generator, clean.shape, phantom.noise)
-    image = np.clip(np.rint(noisy), *HOUNSFIELD_RANGE).astype(np.int16)
+    image = _whole_hounsfield(clean + _noise(generator, clean.shape, phantom.noise))
     affine = _affine(grid, centre=generator.uniform(-40, 40, 3))
     return _stored(image, affine, axes), _stored(labels, affine, axes)
 
@@ -85,6 +126,10 @@ def _draw_grid(phantom: Phantom, generator: np.random.Generator, *, oblique: boo
         spacing=tuple(float(step * f) for step, f in zip(phantom.spacing, (slices, in_plane, in_plane), strict=True)),
         rotation=turn if oblique else np.eye(3),
     )
+
+
+def _whole_hounsfield(noisy: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(noisy), *HOUNSFIELD_RANGE).astype(np.int16)
 
 
 def _noise(generator: np.random.Generator, shape: tuple[int, ...], deviation: float) -> np.ndarray:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from megavoxel.data.grid import rounded_spacing
 from megavoxel.evaluation.overlap import dice_per_label
 from megavoxel.evaluation.pairs import Pair, read_pair
 from megavoxel.evaluation.surface import surface_dice_per_label
 from megavoxel.evaluation.targets import Target
 from megavoxel.evaluation.tidy import Score
 from megavoxel.parallel import map_cases
-
-SPACING_DECIMALS = 5
 
 
 def score_pairs(pairs: Sequence[Pair], targets: Sequence[Target], *, processes: int = 1) -> list[Score]:
@@ -31,7 +30,7 @@ def score_pair(pair: Pair, targets: Sequence[Target]) -> list[Score]:
     values = [target.value for target in targets]
     dsc = dice_per_label(prediction, reference, values)
     # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
-    spacing = [round(size, SPACING_DECIMALS) for size in geometry.spacing]
+    spacing = rounded_spacing(geometry.spacing)
     tolerances = [target.tolerance for target in targets]
     nsd = surface_dice_per_label(prediction, reference, values, tolerances=tolerances, spacing=spacing)
     return [

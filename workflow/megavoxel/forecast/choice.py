@@ -118,7 +118,8 @@ class Search:
     def _pipelines(self) -> Iterator[Parallel]:
         """With up to twice as many micro-batches as stages, and fewer where these are too many to hold at once."""
         batch = self.plan.batch
-        stages = powers_of_two(min(self.device.most_devices, most_stages(self.plan)))[1:]
+        whole = self.plan.expanded_patch is not None
+        stages = powers_of_two(1 if whole else min(self.device.most_devices, most_stages(self.plan)))[1:]
         for count, checkpointing in itertools.product(stages, (False, True)):
             most = 1 if self.plan.training.batch_dice else min(batch, 2 * count)
             for parts in (parts for parts in range(most, 0, -1) if batch % parts == 0):
@@ -148,6 +149,11 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
         raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
     if parallel.pipeline > most_stages(plan):
         raise UserError(f"{where}.pipeline: the network has {most_stages(plan)} blocks; allowed: 1 to that number")
+    if parallel.pipeline > 1 and plan.expanded_patch is not None:
+        raise UserError(
+            f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
+            "through a pipeline; set pipeline to 1 (data, accumulate and checkpointing spread it as well)"
+        )
     if parallel.micro_batches > 1 and plan.training.batch_dice:
         raise UserError(
             f"{where}.micro_batches: training.batch_dice needs the sums of the whole batch, which micro-batches of a "

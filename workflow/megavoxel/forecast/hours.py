@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
+from megavoxel.data.grid import window_starts
 from megavoxel.forecast.step import window
-from megavoxel.inference.sliding_window import window_starts
 from megavoxel.planning.plan import Plan
 
 GIB = 2**30

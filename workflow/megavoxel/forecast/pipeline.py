@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.study import Training
 from megavoxel.forecast.step import StepCost, autocast, float32_bytes, optimizer_bytes
-from megavoxel.forecast.tracker import MemoryTracker
+from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import cumulative_strides, unet_blocks
+from megavoxel.network.unet import cumulative_strides, entering_state, unet_blocks
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import padded_patch
 from megavoxel.training.loss import build_loss
@@ -88,7 +88,7 @@ def _with_optimizer(plan: Plan, cost: StepCost) -> StepCost:
 def _stage_costs(job: _Job, stages: int) -> list[StepCost]:
     with FakeTensorMode():
         blocks = unet_blocks(job.network)
-        image = torch.zeros(job.samples, job.network.channels, *job.patch)
+        image = torch.zeros(job.samples, job.network.input_channels, *job.patch)
         image = image.contiguous(memory_format=torch.channels_last_3d)
         kept, borders = _forward(blocks, image, job)
         begins = balanced_cuts(kept, stages)
@@ -114,7 +114,7 @@ def _stage(blocks: Sequence[Block], entering: RunState, job: _Job) -> StepCost:
 
 def _forward(blocks: Sequence[Block], image: Tensor, job: _Job) -> tuple[list[float], list[RunState]]:
     """Bytes that each block keeps for the backward pass, and what enters it."""
-    state, kept, borders = RunState(activation=image), [], []
+    state, kept, borders = entering_state(job.network, image), [], []
     with MemoryTracker() as memory, autocast(job.precision):
         for block in blocks:
             borders.append(RunState(activation=state.activation, stashed=dict(state.stashed)))

@@ -16,8 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.device import Precision
+from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import Plan
 from megavoxel.training.optimizer import build_optimizer
@@ -95,6 +95,7 @@ def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
 def new_run(plan: Plan, precision: str) -> Run:
     """A run without data; to be made inside `FakeTensorMode`."""
     network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+    weighted = plan.training.class_weights != "none"
     return Run(
         plan=plan,
         device=CPU,
@@ -102,6 +103,7 @@ def new_run(plan: Plan, precision: str) -> Run:
         network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        class_weights=torch.ones(plan.network.classes) if weighted else None,
     )
 
 
@@ -120,7 +122,8 @@ class _Hashed:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.key = (plan.network, plan.patch, plan.batch, plan.parallel, plan.training)
+        expansion = (plan.expanded_patch, plan.expansion_order)
+        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, plan.training)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hashed) and self.key == other.key
@@ -134,8 +137,8 @@ def _training_step(hashed: _Hashed, precision: str) -> StepCost:
     plan = hashed.plan
     with FakeTensorMode(), MemoryTracker() as memory:
         run = new_run(plan, precision)
-        image = torch.zeros(plan.batch, plan.network.channels, *plan.patch)
-        target = torch.zeros(plan.batch, *plan.patch, dtype=torch.int64)
+        image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch)
+        target = torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64)
         _make_optimizer_state(run)
         resident = memory.live - image.nbytes - target.nbytes
         memory.reset_peak()
@@ -163,7 +166,7 @@ def _window(hashed: _Hashed, networks: int, precision: str) -> StepCost:
     with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
         network = SegmentationNetwork(plan.network).eval()
         others = (networks - ONE_NETWORK) * float32_bytes(network)
-        image = torch.zeros(1, plan.network.channels, *plan.patch)
+        image = torch.zeros(1, plan.network.input_channels, *plan.patch)
         memory.reset_peak()
         with autocast(precision):
             network(image)

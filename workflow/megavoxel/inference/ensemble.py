@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavoxel.data.nifti import read_labels, write_labels
+from megavoxel.data.nifti import read_labels
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
-from megavoxel.inference.logits import Logits, label_map, open_logits
+from megavoxel.inference.logits import Logits, open_logits, write_label_map
 from megavoxel.inference.sliding_window import Slab
 
 
@@ -43,8 +43,7 @@ def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
     check_agreement(members, logits, case)
     header = logits[0].header
     votes = [_changed_voxels(member, case, header.labels) for member in members]
-    labels = label_map(logits[0].canonical_shape, header.labels, mean_probabilities(logits, votes))
-    write_labels(output / f"{case}.nii.gz", labels, header.properties.geometry)
+    write_label_map(output, header, mean_probabilities(logits, votes))
 
 
 def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | None]) -> Iterator[Slab]:

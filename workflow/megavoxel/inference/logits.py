@@ -13,12 +13,15 @@ from torch import Tensor
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.grid import separate_axis
+from megavoxel.data.slabs import write_label_slabs
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
 from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, open_array
 
+CHUNK_COLUMNS = 512
+"""Most voxels of a chunk along the second axis."""
 BACKGROUND = 100.0
 """Logit of the background where the network did not look (outside of the cropped box); the others are 0 there."""
 
@@ -127,13 +130,14 @@ def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> L
             dtype=np.float16,
             urlpath=str(partial),
             mode="w",
-            chunks=(1, 1, *shape[1:]),  # whole rows: slabs of any height neither read nor write a chunk twice
+            # One row: slabs of any height neither read nor write a chunk twice. Parts of a row: strips seldom do.
+            chunks=(1, 1, min(shape[1], CHUNK_COLUMNS), shape[2]),
             cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
         )
         for slab in slabs:
             rows = slab.logits.clamp(-6e4, 6e4).half().cpu().numpy()
             with writing(path):
-                array[:, slab.start : slab.stop] = rows
+                array[:, slab.start : slab.stop, slab.first_column : slab.first_column + rows.shape[2]] = rows
         del array
     write_json(folder / f"{case}.json", to_plain(header))
     return open_logits(folder, case)
@@ -163,11 +167,34 @@ def label_map(shape: Sequence[int], labels: dict[str, int], slabs: Iterable[Slab
         labels: label values by name, in the order of the classes.
         slabs: along z, covering the image.
     """
-    values = np.array([0, *labels.values()])
-    result = np.zeros(tuple(shape), dtype=np.uint8 if values.max() < 256 else np.uint16)
-    for slab in slabs:
-        result[slab.start : slab.stop] = values[slab.logits.argmax(dim=0).numpy()]
+    result = np.zeros(tuple(shape), dtype=np.uint8 if max([0, *labels.values()]) < 256 else np.uint16)
+    for start, rows in label_slabs(labels, slabs):
+        result[start : start + len(rows)] = rows
     return result
+
+
+def label_slabs(labels: dict[str, int], slabs: Iterable[Slab]) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and label values (rows, y, x) of each slab, as `label_map` has them."""
+    values = np.array([0, *labels.values()], dtype=np.uint8 if max([0, *labels.values()]) < 256 else np.uint16)
+    for slab in slabs:
+        yield slab.start, values[slab.logits.argmax(dim=0).numpy()]
+
+
+def write_label_map(output: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> None:
+    """Writes `output/CASE.nii.gz`, the largest logit or probability of each voxel of the image's own grid.
+
+    Args:
+        output: folder of the label maps.
+        header: of the case.
+        slabs: along z, from the first row to the last; they are written as they come.
+    """
+    properties = header.properties
+    write_label_slabs(
+        output / f"{properties.case}.nii.gz",
+        label_slabs(header.labels, slabs),
+        properties.geometry,
+        largest=max([0, *header.labels.values()]),
+    )
 
 
 def _interpolate(logits: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:

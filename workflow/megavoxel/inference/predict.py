@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megavoxel.data.nifti import write_labels
-from megavoxel.inference.logits import Logits, header_of, label_map, write_logits
+from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
@@ -40,8 +39,8 @@ class CasePredictor:
         self.precision = usable_precision(contents[0]["precision"], device)
         self.networks = [self._load(content["weights"]) for content in contents]
 
-    def slabs(self, image) -> Iterator[Slab]:
-        """Mean logits of a preprocessed image (channels, network grid)."""
+    def slabs(self, image, scratch: Path | None = None) -> Iterator[Slab]:
+        """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`."""
         inference = self.plan.inference
         return predict_slabs(
             self._predictor(),
@@ -49,8 +48,11 @@ class CasePredictor:
             patch=self.plan.patch,
             step=inference.step,
             sigma=inference.gaussian_sigma,
+            weights=inference.weights,
             mirror_axes=self.plan.augmentation.mirror_axes if inference.mirror else (),
             device=self.device,
+            classes=self.plan.network.classes,
+            scratch=scratch,
         )
 
     def write(self, image, properties: CaseProperties, output: Path, logits_folder: Path | None = None) -> None:
@@ -63,10 +65,9 @@ class CasePredictor:
             logits_folder: where the logits are kept; None: they are removed.
         """
         with tempfile.TemporaryDirectory(prefix=".logits-", dir=output) as scratch:
-            logits = write_logits(
-                logits_folder or Path(scratch), header_of(properties, self.plan.preprocessing), self.slabs(image)
-            )
-            write_label_map(output, logits)
+            folder, header = logits_folder or Path(scratch), header_of(properties, self.plan.preprocessing)
+            logits = write_logits(folder, header, self.slabs(image, Path(scratch)))
+            write_label_map(output, logits.header, logits.slabs())
 
     def _predictor(self) -> Predictor:
         @torch.inference_mode()
@@ -84,13 +85,6 @@ class CasePredictor:
         network = SegmentationNetwork(self.plan.network)
         network.load_state_dict(weights)
         return network.to(self.device, memory_format=self.memory_format).eval()
-
-
-def write_label_map(output: Path, logits: Logits) -> None:
-    """Writes `output/CASE.nii.gz`: the largest logit of each voxel of the image's own grid."""
-    properties = logits.header.properties
-    labels = label_map(logits.canonical_shape, logits.header.labels, logits.slabs())
-    write_labels(output / f"{properties.case}.nii.gz", labels, properties.geometry)
 
 
 def usable_precision(name: str, device: torch.device) -> Precision:

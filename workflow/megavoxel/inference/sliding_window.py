@@ -1,21 +1,34 @@
-"""The sliding window, row of windows by row, so that memory is bounded by one row and not by the volume."""
+"""The sliding window, row of windows by row, so that memory is bounded by one row and not by the volume.
+
+Where a row of windows across a whole plane is too much, the image is gone through in strips along the second axis, each
+from the first row to the last. Windows of two strips overlap: what a strip adds to voxels of the next one is kept in a
+file, row by row, and read in the same order when the next strip gets there.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from megavoxel.data.grid import window_starts
+from megavoxel.inference.window_weights import Terms, sum_of_products, total_terms, window_terms
 from megavoxel.preprocessing.store import Box, read_box
 
 Predictor = Callable[[Tensor], Tensor]
 """From float32 (1, channels, patch) to float32 logits (1, classes, patch)."""
 SLAB_BYTES = 8 * 2**20
 """Most bytes of a slab's logits, unless one row has more."""
+SUMS_BYTES = 2**28
+"""Most bytes of the sums over the windows of a strip, unless one window across the image has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +39,8 @@ class Slab:
     stop: int
     logits: Tensor
     """float32 (classes, stop - start, y, x)."""
-
-
-def window_starts(size: int, patch: int, step: float) -> list[int]:
-    """First voxels of evenly spread windows, at most `step` patches apart, that cover `size` voxels.
-
-    Where the image is smaller than the patch, one window is centred on it (its start is then negative).
-    """
-    if size <= patch:
-        return [-((patch - size) // 2)]
-    count = math.ceil((size - patch) / max(1, patch * step)) + 1
-    distance = (size - patch) / (count - 1)
-    return [round(index * distance) for index in range(count)]
-
-
-def gaussian_weights(size: int, sigma: float) -> Tensor:
-    """Weights of a window along one axis: a Gaussian of `sigma` windows, 1 at voxel size // 2 as in nnU-Net, float32.
-
-    A window's weights are the products of those of its axes. None is below 1e-12, so that no product vanishes.
-    """
-    offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    return torch.exp(-0.5 * (offsets / (sigma * size)) ** 2).clamp(min=1e-12).float()
+    first_column: int = 0
+    """Voxel of the second axis with which the logits begin."""
 
 
 def predict_slabs(
@@ -56,10 +50,15 @@ def predict_slabs(
     patch: Sequence[int],
     step: float,
     sigma: float,
+    weights: str = "gaussian",
     mirror_axes: Sequence[int] = (),
     device: torch.device,
+    classes: int | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[Slab]:
     """Logits of a whole image, weighted over overlapping windows, in slabs from first to last row.
+
+    Where strips are needed, the slabs of one strip come after those of the other, each from first to last row.
 
     Args:
         predictor: takes windows on `device` and gives their logits there.
@@ -67,43 +66,112 @@ def predict_slabs(
         patch: voxels per axis of a window.
         step: largest distance of windows in patches.
         sigma: of the Gaussian weights, in patches.
+        weights: how the voxels of a window count, `gaussian` or `centre`; see `window_terms`.
         mirror_axes: each window is averaged over its mirror images along all subsets of these axes (0, 1, 2: z, y, x).
         device: where windows are computed and summed.
+        classes: of the logits, by which the width of strips is chosen; None: one strip whatever its size.
+        scratch: folder for what strips hand on; None: the system's folder for temporary files.
     """
     shape = tuple(image.shape[1:])
     starts = [window_starts(size, extent, step) for size, extent in zip(shape, patch, strict=True)]
-    weights = [gaussian_weights(extent, sigma).to(device) for extent in patch]
-    totals = [total_weights(*axis) for axis in zip(shape, starts, weights, strict=True)]
-    window_weights = outer_product(weights) / 2 ** len(mirror_axes)
-    inside = [slice(-side[0], size - side[0]) for size, side in zip(shape[1:], starts[1:], strict=True)]
+    terms = window_terms(weights, patch, sigma=sigma, device=device)
+    totals = total_terms(shape, starts, terms)
+    window_weights = sum_of_products(terms) / 2 ** len(mirror_axes)
+    inside = slice(-starts[2][0], shape[2] - starts[2][0])
+
+    def read_logits(start: tuple[int, int, int]) -> Iterator[Tensor]:
+        window = torch.from_numpy(read_box(image, Box(start=start, shape=tuple(patch))))
+        return mirrored(predictor, window[None].to(device), mirror_axes)
+
+    column_bytes = 4 * patch[0] * max(shape[2], patch[2])
+    widest = max(1, SUMS_BYTES // (classes * column_bytes)) if classes else None
+    with ExitStack() as files:
+        kept: BinaryIO | None = None
+        for strip in window_strips(starts[1], patch[1], widest):
+            columns = slice(max(0, strip.columns[0]), min(shape[1], strip.end))
+            own = slice(columns.start - strip.columns[0], columns.stop - strip.columns[0])
+            handed_on = None if strip.is_last else files.enter_context(tempfile.TemporaryFile(dir=scratch))
+            for row, sums in _summed_rows(read_logits, (starts[0], strip.columns, starts[2]), window_weights):
+                if kept is not None:
+                    _add(sums, kept, strip.received)
+                if handed_on is not None:
+                    handed_on.write(sums[:, :, own.stop :].contiguous().cpu().numpy().data)
+                first = max(0, row)
+                in_plane = [[z, y[columns], x] for z, y, x in totals]
+                yield from _finished(sums[:, first - row :, own, inside], in_plane, first, columns.start)
+            if kept is not None:
+                kept.close()
+            if handed_on is not None:
+                handed_on.seek(0)
+            kept = handed_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Neighbouring windows along the second axis."""
+
+    columns: tuple[int, ...]
+    """First voxels of the windows."""
+    end: int
+    """First voxel that later windows touch, or the first one behind the last window."""
+    received: int
+    """Voxels from the first window's on that windows of earlier strips reach."""
+    is_last: bool
+
+
+def window_strips(columns: Sequence[int], patch: int, widest: int | None) -> list[Strip]:
+    """Windows in strips of at most `widest` voxels, but at least one window each; None: one strip.
+
+    Args:
+        columns: first voxels of the windows along the second axis, ascending.
+        patch: voxels of a window along it.
+        widest: voxels.
+    """
+    groups: list[list[int]] = []
+    for column in columns:
+        if groups and (widest is None or column + patch - groups[-1][0] <= widest):
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    strips, reached = [], columns[0]
+    for group, following in itertools.pairwise([*groups, None]):
+        end = group[-1] + patch if following is None else min(following[0], group[-1] + patch)
+        strips.append(
+            Strip(columns=tuple(group), end=end, received=max(0, reached - group[0]), is_last=following is None)
+        )
+        reached = group[-1] + patch
+    return strips
+
+
+def _summed_rows(
+    read_logits: Callable[[tuple[int, int, int]], Iterator[Tensor]],
+    starts: Sequence[Sequence[int]],
+    window_weights: Tensor,
+) -> Iterator[tuple[int, Tensor]]:
+    """First row and weighted sums (classes, rows, y, x) of what no later window of a strip touches.
+
+    The sums are overwritten when the next ones are asked for.
+    """
+    patch = window_weights.shape
     sums = None
     for row, following in itertools.pairwise([*starts[0], starts[0][-1] + patch[0]]):
         for column, line in itertools.product(*starts[1:]):
-            window = torch.from_numpy(read_box(image, Box(start=(row, column, line), shape=tuple(patch))))
             y, x = column - starts[1][0], line - starts[2][0]
-            for logits in mirrored(predictor, window[None].to(device), mirror_axes):
+            for logits in read_logits((row, column, line)):
                 if sums is None:
-                    plane = (max(size, extent) for size, extent in zip(shape[1:], patch[1:], strict=True))
-                    sums = torch.zeros(logits.shape[1], patch[0], *plane, device=device)
+                    plane = (side[-1] - side[0] + extent for side, extent in zip(starts[1:], patch[1:], strict=True))
+                    sums = torch.zeros(logits.shape[1], patch[0], *plane, device=logits.device)
                 sums[:, :, y : y + patch[1], x : x + patch[2]].addcmul_(logits[0], window_weights)
                 del logits  # else they would be held while the network runs again
-        first, done = max(0, row), following - row
-        yield from _finished(sums[:, first - row : done, *inside], totals, first)
-        _shift(sums, done)
+        yield row, sums[:, : following - row]
+        _shift(sums, following - row)
 
 
-def outer_product(axes: Sequence[Tensor]) -> Tensor:
-    """(z, y, x) from weights per axis."""
-    z, y, x = axes
-    return z[:, None, None] * y[:, None] * x
-
-
-def total_weights(size: int, starts: Sequence[int], weights: Tensor) -> Tensor:
-    """Sum of the weights of all windows along one axis, per voxel of the image."""
-    total = weights.new_zeros(max(size, len(weights)))
-    for start in starts:
-        total[start - starts[0] :][: len(weights)] += weights
-    return total[-starts[0] :][:size]
+def _add(sums: Tensor, kept: BinaryIO, columns: int) -> None:
+    """Adds what the strip before handed on to the first columns of the sums."""
+    part = sums[:, :, :columns]
+    values = np.frombuffer(bytearray(kept.read(4 * part.numel())), dtype=np.float32)
+    part += torch.from_numpy(values).view(part.shape).to(sums.device)
 
 
 def mirrored(predictor: Predictor, window: Tensor, axes: Sequence[int]) -> Iterator[Tensor]:
@@ -114,14 +182,15 @@ def mirrored(predictor: Predictor, window: Tensor, axes: Sequence[int]) -> Itera
             yield predictor(window.flip(dimensions)).flip(dimensions)
 
 
-def _finished(sums: Tensor, totals: Sequence[Tensor], first: int) -> Iterator[Slab]:
-    """Slabs of finished rows (classes, rows, y, x), the first of which is row `first` of the image."""
+def _finished(sums: Tensor, totals: Terms, first: int, column: int) -> Iterator[Slab]:
+    """Slabs of finished rows (classes, rows, y, x), which begin with row `first` and column `column` of the image."""
     height = max(1, SLAB_BYTES // sums[:, :1].nbytes)
-    end = min(first + sums.shape[1], len(totals[0]))
+    end = min(first + sums.shape[1], len(totals[0][0]))
     for start in range(first, end, height):
         stop = min(end, start + height)
-        total = outer_product([totals[0][start:stop], *totals[1:]])
-        yield Slab(start=start, stop=stop, logits=sums[:, start - first : stop - first] / total)
+        total = sum_of_products([[z[start:stop], y, x] for z, y, x in totals])
+        logits = sums[:, start - first : stop - first] / total
+        yield Slab(start=start, stop=stop, logits=logits, first_column=column)
 
 
 def _shift(sums: Tensor, rows: int) -> None:

@@ -28,15 +28,15 @@ class ConvolutionNormActivation(nn.Sequential):
 
 
 class UpsampleAndJoin(nn.Module):
-    """What makes an activation finer, then the skip connection behind it in the channels."""
+    """What makes an activation finer, then the skip connection behind it in the channels, and what else joins."""
 
     def __init__(self, upsample: nn.Module) -> None:
         super().__init__()
         self.upsample = upsample
 
-    def forward(self, activation: Tensor, skip: Tensor) -> Tensor:
-        """Both (batch, channels, …), the skip finer by the stride of `upsample`, to one tensor with all channels."""
-        return torch.cat([self.upsample(activation), skip], dim=1)
+    def forward(self, activation: Tensor, *joined: Tensor) -> Tensor:
+        """All (batch, channels, …), `joined` finer by the stride of `upsample`, to one tensor with all channels."""
+        return torch.cat([self.upsample(activation), *joined], dim=1)
 
 
 def initialise(module: nn.Module) -> None:

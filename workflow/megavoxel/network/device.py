@@ -99,7 +99,7 @@ def _step_seconds(plan: Plan, device: torch.device, name: str) -> float:
     network = SegmentationNetwork(plan.network).to(device, memory_format=torch.channels_last_3d).train()
     # PyTorch takes other convolutions for a batch of one, so that is measured only where it is meant.
     # Noise, not zeros: a constant image makes subnormal numbers, which slow float32 down many times.
-    shape = (min(plan.batch, 2), plan.network.channels, *_probe_patch(plan))
+    shape = (min(plan.batch, 2), plan.network.input_channels, *_probe_patch(plan))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     image = to_device(noise, device)
     seconds = []

@@ -8,6 +8,7 @@ activation checkpointing. The vocabulary of stash and pop is torchgpipe's (Kim e
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,14 +79,16 @@ class Program(nn.Module):
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def run(self, state: RunState, *, checkpointing: bool = False) -> RunState:
-        """Runs every block on `state`, which is changed and returned.
+    def run(self, state: RunState, *, start: int = 0, stop: int | None = None, checkpointing: bool = False) -> RunState:
+        """Runs the blocks from `start` to before `stop` on `state`, which is changed and returned.
 
         Args:
             state: the activation, what earlier blocks stashed, and the logits emitted so far.
+            start: number of the first block to run.
+            stop: number of the first block that is not run any more; None: all to the end.
             checkpointing: whether each block's inner activations are computed again in the backward pass.
         """
-        for block in self:
+        for block in itertools.islice(self, start, stop):
             popped = [state.stashed.pop(name) for name in block.pops]
             if checkpointing and torch.is_grad_enabled():
                 output = checkpoint(block, state.activation, *popped, use_reentrant=False)

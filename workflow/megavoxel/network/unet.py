@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megavoxel.network.blocks import ConvolutionNormActivation, UpsampleAndJoin, initialise
-from megavoxel.network.program import Block, Program
+from megavoxel.network.program import Block, Program, RunState
 from megavoxel.planning.plan import NetworkPlan
+
+EXPANDED_LEVEL = 1
+"""Decoder level at which an expanded patch meets its loss, counted from 0."""
 
 
 def unet_blocks(plan: NetworkPlan) -> list[Block]:
@@ -19,7 +22,7 @@ def unet_blocks(plan: NetworkPlan) -> list[Block]:
     blocks = [block for level in range(deepest + 1) for block in _encoder_level(plan, level, last=level == deepest)]
     for level in range(deepest - 1, -1, -1):
         blocks += _decoder_level(plan, level)
-        if level in supervised_levels(plan):
+        if level in levels_with_head(plan):
             blocks.append(_head(plan, level))
     return blocks if deepest > 0 else [*blocks, _head(plan, 0)]
 
@@ -33,9 +36,40 @@ def supervised_levels(plan: NetworkPlan) -> list[int]:
     return list(range(max(1, deepest - 1))) if plan.deep_supervision else [0]
 
 
+def levels_with_head(plan: NetworkPlan) -> list[int]:
+    """The supervised levels, and the second one where an expanded patch needs it."""
+    expanded = {EXPANDED_LEVEL} if plan.expanded_head else set()
+    return sorted({*supervised_levels(plan), *expanded})
+
+
 def head_name(level: int) -> str:
     """The name under which the head of a decoder level emits its logits."""
     return f"level{level}"
+
+
+def entering_state(plan: NetworkPlan, tensor: Tensor) -> RunState:
+    """What the first block of a network is given.
+
+    The channels behind the image's hold a first stage's labels. With `post` fusion they go to the decoder levels,
+    brought to the resolution of each by nearest neighbour (Wang et al., "Memory-efficient Segmentation of
+    High-resolution Volumetric MicroCT Images", MIDL 2022, appendix A.5); with `pre` they stay with the image.
+
+    Args:
+        plan: the network.
+        tensor: (batch, input channels, z, y, x), a multiple of the network's stride.
+    """
+    if not plan.prior_channels or plan.fusion == "pre":
+        return RunState(activation=tensor)
+    image, prior = tensor.split([plan.channels, plan.prior_channels], dim=1)
+    strides = cumulative_strides(plan)[:-1]
+    return RunState(
+        activation=image, stashed={prior_name(level): _nearest(prior, stride) for level, stride in enumerate(strides)}
+    )
+
+
+def prior_name(level: int) -> str:
+    """The name under which a first stage's labels wait for a decoder level."""
+    return f"prior{level}"
 
 
 class SegmentationNetwork(nn.Module):
@@ -54,29 +88,52 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.program = Program(unet_blocks(plan))
+            self.program = Program(unet_blocks(plan), inputs=_inputs(plan))
             self.program.apply(initialise)
         self.plan = plan
         self.checkpointing = checkpointing
         self.strides = cumulative_strides(plan)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Logits per decoder level, full resolution first.
+        """Logits per supervised decoder level, full resolution first.
 
         Args:
-            image: (batch, channels, z, y, x).
+            image: (batch, input channels, z, y, x).
 
         Returns:
-            (batch, classes, ceil(z / s), …) for each level with a head, s being the level's stride. In evaluation mode
+            (batch, classes, ceil(z / s), …) for each supervised level, s being the level's stride. In evaluation mode
             the first one only.
         """
-        shape = image.shape[2:]
-        emitted = self.program(self._pad(image), checkpointing=self.checkpointing)
-        levels = [level for level in range(len(self.strides)) if head_name(level) in emitted]
-        return [
-            _crop(emitted[head_name(level)], shape, self.strides[level])
-            for level in (levels if self.training else levels[:1])
-        ]
+        state = self.program.run(entering_state(self.plan, self._pad(image)), checkpointing=self.checkpointing)
+        levels = supervised_levels(self.plan)
+        return [self._cropped(state, level, image.shape[2:]) for level in (levels if self.training else levels[:1])]
+
+    def forward_expanded(self, image: Tensor) -> Tensor:
+        """Logits of an expanded patch at the second decoder level; the first level of the network gets no gradient.
+
+        What the first level makes is not kept for a backward pass, and its decoder part does not run (Wang et al.,
+        MIDL 2022, section 3.1 and appendix A.5).
+
+        Args:
+            image: (batch, input channels, z, y, x).
+
+        Returns:
+            (batch, classes, ceil(z / s), …), s being the stride of the second level.
+        """
+        names = list(self.program.blocks)
+        second = next(number for number, name in enumerate(names) if name.startswith(f"encoder{EXPANDED_LEVEL}_conv"))
+        with torch.no_grad():
+            state = self.program.run(entering_state(self.plan, self._pad(image)), stop=second)
+        for unused in (f"skip{EXPANDED_LEVEL - 1}", prior_name(EXPANDED_LEVEL - 1)):
+            state.stashed.pop(unused, None)
+        stop = names.index(f"head{EXPANDED_LEVEL}") + 1
+        state = self.program.run(state, start=second, stop=stop, checkpointing=self.checkpointing)
+        return self._cropped(state, EXPANDED_LEVEL, image.shape[2:])
+
+    def _cropped(self, state: RunState, level: int, shape: torch.Size) -> Tensor:
+        """A level's logits without what belongs to the padding; `shape` is that of the image."""
+        z, y, x = (math.ceil(size / step) for size, step in zip(shape, self.strides[level], strict=True))
+        return state.logits[head_name(level)][:, :, :z, :y, :x]
 
     def _pad(self, image: Tensor) -> Tensor:
         missing = [-size % stride for size, stride in zip(image.shape[2:], self.strides[-1], strict=True)]
@@ -102,18 +159,19 @@ def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
     blocks = []
     for index in range(plan.convolutions_per_level):
         first, final = index == 0, index == plan.convolutions_per_level - 1
-        below = plan.channels if level == 0 else plan.features[level - 1]
+        below = _entering_channels(plan) if level == 0 else plan.features[level - 1]
         stride = plan.strides[level] if first else (1, 1, 1)
         pooled = plan.pooling == "max" and max(stride) > 1
-        module: nn.Module = ConvolutionNormActivation(
+        if pooled:
+            # A block of its own: with an expanded patch it belongs to the part that keeps nothing.
+            blocks.append(Block(f"encoder{level}_pooling", nn.MaxPool3d(stride)))
+        module = ConvolutionNormActivation(
             below if first else plan.features[level],
             plan.features[level],
             plan.kernels[level],
             (1, 1, 1) if pooled else stride,
             plan.norm,
         )
-        if pooled:
-            module = nn.Sequential(nn.MaxPool3d(stride), module)
         stash = f"skip{level}" if final and not last else None
         blocks.append(Block(f"encoder{level}_convolution{index}", module, stash=stash))
     return blocks
@@ -126,9 +184,11 @@ def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
         upsample, arriving = nn.Upsample(scale_factor=stride, mode="nearest"), below
     else:
         upsample, arriving = nn.ConvTranspose3d(below, skip, stride, stride), skip
-    blocks = [Block(f"decoder{level}_upsample", UpsampleAndJoin(upsample), pops=(f"skip{level}",))]
+    joined = (f"skip{level}", prior_name(level)) if prior_name(level) in _inputs(plan) else (f"skip{level}",)
+    prior = plan.prior_channels if len(joined) > 1 else 0
+    blocks = [Block(f"decoder{level}_upsample", UpsampleAndJoin(upsample), pops=joined)]
     for index in range(plan.convolutions_per_level):
-        channels_in = arriving + skip if index == 0 else features
+        channels_in = arriving + skip + prior if index == 0 else features
         module = ConvolutionNormActivation(channels_in, features, plan.kernels[level], norm=plan.norm)
         blocks.append(Block(f"decoder{level}_convolution{index}", module))
     return blocks
@@ -140,6 +200,17 @@ def _head(plan: NetworkPlan, level: int) -> Block:
     )
 
 
-def _crop(logits: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    z, y, x = (math.ceil(size / step) for size, step in zip(shape, stride, strict=True))
-    return logits[:, :, :z, :y, :x]
+def _entering_channels(plan: NetworkPlan) -> int:
+    """Channels that the first convolution sees."""
+    return plan.input_channels if plan.fusion == "pre" else plan.channels
+
+
+def _inputs(plan: NetworkPlan) -> list[str]:
+    """What waits for the decoder levels when the program begins."""
+    levels = range(len(plan.features) - 1) if plan.prior_channels and plan.fusion == "post" else ()
+    return [prior_name(level) for level in levels]
+
+
+def _nearest(prior: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Of each cell of `stride` voxels the one behind its centre, as `training.loss.downsample_target` takes it."""
+    return prior[(..., *(slice(step // 2, None, step) for step in stride))]

@@ -14,9 +14,11 @@ from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.cases import Case, Cases, case_generator, naming_case
 from megavoxel.data.crop import bounding_box, crop, nonzero_mask
 from megavoxel.data.grid import rounded_spacing
+from megavoxel.data.slabs import LARGE_VOXELS, stored_shape
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
+from megavoxel.planning.large_case import Foreground, sample_large_case
 
 MOST_VOXELS = 10_000_000
 """Foreground voxels of the whole dataset that are looked at, in equal shares of the cases."""
@@ -145,26 +147,35 @@ def _check_modalities(cases: Cases, training: Sequence[Case]) -> None:
 
 
 def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
-    image, geometry = cases.read_image(case)
-    if len(image) != len(cases.channels):
+    shapes = [stored_shape(Path(cases.root) / image) for image in case.images]
+    channels = sum(shape[0] for shape in shapes)
+    if channels != len(cases.channels):
         raise UserError(
-            f"case {case.id}: the image has {len(image)} channels, the dataset declares {len(cases.channels)}"
+            f"case {case.id}: the image has {channels} channels, the dataset declares {len(cases.channels)}"
         )
-    box = bounding_box(nonzero_mask(image))
-    foreground = np.flatnonzero(crop(cases.read_labels(case), box))
-    if len(foreground) > most:
-        foreground = foreground[case_generator(case.id).choice(len(foreground), most, replace=False)]
-    found = [np.unique(crop(channel, box).reshape(-1)[foreground], return_counts=True) for channel in image]
+    large = sum(map(math.prod, shapes)) >= LARGE_VOXELS
+    foreground = sample_large_case(case, cases, most) if large else _sample_case(case, cases, most)
+    found = [np.unique(values, return_counts=True) for values in foreground.intensities]
     return _Measured(
         shape=CaseFingerprint(
             id=case.id,
-            spacing=rounded_spacing(geometry.spacing),
-            shape=image.shape[1:],
-            cropped_shape=tuple(stop - start for start, stop in box),
+            spacing=rounded_spacing(foreground.geometry.spacing),
+            shape=foreground.geometry.canonical_shape,
+            cropped_shape=tuple(stop - start for start, stop in foreground.box),
         ),
         values=tuple(values for values, _ in found),
         counts=tuple(counts for _, counts in found),
     )
+
+
+def _sample_case(case: Case, cases: Cases, most: int) -> Foreground:
+    image, geometry = cases.read_image(case)
+    box = bounding_box(nonzero_mask(image))
+    foreground = np.flatnonzero(crop(cases.read_labels(case), box))
+    if len(foreground) > most:
+        foreground = foreground[case_generator(case.id).choice(len(foreground), most, replace=False)]
+    values = tuple(crop(channel, box).reshape(-1)[foreground] for channel in image)
+    return Foreground(geometry=geometry, box=box, intensities=values)
 
 
 def _all_channels(cases: Cases, measured: Sequence[_Measured], nobody: str) -> tuple[Intensities, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class PreprocessingPlan:
     """Names of the image channels."""
     labels: dict[str, int]
     """Values in the label files by name, in ascending order; their position plus one is the network's class."""
+    background_values: tuple[int, ...] = ()
+    """Values in the label files that count as background, like 0. The key is not written where there are none."""
     transpose: tuple[int, ...]
     """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
     spacing: tuple[float, ...]
@@ -82,7 +85,7 @@ class NetworkPlan:
     """A plain 3D U-Net; level 0 is the full resolution, the last level the bottleneck."""
 
     channels: int
-    """Input channels."""
+    """Channels of the image."""
     classes: int
     """Output classes, background counted."""
     features: tuple[int, ...]
@@ -101,6 +104,18 @@ class NetworkPlan:
     """`stride` of the level's first convolution, or `max` pooling before it."""
     upsampling: str = "transposed"
     """`transposed` convolution or `nearest` voxel."""
+    prior_channels: int = 0
+    """Channels behind those of the image that hold a first stage's labels, one-hot, branch after branch without the
+    background."""
+    fusion: str = "post"
+    """Where they are joined: `post`, at the start of every decoder level, or `pre`, at the first convolution."""
+    expanded_head: bool = False
+    """Whether the second decoder level has a head for an expanded patch."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the tensor that the network is given."""
+        return self.channels + self.prior_channels
 
     @property
     def decoder(self) -> tuple[int, ...]:
@@ -125,10 +140,21 @@ class Plan:
     training: Training
     augmentation: Augmentation
     inference: Inference
+    expanded_patch: tuple[int, ...] | None = None
+    """Voxels per axis of the expanded patch around the patch, by an even number larger per axis; None: none."""
+    expansion_order: str = "sequential"
+    """`sequential` or `joint`: how patch and expanded patch go through the network in a step."""
+    stage1: tuple[str, ...] = ()
+    """Names of the first-stage settings whose label maps the network is given, in the order of their channels."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
+
+    @property
+    def sampled_patch(self) -> tuple[int, ...]:
+        """Voxels per axis of what is read for a training sample: the expanded patch where there is one."""
+        return self.patch if self.expanded_patch is None else self.expanded_patch
 
     @property
     def hash(self) -> str:
@@ -149,12 +175,13 @@ def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
 
 
 def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without `normalisation_by_modality` where it is empty: files and hashes stay what they were before
-    there were modalities."""
+    """Plain data, without `normalisation_by_modality` and `background_values` where they are empty: files and hashes
+    stay what they were before there were such keys."""
     plain = to_plain(plan)
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
-    if not preprocessing["normalisation_by_modality"]:
-        del preprocessing["normalisation_by_modality"]
+    for key in ("normalisation_by_modality", "background_values"):
+        if not preprocessing[key]:
+            del preprocessing[key]
     return plain
 
 
@@ -174,3 +201,18 @@ def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
         UserError: the file is missing or not what `megavoxel plan-preprocessing` writes.
     """
     return from_plain(PreprocessingPlan, read_json(path, what="preprocessing plan"), where=str(path))
+
+
+def require_first_stage(plan: Plan, folders: Sequence[Path], *, option: str) -> None:
+    """Refuses a second stage without its first stage's labels, and such labels where there is no first stage.
+
+    Raises:
+        UserError: with the option that is missing or too much.
+    """
+    if plan.stage1 and not folders:
+        raise UserError(
+            f"setting {plan.setting}: it is the second stage after {' and '.join(plan.stage1)}; give {option} with the "
+            "folders of the first stage's labels"
+        )
+    if folders and not plan.stage1:
+        raise UserError(f"{option}: setting {plan.setting} has no first stage; leave it out")

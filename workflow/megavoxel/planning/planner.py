@@ -12,6 +12,7 @@ import numpy as np
 from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
+from megavoxel.planning.context import plan_cascade, plan_expansion
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.low_resolution import dice_of_whole_batch, low_resolution_note, require_low_resolution
 from megavoxel.planning.normalisation import plan_normalisation
@@ -74,6 +75,7 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
     return PreprocessingPlan(
         channels=cases.channels,
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
+        background_values=tuple(sorted(cases.background_values)),
         transpose=transpose,
         spacing=spacing,
         median_shape=median,
@@ -115,6 +117,8 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
     training, budget_notes = _budget(setting.training, batch)
     training, dice_note = _dice(frame, patch, replace(setting, training=training))
+    large, network, expansion_notes = plan_expansion(setting, patch, candidate.network, frame.median_shape)
+    network, cascade_notes = plan_cascade(setting, network)
     return Plan(
         study=study,
         setting=setting.name,
@@ -123,7 +127,10 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         preprocessing=preprocessing,
         patch=patch,
         batch=batch,
-        network=candidate.network,
+        network=network,
+        expanded_patch=large,
+        expansion_order=setting.expansion.order if setting.expansion else "sequential",
+        stage1=setting.stage1,
         training=training,
         augmentation=setting.augmentation,
         inference=setting.inference,
@@ -134,6 +141,8 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             dice_note,
             *batch_notes,
             *budget_notes,
+            *expansion_notes,
+            *cascade_notes,
         ),
     )
 

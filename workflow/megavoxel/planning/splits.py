@@ -134,6 +134,19 @@ def load_splits(path: Path) -> Splits:
     return from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
 
 
+def cases_of(splits: Splits, split: str, fold: int | None) -> tuple[str, ...]:
+    """Ids of the cases that are predicted together: those of `test`, or those of `validation` in a fold.
+
+    Raises:
+        UserError: `validation`, and no fold of the study.
+    """
+    if split == "test":
+        return splits.test
+    if fold is None or not 0 <= fold < len(splits.folds):
+        raise UserError(f"--fold {fold}: --split validation needs one of the folds 0 to {len(splits.folds) - 1}")
+    return splits.folds[fold].validation
+
+
 def _test_ids(cases: Cases) -> tuple[str, ...]:
     return tuple(case.id for case in cases.of_split("test"))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +13,22 @@ import numpy as np
 
 from megavoxel.data.cases import Case, Cases, naming_case
 from megavoxel.data.crop import bounding_box, crop, fill_holes, nonzero_mask
-from megavoxel.data.grid import resampled_shape, rounded_spacing
 from megavoxel.data.nifti import Geometry
+from megavoxel.data.slabs import LARGE_VOXELS
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import PreprocessingPlan
-from megavoxel.preprocessing.foreground import sample_foreground
+from megavoxel.preprocessing.foreground import count_classes, sample_foreground
+from megavoxel.preprocessing.large import (
+    check_channels,
+    is_large,
+    store_large_image,
+    store_large_labels,
+)
 from megavoxel.preprocessing.normalise import normalise
+from megavoxel.preprocessing.properties import case_properties, made_under
 from megavoxel.preprocessing.resample import resample_image, resample_labels
-from megavoxel.preprocessing.store import CaseProperties, open_case, save_case
+from megavoxel.preprocessing.store import CaseProperties, begin_case, finish_case, image_path, open_case, save_case
 
 
 def preprocess_image(
@@ -39,14 +49,11 @@ def preprocess_image(
     Raises:
         UserError: the image has another number of channels than the plan, or a modality that the plan does not know.
     """
-    if len(image) != len(plan.channels):
-        raise UserError(
-            f"case {case_id}: the image has {len(image)} channels; the plan has {len(plan.channels)} "
-            f"({', '.join(plan.channels)})"
-        )
+    check_channels(len(image), plan, case_id)
     rules = plan.normalisation_of(case_id, modality)
     turned = image.transpose(0, *(axis + 1 for axis in plan.transpose))
-    properties = _properties(turned, geometry, plan, case_id, modality)
+    box = bounding_box(nonzero_mask(turned))
+    properties = case_properties(turned.shape[1:], box, geometry, plan, case_id, modality)
     cropped = np.array(crop(turned, properties.box), dtype=np.float32, order="C")
     inside = fill_holes(nonzero_mask(cropped)) if any(rule.inside_nonzero for rule in rules) else None
     normalise(cropped, rules, inside)
@@ -80,7 +87,13 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: Prep
 
 
 def preprocess_case(
-    case: Case, *, cases: Cases, plan: PreprocessingPlan, folder: Path, patch: Sequence[int]
+    case: Case,
+    *,
+    cases: Cases,
+    plan: PreprocessingPlan,
+    folder: Path,
+    patch: Sequence[int],
+    large_voxels: int = LARGE_VOXELS,
 ) -> CaseProperties:
     """Preprocesses a case and stores it in `folder`.
 
@@ -90,14 +103,63 @@ def preprocess_case(
         plan: what to do.
         folder: of the preprocessed cases.
         patch: voxels per axis of a typical patch, network order; it shapes the chunks on disk and nothing else.
+        large_voxels: number of voxels from which on a case goes block by block, without being held in memory.
     """
+    if is_large([Path(cases.root) / image for image in case.images], large_voxels):
+        return _preprocess_large_case(case, cases=cases, plan=plan, folder=folder, patch=patch)
     image, geometry = cases.read_image(case)
     array, properties = preprocess_image(image, geometry, plan, case.id, case.modality)
     del image
     classes = None if case.label is None else preprocess_labels(cases.read_labels(case), properties, plan)
-    foreground = {} if classes is None else sample_foreground(classes, case.id)
+    foreground = {}
+    if classes is not None:
+        foreground = sample_foreground(classes, case.id)
+        voxels = count_classes(classes, len(plan.labels) + 1)
+        properties = replace(properties, class_voxels=tuple(map(int, voxels)))
     save_case(folder, properties, array, classes, foreground, patch)
     return properties
+
+
+def preprocess_large_image(
+    path: Path, plan: PreprocessingPlan, case_id: str, modality: str | None, folder: Path, patch: Sequence[int]
+) -> CaseProperties:
+    """As `preprocess_image`, but by blocks from the file at `path` to a case without labels in `folder`."""
+    begin_case(folder, case_id)
+    with tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch:
+        properties = store_large_image(
+            [path], plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
+        )
+    finish_case(folder, properties, {})
+    return properties
+
+
+def _preprocess_large_case(
+    case: Case, *, cases: Cases, plan: PreprocessingPlan, folder: Path, patch: Sequence[int]
+) -> CaseProperties:
+    begin_case(folder, case.id)
+    foreground = {}
+    with (
+        tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch,
+        _removed_after_fault(image_path(folder, case.id)),
+    ):
+        places = {"folder": Path(folder), "patch": patch, "scratch": Path(scratch)}
+        paths = [Path(cases.root) / image for image in case.images]
+        properties = store_large_image(paths, plan, case.id, case.modality, **places)
+        if case.label is not None:
+            to_classes = partial(_to_classes, plan=plan, case_id=case.id)
+            label = Path(cases.root) / case.label
+            properties, foreground = store_large_labels(label, properties, plan, to_classes, **places)
+    finish_case(folder, properties, foreground)
+    return properties
+
+
+@contextmanager
+def _removed_after_fault(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def preprocess_cases(
@@ -109,6 +171,7 @@ def preprocess_cases(
     patch: Sequence[int],
     processes: int = 1,
     resume: bool = False,
+    large_voxels: int = LARGE_VOXELS,
 ) -> None:
     """Preprocesses and stores several cases, with one line for each.
 
@@ -120,11 +183,14 @@ def preprocess_cases(
         patch: as for `preprocess_case`.
         processes: cases that are worked on at once; the result does not depend on it.
         resume: whether a case that is stored whole, and was made under the same plan and modality, is kept.
+        large_voxels: as for `preprocess_case`.
 
     Raises:
         UserError: a case that cannot be preprocessed; it is named.
     """
-    work = partial(preprocess_case, cases=cases, plan=plan, folder=Path(folder), patch=tuple(patch))
+    work = partial(
+        preprocess_case, cases=cases, plan=plan, folder=Path(folder), patch=tuple(patch), large_voxels=large_voxels
+    )
     missing = [case for case in chosen if not (resume and _is_stored(Path(folder), case, plan))]
     if len(missing) < len(chosen):
         print(f"{len(chosen) - len(missing)} of {len(chosen)} cases are there already")
@@ -135,9 +201,7 @@ def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan) -> bool:
     if not (folder / f"{case.id}.json").is_file():
         return False
     stored = open_case(folder, case.id)
-    return stored.properties.plan == _made_under(plan, case.modality) and (stored.labels is None) == (
-        case.label is None
-    )
+    return stored.properties.plan == made_under(plan, case.modality) and (stored.labels is None) == (case.label is None)
 
 
 def _describe(case: Case, properties: CaseProperties) -> str:
@@ -146,34 +210,11 @@ def _describe(case: Case, properties: CaseProperties) -> str:
     return f"{case.id}: {full} cropped to {cropped}, resampled to {resampled}"
 
 
-def _made_under(plan: PreprocessingPlan, modality: str | None) -> str:
-    """What a stored case keeps of its plan: the hash, and the modality where the plan treats them differently."""
-    return f"{plan.hash}-{modality}" if plan.normalisation_by_modality else plan.hash
-
-
-def _properties(
-    turned: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str, modality: str | None
-) -> CaseProperties:
-    box = bounding_box(nonzero_mask(turned))
-    canonical = rounded_spacing(geometry.spacing)
-    spacing = tuple(canonical[axis] for axis in plan.transpose)
-    return CaseProperties(
-        case=case_id,
-        plan=_made_under(plan, modality),
-        file_shape=geometry.shape,
-        affine=tuple(tuple(float(value) for value in row) for row in geometry.affine),
-        full_shape=tuple(turned.shape[1:]),
-        box=box,
-        spacing=spacing,
-        shape=resampled_shape([stop - start for start, stop in box], spacing, plan.spacing),
-    )
-
-
 def _to_classes(labels: np.ndarray, plan: PreprocessingPlan, case_id: str) -> np.ndarray:
     values = [0, *plan.labels.values()]
     table = np.zeros(2**16, dtype=np.uint8 if len(values) <= 256 else np.uint16)
     table[values] = np.arange(len(values))
-    known = np.isin(np.arange(2**16), values)
+    known = np.isin(np.arange(2**16), [*values, *plan.background_values])
     sound = known[labels]
     if not sound.all():
         allowed = ", ".join(f"{value} ({name})" for name, value in plan.labels.items())

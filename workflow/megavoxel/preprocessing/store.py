@@ -43,6 +43,8 @@ class CaseProperties:
     """Voxels after cropping and resampling."""
     plan: str = ""
     """Hash of the preprocessing plan that the case was made under."""
+    class_voxels: tuple[int, ...] = ()
+    """Voxels of each class of the preprocessed label map, background first; empty where there is none."""
 
     @property
     def geometry(self) -> Geometry:
@@ -92,7 +94,26 @@ def save_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
             blocks=blocks,
             urlpath=str(partial),
             mode="w",
-            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, nthreads=1),
+            cparams=_compression(),
+        )
+
+
+@contextmanager
+def new_array(path: Path, shape: Sequence[int], kind: type, patch: Sequence[int]) -> Iterator[blosc2.NDArray]:
+    """Yields an array of zeros on disk, laid out as `save_array` does it, to be filled part by part.
+
+    It appears as `path` on a clean exit; an exception removes it.
+    """
+    chunks, blocks = chunking(shape, np.dtype(kind).itemsize, patch)
+    with atomic_path(path) as partial:
+        yield blosc2.zeros(
+            tuple(shape),
+            dtype=kind,
+            chunks=chunks,
+            blocks=blocks,
+            urlpath=str(partial),
+            mode="w",
+            cparams=_compression(),
         )
 
 
@@ -151,14 +172,33 @@ def save_case(
     patch: Sequence[int],
 ) -> None:
     """Writes a preprocessed case; `CASE.json` comes last, so that a case with that file is whole."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    case = properties.case
-    for stale in (f"{case}.json", f"{case}.labels.b2nd"):
-        (folder / stale).unlink(missing_ok=True)
-    save_array(folder / f"{case}.image.b2nd", image, patch)
+    begin_case(folder, properties.case)
+    save_array(image_path(folder, properties.case), image, patch)
     if labels is not None:
-        save_array(folder / f"{case}.labels.b2nd", labels, patch)
+        save_array(labels_path(folder, properties.case), labels, patch)
+    finish_case(folder, properties, foreground)
+
+
+def image_path(folder: Path, case: str) -> Path:
+    """The file of a preprocessed image."""
+    return Path(folder) / f"{case}.image.b2nd"
+
+
+def labels_path(folder: Path, case: str) -> Path:
+    """The file of a preprocessed label map."""
+    return Path(folder) / f"{case}.labels.b2nd"
+
+
+def begin_case(folder: Path, case: str) -> None:
+    """Makes the folder, and removes what would make a case look whole before it is, or look labelled."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for stale in (Path(folder) / f"{case}.json", labels_path(folder, case)):
+        stale.unlink(missing_ok=True)
+
+
+def finish_case(folder: Path, properties: CaseProperties, foreground: dict[int, np.ndarray]) -> None:
+    """Writes what a case has besides its arrays, `CASE.json` last."""
+    folder, case = Path(folder), properties.case
     with atomic_path(folder / f"{case}.foreground.npz") as partial:
         np.savez(partial, **{str(label): voxels.astype(np.int32) for label, voxels in foreground.items()})
     write_json(folder / f"{case}.json", to_plain(properties))
@@ -173,10 +213,10 @@ def open_case(folder: Path, case: str) -> StoredCase:
     folder = Path(folder)
     where = folder / f"{case}.json"
     properties = from_plain(CaseProperties, read_json(where, what="preprocessed case"), where=str(where))
-    labels = folder / f"{case}.labels.b2nd"
+    labels = labels_path(folder, case)
     return StoredCase(
         properties=properties,
-        image=open_array(folder / f"{case}.image.b2nd"),
+        image=open_array(image_path(folder, case)),
         labels=open_array(labels) if labels.exists() else None,
         foreground=_read_foreground(folder / f"{case}.foreground.npz"),
     )
@@ -204,6 +244,10 @@ def _opened_foreground(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             yield stored
     except (OSError, ValueError, zipfile.BadZipFile) as fault:
         raise UserError(f"{path}: missing or damaged ({fault}); run 'megavoxel preprocess' again") from None
+
+
+def _compression() -> blosc2.CParams:
+    return blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, nthreads=1)
 
 
 def _halve_until(extent: list[int], most: int) -> list[int]:

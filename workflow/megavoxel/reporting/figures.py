@@ -94,10 +94,15 @@ def thinned(history: pd.DataFrame) -> pd.DataFrame:
 
 def legend_above(figure: Figure, handles: Sequence[Patch | Line2D], title: str | None = None) -> None:
     """A legend over all panels, in as many columns as fit."""
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() / (0.7 + 0.085 * longest)))
-    place = {"loc": "outside upper center", "ncols": min(columns, len(handles)), "frameon": False}
+    columns = legend_columns(handles, figure.get_figwidth())
+    place = {"loc": "outside upper center", "ncols": columns, "frameon": False}
     figure.legend(handles=handles, title=title, **place)
+
+
+def legend_columns(handles: Sequence[Patch | Line2D], inches: float) -> int:
+    """Columns of a legend that fit into a width, at least one."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    return min(max(1, int(inches / (0.7 + 0.085 * longest))), len(handles))
 
 
 def _draw_boxes(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:

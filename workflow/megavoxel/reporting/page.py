@@ -14,10 +14,13 @@ from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
+from megavoxel.reporting.memory import how_measured
+from megavoxel.reporting.memory_figure import panels
 from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE
 
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 
@@ -54,9 +57,9 @@ def write_page(
         tolerances=stored.tolerances,
         both_empty=both_empty(stored),
         scored_values=int((stored.scores["metric"] == "DSC").sum()),
-        figures={
-            name: data_uri(figures / f"{name}.png") for name in ("dsc_by_label", "nsd_by_label", "training_curves")
-        },
+        memory_how=how_measured(stored),
+        label_panels=len(panels(stored)) > 1,
+        figures={name: data_uri(figures / f"{name}.png") for name in FIGURES},
         sweeps={sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in definition.sweeps},
         sweep_figures={sweep.name: data_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
         comparisons={shown.caption: data_uri(figures / "comparisons" / shown.file) for shown in comparisons},

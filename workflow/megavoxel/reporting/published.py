@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import METRICS
+from megavoxel.reporting.memory import Peak, largest, with_peaks
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
 KEYS = COLUMNS[:3]
 Key = tuple[str, str, str]
 """A line's table, row and metric."""
+PEAK = "peak_gib"
+"""The metric of published memory: of a GPU in training, in GB as the paper prints it."""
+METRIC = re.compile(rf"{PEAK}|({'|'.join(METRICS)})( \S.*)?")
 
 
 def read_published(path: Path | None) -> pd.DataFrame:
     """Lines of a file of published numbers, `value` as float64 and all else as text; none where there is no file.
 
     Raises:
-        UserError: the file cannot be read, has other columns, a value that is no number, or says something twice.
+        UserError: the file cannot be read, has other columns, an unknown metric, a value that is no number, or says
+            something twice.
     """
     if path is None:
         return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"value": float})
@@ -30,6 +37,12 @@ def read_published(path: Path | None) -> pd.DataFrame:
         raise UserError(f"{path}: published numbers cannot be read ({fault})") from None
     if list(table.columns) != COLUMNS:
         raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    unknown = table.index[~table["metric"].str.fullmatch(METRIC)]
+    if len(unknown):
+        raise UserError(
+            f"{path}: line {unknown[0] + 2}: unknown metric '{table['metric'][unknown[0]]}'; allowed: "
+            f"{', '.join(METRICS)}, one of them followed by a label ('DSC liver'), or {PEAK} (GPU memory in GB)"
+        )
     numbers = pd.to_numeric(table["value"], errors="coerce")
     wrong = table.index[numbers.isna()]
     if len(wrong):
@@ -47,32 +60,47 @@ def published_table(
     summary: pd.DataFrame,
     labels: pd.DataFrame,
     points: Mapping[Key, float],
+    models: Mapping[tuple[str, str], Sequence[str]],
+    peaks: Mapping[str, Peak],
     split: str,
 ) -> pd.DataFrame:
-    """Published values beside the measured means; empty where nothing is published.
+    """Published values beside the measured means, with the peak memory of each row; empty where nothing is published.
 
     A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is `DSC` or
-    `NSD` (mean over labels and cases) or, of a model, one of them followed by a label (`DSC liver`). Measured stays
-    empty where the study has no such row or metric.
+    `NSD` (mean over labels and cases), one of them followed by a label (`DSC liver`; of a point with repeats the mean
+    of their means), or `peak_gib`. Measured stays empty where the study has no such row or label.
 
     Args:
         published: as `read_published` gives it.
         summary: as `megavoxel.reporting.statistics.summary` gives it.
         labels: as `megavoxel.reporting.statistics.labels` gives it.
         points: measured means of the points of sweeps, as `megavoxel.reporting.sweeps.measured_points` gives them.
+        models: of each table and row, as `megavoxel.reporting.sweeps.models_of_rows` gives them.
+        peaks: by model, as `megavoxel.reporting.memory.cascade_peaks` gives them.
         split: the split to compare with.
     """
-    models = _measured(summary[summary["split"] == split], labels[labels["split"] == split])
+    means = _means(summary[summary["split"] == split], labels[labels["split"] == split])
     keys = list(published[KEYS].itertuples(index=False, name=None))
-    measured = [points.get(key, models.get(key[1:])) for key in keys]
+    measured = [points.get(key, _measured(key[2], models[key[:2]], means, peaks)) for key in keys]
     table = published.rename(columns={"value": "published"})
     table["measured"] = pd.Series(measured, index=table.index, dtype=float)
     table["difference"] = table["measured"] - table["published"]
     table["split"] = split
-    return table[["table", "row", "metric", "published", "measured", "difference", "split", "source"]]
+    table = table[["table", "row", "metric", "published", "measured", "difference", "split", "source"]]
+    return with_peaks(table, [models[key[:2]] for key in keys], peaks)
 
 
-def _measured(summary: pd.DataFrame, labels: pd.DataFrame) -> dict[tuple[str, str], float]:
+def _measured(
+    metric: str, models: Sequence[str], means: Mapping[tuple[str, str], float], peaks: Mapping[str, Peak]
+) -> float:
+    """Of the models that are repeats of one another; NaN where there is none, or one lacks the metric."""
+    if metric == PEAK:
+        return largest(peaks[model] for model in models).measured
+    values = [means.get((model, metric), math.nan) for model in models]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _means(summary: pd.DataFrame, labels: pd.DataFrame) -> dict[tuple[str, str], float]:
     values = {}
     for metric in METRICS:
         column = f"{metric.lower()}_mean"

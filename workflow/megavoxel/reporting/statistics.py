@@ -65,8 +65,10 @@ def cost(stored: Stored) -> pd.DataFrame:
     """Per setting: what a run is, what it cost, and the DSC that it bought.
 
     `hours` is training time summed over folds, `devices` the number that a run used, `device_hours` each fold's hours
-    times its devices. `peak_memory_mib` is the largest of any fold on one device, `forecast_gib` what plan.tsv forecast
-    of it. `dsc` is the mean of the summary on the split that is named beside it: test where it is scored.
+    times its devices. `peak_memory_mib` is the largest of any fold on one device in all of training: what PyTorch
+    allocated on a GPU, what the process held on the CPU. `device_forecast_gib` is what plan.tsv forecasts of a device,
+    libraries and prediction included. `dsc` is the mean of the summary on the split that is named beside it: test where
+    it is scored.
     """
     split = stored.splits[-1]
     accuracy = _of_split(case_means(stored.scores), split).groupby("setting")["DSC"].mean()
@@ -88,12 +90,12 @@ def cost(stored: Stored) -> pd.DataFrame:
                 "hours": sum(hours.values()),
                 "device_hours": sum(hours[fold] * devices[fold] for fold in hours),
                 "peak_memory_mib": max(history["peak_memory_mib"].max() for history in histories.values()),
-                "forecast_gib": stored.forecast_gib.get(setting),
+                "device_forecast_gib": stored.device_forecast_gib.get(setting),
                 "split": split,
                 "dsc": accuracy.get(setting),
             }
         )
-    return pd.DataFrame(rows).astype({"parameters": "Int64", "forecast_gib": float, "dsc": float})
+    return pd.DataFrame(rows).astype({"parameters": "Int64", "device_forecast_gib": float, "dsc": float})
 
 
 def differences(own: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:

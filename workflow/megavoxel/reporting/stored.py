@@ -62,8 +62,8 @@ class Stored:
     """By setting and fold."""
     manifests: dict[str, dict[int, dict[str, Any]]]
     """By setting and fold; only those that exist."""
-    forecast_gib: dict[str, float]
-    """Forecast peak memory of a device in GiB by setting; empty where no forecast was made."""
+    device_forecast_gib: dict[str, float]
+    """What plan.tsv forecasts of a device, in GiB by setting; empty where there is none."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def load_stored(results: Path, definition: str, *, need_cases: bool) -> Stored:
             }
             for setting, folds in folders.items()
         },
-        forecast_gib=read_forecast(results / "plan.tsv"),
+        device_forecast_gib=read_forecast(results / "plan.tsv"),
     )
 
 

@@ -13,7 +13,7 @@ from megavoxel.evaluation.tidy import METRICS
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.published import Key
 from megavoxel.reporting.statistics import case_means, differences
-from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.stored import Definition, Stored
 
 COLUMNS = [
     "sweep", "title", "split", "metric", "point", "models", "repeats", "cases", "mean", "low", "high", "repeat_sd",
@@ -74,6 +74,20 @@ def measured_points(
         for name in names:
             measured |= {(name, row["point"], row["metric"]): row["mean"] for row in own.to_dict("records")}
     return measured
+
+
+def models_of_rows(published: pd.DataFrame, definition: Definition) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The models that each published table and row is about: one, the repeats of a sweep's point, or none."""
+    rows = list(published[["table", "row"]].itertuples(index=False, name=None))
+    models = {(table, row): (row,) if row in definition.models else () for table, row in rows}
+    for sweep in definition.sweeps:
+        own = {
+            (table, point): names
+            for table in published_lines(published, sweep)["table"].unique()
+            for point, names in sweep.points.items()
+        }
+        models |= {row: names for row, names in own.items() if row in models}
+    return models
 
 
 def point_scores(means: pd.DataFrame, models: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -9,25 +9,29 @@ import pandas as pd
 
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting import statistics
-from megavoxel.reporting.published import published_table, read_published
+from megavoxel.reporting.memory import cascade_peaks, own_peaks, with_peaks
+from megavoxel.reporting.published import published_table
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.sweeps import measured_points, sweep_table
+from megavoxel.reporting.sweeps import measured_points, models_of_rows, sweep_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
 NO_SWEEPS = "This study has no sweeps."
+MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting"}
+"""The column of a table that names the models of a row, with spaces between them."""
+PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
 
 
-def write_tables(stored: Stored, published: Path | None, folder: Path) -> dict[str, pd.DataFrame]:
+def write_tables(stored: Stored, published: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
     """Writes `NAME.csv`, `NAME.md` and `NAME.tex` of every table to `folder`; returns what Markdown and LaTeX show.
 
-    Raises:
-        UserError: the file of published numbers is wrong.
+    Args:
+        published: as `megavoxel.reporting.published.read_published` gives it.
     """
-    numbers = _numbers(stored, read_published(published))
-    shown = {name: SHOWN[name](table) for name, table in numbers.items()}
+    numbers = _numbers(stored, published)
+    shown = {name: show_peaks(SHOWN[name](table), table) for name, table in numbers.items()}
     for name, table in numbers.items():
         with atomic_path(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
@@ -115,12 +119,12 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
             "Devices": table["devices"].astype(str),
             "Training (h)": table["hours"].map(lambda value: _number(value, ".3g")),
             "Device-hours": table["device_hours"].map(lambda value: _number(value, ".3g")),
-            "Peak memory (GiB)": table["peak_memory_mib"].map(lambda value: _number(value / MIB_PER_GIB, ".2f")),
-            "Forecast (GiB)": table["forecast_gib"].map(lambda value: _number(value, ".2f")),
+            "Peak of the job (GiB)": table["peak_memory_mib"].map(lambda value: _number(value / MIB_PER_GIB, ".2f")),
+            "Forecast of the job (GiB)": table["device_forecast_gib"].map(lambda value: _number(value, ".2f")),
             f"DSC ({split})": table["dsc"].map(_rounded),
         }
     )
-    return shown.drop(columns="Forecast (GiB)") if table["forecast_gib"].isna().all() else shown
+    return shown.drop(columns="Forecast of the job (GiB)") if table["device_forecast_gib"].isna().all() else shown
 
 
 def show_published(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,6 +143,12 @@ def show_published(table: pd.DataFrame) -> pd.DataFrame:
             "Source": table["source"],
         }
     )
+
+
+def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """What is shown of a table, with peak memory, measured and forecast, where one of its rows has it."""
+    stated = {head: table[name] for name, head in PEAK_HEADS.items() if table[name].notna().any()}
+    return shown.assign(**{head: peaks.map(lambda value: _number(value, ".3g")) for head, peaks in stated.items()})
 
 
 SHOWN = {
@@ -166,18 +176,25 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All tables by name, with full numbers."""
-    split = stored.splits[-1]
-    summary, labels = statistics.summary(stored), statistics.labels(stored)
-    sweeps = sweep_table(stored, published)
-    points = measured_points(sweeps, published, stored.definition.sweeps, split)
-    return {
-        "summary": summary,
-        "labels": labels,
-        "sweeps": sweeps,
+    """All tables by name, with full numbers; each ends with the peak memory of the models that a row is about."""
+    split, peaks = stored.splits[-1], own_peaks(stored)
+    tables = {
+        "summary": statistics.summary(stored),
+        "labels": statistics.labels(stored),
+        "sweeps": sweep_table(stored, published),
         "cost": statistics.cost(stored),
-        "published": published_table(published, summary=summary, labels=labels, points=points, split=split),
     }
+    beside = published_table(
+        published,
+        summary=tables["summary"],
+        labels=tables["labels"],
+        points=measured_points(tables["sweeps"], published, stored.definition.sweeps, split),
+        models=models_of_rows(published, stored.definition),
+        peaks=cascade_peaks(stored),
+        split=split,
+    )
+    whole = {name: with_peaks(table, table[MODELS[name]].str.split(), peaks) for name, table in tables.items()}
+    return {**whole, "published": beside}
 
 
 def _with_sd(mean: pd.Series, deviation: pd.Series) -> list[str]:

@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(arguments.dataset)
     layout = read_layout(arguments.data, dataset)
     tolerances = {label: dataset.tolerance(label) for label in layout.labels}
-    findings = check_layout(arguments.data, layout, processes=arguments.processes)
+    findings = check_layout(
+        arguments.data, layout, background_values=dataset.background_values, processes=arguments.processes
+    )
     write_findings(arguments.checks, findings)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         labels=layout.labels,
         nsd_tolerance_mm=tolerances,
         cases=layout.cases,
+        background_values=dataset.background_values,
     )
     save_cases(arguments.output, cases)
     _print_outcome(findings, cases)

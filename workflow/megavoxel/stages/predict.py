@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
-from megavoxel.planning.plan import Plan, load_plan
-from megavoxel.planning.splits import load_splits
+from megavoxel.planning.plan import Plan, load_plan, require_first_stage
+from megavoxel.planning.splits import cases_of, load_splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +28,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--splits", type=Path, help="splits.json of the study")
     study.add_argument("--split", choices=["validation", "test"], help="which cases")
     study.add_argument("--fold", type=int, help="the fold of --split validation")
+    study.add_argument("--stage1", type=Path, nargs="+", default=[], help="folder that 'megavoxel stage1' wrote")
     images = parser.add_argument_group("any images")
     images.add_argument("--input", type=Path, nargs="+", help="images, or folders of images (.nii.gz or .nii)")
+    images.add_argument(
+        "--large-voxels",
+        type=int,
+        metavar="N",
+        help="images of N voxels and more go block by block, whatever the memory; default: 134217728 (512 x 512 x 512)",
+    )
     images.add_argument("--modality", help="what all of them are, where the plan's dataset has several: CT, MR, …")
+    images.add_argument(
+        "--stage1-labels",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="for the second stage of a cascade: label maps of the images by each first-stage setting",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts; the folder of label maps appears when all are done."""
     plan = load_plan(arguments.plan)
-    items = _images(arguments.input, plan, arguments.modality) if arguments.input else _study_cases(arguments)
+    if arguments.input:
+        require_first_stage(plan, arguments.stage1_labels, option="--stage1-labels")
+    else:
+        require_first_stage(plan, arguments.stage1, option="--stage1")
+    items = _images(plan, arguments) if arguments.input else _study_cases(arguments)
     with atomic_directory(arguments.output) as output:
         if arguments.logits is None:
             _predict(plan, items, arguments, output, None)
@@ -56,37 +76,30 @@ def _predict(plan: Plan, items: list, arguments: argparse.Namespace, output: Pat
     set_threads(arguments.threads)
     predictor = CasePredictor(plan, arguments.weights, choose_device(arguments.device))
     for number, read in enumerate(tqdm(items, desc="predict", unit="case", disable=None), start=1):
-        image, properties = read()
-        predictor.write(image, properties, output, logits)
+        with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
+            image, properties = read(Path(scratch))
+            image = _with_first_stage(image, properties, plan, arguments)
+            predictor.write(image, properties, output, logits)
         print(f"case {number}/{len(items)}  {properties.case}", flush=True)
 
 
 def _study_cases(arguments: argparse.Namespace) -> list:
     if not (arguments.preprocessed and arguments.splits and arguments.split):
         raise UserError("give either --input, or --preprocessed, --splits and --split")
-    splits = load_splits(arguments.splits)
-    if arguments.split == "test":
-        names = splits.test
-    elif arguments.fold is None or not 0 <= arguments.fold < len(splits.folds):
-        raise UserError(
-            f"--fold {arguments.fold}: --split validation needs one of the folds 0 to {len(splits.folds) - 1}"
-        )
-    else:
-        names = splits.folds[arguments.fold].validation
-
+    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
     return [partial(_read_stored, arguments.preprocessed, name) for name in names]
 
 
-def _images(paths: list[Path], plan: Plan, modality: str | None) -> list:
-    files = list(_files(paths))
+def _images(plan: Plan, arguments: argparse.Namespace) -> list:
+    files = list(_files(arguments.input))
     names = [case_name(path) for path in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"--input: two images are called {twice[0]}; predict them into different folders")
-    return [partial(_read_file, path, plan, modality) for path in files]
+    return [partial(_read_file, path, plan, arguments.modality, arguments.large_voxels) for path in files]
 
 
-def _read_stored(folder: Path, name: str) -> tuple[Any, Any]:
+def _read_stored(folder: Path, name: str, _scratch: Path) -> tuple[Any, Any]:
     """A preprocessed case: its image, not read yet, and its properties."""
     from megavoxel.preprocessing.store import open_case
 
@@ -94,13 +107,37 @@ def _read_stored(folder: Path, name: str) -> tuple[Any, Any]:
     return case.image, case.properties
 
 
-def _read_file(path: Path, plan: Plan, modality: str | None) -> tuple[Any, Any]:
-    """An image file, preprocessed in memory, and its properties."""
+def _read_file(
+    path: Path, plan: Plan, modality: str | None, large_voxels: int | None, scratch: Path
+) -> tuple[Any, Any]:
+    """An image file, preprocessed in memory or, where it is large, to an array in `scratch`, and its properties."""
     from megavoxel.data.nifti import read_image
-    from megavoxel.preprocessing.case import preprocess_image
+    from megavoxel.data.slabs import LARGE_VOXELS
+    from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
+    from megavoxel.preprocessing.large import is_large
 
+    name = case_name(path)
+    if is_large([path], LARGE_VOXELS if large_voxels is None else large_voxels):
+        preprocess_large_image(path, plan.preprocessing, name, modality, scratch, plan.patch)
+        return _read_stored(scratch, name, scratch)
     image, geometry = read_image(path)
-    return preprocess_image(image, geometry, plan.preprocessing, case_name(path), modality)
+    return preprocess_image(image, geometry, plan.preprocessing, name, modality)
+
+
+def _with_first_stage(image: Any, properties: Any, plan: Plan, arguments: argparse.Namespace) -> Any:
+    """What the network is given of a case: in the second stage of a cascade, its first stage's labels as well."""
+    if not plan.stage1:
+        return image
+    from megavoxel.inference.first_stage import ImageWithFirstStage
+    from megavoxel.preprocessing.first_stage import first_stage_classes, open_first_stage
+
+    case = properties.case
+    if arguments.input:
+        paths = [folder / f"{case}.nii.gz" for folder in arguments.stage1_labels]
+        labels = first_stage_classes(paths, properties, plan)
+    else:
+        labels = open_first_stage(arguments.stage1, case, (len(plan.stage1), *properties.shape))
+    return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

@@ -32,11 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="typical patch, for the chunks on disk; default: 128 128 128",
     )
     parser.add_argument("--processes", type=int, default=1, help="cases worked on at once; default: 1")
+    parser.add_argument(
+        "--large-voxels",
+        type=int,
+        metavar="N",
+        help="cases of N voxels and more go block by block, whatever the memory; default: 134217728 (512 x 512 x 512)",
+    )
     parser.add_argument("--resume", action="store_true", help="keep cases that were made under the same plan")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Preprocesses the cases of a shard, then writes the marker."""
+    from megavoxel.data.slabs import LARGE_VOXELS
     from megavoxel.planning.plan import load_preprocessing_plan
     from megavoxel.preprocessing.case import preprocess_cases
 
@@ -54,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         patch=arguments.patch,
         processes=arguments.processes,
         resume=arguments.resume,
+        large_voxels=LARGE_VOXELS if arguments.large_voxels is None else arguments.large_voxels,
     )
     marker = {
         "plan": plan.hash,

@@ -1,7 +1,7 @@
 """Tables, figures and a page from the scores of a study.
 
---tables-only makes tables, box plots and training curves from what is stored (scores.csv, history.csv, plan.json)
-and reads no image and no prediction.
+--tables-only makes tables and all figures but overlays and comparisons from what is stored (scores.csv, history.csv,
+manifest.json, plan.json) and reads no image and no prediction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sweeps",
     )
     parser.add_argument(
-        "--published", type=Path, metavar="CSV", help="published numbers: table,row,metric,value,source"
+        "--published",
+        type=Path,
+        metavar="CSV",
+        help="published numbers: table,row,metric,value,source; metric is DSC or NSD, alone or followed by a label, or "
+        "peak_gib (GPU memory in GB)",
     )
     parser.add_argument("--tables-only", action="store_true", help="no overlays and no page")
 
@@ -30,15 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
     from megavoxel.reporting.figures import write_figures
+    from megavoxel.reporting.memory_figure import write_memory_figure
+    from megavoxel.reporting.published import read_published
     from megavoxel.reporting.stored import load_stored
     from megavoxel.reporting.sweep_figures import write_sweep_figures
     from megavoxel.reporting.tables import write_tables
 
+    published = read_published(arguments.published)
     stored = load_stored(arguments.results, arguments.definition, need_cases=not arguments.tables_only)
     report = arguments.results / "report"
-    tables = write_tables(stored, arguments.published, report / "tables")
+    tables = write_tables(stored, published, report / "tables")
     print(f"tables: {report / 'tables'}", flush=True)
     write_figures(stored, report / "figures")
+    write_memory_figure(stored, published, report / "figures")
     write_sweep_figures(stored, report / "figures")
     print(f"figures: {report / 'figures'}", flush=True)
     if arguments.tables_only:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path, file_sha256, write_json
-from megavoxel.planning.plan import Plan, load_plan
+from megavoxel.files import atomic_path, content_hash, file_sha256, write_json
+from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import Fold as Split
 from megavoxel.planning.splits import load_splits
 
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, required=True, help="folder for states; one below it per plan, fold and data"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for model.pt, history.csv, manifest.json")
+    parser.add_argument(
+        "--stage1", type=Path, nargs="+", default=[], help="folders that 'megavoxel stage1' wrote, one per fold"
+    )
     parser.add_argument("--checksums", type=Path, help="checksums.tsv of the dataset, for the manifest")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
@@ -47,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.fold < len(folds):
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
     _refuse_pipelines(plan)
+    require_first_stage(plan, arguments.stage1, option="--stage1")
     if plan.parallel.devices > 1 and not is_member():
         start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
     set_threads(arguments.threads)
@@ -73,14 +77,19 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def _fold(arguments: argparse.Namespace, split: Split) -> Fold:
+    from megavoxel.preprocessing.first_stage import first_stage_path
     from megavoxel.training.loop import Fold
 
+    cases = (*split.training, *split.validation)
+    labels = [first_stage_path(arguments.stage1, case) for case in cases] if arguments.stage1 else []
     return Fold(
         number=arguments.fold,
         preprocessed=arguments.preprocessed,
         training=tuple(split.training),
         validation=tuple(split.validation),
+        first_stage=tuple(arguments.stage1),
         data=file_sha256(arguments.checksums) if arguments.checksums else None,
+        first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
     )
 
 
@@ -117,5 +126,15 @@ def _write_outputs(folder: Path, done: Run, fold: Fold) -> None:
     from megavoxel.training.manifest import build_manifest
 
     write_history(folder / "history.csv", done.history)
-    write_json(folder / "manifest.json", build_manifest(done, fold))
+    write_json(folder / "manifest.json", build_manifest(done, fold, forecast_gib=_forecast_gib(done)))
     save_weights(folder / "model.pt", done.network, plan_hash=done.plan.hash, precision=done.precision.name)
+
+
+def _forecast_gib(done: Run) -> float:
+    """What the forecast says of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
+    from megavoxel.forecast.hours import GIB
+    from megavoxel.forecast.step import training_step
+
+    plan = done.plan
+    samples, precision = plan.batch // plan.parallel.parts, done.precision.name
+    return training_step(plan, samples=samples, parallel=plan.parallel, precision=precision).peak_bytes / GIB

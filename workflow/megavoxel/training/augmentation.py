@@ -12,7 +12,7 @@ List, order, probabilities and ranges are those of nnU-Net 2.8.1 with batchgener
 - Interpolated labels are compared in float32; nnU-Net rounds them to 1/2000, which decides near ties otherwise.
 - Blur is never wider than the patch. nnU-Net's reflection fails on patches of one to three voxels.
 - Voxels outside of the nonzero mask of a z-scored image are augmented like all others. nnU-Net sets them to zero again.
-- Not here: the binary operations on the previous stage's segmentation in a cascade.
+- The binary operations on the previous stage's segmentation in a cascade are in `first_stage_augmentation.py`.
 """
 
 from __future__ import annotations
@@ -90,17 +90,17 @@ class Augmenter:
 
         Args:
             image: float32 (channels, box).
-            labels: uint8 or int32 classes (box).
+            labels: uint8 or int32 classes: one map (box) or several (maps, box).
 
         Returns:
-            image (channels, patch) and int64 labels (patch).
+            image (channels, patch) and int64 labels ([maps,] patch).
         """
         if draws.matrix is not None:
             image, labels = self._transform(image, labels, draws.matrix)
         image = intensity.augment(image, self.settings, random, in_plane=self.in_plane)
         if draws.mirrored:
             image = image.flip([axis + 1 for axis in draws.mirrored])
-            labels = labels.flip(list(draws.mirrored))
+            labels = labels.flip([axis - 3 for axis in draws.mirrored])
         return image.contiguous(), labels.long().contiguous()
 
     def _angles(self, random: np.random.Generator) -> tuple[float, float, float]:
@@ -117,9 +117,11 @@ class Augmenter:
         if self.in_plane:
             grid = _grid(matrix[1:, 1:], image.shape[2:], self.patch[1:])
             turned = _sample_image(image.flatten(0, 1), grid).unflatten(0, image.shape[:2])
-            return turned, sample_labels(labels, grid)
+            slices = sample_labels(labels.reshape(-1, *labels.shape[-2:]), grid)
+            return turned, slices.reshape(*labels.shape[:-2], *slices.shape[1:])
         grid = _grid(matrix, image.shape[1:], self.patch)
-        return _sample_image(image, grid), sample_labels(labels[None], grid)[0]
+        maps = sample_labels(labels.reshape(-1, *labels.shape[-3:]), grid)
+        return _sample_image(image, grid), maps.reshape(*labels.shape[:-3], *maps.shape[1:])
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:

@@ -34,12 +34,13 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
         )
     threads = max(1, usable_threads(arguments.threads) // processes)
     options = vars(arguments) | {"threads": threads}
-    words = [
-        word
-        for key, value in options.items()
-        if value is not None
-        for word in (f"--{key.replace('_', '-')}", str(value))
-    ]
+    words = [word for key, value in options.items() for word in _option(key, value)]
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
     command = [*runner, "--nproc-per-node", str(processes), "-m", "megavoxel", stage, *words]
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": str(threads)})
+
+
+def _option(key: str, value: object) -> list[str]:
+    """An option as words of a command line; none where it was left out."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [f"--{key.replace('_', '-')}", *map(str, values)] if values else []

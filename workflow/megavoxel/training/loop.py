@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from megavoxel.errors import UserError
@@ -19,10 +20,13 @@ from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.checkpoint import load_state, save_state
+from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
 from megavoxel.training.group import Group, require_same
+from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
-from megavoxel.training.step import Part, Run, replicated, train_step
+from megavoxel.training.step import Part, Run, replicated
+from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
 
 
@@ -37,18 +41,24 @@ class Fold:
     """Ids of the training cases."""
     validation: tuple[str, ...]
     """Ids of the validation cases."""
+    first_stage: tuple[Path, ...] = ()
+    """Folders with a first stage's labels of these cases, for a plan with `stage1`."""
     data: str | None = None
     """SHA-256 that stands for the dataset's files; None: not known."""
+    first_stage_data: str | None = None
+    """Hash of the first stage's labels; None: there is no first stage."""
 
     def key(self, plan: Plan) -> str:
         """Short hash of all that the trained weights depend on: the plan, the fold's cases and the data."""
-        return content_hash([plan.hash, self.number, self.training, self.validation, self.data])
+        parts = [plan.hash, self.number, self.training, self.validation, self.data]
+        return content_hash(parts if self.first_stage_data is None else [*parts, self.first_stage_data])
 
 
 def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, group: Group | None = None) -> Run:
     """Trains a setting on a fold, going on from the run's state below `state_folder` if there is one.
 
-    On the CPU an interrupted and resumed run gives bit for bit the weights of an uninterrupted one.
+    On the CPU an interrupted and resumed run gives bit for bit the weights of an uninterrupted one. With
+    `training.patience` it may end before the last epoch; the learning rate falls as if it would not.
 
     Args:
         plan: the setting.
@@ -66,26 +76,10 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
     state_folder = state_folder / key
     run = start_run(plan, fold, device, load_state(state_folder, key=key), group)
     require_same(group, run.epoch, f"epoch in {state_folder}")
-    training = plan.training
-    batches = iter(training_batches(run, fold))
-    validation = _loader(run, fold, VALIDATION, training.validation_iterations * plan.batch)
-    saved = time.monotonic()
-    while run.epoch < training.epochs:
-        begin = time.monotonic()
-        rate = learning_rate(run.epoch, training, plan.batch)
-        loss = train_epoch(run, itertools.islice(batches, training.iterations_per_epoch), rate)
-        scores = validate(run, validation, tuple(plan.preprocessing.labels))
-        run.epoch += 1
-        seconds = time.monotonic() - begin
-        row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
-        run.history.append({**row, "peak_memory_mib": max(group.all(peak_memory_mib(device)))})
-        if not group.leads:
-            continue
-        _report(run)
-        last = run.epoch == training.epochs
-        if last or time.monotonic() - saved >= 60 * training.checkpoint_minutes:
-            save_state(state_folder, {"key": key, **run.state_dict()})
-            saved = time.monotonic()
+    if not has_ended(run.history, plan.training):
+        _train_to_the_end(run, fold, lambda: save_state(state_folder, {"key": key, **run.state_dict()}))
+    if group.leads and has_stalled(run.history, plan.training):
+        print(stop_reason(run.history, plan.training), flush=True)
     return run
 
 
@@ -109,13 +103,38 @@ def start_run(
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
         replica=replicated(network, group),
+        class_weights=_class_weights(plan, fold, device),
     )
     if state:
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
-        run.epoch, run.history = state["epoch"], state["history"]
+        run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
         print(f"going on after epoch {run.epoch} of {plan.training.epochs}", flush=True)
     return run
+
+
+def _train_to_the_end(run: Run, fold: Fold, save: Callable[[], None]) -> None:
+    """All epochs that are left, each scored; `save` is called by the leading process now and then, and at the end."""
+    training = run.plan.training
+    batches = iter(training_batches(run, fold))
+    validation = _loader(run, fold, VALIDATION, training.validation_iterations * run.plan.batch)
+    saved = time.monotonic()
+    while not has_ended(run.history, training):
+        begin = time.monotonic()
+        rate = learning_rate(run.epoch, training, run.plan.batch)
+        loss = train_epoch(run, itertools.islice(batches, training.iterations_per_epoch), rate)
+        scores = validate(run, validation, tuple(run.plan.preprocessing.labels))
+        run.epoch += 1
+        seconds = time.monotonic() - begin
+        row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
+        run.history.append({**row, "peak_memory_mib": max(run.group.all(peak_memory_mib(run.device)))})
+        note_allocated(run)
+        if not run.group.leads:
+            continue
+        _report(run)
+        if has_ended(run.history, training) or time.monotonic() - saved >= 60 * training.checkpoint_minutes:
+            save()
+            saved = time.monotonic()
 
 
 def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
@@ -133,7 +152,7 @@ def train_epoch(run: Run, batches: Iterable[Part], rate: float) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.network.train()
-    losses = [train_step(run, image, target) for image, target in batches]
+    losses = [measured_step(run, image, target) for image, target in batches]
     mean = run.group.mean(torch.stack(losses).mean().item())
     if not torch.isfinite(torch.tensor(mean)):
         raise UserError(
@@ -156,9 +175,25 @@ def _common_precision(plan: Plan, device: torch.device, group: Group) -> Precisi
     return replace(chosen, name=names[round(group.all(names.index(chosen.name))[0])])
 
 
+def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | None:
+    """Weights of the classes for `training.class_weights`, by the fold's training cases."""
+    if plan.training.class_weights == "none":
+        return None
+    voxels = class_voxels(fold.preprocessed, fold.training, plan.network.classes)
+    return softmax_of_inverse(voxels).to(device)
+
+
 def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> DataLoader:
     cases = fold.training if stream == TRAINING else fold.validation
-    dataset = PatchDataset(run.plan, fold.preprocessed, cases, fold=fold.number, stream=stream, count=count)
+    dataset = PatchDataset(
+        run.plan,
+        fold.preprocessed,
+        cases,
+        fold=fold.number,
+        stream=stream,
+        count=count,
+        first_stage=fold.first_stage,
+    )
     share = Share(first_iteration=first_iteration, batch=run.plan.batch, rank=run.group.rank, ranks=run.group.size)
     workers = run.plan.training.workers if stream == TRAINING else 0
     return patch_loader(dataset, share, workers=workers, pin=run.device.type == "cuda")

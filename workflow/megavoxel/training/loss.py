@@ -61,9 +61,20 @@ def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
     return whole + parts * (part - part.detach())
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy over all voxels."""
-    return F.cross_entropy(logits, target.long())
+def cross_entropy_loss(logits: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Mean over all voxels of the cross-entropy, times the weight of the voxel's own class.
+
+    PyTorch divides by the sum of the weights that a batch happens to have. Here voxels are counted: the loss of a batch
+    is the mean of those of its equal parts.
+
+    Args:
+        logits: (batch, classes, z, y, x).
+        target: (batch, z, y, x).
+        weights: (classes), of the type of the logits; None: all are 1.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, target.long())
+    return F.cross_entropy(logits, target.long(), weight=weights, reduction="none").mean()
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:
@@ -72,19 +83,21 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
-def build_loss(training: Training, complete: Completion | None = None) -> Loss:
+def build_loss(training: Training, complete: Completion | None = None, class_weights: Tensor | None = None) -> Loss:
     """The loss of a study's key `training.loss`.
 
     Args:
         training: the loss, its keys, and `batch_dice`.
         complete: see `dice_loss`.
+        class_weights: float32 (classes), for the cross-entropy of `dice_ce` and `cross_entropy`; None: all are 1.
     """
 
     def dice(logits: Tensor, target: Tensor) -> Tensor:
         return dice_loss(logits, target, batch=training.batch_dice, complete=complete)
 
+    cross_entropy = partial(cross_entropy_loss, weights=class_weights)
     voxel_losses: dict[str, Loss] = {
-        "dice_ce": cross_entropy_loss,
+        "dice_ce": cross_entropy,
         "dice_focal": partial(focal_loss, gamma=training.focal_gamma),
         "dice_topk": partial(topk_loss, percent=training.topk_percent),
         "dice_perimeter": perimeter_loss,
@@ -92,7 +105,7 @@ def build_loss(training: Training, complete: Completion | None = None) -> Loss:
     if training.loss == "dice":
         return dice
     if training.loss == "cross_entropy":
-        return cross_entropy_loss
+        return cross_entropy
     of_voxels = voxel_losses[training.loss]
     return lambda logits, target: dice(logits, target) + of_voxels(logits, target)
 

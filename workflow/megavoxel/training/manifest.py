@@ -21,8 +21,14 @@ from megavoxel.training.step import Run
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 
 
-def build_manifest(run: Run, fold: Fold) -> dict[str, Any]:
-    """Versions, seeds, checksums, hardware and cost of a run."""
+def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, Any]:
+    """Versions, seeds, checksums, hardware and cost of a run.
+
+    Args:
+        run: a finished run.
+        fold: what it was trained on.
+        forecast_gib: forecast of the peak memory that `training/memory.py` measures.
+    """
     return {
         "study": run.plan.study,
         "setting": run.plan.setting,
@@ -50,6 +56,7 @@ def build_manifest(run: Run, fold: Fold) -> dict[str, Any]:
         "epochs": run.epoch,
         "seconds": sum(row["seconds"] for row in run.history),
         "peak_memory_mib": max(row["peak_memory_mib"] for row in run.history),
+        "peak_memory": {**(run.peak_memory or {}), "forecast_gib": forecast_gib},
     }
 
 

@@ -10,16 +10,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from megavoxel.network.one_hot import one_hot_branches
 from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.first_stage import open_first_stage
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, read_box
 from megavoxel.training.augmentation import Augmenter
+from megavoxel.training.first_stage_augmentation import augment_first_stage
+from megavoxel.training.sampling import draw_start
 
 TRAINING, VALIDATION = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledCase:
+    """What samples of a case are read from."""
+
+    stored: StoredCase
+    first_stage: blosc2.NDArray | None = None
+    """uint8 classes (branches, network grid) of the first stage of a cascade."""
 
 
 class PatchDataset(Dataset):
@@ -32,15 +46,27 @@ class PatchDataset(Dataset):
         fold: part of the seed.
         stream: `TRAINING` (augmented) or `VALIDATION` (not augmented); part of the seed.
         count: how many patches there are.
+        first_stage: folders with the first stage's labels, of which each case is in one; for a plan with `stage1`.
     """
 
-    def __init__(self, plan: Plan, folder: Path, cases: Sequence[str], *, fold: int, stream: int, count: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        cases: Sequence[str],
+        *,
+        fold: int,
+        stream: int,
+        count: int,
+        first_stage: Sequence[Path] = (),
+    ) -> None:
         self.plan = plan
-        self.files = (Path(folder), tuple(cases))
+        self.files = (Path(folder), tuple(cases), len(plan.stage1), tuple(first_stage))
         self.cases = _open_cases(*self.files)
         self.seed = (plan.seed, fold, stream)
         self.count = count
-        self.augmenter = Augmenter(plan.augmentation, plan.patch) if stream == TRAINING else None
+        self.shape = plan.sampled_patch if stream == TRAINING else plan.patch
+        self.augmenter = Augmenter(plan.augmentation, self.shape) if stream == TRAINING else None
 
     def __getstate__(self) -> dict:
         """Open arrays stay in their process: a worker that is not forked opens its own."""
@@ -54,42 +80,45 @@ class PatchDataset(Dataset):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Patch `number`: float32 image (channels, z, y, x) and int64 classes (z, y, x)."""
+        """Patch `number`: float32 image (input channels, z, y, x) and int64 classes (z, y, x).
+
+        Training patches are the plan's `sampled_patch`, validation patches its `patch`.
+        """
         random = np.random.default_rng((*self.seed, number))
         case = self.cases[random.integers(len(self.cases))]
-        start = draw_start(case, self.plan.patch, self.plan.training.foreground_fraction, random)
+        start = draw_start(case.stored, self.plan.patch, self.plan.training, random)
+        start = tuple(
+            first - (large - size) // 2 for first, large, size in zip(start, self.shape, self.plan.patch, strict=True)
+        )
         if self.augmenter is None:
-            image, labels = _read(case, Box(start=start, shape=self.plan.patch))
-            return image, labels.long()
-        draws = self.augmenter.draw(random)
-        image, labels = _read(case, self.augmenter.source_box(start, draws))
-        return self.augmenter.apply(image, labels, draws, random)
+            image, maps = _read(case, Box(start=start, shape=self.shape))
+        else:
+            draws = self.augmenter.draw(random)
+            image, maps = _read(case, self.augmenter.source_box(start, draws))
+            image, maps = self.augmenter.apply(image, maps, draws, random)
+        labels, branches = maps[0].long(), maps[1:]
+        return self._with_first_stage(image, branches, random), labels
+
+    def _with_first_stage(self, image: Tensor, branches: Tensor, random: np.random.Generator) -> Tensor:
+        """The image with the first stage's labels (branches, z, y, x), augmented, as one-hot channels behind it."""
+        if not len(branches):
+            return image
+        labels = branches.numpy().astype(np.uint8)
+        if self.augmenter is not None:
+            labels = augment_first_stage(labels, self.plan.augmentation, random)
+        return torch.cat([image, one_hot_branches(labels, self.plan.network.classes)])
 
 
-def _open_cases(folder: Path, cases: Sequence[str]) -> list[StoredCase]:
-    return [open_case(folder, case) for case in cases]
+def _open_cases(folder: Path, cases: Sequence[str], branches: int, first_stage: Sequence[Path]) -> list[SampledCase]:
+    return [_open_case(folder, case, branches, first_stage) for case in cases]
 
 
-def draw_start(
-    case: StoredCase, patch: Sequence[int], foreground_fraction: float, random: np.random.Generator
-) -> tuple[int, ...]:
-    """First voxel of a random patch, per axis; negative where the patch is larger than the case, which is then centred.
-
-    With probability `foreground_fraction` the patch is centred on a random voxel of a random class that is present,
-    moved so that it stays inside the case (nnU-Net lets it reach beyond the far ends). The choice is per sample, so
-    that a batch of one sees it as well (nnU-Net forces a fixed share of each batch, which is none at batch 1).
-    """
-    shape = case.properties.shape
-    lowest = [min(0, -((extent - size) // 2)) for size, extent in zip(shape, patch, strict=True)]
-    highest = [max(low, size - extent) for low, size, extent in zip(lowest, shape, patch, strict=True)]
-    present = sorted(case.foreground)
-    if random.random() < foreground_fraction and present:
-        voxels = case.foreground[present[random.integers(len(present))]]
-        centre = voxels[random.integers(len(voxels))]
-        wanted = [int(voxel) - extent // 2 for voxel, extent in zip(centre, patch, strict=True)]
-    else:
-        wanted = [int(random.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
-    return tuple(min(max(start, low), high) for start, low, high in zip(wanted, lowest, highest, strict=True))
+def _open_case(folder: Path, case: str, branches: int, first_stage: Sequence[Path]) -> SampledCase:
+    stored = open_case(folder, case)
+    if not branches:
+        return SampledCase(stored=stored)
+    shape = (branches, *stored.properties.shape)
+    return SampledCase(stored=stored, first_stage=open_first_stage(first_stage, case, shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +165,13 @@ def patch_loader(dataset: PatchDataset, share: Share, *, workers: int, pin: bool
     )
 
 
-def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
-    """float32 image and uint8 or int32 classes: few operations of PyTorch know uint16."""
-    labels = read_box(case.labels, box)
-    labels = labels if labels.dtype == np.uint8 else labels.astype(np.int32)
-    return torch.from_numpy(read_box(case.image, box)), torch.from_numpy(labels)
+def _read(case: SampledCase, box: Box) -> tuple[Tensor, Tensor]:
+    """float32 image (channels, box), and the classes with those of each first-stage branch behind them (maps, box).
+
+    Maps are uint8 or int32: few operations of PyTorch know uint16.
+    """
+    maps = read_box(case.stored.labels, box)[None]
+    if case.first_stage is not None:
+        maps = np.concatenate([maps, read_box(case.first_stage, box)])
+    maps = maps if maps.dtype == np.uint8 else maps.astype(np.int32)
+    return torch.from_numpy(read_box(case.stored.image, box)), torch.from_numpy(maps)

@@ -1,10 +1,15 @@
-"""One optimiser step: a batch in equal parts, over the processes of a group and one after the other in each."""
+"""One optimiser step: a batch in equal parts, over the processes of a group and one after the other in each.
+
+With an expanded patch (meU-net; Wang et al., MIDL 2022, section 3.1) every part goes through the network twice: the
+expanded patch up to the second decoder level, with no gradient in the first level, and the patch at its centre through
+the whole network. The loss of a part is the sum of both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from megavoxel.network.device import Precision, to_device
-from megavoxel.network.unet import SegmentationNetwork, cumulative_strides
+from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group
 from megavoxel.training.loss import (
@@ -26,6 +31,7 @@ from megavoxel.training.loss import (
 )
 
 Part = tuple[Tensor, Tensor]
+"""Image and target of some samples."""
 
 
 @dataclass(kw_only=True)
@@ -41,16 +47,21 @@ class Run:
     group: Group = field(default_factory=Group)
     replica: DistributedDataParallel | None = None
     """The network where it is one of several, whose gradients it averages."""
+    class_weights: Tensor | None = None
+    """float32 (classes), of the cross-entropy (`training.class_weights`), on the run's device; None: all are 1."""
     epoch: int = 0
     """Epochs done."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row per epoch."""
+    peak_memory: dict[str, Any] | None = None
+    """`gib`, the peak memory of a step, and `how` it was measured (`training/memory.py`); None: no step was taken."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; patches need no state, being functions of their number."""
         return {
             "epoch": self.epoch,
             "history": self.history,
+            "peak_memory": self.peak_memory,
             "precision": {"name": self.precision.name, "reason": self.precision.reason},
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -58,9 +69,24 @@ class Run:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Samples and their way through the network: the whole of it or, expanded, up to the second decoder level."""
+
+    image: Tensor
+    """float32 (samples, channels, z, y, x)."""
+    target: Tensor
+    """int64 classes (samples, z, y, x)."""
+    expanded: bool = False
+
+
 def replicated(network: SegmentationNetwork, group: Group) -> DistributedDataParallel | None:
-    """The network's wrapper that averages gradients over the group; None in a group of one."""
-    if group.size == 1:
+    """The network's wrapper that averages gradients over the group.
+
+    None in a group of one, and where a step is several passes (`expanded_patch`), none of which reaches all weights:
+    the wrapper waits for the gradient of every one.
+    """
+    if group.size == 1 or network.plan.expanded_head:
         return None
     for parameter in network.parameters():
         if parameter.is_contiguous():
@@ -78,18 +104,18 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
 
     Args:
         run: with a group whose processes all take this step.
-        image: float32 (batch / processes, channels, z, y, x).
+        image: float32 (batch / processes, channels, z, y, x), of the plan's `sampled_patch`.
         target: int64 classes (batch / processes, z, y, x).
     """
     run.optimizer.zero_grad(set_to_none=True)
-    parts = parts_of(run, image, target)
-    losses = losses_by_level(run, parts)
+    parts = [passes_of(run.plan, part) for part in parts_of(run, image, target)]
+    losses = [losses_by_level(run, passes) for passes in zip(*parts, strict=True)]
     values = []
-    for number, part in enumerate(parts, start=1):
+    for number, passes in enumerate(parts, start=1):
         with _gradients_averaged(run, last=number == len(parts)):
-            loss = loss_of_part(run, part, losses)[0] / len(parts)
-            run.scaler.scale(loss).backward()
-        values.append(loss.detach())
+            values += _backward(run, passes, losses, parts=len(parts))
+    if run.replica is None:
+        _average_gradients(run)
     run.scaler.unscale_(run.optimizer)
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.plan.training.gradient_clip)
     run.scaler.step(run.optimizer)
@@ -97,52 +123,93 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
     return torch.stack(values).sum()
 
 
-def parts_of(run: Run, image: Tensor, target: Tensor) -> list[Part]:
+def parts_of(run: Run, image: Tensor, target: Tensor) -> list[Pass]:
     """What of a process's samples goes through the network together."""
     count = run.plan.parallel.accumulate
-    return list(zip(image.chunk(count), target.chunk(count), strict=True))
+    return [Pass(image=part, target=own) for part, own in zip(image.chunk(count), target.chunk(count), strict=True)]
 
 
-def losses_by_level(run: Run, parts: Sequence[Part]) -> Loss | Sequence[Loss]:
+def passes_of(plan: Plan, part: Pass) -> list[Pass]:
+    """The passes that a part of a training batch takes: itself; or the expanded patch, then the patch at its centre."""
+    if plan.expanded_patch is None:
+        return [part]
+    sides = zip(plan.expanded_patch, plan.patch, strict=True)
+    centre = (..., *(slice((large - size) // 2, (large + size) // 2) for large, size in sides))
+    return [replace(part, expanded=True), Pass(image=part.image[centre], target=part.target[centre])]
+
+
+def losses_by_level(run: Run, passes: Sequence[Pass]) -> Loss | Sequence[Loss]:
     """The loss of each level of deep supervision for a part of the batch; one for all where that is enough.
 
     Only the Dice of a whole batch looks beyond its part. Parts that follow one another then need a forward pass more,
     because the sums of the later ones enter the gradient of the first.
+
+    Args:
+        run: the network, and the group that shares the batch.
+        passes: the same pass of every part.
     """
-    training, processes = run.plan.training, run.group.size
-    if not training.batch_dice or (len(parts) == 1 and processes == 1):
-        return build_loss(training)
-    if len(parts) == 1:
-        return build_loss(training, lambda sums: sums_of_whole(sums, run.group.sum(sums), processes))
-    count = len(parts) * processes
-    return [build_loss(training, partial(sums_of_whole, whole=whole, parts=count)) for whole in _dice_sums(run, parts)]
+    build, processes = partial(build_loss, run.plan.training, class_weights=run.class_weights), run.group.size
+    if not run.plan.training.batch_dice or (len(passes) == 1 and processes == 1):
+        return build()
+    if len(passes) == 1:
+        return build(complete=lambda sums: sums_of_whole(sums, run.group.sum(sums), processes))
+    count = len(passes) * processes
+    return [build(complete=partial(sums_of_whole, whole=whole, parts=count)) for whole in _dice_sums(run, passes)]
 
 
-def loss_of_part(run: Run, part: Part, losses: Loss | Sequence[Loss]) -> tuple[Tensor, Tensor]:
-    """The loss of a part over all levels, and its logits at full resolution (batch, classes, z, y, x)."""
+def loss_of_pass(run: Run, one: Pass, losses: Loss | Sequence[Loss]) -> tuple[Tensor, Tensor]:
+    """The loss of a pass over all its levels, and its finest logits (samples, classes, z, y, x)."""
     # The wrapper is for gradients only: without them it would wait for the others all the same.
     network = run.replica if run.replica is not None and torch.is_grad_enabled() else run.network
-    logits, target = _forward(run, network, part)
-    return supervised_loss(losses, logits, target, cumulative_strides(run.plan.network)), logits[0]
+    logits, target = _forward(run, network, one)
+    return supervised_loss(losses, logits, target, _strides(run, one)), logits[0]
+
+
+def _backward(run: Run, passes: Sequence[Pass], losses: Sequence[Loss | Sequence[Loss]], *, parts: int) -> list[Tensor]:
+    """Backward passes of one of the equal parts of a batch; returns its losses, detached."""
+    terms = (loss_of_pass(run, one, loss)[0] / parts for one, loss in zip(passes, losses, strict=True))
+    if run.plan.expansion_order == "joint":
+        terms = iter([torch.stack(list(terms)).sum()])
+    values = []
+    for term in terms:
+        run.scaler.scale(term).backward()
+        values.append(term.detach())
+    return values
 
 
 @torch.no_grad()
-def _dice_sums(run: Run, parts: Sequence[Part]) -> list[Tensor]:
+def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
     """Dice sums (2, classes - 1) of the whole batch, per level."""
-    strides, totals = cumulative_strides(run.plan.network), []
-    for part in parts:
-        logits, target = _forward(run, run.network, part)
-        totals.append([soft_dice_sums(*level).sum(dim=1) for level in supervised_levels(logits, target, strides)])
+    totals = []
+    for one in passes:
+        levels = supervised_levels(*_forward(run, run.network, one), _strides(run, one))
+        totals.append([soft_dice_sums(*level).sum(dim=1) for level in levels])
     return [run.group.sum(torch.stack(level).sum(dim=0)) for level in zip(*totals, strict=True)]
 
 
-def _forward(run: Run, network: torch.nn.Module, part: Part) -> tuple[list[Tensor], Tensor]:
-    image, target = part
+def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor], Tensor]:
     with run.precision.autocast(run.device):
-        logits = network(to_device(image, run.device))
-    return logits, target.to(run.device, non_blocking=True)
+        image = to_device(one.image, run.device)
+        logits = [run.network.forward_expanded(image)] if one.expanded else network(image)
+    return logits, one.target.to(run.device, non_blocking=True)
+
+
+def _strides(run: Run, one: Pass) -> list[tuple[int, ...]]:
+    """Strides of the levels that a pass has logits of."""
+    strides = cumulative_strides(run.plan.network)
+    return strides[EXPANDED_LEVEL : EXPANDED_LEVEL + 1] if one.expanded else strides
 
 
 def _gradients_averaged(run: Run, *, last: bool) -> AbstractContextManager:
     """The group's gradients are averaged once, after the last part."""
     return nullcontext() if last or run.replica is None else run.replica.no_sync()
+
+
+def _average_gradients(run: Run) -> None:
+    """What the wrapper does where there is one: every gradient becomes the mean over the group."""
+    if run.group.size == 1:
+        return
+    gradients = [parameter.grad for parameter in run.network.parameters()]
+    mean = run.group.sum(torch.cat([gradient.flatten() for gradient in gradients])) / run.group.size
+    for gradient, own in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(own.view(gradient.shape))

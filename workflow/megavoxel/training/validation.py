@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from megavoxel.training.step import Part, Run, loss_of_part, losses_by_level, parts_of
+from megavoxel.training.step import Part, Run, loss_of_pass, losses_by_level, parts_of
 
 
 @torch.no_grad()
@@ -27,9 +27,9 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
         parts = parts_of(run, image, target)
         by_level = losses_by_level(run, parts)
         for part in parts:
-            loss, logits = loss_of_part(run, part, by_level)
+            loss, logits = loss_of_pass(run, part, by_level)
             losses.append(loss)
-            counts += _overlap(logits.argmax(dim=1).cpu(), part[1], len(labels))
+            counts += _overlap(logits.argmax(dim=1).cpu(), part.target, len(labels))
     both, predicted, reference = run.group.sum(counts).cpu()
     dice = (2 * both / (predicted + reference)).tolist()
     scores = {

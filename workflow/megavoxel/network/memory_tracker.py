@@ -8,6 +8,7 @@ allocator's rounding and fragmentation.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ BYTES_OF_FLOAT32 = 4
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Follows the bytes of all storages that are made while it is active.
+    """Follows the bytes of all storages that are made while it is active, and of those that it is told of.
 
     Works under `FakeTensorMode` entered before it, through autocast, activation checkpointing and the backward pass.
     """
@@ -42,14 +43,17 @@ class MemoryTracker(TorchDispatchMode):
         """Begins a new peak at what is live now."""
         self.peak = self.live
 
+    def include(self, tensors: Iterable[Tensor]) -> None:
+        """Counts tensors that were made before, until nothing refers to them either."""
+        for tensor in tensors:
+            self._add(tensor)
+
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Runs the operation and counts the storages of its results."""
         output = function(*args, **(kwargs or {}))
         if function in (FORWARD, BACKWARD):
             self._note_convolution(function, args, kwargs or {}, output)
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
+        self.include(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
         return output
 
     def _add(self, tensor: Tensor) -> None:

@@ -1,0 +1,125 @@
+"""Weights of the classes: the paper's equation by hand, and the weighted loss against PyTorch's."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import store_case, tiny_plan
+from megavoxel.config.study import Training
+from megavoxel.config.study_file import parse_study
+from megavoxel.errors import UserError
+from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
+from megavoxel.training.loop import Fold, start_run
+from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss
+
+CPU = torch.device("cpu")
+
+
+def samples(classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, classes, 3, 4, 5, generator=generator)
+    return logits, torch.randint(0, classes, (4, 3, 4, 5), generator=generator)
+
+
+def set_class_voxels(folder, case: str, counts: list[int]) -> None:
+    where = folder / f"{case}.json"
+    where.write_text(json.dumps(json.loads(where.read_text()) | {"class_voxels": counts}))
+
+
+def test_weights_by_hand():
+    """Counts 4, 2 and 2: all voxels over a class's are 2, 4 and 4."""
+    total = math.exp(2) + 2 * math.exp(4)
+    expected = [3 * math.exp(ratio) / total for ratio in (2, 4, 4)]
+    weights = softmax_of_inverse([4, 2, 2])
+    assert weights.dtype is torch.float32
+    assert weights.tolist() == pytest.approx(expected)
+    assert weights.sum().item() == pytest.approx(3)
+
+
+def test_classes_of_equal_size_have_the_weight_one():
+    assert softmax_of_inverse([7, 7, 7, 7]).tolist() == [1, 1, 1, 1]
+
+
+def test_a_rare_class_takes_all_the_weight():
+    assert softmax_of_inverse([1000, 10, 1]).tolist() == [0, 0, 3]
+    assert softmax_of_inverse([10**12, 10**9, 1]).tolist() == [0, 0, 3], "no overflow"
+
+
+def test_a_class_without_voxels_has_no_weight_and_leaves_the_others_as_they_are():
+    first, *others = softmax_of_inverse([4, 2, 2]).tolist()
+    assert softmax_of_inverse([4, 0, 2, 2]).tolist() == pytest.approx([first, 0, *others])
+    assert softmax_of_inverse([5, 0, 5]).tolist() == [1, 0, 1]
+
+
+def test_the_loss_is_pytorchs_weighted_cross_entropy_over_all_voxels():
+    logits, target = samples()
+    weights = torch.tensor([0.5, 2.0, 0.25])
+    expected = F.cross_entropy(logits, target, weight=weights, reduction="none").sum() / target.numel()
+    torch.testing.assert_close(cross_entropy_loss(logits, target, weights=weights), expected)
+    by_hand = F.cross_entropy(logits, target, reduction="none") * weights[target]
+    torch.testing.assert_close(cross_entropy_loss(logits, target, weights=weights), by_hand.mean())
+    # PyTorch's own mean divides by the weights that the batch happens to have: another number.
+    assert abs(F.cross_entropy(logits, target, weight=weights) - expected) > 0.01
+
+
+def test_equal_weights_give_the_plain_cross_entropy():
+    logits, target = samples()
+    torch.testing.assert_close(
+        cross_entropy_loss(logits, target, weights=torch.ones(3)), cross_entropy_loss(logits, target)
+    )
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "cross_entropy"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name):
+    logits, target = samples()
+    # The rare class lies in one sample only, so that parts differ in their sums of weights.
+    target[1:] = target[1:].clamp(max=1)
+    loss = build_loss(Training(loss=name, batch_dice=False), class_weights=torch.tensor([0.1, 0.4, 2.5]))
+    logits.requires_grad_()
+    whole = loss(logits, target)
+    (expected,) = torch.autograd.grad(whole, logits)
+    parts = torch.stack([loss(*part) for part in zip(logits.chunk(2), target.chunk(2), strict=True)]).mean()
+    (gradient,) = torch.autograd.grad(parts, logits)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_dice_has_no_weights():
+    logits, target = samples()
+    weights = torch.tensor([0.1, 0.4, 2.5])
+    both = build_loss(Training(loss="dice_ce", batch_dice=False), class_weights=weights)(logits, target)
+    torch.testing.assert_close(both, dice_loss(logits, target) + cross_entropy_loss(logits, target, weights=weights))
+
+
+def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
+    counts = {"case0": [6, 1, 1], "case1": [10, 4, 2], "case2": [1, 1, 10**6]}
+    for number, (case, voxels) in enumerate(counts.items()):
+        store_case(tmp_path, case, seed=number)
+        set_class_voxels(tmp_path, case, voxels)
+    fold = Fold(number=0, preprocessed=tmp_path, training=("case0", "case1"), validation=("case2",))
+    assert class_voxels(tmp_path, fold.training, 3) == [16, 5, 3]
+    run = start_run(tiny_plan(training={"class_weights": "softmax_of_inverse"}), fold, CPU)
+    torch.testing.assert_close(run.class_weights, 3 * torch.tensor([24 / 16, 24 / 5, 24 / 3]).softmax(dim=0))
+    assert start_run(tiny_plan(), fold, CPU).class_weights is None
+
+
+def test_cases_without_counts_are_refused_with_what_to_do(tmp_path):
+    store_case(tmp_path, "case0", seed=0)
+    set_class_voxels(tmp_path, "case0", [])
+    with pytest.raises(UserError, match=r"case0\.json: class_voxels has 0 numbers.*run 'megavoxel preprocess' again"):
+        class_voxels(tmp_path, ["case0"], 3)
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_focal", "dice_topk", "dice_perimeter"])
+def test_weights_of_a_loss_without_cross_entropy_are_refused(loss):
+    training = {"loss": loss, "class_weights": "softmax_of_inverse"}
+    values = {"study": "s", "dataset": "phantom", "settings": {"a": {"training": training}}}
+    with pytest.raises(UserError, match=r"settings\.a\.training\.class_weights: .*allowed: loss dice_ce or cross_ent"):
+        parse_study(values, source="my.yaml")
+    training["loss"] = "cross_entropy"
+    assert parse_study(values, source="my.yaml").setting("a").training.class_weights == "softmax_of_inverse"

@@ -1,0 +1,62 @@
+"""Weights of the classes in the cross-entropy, from how many voxels each class has (Wang et al. 2022, equation 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megavoxel.config.records import from_plain
+from megavoxel.errors import UserError
+from megavoxel.files import read_json
+from megavoxel.preprocessing.store import CaseProperties
+
+
+def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
+    """Weight of each class: the softmax over classes of all voxels / voxels of the class, times the number of classes.
+
+    Equation 1 of Wang et al., "Memory-efficient Segmentation of High-resolution Volumetric MicroCT Images" (MIDL 2022,
+    appendix A.4). The paper does not say how the weights are scaled: here their mean is 1, so that equal ones give the
+    plain cross-entropy. A class without a voxel has the weight 0 and is none of the classes that are counted.
+
+    The softmax saturates: what it is taken of are ratios and not shares. With 1000, 10 and 1 voxels they are 1.011,
+    101.1 and 1011, and all weight lies on the rarest class; the others have 0 in float32. Only where all classes have
+    a share of some percent do several of them count.
+
+    Args:
+        voxels: of each class, background first; at least one class has some.
+
+    Returns:
+        float32 (classes).
+    """
+    counts = torch.tensor(voxels, dtype=torch.float64)
+    present = counts > 0
+    ratios = torch.where(present, counts.sum() / counts, -torch.inf)
+    return (ratios.softmax(dim=0) * present.sum()).float()
+
+
+def class_voxels(folder: Path, cases: Sequence[str], classes: int) -> list[int]:
+    """Voxels of each class in all of the preprocessed cases together, background first; none of them is read.
+
+    Args:
+        folder: the preprocessed cases.
+        cases: ids of the cases.
+        classes: how many there are, background included.
+
+    Raises:
+        UserError: a case is missing, or was preprocessed before voxels were counted, or under other labels.
+    """
+    total = [0] * classes
+    for case in cases:
+        where = Path(folder) / f"{case}.json"
+        properties = from_plain(CaseProperties, read_json(where, what="preprocessed case"), where=str(where))
+        counts = properties.class_voxels
+        if len(counts) != classes:
+            raise UserError(
+                f"{where}: class_voxels has {len(counts)} numbers, expected one for each of "
+                f"{classes} classes, which training.class_weights needs; run 'megavoxel preprocess' again"
+            )
+        total = [sum(pair) for pair in zip(total, counts, strict=True)]
+    return total
