@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cc3d
 import numpy as np
 from scipy.ndimage import find_objects
 
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.data.components import labelled_components
 from megavoxel.data.nifti import read_labels, write_labels
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, write_json
@@ -124,8 +124,7 @@ def largest_component(mask: np.ndarray, connectivity: int = CONNECTIVITY) -> np.
     kept = np.zeros_like(mask)
     boxes: Sequence = find_objects(mask.astype(np.uint8, copy=False))
     if boxes:
-        inside = np.ascontiguousarray(mask[boxes[0]])
-        components = cc3d.connected_components(inside, connectivity=connectivity, binary_image=True)
+        components = labelled_components(mask[boxes[0]], connectivity)
         sizes = np.bincount(components.reshape(-1))
         sizes[0] = 0
         kept[boxes[0]] = components == sizes.argmax()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from megavoxel.config.study import Augmentation
+from megavoxel.data.components import labelled_components
 
 PER_LABEL = 0.5
 """Probability that a label is changed where its branch is."""
@@ -91,7 +91,7 @@ def remove_components(classes: np.ndarray, random: np.random.Generator) -> None:
         if random.random() >= PER_LABEL:
             continue
         part = classes[box]
-        components = cc3d.connected_components(part == label, connectivity=CONNECTIVITY, binary_image=True)
+        components = labelled_components(part == label, CONNECTIVITY)
         sizes = np.bincount(components.ravel())[1:]
         small = 1 + np.flatnonzero(sizes < LARGEST_SHARE * classes.size)
         if len(small):
