@@ -139,8 +139,8 @@ def test_every_case_label_and_metric_is_scored_once(finished):
     assert list(rows[0]) == ["setting", "split", "fold", "case", "label", "metric", "value"]
     keys = [(row["setting"], row["split"], row["case"], row["label"], row["metric"]) for row in rows]
     assert len(keys) == len(set(keys))
-    # 4 labels and 2 metrics; first, second, both: 4 validation cases and 1 test case; alone: 2 and 1
-    assert len(rows) == 4 * 2 * (3 * 5 + 3)
+    # 4 labels and 2 metrics; first, second, context, refined, both: 4 validation cases and 1 test case; alone: 2 and 1
+    assert len(rows) == 4 * 2 * (5 * 5 + 3)
     assert {row["fold"] for row in rows if row["split"] == "test"} == {"all"}
     assert all(row["value"] == "" or 0 <= float(row["value"]) <= 1 for row in rows)
 
