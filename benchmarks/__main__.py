@@ -26,6 +26,7 @@ PROGRAMS = (
     "accuracy",
     "prediction",
     "large_volumes",
+    "expanded_patch",
     "metrics",
     "forecast",
 )

@@ -177,6 +177,14 @@ def test_an_expansion_beyond_the_image_is_refused():
     assert "20 × 48 × 48" in notes[0]
 
 
+def test_an_expanded_patch_may_round_the_image_up_to_the_stride():
+    """Wang et al. (2022), table 1, expand 160 to 240 voxels on images of 536 x 235 x 235."""
+    setting = Setting(name="meunet", expansion=Expansion(factor=(1.5, 1.5, 1.5)))
+    assert plan_expansion(setting, (160, 160, 160), PAPER, (536.0, 235.0, 235.0))[0] == (240, 240, 240)
+    with pytest.raises(UserError, match=r"along axis 1 the expanded patch has 240 voxels, more than .*224 × 224"):
+        plan_expansion(setting, (160, 160, 160), PAPER, (536.0, 224.0, 224.0))
+
+
 def test_an_expansion_of_a_network_without_a_second_decoder_level_is_refused():
     setting = Setting(name="flat", expansion=Expansion(factor=(1.5, 1.5, 1.5)))
     shallow = replace(PAPER, features=(16, 32), decoder_features=(16,), kernels=((3, 3, 3),) * 2,

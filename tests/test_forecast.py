@@ -172,6 +172,22 @@ def test_overhead_and_workspace_of_the_device_are_added(plan):
     assert full.certain_gib == bare.certain_gib
 
 
+def test_devices_that_share_a_batch_hold_a_buffer_of_gradients(plan):
+    half = training_step(plan, samples=2, parallel=Parallel(), precision="float32")
+    shared = forecast_setting(plan, Parallel(data=2), device(), WORKLOAD).certain_gib * 2**30
+    assert shared == half.peak_bytes + half.parameter_bytes
+
+
+def test_prediction_of_a_wide_image_holds_the_sums_of_a_strip_of_it(plan):
+    def slabs(columns: int) -> float:
+        wide = replace(plan, preprocessing=replace(plan.preprocessing, median_shape=(48, columns, 1000)))
+        return forecast_setting(wide, Parallel(), device(), WORKLOAD).prediction_gib * 2**30
+
+    column = 4 * plan.network.classes * plan.patch[0] * 1000
+    assert slabs(200) - slabs(100) == pytest.approx(100 * column)
+    assert slabs(10_000) - slabs(100) == pytest.approx(2**28 // column * column - 100 * column)
+
+
 def test_without_a_rate_there_are_no_hours(plan):
     forecast = forecast_setting(plan, Parallel(), device(teraflops={}), WORKLOAD)
     assert forecast.hours_per_fold is None

@@ -106,6 +106,8 @@ def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
         models.append(load_tensors(output / "model.pt")["weights"])
         manifest = json.loads((output / "manifest.json").read_text())
         assert manifest["devices"] == data
+        memory = manifest["peak_memory"]
+        assert memory["gib"] == pytest.approx(memory["forecast_gib"], rel=0.03)
     for name, ours in models[1].items():
         torch.testing.assert_close(ours, models[0][name], atol=1e-5, rtol=1e-3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
@@ -10,7 +9,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
-from megavoxel.inference.sliding_window import SLAB_BYTES
+from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import Plan
 
@@ -69,7 +68,7 @@ def forecast_setting(
     return Forecast(
         parallel=parallel,
         device=device,
-        training_gib=max(_gib(stage, device, extra=_reduction_bytes(parallel, stage)) for stage in stages),
+        training_gib=max(_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         prediction_gib=_gib(predicting, device, extra=slab),
         hours_per_fold=None if seconds is None else (training + prediction) / 3600,
@@ -106,21 +105,18 @@ def _stages(plan: Plan, parallel: Parallel, precision: str, exact: bool) -> list
         checkpointing=parallel.checkpointing,
         precision=precision,
     )
-    return [repeated(cost, parallel.accumulate) for cost in costs]
-
-
-def _reduction_bytes(parallel: Parallel, stage: StepCost) -> int:
-    """Data parallelism sends the gradients from a buffer of their size."""
-    return stage.parameter_bytes if parallel.data > 1 else 0
+    return [repeated(cost, parallel) for cost in costs]
 
 
 def _slab_bytes(plan: Plan) -> int:
-    """Sums of one row of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
-    plane = [max(round(size), patch) for size, patch in zip(plan.preprocessing.median_shape, plan.patch, strict=True)]
-    return 4 * plan.network.classes * plan.patch[0] * math.prod(plane[1:]) + SLAB_BYTES
+    """Sums of one strip of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
+    sizes = zip(plan.preprocessing.median_shape, plan.patch, strict=True)
+    columns, line = [max(round(size), patch) for size, patch in sizes][1:]
+    widest = widest_strip(plan.network.classes, plan.patch, line)
+    return 4 * plan.network.classes * plan.patch[0] * min(columns, max(widest, plan.patch[1])) * line + SLAB_BYTES
 
 
-def _gib(cost: StepCost, device: Device, *, extra: int) -> float:
+def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
 
 

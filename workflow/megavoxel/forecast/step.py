@@ -49,7 +49,7 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     Args:
         plan: the setting; its own batch and parallel keys do not count.
         samples: that go through the network together.
-        parallel: only `accumulate` and `checkpointing` count.
+        parallel: only `data`, `accumulate` and `checkpointing` count.
         precision: `float32`, `bfloat16` or `float16`.
         exact: whether this very number of samples is run, or one of them, and the rest taken to need as much.
     """
@@ -57,7 +57,7 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     unnamed = replace(plan, study="", setting="", dataset="", seed=0, notes=(), parallel=keys)
     run = samples if exact else 1
     cost = _training_step(_Hashed(replace(unnamed, batch=run)), precision)
-    cost = repeated(cost if exact else _scaled(cost, samples), parallel.accumulate)
+    cost = repeated(cost if exact else _scaled(cost, samples), parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
         forward = window(plan, networks=ONE_NETWORK, precision=precision).flops * samples * parallel.accumulate
@@ -65,10 +65,14 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     return cost
 
 
-def repeated(cost: StepCost, passes: int) -> StepCost:
-    """A step that takes `passes` of what `cost` describes: from the second on, all gradients are there at the peak."""
-    gradients = cost.parameter_bytes if passes > 1 else 0
-    return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * passes)
+def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
+    """A step that takes `parallel.accumulate` passes of what `cost` describes.
+
+    From the second pass on, all gradients are there at the peak. Where processes share the batch they are from the first:
+    the buffer that they are sent from is made before the step, and they lie in it (`training.step.replicated`).
+    """
+    gradients = cost.parameter_bytes if parallel.accumulate > 1 or parallel.data > 1 else 0
+    return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * parallel.accumulate)
 
 
 def _scaled(cost: StepCost, samples: int) -> StepCost:

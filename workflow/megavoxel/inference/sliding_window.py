@@ -83,8 +83,7 @@ def predict_slabs(
         window = torch.from_numpy(read_box(image, Box(start=start, shape=tuple(patch))))
         return mirrored(predictor, window[None].to(device), mirror_axes)
 
-    column_bytes = 4 * patch[0] * max(shape[2], patch[2])
-    widest = max(1, SUMS_BYTES // (classes * column_bytes)) if classes else None
+    widest = widest_strip(classes, patch, max(shape[2], patch[2])) if classes else None
     with ExitStack() as files:
         kept: BinaryIO | None = None
         for strip in window_strips(starts[1], patch[1], widest):
@@ -104,6 +103,17 @@ def predict_slabs(
             if handed_on is not None:
                 handed_on.seek(0)
             kept = handed_on
+
+
+def widest_strip(classes: int, patch: Sequence[int], line: int) -> int:
+    """Voxels along the second axis whose sums over a row of windows take `SUMS_BYTES` at most.
+
+    Args:
+        classes: of the logits.
+        patch: voxels per axis of a window.
+        line: voxels of the image along the third axis, at least those of a window.
+    """
+    return max(1, SUMS_BYTES // (4 * classes * patch[0] * line))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from megavoxel.config.study import Setting
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.spacing import times
+from megavoxel.planning.topology import padded_patch
 
 
 def expanded_patch(patch: Sequence[int], factors: Sequence[float]) -> tuple[int, ...]:
@@ -23,15 +25,18 @@ def plan_expansion(
     """The expanded patch of a setting, the network with the head that it needs, and a note.
 
     Raises:
-        UserError: the expanded patch is larger than the median case along an axis that it grows along, or the network
-            has no second decoder level.
+        UserError: along an axis that the patch grows along, it has the median case's size already, or grows beyond that
+            size rounded up to the network's stride; or the network has no second decoder level.
     """
     if setting.expansion is None:
         return None, network, []
     where = f"setting {setting.name}: expansion"
     large = expanded_patch(patch, setting.expansion.factor)
-    for axis, (size, grown, median) in enumerate(zip(patch, large, median_shape, strict=True)):
-        if grown > size and grown > median:
+    divisor = [math.prod(steps) for steps in zip(*network.strides, strict=True)]
+    sides = zip(patch, large, median_shape, padded_patch(median_shape, divisor), strict=True)
+    for axis, (size, grown, median, padded) in enumerate(sides):
+        # Within the rounding that patches of whole images need, as the paper's 240 of 235 voxels at half resolution.
+        if grown > size and (size >= median or grown > padded):
             raise UserError(
                 f"{where}: along axis {axis} the expanded patch has {grown} voxels, more than the median case "
                 f"({times(median_shape)}); lower 'factor' there, one number per axis, or the patch ({times(patch)})"
