@@ -68,8 +68,9 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
 def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
     """A step that takes `parallel.accumulate` passes of what `cost` describes.
 
-    From the second pass on, all gradients are there at the peak. Where processes share the batch they are from the first:
-    the buffer that they are sent from is made before the step, and they lie in it (`training.step.replicated`).
+    From the second pass on, all gradients are there at the peak. Where processes share the batch they are there from
+    the first: the buffer that they are sent from is made before the step, and they lie in it (`replicated` in
+    `training/step.py`).
     """
     gradients = cost.parameter_bytes if parallel.accumulate > 1 or parallel.data > 1 else 0
     return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * parallel.accumulate)
