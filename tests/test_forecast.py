@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -260,6 +261,8 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     printed = capsys.readouterr().out
     assert "10 training cases" in printed
     assert "cannot see what cuDNN chooses" in printed
+    tensors = re.search(r"^plain: .*; tensors of a training step: ([0-9.]+) GiB$", printed, re.MULTILINE)
+    assert 0 < float(tensors[1]) < rows.loc["plain", "peak_gib"]
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(files):

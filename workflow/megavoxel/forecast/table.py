@@ -85,6 +85,15 @@ def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
     return rows.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(FORECAST_NUMBERS, "Float64"))
 
 
+def describe(planned: PlannedSetting) -> str:
+    """A line for the reader: why the setting is run as it is, and what of `peak_gib` its training counts for certain."""
+    name = planned.setting.name
+    if planned.choice is None:
+        return f"{name}: {planned.fault}"
+    tensors = planned.choice.forecast.certain_gib
+    return f"{name}: {planned.choice.reason}; tensors of a training step: {tensors:.3g} GiB"
+
+
 def save_table(path: Path, rows: pandas.DataFrame) -> None:
     """Writes `plan.tsv`."""
     with atomic_path(path) as partial:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
     from megavoxel.data.cases import load_cases
-    from megavoxel.forecast.table import BLIND_SPOTS, plan_study, save_table, table
+    from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table
     from megavoxel.planning.declared import declared_dataset
     from megavoxel.planning.fingerprint import load_fingerprint
 
@@ -52,13 +52,14 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         cases, fingerprint = load_cases(arguments.cases), load_fingerprint(arguments.fingerprint)
     study = with_memory(study, device.memory_gib)
-    rows = table(plan_study(study, cases, fingerprint, device, processes=arguments.processes))
+    planned = plan_study(study, cases, fingerprint, device, processes=arguments.processes)
+    rows = table(planned)
     if arguments.output is not None:
         save_table(arguments.output, rows)
     memory = f"{device.memory_gib:g} GiB" if device.memory_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
     print(rows.drop(columns="reason").to_string(index=False, na_rep=""))
-    print("\n".join(f"{name}: {reason}" for name, reason in zip(rows["setting"], rows["reason"], strict=True)))
+    print("\n".join(map(describe, planned)))
     print(BLIND_SPOTS)
 
 
