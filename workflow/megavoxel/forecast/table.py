@@ -86,7 +86,7 @@ def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
 
 
 def describe(planned: PlannedSetting) -> str:
-    """A line for the reader: why the setting is run as it is, and what of `peak_gib` its training counts for certain."""
+    """A line for the reader: why the setting is run as it is, and how much of `peak_gib` are tensors of training."""
     name = planned.setting.name
     if planned.choice is None:
         return f"{name}: {planned.fault}"
