@@ -38,8 +38,8 @@ def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
     """The loss of `train_step`, and the most bytes of tensors that it or a later step holds.
 
     The first step of a run makes the optimiser's state at its end, from which all later ones begin: it is counted as if
-    it had been there. Of a batch in several parts, one counts, as on a GPU, where the others wait outside. What the
-    wrapper sends gradients from is made where no tracker looks, and is added.
+    it had been there. Of a batch in several parts, one counts, as on a GPU, where the others wait outside. The
+    buffer that gradients are sent from shows itself when the first of them is copied into it.
     """
     passes = []
 
@@ -56,8 +56,7 @@ def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
     made = _bytes(_optimizer_state(run)) - _bytes(before)
     parts = run.plan.parallel.accumulate
     waiting = (image.nbytes + target.nbytes) * (parts - 1) // parts
-    sent = 0 if run.replica is None else _bytes(list(run.network.parameters()))
-    return loss, max(passes[0] + made, memory.peak) - waiting + sent
+    return loss, max(passes[0] + made, memory.peak) - waiting
 
 
 def _optimizer_state(run: Run) -> list[Tensor]:
