@@ -19,7 +19,8 @@ from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group, joined_group
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.step import Run, replicated, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import replicated, train_step
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 8, 2

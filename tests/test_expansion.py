@@ -22,7 +22,8 @@ from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.training.loss import build_loss, downsample_target
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset
-from megavoxel.training.step import Run, parts_of, passes_of, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import parts_of, passes_of, train_step
 
 PAPER = NetworkPlan(
     channels=1, classes=3, features=(16, 32, 64, 128, 128), decoder_features=(16, 16, 32, 64),

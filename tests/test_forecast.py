@@ -130,11 +130,12 @@ def test_a_way_that_cannot_be_is_refused(plan, keys, message):
         check_parallel(plan, Parallel(**keys))
 
 
-def test_micro_batches_of_a_batch_dice_are_refused(plan):
+def test_accumulated_parts_of_a_batch_dice_in_a_pipeline_are_refused(plan):
     whole = replace(plan, training=replace(plan.training, batch_dice=True))
     check_parallel(whole, Parallel(accumulate=2, data=2))
+    check_parallel(whole, Parallel(pipeline=2, micro_batches=2))
     with pytest.raises(UserError, match="batch_dice needs the sums of the whole batch"):
-        check_parallel(whole, Parallel(pipeline=2, micro_batches=2))
+        check_parallel(whole, Parallel(pipeline=2, accumulate=2))
 
 
 def test_seconds_of_a_step_by_hand():

@@ -20,7 +20,8 @@ from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.step import Run, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
 
 MIB = 2**20
 

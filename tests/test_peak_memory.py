@@ -21,7 +21,8 @@ from megavoxel.training import loop, memory
 from megavoxel.training.loop import Fold, start_run, train
 from megavoxel.training.manifest import build_manifest
 from megavoxel.training.memory import TRACKED, tracked_step
-from megavoxel.training.step import Run, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
 MIB = 2**20

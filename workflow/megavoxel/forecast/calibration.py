@@ -21,7 +21,8 @@ from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.training.loop import peak_memory_mib
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.step import Run, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
 
 REPEATS = 3
 MIB = 2**20

@@ -121,9 +121,10 @@ class Search:
         whole = self.plan.expanded_patch is not None
         stages = powers_of_two(1 if whole else min(self.device.most_devices, most_stages(self.plan)))[1:]
         for count, checkpointing in itertools.product(stages, (False, True)):
-            most = 1 if self.plan.training.batch_dice else min(batch, 2 * count)
-            for parts in (parts for parts in range(most, 0, -1) if batch % parts == 0):
+            for parts in (parts for parts in range(min(batch, 2 * count), 0, -1) if batch % parts == 0):
                 accumulate = batch // parts
+                if accumulate > 1 and self.plan.training.batch_dice:
+                    continue  # its sums would not be those of the whole batch
                 yield Parallel(pipeline=count, micro_batches=parts, accumulate=accumulate, checkpointing=checkpointing)
 
 
@@ -154,10 +155,11 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
             f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
             "through a pipeline; set pipeline to 1 (data, accumulate and checkpointing spread it as well)"
         )
-    if parallel.micro_batches > 1 and plan.training.batch_dice:
+    if parallel.pipeline > 1 and parallel.accumulate > 1 and plan.training.batch_dice:
         raise UserError(
-            f"{where}.micro_batches: training.batch_dice needs the sums of the whole batch, which micro-batches of a "
-            "pipeline do not have; set batch_dice to false, or micro_batches to 1"
+            f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "
+            "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
+            "to false"
         )
 
 

@@ -1,13 +1,15 @@
 """Memory and FLOPs of the stages of a pipeline: the block program cut into contiguous parts, each run on its own.
 
-A stage runs all micro-batches forward and then all backward (GPipe, Huang et al., arXiv:1811.06965). The cut is the one
-whose most expensive stage is cheapest by what the blocks keep for the backward pass; each stage of it is then run.
+A stage runs all micro-batches forward and then all backward (GPipe, Huang et al., arXiv:1811.06965). A first cut is the
+one whose most expensive stage is cheapest by what the blocks keep for the backward pass. `least_peak_cut` goes on from
+there, by the peak memory of stages that are run.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -18,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.config.study import Training
 from megavoxel.forecast.step import StepCost, autocast, float32_bytes, optimizer_bytes
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import cumulative_strides, entering_state, unet_blocks
+from megavoxel.network.program import Program, RunState
+from megavoxel.network.stages import Form, Stage, cut_into_stages, form_of
+from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import padded_patch
 from megavoxel.training.loss import build_loss
@@ -45,20 +48,89 @@ class _Job:
     """Of which only the loss counts."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Profile:
+    """One run of the whole program."""
+
+    kept: tuple[float, ...]
+    """Bytes that each block keeps for the backward pass of all micro-batches, and those of its weights."""
+    activations: tuple[Form, ...]
+    """What each block is given."""
+    stashes: dict[str, Form]
+
+
 def stage_costs(
-    plan: Plan, *, stages: int, samples: int, micro_batches: int, checkpointing: bool, precision: str
+    plan: Plan,
+    *,
+    stages: int,
+    samples: int,
+    micro_batches: int,
+    checkpointing: bool,
+    precision: str,
+    begins: Sequence[int] = (),
 ) -> list[StepCost]:
-    """Memory and FLOPs of each stage for a whole step, in order; `stages` at most the number of blocks."""
-    job = _Job(
-        network=plan.network,
-        patch=padded_patch(plan.patch, cumulative_strides(plan.network)[-1]),
-        samples=samples,
-        micro_batches=micro_batches,
-        checkpointing=checkpointing,
-        precision=precision,
-        training=_loss_keys(plan.training),
-    )
-    return [_with_optimizer(plan, cost) for cost in _stage_costs(job, stages)]
+    """Memory and FLOPs of each stage for a whole step, in order.
+
+    Args:
+        plan: the setting.
+        stages: at most the number of blocks.
+        samples: of a micro-batch.
+        micro_batches: of a step.
+        checkpointing: whether blocks are run again in the backward pass.
+        precision: `float32`, `bfloat16` or `float16`.
+        begins: number of the first block of each stage; empty: the first cut.
+    """
+    job = _job(plan, samples, micro_batches, checkpointing, precision)
+    cut = tuple(begins) or _first_cut(job, stages)
+    ends = (*cut[1:], len(unet_blocks(plan.network)))
+    return [_with_optimizer(plan, _part_cost(job, begin, end)) for begin, end in zip(cut, ends, strict=True)]
+
+
+def least_peak_cut(
+    plan: Plan, *, stages: int, samples: int, micro_batches: int, checkpointing: bool, precision: str
+) -> tuple[int, ...]:
+    """First block of each stage, so that the largest peak of a stage is as small as can be.
+
+    From the first cut on, stages are filled from the front up to less than the largest peak so far, until that needs
+    more stages than there are. Exact as long as a stage with a block more never needs less. Arguments as for
+    `stage_costs`.
+    """
+    job = _job(plan, samples, micro_batches, checkpointing, precision)
+    count = len(unet_blocks(plan.network))
+
+    @cache
+    def peak(begin: int, end: int) -> int:
+        return _with_optimizer(plan, _part_cost(job, begin, end)).peak_bytes
+
+    best = _first_cut(job, stages)
+    while True:
+        limit = max(peak(begin, end) for begin, end in zip(best, (*best[1:], count), strict=True))
+        found = filled_cut(peak, count, stages, limit)
+        if found is None:
+            return best
+        best = found
+
+
+def filled_cut(peak: Callable[[int, int], float], blocks: int, stages: int, limit: float) -> tuple[int, ...] | None:
+    """First block of each of `stages` stages, each filled from the front as long as its peak stays below `limit`.
+
+    No stage is left empty. None where some stage reaches the limit.
+
+    Args:
+        peak: of a stage, by its first block and the first behind it; grows with the stage.
+        blocks: of the program.
+        stages: how many.
+        limit: no stage may reach it.
+    """
+    begins, begin = [], 0
+    for left in range(stages, 0, -1):
+        ends = range(begin + 1, blocks - left + 2)
+        fitting = bisect_left(ends, True, key=lambda end, begin=begin: peak(begin, end) >= limit)
+        if fitting == 0:
+            return None
+        begins.append(begin)
+        begin = ends[fitting - 1]
+    return tuple(begins) if begin == blocks else None
 
 
 def balanced_cuts(costs: Sequence[float], stages: int) -> list[int]:
@@ -84,25 +156,31 @@ def _with_optimizer(plan: Plan, cost: StepCost) -> StepCost:
     return replace(cost, peak_bytes=cost.peak_bytes + state, resident_bytes=cost.resident_bytes + state)
 
 
+def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> _Job:
+    return _Job(
+        network=plan.network,
+        patch=padded_patch(plan.patch, cumulative_strides(plan.network)[-1]),
+        samples=samples,
+        micro_batches=micro_batches,
+        checkpointing=checkpointing,
+        precision=precision,
+        training=_loss_keys(plan.training),
+    )
+
+
 @cache
-def _stage_costs(job: _Job, stages: int) -> list[StepCost]:
-    with FakeTensorMode():
-        blocks = unet_blocks(job.network)
-        image = torch.zeros(job.samples, job.network.input_channels, *job.patch)
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-        kept, borders = _forward(blocks, image, job)
-        begins = balanced_cuts(kept, stages)
-        ends = [*begins[1:], len(blocks)]
-        return [_stage(blocks[begin:end], borders[begin], job) for begin, end in zip(begins, ends, strict=True)]
+def _first_cut(job: _Job, stages: int) -> tuple[int, ...]:
+    """By what each block keeps for the backward pass."""
+    return tuple(balanced_cuts(_profile(job).kept, stages))
 
 
-def _stage(blocks: Sequence[Block], entering: RunState, job: _Job) -> StepCost:
-    """The cost of a stage, from the first few micro-batches where there are many."""
+@cache
+def _part_cost(job: _Job, begin: int, end: int) -> StepCost:
+    """The cost of some consecutive blocks, from the first few micro-batches where there are many."""
     if job.micro_batches <= MOST_SIMULATED:
-        return _run_stage(blocks, entering, job)
+        return _run_part(job, begin, end)
     fewer, most = (
-        _run_stage(blocks, entering, replace(job, micro_batches=count))
-        for count in (MOST_SIMULATED - 1, MOST_SIMULATED)
+        _run_part(replace(job, micro_batches=count), begin, end) for count in (MOST_SIMULATED - 1, MOST_SIMULATED)
     )
     more = job.micro_batches - MOST_SIMULATED
     return replace(
@@ -112,53 +190,48 @@ def _stage(blocks: Sequence[Block], entering: RunState, job: _Job) -> StepCost:
     )
 
 
-def _forward(blocks: Sequence[Block], image: Tensor, job: _Job) -> tuple[list[float], list[RunState]]:
-    """Bytes that each block keeps for the backward pass, and what enters it."""
-    state, kept, borders = entering_state(job.network, image), [], []
-    with MemoryTracker() as memory, autocast(job.precision):
-        for block in blocks:
-            borders.append(RunState(activation=state.activation, stashed=dict(state.stashed)))
-            before = memory.live
-            state = _part([block], borders[-1]).run(state)
+@cache
+def _profile(job: _Job) -> _Profile:
+    with FakeTensorMode(), MemoryTracker() as memory, autocast(job.precision):
+        state = entering_state(job.network, _made(_image_form(job)))
+        forms, activations, kept = {name: form_of(tensor) for name, tensor in state.stashed.items()}, [], []
+        for block in unet_blocks(job.network):
+            activations.append(form_of(state.activation))
+            before, waiting = memory.live, dict(state.stashed)
+            inputs, outputs = set(waiting), set(waiting) - set(block.pops) | ({block.stash} - {None})
+            state = Program([block], inputs=inputs, outputs=outputs).run(state)
             state.logits.clear()
-            activations = (memory.live - before) * job.micro_batches
-            kept.append(float(activations + COPIES_OF_WEIGHTS * float32_bytes(block)))
-    return kept, borders
+            forms |= {name: form_of(state.stashed[name]) for name in outputs - inputs}
+            kept.append(float((memory.live - before) * job.micro_batches + COPIES_OF_WEIGHTS * float32_bytes(block)))
+    return _Profile(kept=tuple(kept), activations=tuple(activations), stashes=forms)
 
 
-def _part(blocks: Sequence[Block], entering: RunState) -> Program:
-    """A program of some of the blocks, given what is stashed before them."""
-    names = set(entering.stashed)
-    for block in blocks:
-        names -= set(block.pops)
-        names |= {block.stash} - {None}
-    return Program(blocks, inputs=entering.stashed, outputs=names)
+def _run_part(job: _Job, begin: int, end: int) -> StepCost:
+    with FakeTensorMode():
+        blocks = unet_blocks(job.network)
+        cut = sorted({0, begin, end} - {len(blocks)})
+        stages = cut_into_stages(blocks, program_inputs(job.network), cut)
+        stage = next(stage for stage in stages if stage.blocks.start == begin)
+        program = stage.program(blocks)
+        with MemoryTracker() as memory:
+            held = [outputs for _ in range(job.micro_batches) for outputs in [_forward_outputs(program, stage, job)]]
+            while held:
+                outputs = held.pop()
+                torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+                del outputs
+            parameters = float32_bytes(program)
+            return StepCost(
+                peak_bytes=memory.peak + parameters,
+                resident_bytes=parameters,
+                workspace_bytes=memory.largest_convolution,
+                flops=memory.flops,
+                parameter_bytes=parameters,
+            )
 
 
-def _run_stage(blocks: Sequence[Block], entering: RunState, job: _Job) -> StepCost:
-    program = _part(blocks, entering)
-    with MemoryTracker() as memory:
-        held = [output for _ in range(job.micro_batches) for output in [_forward_outputs(program, entering, job)]]
-        while held:
-            outputs = held.pop()
-            torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
-            del outputs
-        parameters = float32_bytes(program)
-        return StepCost(
-            peak_bytes=memory.peak + parameters,
-            resident_bytes=parameters,
-            workspace_bytes=memory.largest_convolution,
-            flops=memory.flops,
-            parameter_bytes=parameters,
-        )
-
-
-def _forward_outputs(program: Program, entering: RunState, job: _Job) -> list[Tensor]:
-    """What a micro-batch leaves behind: the activation and stash for the next stage, and the losses of heads."""
-    state = RunState(
-        activation=_received(entering.activation),
-        stashed={name: _received(tensor) for name, tensor in entering.stashed.items()},
-    )
+def _forward_outputs(program: Program, stage: Stage, job: _Job) -> list[Tensor]:
+    """What a micro-batch leaves behind: what is sent to other stages, and the losses of heads."""
+    state = _entering(stage, job)
     arrived = {id(tensor) for tensor in (state.activation, *state.stashed.values())}
     with autocast(job.precision):
         state = program.run(state, checkpointing=job.checkpointing)
@@ -167,15 +240,31 @@ def _forward_outputs(program: Program, entering: RunState, job: _Job) -> list[Te
     return [tensor for tensor in leaving if id(tensor) not in arrived and tensor.requires_grad] + losses
 
 
+def _entering(stage: Stage, job: _Job) -> RunState:
+    """What a stage is given, in memory of its own."""
+    if stage.blocks.start == 0:
+        return entering_state(job.network, _made(_image_form(job)))
+    profile = _profile(job)
+    return RunState(
+        activation=_made(profile.activations[stage.blocks.start]),
+        stashed={name: _made(profile.stashes[name]) for name in stage.inputs},
+    )
+
+
+def _image_form(job: _Job) -> Form:
+    shape = (job.samples, job.network.input_channels, *job.patch)
+    return Form(shape=shape, dtype=torch.float32, needs_gradient=False)
+
+
+def _made(form: Form) -> Tensor:
+    tensor = torch.empty(form.shape, dtype=form.dtype).contiguous(memory_format=torch.channels_last_3d)
+    return tensor.requires_grad_(form.needs_gradient)
+
+
 def _loss_keys(training: Training) -> Training:
     """The same for settings that differ in other keys, so that they share what is simulated."""
     keys = ("loss", "batch_dice", "focal_gamma", "topk_percent")
     return Training(**{key: getattr(training, key) for key in keys})
-
-
-def _received(tensor: Tensor) -> Tensor:
-    """A tensor as it arrives from another device: memory of its own, and a gradient to send back, but for the image."""
-    return torch.empty_like(tensor).requires_grad_(tensor.requires_grad)
 
 
 def _losses(logits: dict[str, Tensor], job: _Job) -> Iterator[Tensor]:

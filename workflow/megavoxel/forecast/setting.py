@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
-from megavoxel.forecast.pipeline import stage_costs
+from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
@@ -32,6 +32,8 @@ class Forecast:
     """The same, times the devices that each part keeps busy."""
     flops: int
     """Operations of a training step, over all devices."""
+    stage_gib: tuple[float, ...]
+    """Of each stage of a pipeline what PyTorch allocates; of a single device one figure."""
     sample_gib: float
     """Memory of the fullest device that goes with the samples in it, per sample."""
 
@@ -60,7 +62,7 @@ def forecast_setting(
         exact: whether the step is run with all samples of a device, or with one of them and the rest added up.
     """
     precision = precision_on(plan, device)
-    stages = _stages(plan, parallel, precision, exact)
+    stages = step_costs(plan, parallel, precision, exact=exact)
     predicting = window(plan, networks=workload.folds, precision=precision)
     slab = _slab_bytes(plan)
     seconds = _seconds(plan, parallel, device, workload, stages, precision)
@@ -70,11 +72,34 @@ def forecast_setting(
         device=device,
         training_gib=max(_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
+        stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=_gib(predicting, device, extra=slab),
         hours_per_fold=None if seconds is None else (training + prediction) / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
         flops=sum(stage.flops for stage in stages) * parallel.data,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (plan.batch // parallel.parts),
+    )
+
+
+def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
+    """First block of each stage of a pipeline, for the smallest peak memory of the fullest one."""
+    return least_peak_cut(
+        plan,
+        stages=parallel.pipeline,
+        samples=plan.batch // parallel.parts,
+        micro_batches=parallel.micro_batches,
+        checkpointing=parallel.checkpointing,
+        precision=precision_on(plan, device),
+    )
+
+
+def describe_stages(plan: Plan, forecast: Forecast) -> str:
+    """A line for the reader: the first block of each stage and its memory, and how even they are."""
+    names = [block.name for block in unet_blocks(plan.network)]
+    stages = [f"{names[begin]} {gib:.2f} GiB" for begin, gib in zip(plan.stages, forecast.stage_gib, strict=True)]
+    mean = sum(forecast.stage_gib) / len(forecast.stage_gib)
+    return (
+        f"pipeline: stages from {', '.join(stages)}; the fullest has {max(forecast.stage_gib) / mean:.2f} of the mean"
     )
 
 
@@ -93,7 +118,8 @@ def most_stages(plan: Plan) -> int:
     return len(unet_blocks(plan.network))
 
 
-def _stages(plan: Plan, parallel: Parallel, precision: str, exact: bool) -> list[StepCost]:
+def step_costs(plan: Plan, parallel: Parallel, precision: str, *, exact: bool = True) -> list[StepCost]:
+    """The cost of a training step on each device of a pipeline, or on the one that there is; see `forecast_setting`."""
     samples = plan.batch // parallel.parts
     if parallel.pipeline == 1:
         return [training_step(plan, samples=samples, parallel=parallel, precision=precision, exact=exact)]
@@ -104,6 +130,7 @@ def _stages(plan: Plan, parallel: Parallel, precision: str, exact: bool) -> list
         micro_batches=parallel.micro_batches,
         checkpointing=parallel.checkpointing,
         precision=precision,
+        begins=plan.stages if len(plan.stages) == parallel.pipeline else (),
     )
     return [repeated(cost, parallel) for cost in costs]
 

@@ -21,7 +21,8 @@ from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import Plan
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.step import Run, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
 ONE_NETWORK = 1

@@ -16,6 +16,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.hours import Workload
+from megavoxel.forecast.setting import cut_of, describe_stages, forecast_setting
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.plan import Plan
@@ -69,13 +70,21 @@ def plan_study(
 def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> tuple[Plan, Choice]:
     """The plan with the way of running it that the study fixes, or the cheapest that fits, and a note that says why.
 
+    A pipeline's network is cut into stages.
+
     Raises:
         UserError: the study fixes a way that cannot be.
     """
     choice = choose(plan, device, workload, fixed=setting.parallel)
-    note = f"parallel: {choice.reason}" if setting.parallel is None or not choice.fits else ""
-    notes = (*plan.notes, note) if note else plan.notes
-    return replace(plan, parallel=choice.forecast.parallel, notes=notes), choice
+    parallel, notes = choice.forecast.parallel, list(plan.notes)
+    if setting.parallel is None or not choice.fits:
+        notes.append(f"parallel: {choice.reason}")
+    if parallel.pipeline > 1:
+        plan = replace(plan, stages=cut_of(plan, parallel, device))
+        forecast = forecast_setting(plan, parallel, device, workload)
+        choice = replace(choice, forecast=forecast)
+        notes.append(describe_stages(plan, forecast))
+    return replace(plan, parallel=parallel, notes=tuple(notes)), choice
 
 
 def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,12 @@ def prior_name(level: int) -> str:
     return f"prior{level}"
 
 
+def program_inputs(plan: NetworkPlan) -> list[str]:
+    """What waits for the decoder levels when the program begins."""
+    levels = range(len(plan.features) - 1) if plan.prior_channels and plan.fusion == "post" else ()
+    return [prior_name(level) for level in levels]
+
+
 class SegmentationNetwork(nn.Module):
     """A program with heads that takes images of any size.
 
@@ -88,7 +95,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.program = Program(unet_blocks(plan), inputs=_inputs(plan))
+            self.program = Program(unet_blocks(plan), inputs=program_inputs(plan))
             self.program.apply(initialise)
         self.plan = plan
         self.checkpointing = checkpointing
@@ -104,9 +111,12 @@ class SegmentationNetwork(nn.Module):
             (batch, classes, ceil(z / s), …) for each supervised level, s being the level's stride. In evaluation mode
             the first one only.
         """
-        state = self.program.run(entering_state(self.plan, self._pad(image)), checkpointing=self.checkpointing)
+        state = self.program.run(entering_state(self.plan, self.pad(image)), checkpointing=self.checkpointing)
         levels = supervised_levels(self.plan)
-        return [self._cropped(state, level, image.shape[2:]) for level in (levels if self.training else levels[:1])]
+        return [
+            self.cropped(state.logits[head_name(level)], level, image.shape[2:])
+            for level in (levels if self.training else levels[:1])
+        ]
 
     def forward_expanded(self, image: Tensor) -> Tensor:
         """Logits of an expanded patch at the second decoder level; the first level of the network gets no gradient.
@@ -123,19 +133,20 @@ class SegmentationNetwork(nn.Module):
         names = list(self.program.blocks)
         second = next(number for number, name in enumerate(names) if name.startswith(f"encoder{EXPANDED_LEVEL}_conv"))
         with torch.no_grad():
-            state = self.program.run(entering_state(self.plan, self._pad(image)), stop=second)
+            state = self.program.run(entering_state(self.plan, self.pad(image)), stop=second)
         for unused in (f"skip{EXPANDED_LEVEL - 1}", prior_name(EXPANDED_LEVEL - 1)):
             state.stashed.pop(unused, None)
         stop = names.index(f"head{EXPANDED_LEVEL}") + 1
         state = self.program.run(state, start=second, stop=stop, checkpointing=self.checkpointing)
-        return self._cropped(state, EXPANDED_LEVEL, image.shape[2:])
+        return self.cropped(state.logits[head_name(EXPANDED_LEVEL)], EXPANDED_LEVEL, image.shape[2:])
 
-    def _cropped(self, state: RunState, level: int, shape: torch.Size) -> Tensor:
-        """A level's logits without what belongs to the padding; `shape` is that of the image."""
+    def cropped(self, logits: Tensor, level: int, shape: Sequence[int]) -> Tensor:
+        """A level's logits without what belongs to the padding; `shape` is that of the image (z, y, x)."""
         z, y, x = (math.ceil(size / step) for size, step in zip(shape, self.strides[level], strict=True))
-        return state.logits[head_name(level)][:, :, :z, :y, :x]
+        return logits[:, :, :z, :y, :x]
 
-    def _pad(self, image: Tensor) -> Tensor:
+    def pad(self, image: Tensor) -> Tensor:
+        """The image, padded with zeros at the end of each axis to a multiple of the network's stride."""
         missing = [-size % stride for size, stride in zip(image.shape[2:], self.strides[-1], strict=True)]
         if not any(missing):
             return image
@@ -184,7 +195,7 @@ def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
         upsample, arriving = nn.Upsample(scale_factor=stride, mode="nearest"), below
     else:
         upsample, arriving = nn.ConvTranspose3d(below, skip, stride, stride), skip
-    joined = (f"skip{level}", prior_name(level)) if prior_name(level) in _inputs(plan) else (f"skip{level}",)
+    joined = (f"skip{level}", prior_name(level)) if prior_name(level) in program_inputs(plan) else (f"skip{level}",)
     prior = plan.prior_channels if len(joined) > 1 else 0
     blocks = [Block(f"decoder{level}_upsample", UpsampleAndJoin(upsample), pops=joined)]
     for index in range(plan.convolutions_per_level):
@@ -203,12 +214,6 @@ def _head(plan: NetworkPlan, level: int) -> Block:
 def _entering_channels(plan: NetworkPlan) -> int:
     """Channels that the first convolution sees."""
     return plan.input_channels if plan.fusion == "pre" else plan.channels
-
-
-def _inputs(plan: NetworkPlan) -> list[str]:
-    """What waits for the decoder levels when the program begins."""
-    levels = range(len(plan.features) - 1) if plan.prior_channels and plan.fusion == "post" else ()
-    return [prior_name(level) for level in levels]
 
 
 def _nearest(prior: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -148,6 +148,8 @@ class Plan:
     """Names of the first-stage settings whose label maps the network is given, in the order of their channels."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
+    stages: tuple[int, ...] = ()
+    """Number of the first block of each stage of a pipeline; empty without one."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
 
@@ -160,10 +162,10 @@ class Plan:
     def hash(self) -> str:
         """Short hash of everything that training depends on; training states are kept under it.
 
-        Not on `parallel`: it spreads the same steps, so that a run may go on with more devices or fewer.
+        Not on `parallel` and `stages`: they spread the same steps, so that a run may go on with more devices or fewer.
         """
         plain = _plain(self)
-        unread = ("notes", "inference", "parallel", "study", "setting")
+        unread = ("notes", "inference", "parallel", "stages", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {key: value for key, value in plain["preprocessing"].items() if key != "notes"}
         return content_hash(relevant)

@@ -15,7 +15,7 @@ from megavoxel.planning.splits import load_splits
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
     from megavoxel.training.group import Group
     from megavoxel.training.loop import Fold
-    from megavoxel.training.step import Run
+    from megavoxel.training.run import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
     plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds
     if not 0 <= arguments.fold < len(folds):
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
-    _refuse_pipelines(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
     if plan.parallel.devices > 1 and not is_member():
         start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
@@ -93,18 +92,10 @@ def _fold(arguments: argparse.Namespace, split: Split) -> Fold:
     )
 
 
-def _refuse_pipelines(plan: Plan) -> None:
-    if plan.parallel.pipeline > 1:
-        raise UserError(
-            f"setting {plan.setting}: parallel asks for a pipeline over {plan.parallel.pipeline} devices, which is "
-            "forecast only; set parallel.pipeline to 1 (data, accumulate and checkpointing spread a step as well)"
-        )
-
-
 def _check_group(plan: Plan, group: Group) -> None:
-    if group.size != plan.parallel.data:
+    if group.size != plan.parallel.devices:
         raise UserError(
-            f"setting {plan.setting}: the plan shares each batch among {plan.parallel.data} processes, {group.size} "
+            f"setting {plan.setting}: the plan spreads a step over {plan.parallel.devices} processes, {group.size} "
             "were started; start 'megavoxel train' once, it starts the others itself"
         )
 
@@ -133,8 +124,7 @@ def _write_outputs(folder: Path, done: Run, fold: Fold) -> None:
 def _forecast_gib(done: Run) -> float:
     """What the forecast says of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
     from megavoxel.forecast.hours import GIB
-    from megavoxel.forecast.step import training_step
+    from megavoxel.forecast.setting import step_costs
 
     plan = done.plan
-    samples, precision = plan.batch // plan.parallel.parts, done.precision.name
-    return training_step(plan, samples=samples, parallel=plan.parallel, precision=precision).peak_bytes / GIB
+    return max(cost.peak_bytes for cost in step_costs(plan, plan.parallel, done.precision.name)) / GIB

@@ -6,7 +6,7 @@ A single process is a group of its own, so that nobody has to ask whether there 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +34,8 @@ class Group:
     """Processes of the group."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where tensors that are exchanged lie."""
+    processes: torch.distributed.ProcessGroup | None = None
+    """PyTorch's handle of a part of all processes; None: all."""
 
     @property
     def leads(self) -> bool:
@@ -45,7 +47,7 @@ class Group:
         total = tensor.detach()
         if self.size > 1:
             total = total.to(self.device, copy=True)
-            torch.distributed.all_reduce(total)
+            torch.distributed.all_reduce(total, group=self.processes)
         return total
 
     def mean(self, value: float) -> float:
@@ -85,6 +87,22 @@ def joined_group(device: torch.device) -> Iterator[Group]:
         yield Group(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), device=device)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def subgroups(group: Group, ranks: Sequence[Sequence[int]]) -> Group:
+    """This process's group of several that all processes make together.
+
+    Args:
+        group: of all processes.
+        ranks: of each part's processes; every process is in exactly one.
+    """
+    own = Group(device=group.device)
+    for part in ranks:
+        processes = torch.distributed.new_group(list(part))
+        if group.rank in part:
+            _KEPT.append(processes)
+            own = Group(rank=list(part).index(group.rank), size=len(part), device=group.device, processes=processes)
+    return own
 
 
 def require_same(group: Group, value: int, what: str) -> None:

@@ -6,12 +6,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
@@ -22,12 +22,15 @@ from megavoxel.planning.plan import Plan
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
 from megavoxel.training.group import Group, require_same
+from megavoxel.training.line import join_line
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
-from megavoxel.training.step import Part, Run, replicated
+from megavoxel.training.run import Part, Run
+from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
+from megavoxel.training.whole import load_weights, whole_network, whole_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
     run = start_run(plan, fold, device, load_state(state_folder, key=key), group)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
-        _train_to_the_end(run, fold, lambda: save_state(state_folder, {"key": key, **run.state_dict()}))
+        _train_to_the_end(run, fold, partial(_save, run, state_folder, key))
+    run.network = whole_network(run)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
     return run
@@ -91,9 +95,8 @@ def start_run(
     precision = Precision(**state["precision"]) if state else _common_precision(plan, device, group)
     seed = plan.seed + fold.number
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
+    line = join_line(network, plan, group)
     network = network.to(device, memory_format=torch.channels_last_3d)
-    if state:
-        network.load_state_dict(state["network"])
     run = Run(
         plan=plan,
         device=device,
@@ -102,11 +105,12 @@ def start_run(
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
-        replica=replicated(network, group),
+        replica=replicated(network, group) if line is None else None,
+        pipeline=line,
         class_weights=_class_weights(plan, fold, device),
     )
     if state:
-        run.optimizer.load_state_dict(state["optimizer"])
+        load_weights(run, state)
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
         print(f"going on after epoch {run.epoch} of {plan.training.epochs}", flush=True)
@@ -114,7 +118,7 @@ def start_run(
 
 
 def _train_to_the_end(run: Run, fold: Fold, save: Callable[[], None]) -> None:
-    """All epochs that are left, each scored; `save` is called by the leading process now and then, and at the end."""
+    """All epochs that are left, each scored; all processes call `save` now and then, and at the end."""
     training = run.plan.training
     batches = iter(training_batches(run, fold))
     validation = _loader(run, fold, VALIDATION, training.validation_iterations * run.plan.batch)
@@ -129,12 +133,20 @@ def _train_to_the_end(run: Run, fold: Fold, save: Callable[[], None]) -> None:
         row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
         run.history.append({**row, "peak_memory_mib": max(run.group.all(peak_memory_mib(run.device)))})
         note_allocated(run)
-        if not run.group.leads:
-            continue
-        _report(run)
-        if has_ended(run.history, training) or time.monotonic() - saved >= 60 * training.checkpoint_minutes:
+        if run.group.leads:
+            _report(run)
+        due = time.monotonic() - saved >= 60 * training.checkpoint_minutes
+        # All processes have to agree: a pipeline's state is gathered from them.
+        if has_ended(run.history, training) or run.group.all(due)[0]:
             save()
             saved = time.monotonic()
+
+
+def _save(run: Run, folder: Path, key: str) -> None:
+    """The leading process writes the state of all."""
+    state = whole_state(run)
+    if run.group.leads:
+        save_state(folder, {"key": key, **state})
 
 
 def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
@@ -153,7 +165,7 @@ def train_epoch(run: Run, batches: Iterable[Part], rate: float) -> float:
         group["lr"] = rate
     run.network.train()
     losses = [measured_step(run, image, target) for image, target in batches]
-    mean = run.group.mean(torch.stack(losses).mean().item())
+    mean = run.mean_loss(torch.stack(losses).mean().item())
     if not torch.isfinite(torch.tensor(mean)):
         raise UserError(
             f"setting {run.plan.setting}: the loss is {mean} in epoch {run.epoch + 1}; lower training.learning_rate "
@@ -183,7 +195,8 @@ def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | Non
     return softmax_of_inverse(voxels).to(device)
 
 
-def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> DataLoader:
+def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> Iterable[Part]:
+    """This process's samples; of a pipeline only the first stage reads them, the others go through the motions."""
     cases = fold.training if stream == TRAINING else fold.validation
     dataset = PatchDataset(
         run.plan,
@@ -194,7 +207,11 @@ def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int 
         count=count,
         first_stage=fold.first_stage,
     )
-    share = Share(first_iteration=first_iteration, batch=run.plan.batch, rank=run.group.rank, ranks=run.group.size)
+    if run.pipeline is not None and run.pipeline.stage.number > 0:
+        return [(torch.empty(0), torch.empty(0))] * (count // run.plan.batch - first_iteration)
+    share = Share(
+        first_iteration=first_iteration, batch=run.plan.batch, rank=run.replicas.rank, ranks=run.replicas.size
+    )
     workers = run.plan.training.workers if stream == TRAINING else 0
     return patch_loader(dataset, share, workers=workers, pin=run.device.type == "cuda")
 

@@ -16,7 +16,7 @@ from megavoxel.config.records import to_plain
 from megavoxel.network.unet import parameter_count
 from megavoxel.training.absent import labels_never_seen
 from megavoxel.training.loop import Fold
-from megavoxel.training.step import Run
+from megavoxel.training.run import Run
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 

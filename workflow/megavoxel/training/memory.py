@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.training.step import Run, train_step
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
 
 TRACKED = "tracked tensors of the first step"
 ALLOCATED = "CUDA peak of PyTorch's allocator"

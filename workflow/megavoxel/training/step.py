@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from megavoxel.network.device import Precision, to_device
+from megavoxel.network.device import to_device
 from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group
@@ -29,44 +28,9 @@ from megavoxel.training.loss import (
     supervised_levels,
     supervised_loss,
 )
-
-Part = tuple[Tensor, Tensor]
-"""Image and target of some samples."""
-
-
-@dataclass(kw_only=True)
-class Run:
-    """Everything that changes while a network is trained; `state_dict` holds it all."""
-
-    plan: Plan
-    device: torch.device
-    precision: Precision
-    network: SegmentationNetwork
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    group: Group = field(default_factory=Group)
-    replica: DistributedDataParallel | None = None
-    """The network where it is one of several, whose gradients it averages."""
-    class_weights: Tensor | None = None
-    """float32 (classes), of the cross-entropy (`training.class_weights`), on the run's device; None: all are 1."""
-    epoch: int = 0
-    """Epochs done."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per epoch."""
-    peak_memory: dict[str, Any] | None = None
-    """`gib`, the peak memory of a step, and `how` it was measured (`training/memory.py`); None: no step was taken."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; patches need no state, being functions of their number."""
-        return {
-            "epoch": self.epoch,
-            "history": self.history,
-            "peak_memory": self.peak_memory,
-            "precision": {"name": self.precision.name, "reason": self.precision.reason},
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+from megavoxel.training.pipeline import forward_and_backward
+from megavoxel.training.run import Run
+from megavoxel.training.update import update_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +64,8 @@ def replicated(network: SegmentationNetwork, group: Group) -> DistributedDataPar
 def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
     """Forward, backward, clip, step; returns the loss of this process's samples, detached.
 
-    They go through in `parallel.accumulate` equal parts; the gradients are those of the whole batch, of all processes.
+    They go through in `parallel.accumulate` equal parts, in a pipeline in as many micro-batches each; the gradients are
+    those of the whole batch, of all processes.
 
     Args:
         run: with a group whose processes all take this step.
@@ -108,19 +73,9 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
         target: int64 classes (batch / processes, z, y, x).
     """
     run.optimizer.zero_grad(set_to_none=True)
-    parts = [passes_of(run.plan, part) for part in parts_of(run, image, target)]
-    losses = [losses_by_level(run, passes) for passes in zip(*parts, strict=True)]
-    values = []
-    for number, passes in enumerate(parts, start=1):
-        with _gradients_averaged(run, last=number == len(parts)):
-            values += _backward(run, passes, losses, parts=len(parts))
-    if run.replica is None:
-        _average_gradients(run)
-    run.scaler.unscale_(run.optimizer)
-    torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.plan.training.gradient_clip)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return torch.stack(values).sum()
+    loss = _gradients(run, image, target) if run.pipeline is None else forward_and_backward(run, image, target)
+    update_weights(run)
+    return loss
 
 
 def parts_of(run: Run, image: Tensor, target: Tensor) -> list[Pass]:
@@ -165,6 +120,17 @@ def loss_of_pass(run: Run, one: Pass, losses: Loss | Sequence[Loss]) -> tuple[Te
     return supervised_loss(losses, logits, target, _strides(run, one)), logits[0]
 
 
+def _gradients(run: Run, image: Tensor, target: Tensor) -> Tensor:
+    """Adds the gradients of a process's share of a batch; returns its loss, detached."""
+    parts = [passes_of(run.plan, part) for part in parts_of(run, image, target)]
+    losses = [losses_by_level(run, passes) for passes in zip(*parts, strict=True)]
+    values = []
+    for number, passes in enumerate(parts, start=1):
+        with _gradients_averaged(run, last=number == len(parts)):
+            values += _backward(run, passes, losses, parts=len(parts))
+    return torch.stack(values).sum()
+
+
 def _backward(run: Run, passes: Sequence[Pass], losses: Sequence[Loss | Sequence[Loss]], *, parts: int) -> list[Tensor]:
     """Backward passes of one of the equal parts of a batch; returns its losses, detached."""
     terms = (loss_of_pass(run, one, loss)[0] / parts for one, loss in zip(passes, losses, strict=True))
@@ -203,13 +169,3 @@ def _strides(run: Run, one: Pass) -> list[tuple[int, ...]]:
 def _gradients_averaged(run: Run, *, last: bool) -> AbstractContextManager:
     """The group's gradients are averaged once, after the last part."""
     return nullcontext() if last or run.replica is None else run.replica.no_sync()
-
-
-def _average_gradients(run: Run) -> None:
-    """What the wrapper does where there is one: every gradient becomes the mean over the group."""
-    if run.group.size == 1:
-        return
-    gradients = [parameter.grad for parameter in run.network.parameters()]
-    mean = run.group.sum(torch.cat([gradient.flatten() for gradient in gradients])) / run.group.size
-    for gradient, own in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(own.view(gradient.shape))

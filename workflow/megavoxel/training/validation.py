@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from megavoxel.training.step import Part, Run, loss_of_pass, losses_by_level, parts_of
+from megavoxel.training.pipeline import finest_logits
+from megavoxel.training.run import Part, Run
+from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of
 
 
 @torch.no_grad()
@@ -22,21 +25,31 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
         labels: names of the classes 1 and up.
     """
     run.network.eval()
-    losses, counts = [], torch.zeros(3, len(labels), dtype=torch.float64)
+    losses, counts, steps = [], torch.zeros(3, len(labels), dtype=torch.float64), 0
     for image, target in batches:
-        parts = parts_of(run, image, target)
-        by_level = losses_by_level(run, parts)
-        for part in parts:
-            loss, logits = loss_of_pass(run, part, by_level)
+        steps += 1
+        for loss, logits, own in _evaluated(run, image, target):
             losses.append(loss)
-            counts += _overlap(logits.argmax(dim=1).cpu(), part.target, len(labels))
+            counts += _overlap(logits.argmax(dim=1).cpu(), own.cpu(), len(labels))
     both, predicted, reference = run.group.sum(counts).cpu()
     dice = (2 * both / (predicted + reference)).tolist()
     scores = {
-        "validation_loss": run.group.mean(torch.stack(losses).mean().item()) if losses else float("nan"),
+        "validation_loss": run.mean_loss(torch.stack(losses).mean().item() if losses else 0.0) if steps else math.nan,
         "pseudo_dice": torch.tensor(dice).nanmean().item(),
     }
     return scores | {f"pseudo_dice_{label}": value for label, value in zip(labels, dice, strict=True)}
+
+
+def _evaluated(run: Run, image: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Loss, logits and target at full resolution, part by part; of a pipeline, in the stage that has these logits."""
+    if run.pipeline is not None:
+        yield from finest_logits(run, image, target)
+        return
+    parts = parts_of(run, image, target)
+    by_level = losses_by_level(run, parts)
+    for part in parts:
+        loss, logits = loss_of_pass(run, part, by_level)
+        yield loss, logits, part.target
 
 
 def _overlap(predicted: Tensor, target: Tensor, labels: int) -> Tensor:

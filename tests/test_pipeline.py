@@ -1,0 +1,144 @@
+"""A pipeline trains what one process trains. Each is started by torchrun, over gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pandas
+import psutil
+import pytest
+import torch
+
+from helpers import store_case
+from megavoxel.config.study import Parallel
+from megavoxel.files import write_json
+from megavoxel.network.weights import load_tensors
+from megavoxel.planning.plan import Plan, save_plan
+from megavoxel.training.group import Group
+from pipeline_worker import CUTS, plan_of, steps_of
+
+TESTS = Path(__file__).parent
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
+"""Of gradients up to 0.5: convolutions of other batches are other kernels, in float32."""
+
+
+@cache
+def expected(way: str, parts: int) -> dict:
+    """What a single process does; its batch norm sees a batch in as many parts as that of the pipeline.
+
+    On one thread, like the processes of the pipeline: two add up in another order.
+    """
+    plan, threads = plan_of(way), torch.get_num_threads()
+    if way == "batch norm":
+        plan = replace(plan, parallel=Parallel(accumulate=parts))
+    torch.set_num_threads(1)
+    try:
+        return steps_of(plan, Group())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_workers(folder: Path, *, stages: int, replicas: int = 1) -> list[dict]:
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [*runner, str(stages * replicas), str(TESTS / "pipeline_worker.py"), str(folder), str(replicas)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(stages * replicas)]
+
+
+def compare(found: list[dict], single: dict, name: str) -> None:
+    for ours in found:
+        assert ours["loss"] == pytest.approx(single["loss"], abs=1e-5), name
+    for key in ("gradients", "weights"):
+        merged = {weight: tensor for ours in found for weight, tensor in ours[key].items()}
+        assert merged.keys() == single[key].keys()
+        for weight, tensor in merged.items():
+            torch.testing.assert_close(
+                tensor, single[key][weight], **TOLERANCE, msg=lambda text, at=(name, key, weight): f"{at}: {text}"
+            )
+
+
+@pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (3, 1), (4, 1), (2, 2)])
+def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
+    processes = run_workers(tmp_path, stages=stages, replicas=replicas)
+    compared = 0
+    for name in processes[0]:
+        way, micro_batches = name.split(", ")
+        if way == "batch norm" and replicas > 1:
+            continue  # the running statistics of a process are those of its own samples
+        for first in range(0, len(processes), stages):
+            compare(
+                [found[name] for found in processes[first : first + stages]], expected(way, int(micro_batches)), name
+            )
+            compared += 1
+    assert compared == (19 if replicas == 1 else 22)
+
+
+def prepared(folder: Path, plan: Plan) -> list[str]:
+    """The command that trains a plan on three made cases."""
+    for number in range(3):
+        store_case(folder / "cases", f"case{number}", seed=number)
+    write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
+    save_plan(folder / "plan.json", plan)
+    words = ["--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
+    return [sys.executable, "-m", "megavoxel", "train", *words, "--device", "cpu", "--threads", "2", "--state", "state"]
+
+
+def cut(plan: Plan, stages: int, micro_batches: int = 1) -> Plan:
+    return replace(plan, parallel=Parallel(pipeline=stages, micro_batches=micro_batches), stages=CUTS[stages])
+
+
+def run_until(command: list[str], folder: Path, line: str) -> str:
+    """Runs a command until it prints a line that begins so, then kills it with all its processes."""
+    job = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    printed = ""
+    for text in job.stdout:
+        printed += text
+        if text.startswith(line):
+            os.killpg(job.pid, signal.SIGKILL)
+    job.wait(timeout=60)
+    return printed
+
+
+def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
+    """Some epochs over two processes, some over three, the last over one, beside a run of one process."""
+    keys = {"epochs": 6, "iterations_per_epoch": 2, "validation_iterations": 2, "checkpoint_minutes": 0}
+    plan = plan_of("instance norm")
+    plan = replace(plan, training=replace(plan.training, **keys))
+    command = prepared(tmp_path, plan)
+    run_until([*command, "--output", "single", "--state", "single-state"], tmp_path, "never")
+    printed = ""
+    for stages, micro_batches, line in ((2, 2, "epoch 3/"), (3, 1, "epoch 5/"), (1, 1, "never")):
+        printed += run_until([*prepared(tmp_path, cut(plan, stages, micro_batches)), "--output", "out"], tmp_path, line)
+    assert printed.count("going on after epoch") >= 2
+    single, whole = (load_tensors(tmp_path / name / "model.pt")["weights"] for name in ("single", "out"))
+    assert whole.keys() == single.keys()
+    for name, ours in whole.items():
+        torch.testing.assert_close(ours, single[name], atol=1e-4, rtol=1e-3, msg=lambda text, at=name: f"{at}: {text}")
+    histories = [pandas.read_csv(tmp_path / name / "history.csv") for name in ("single", "out")]
+    for column in ("training_loss", "validation_loss", "pseudo_dice"):
+        assert list(histories[1][column]) == pytest.approx(list(histories[0][column]), abs=2e-3), column
+
+
+def test_a_stage_that_dies_ends_the_job(tmp_path):
+    plan = cut(plan_of("instance norm"), 3)
+    plan = replace(plan, training=replace(plan.training, epochs=10_000))
+    job = subprocess.Popen(
+        [*prepared(tmp_path, plan), "--output", "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert any("epoch 2/" in line for line in job.stdout)
+    workers = [child for child in psutil.Process(job.pid).children() if "megavoxel" in " ".join(child.cmdline())]
+    assert len(workers) == 3
+    begin = time.monotonic()
+    workers[1].send_signal(signal.SIGKILL)
+    job.stdout.read()
+    assert job.wait(timeout=60) != 0
+    assert time.monotonic() - begin < 60

@@ -1,0 +1,106 @@
+"""How a program is cut into stages: what each holds, what travels, and which cut is the best."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import tiny_plan
+from megavoxel.forecast.pipeline import filled_cut, least_peak_cut, stage_costs
+from megavoxel.network.device import Precision
+from megavoxel.network.stages import ACTIVATION, Transfer, cut_into_stages, forms_of_transfers, tensor_of
+from megavoxel.network.unet import SegmentationNetwork, entering_state, program_inputs, unet_blocks
+
+CPU = torch.device("cpu")
+FLOAT32 = Precision(name="float32", reason="test")
+NETWORK = replace(
+    tiny_plan().network, features=(4, 8, 16), kernels=((3, 3, 3),) * 3, strides=((1, 1, 1), (2, 2, 2), (2, 2, 2))
+)
+"""Blocks 0 to 5: encoder; 6 to 8: decoder level 1; 9 to 12: level 0 and its head."""
+
+
+def test_a_skip_goes_straight_to_the_stage_that_pops_it():
+    stages = cut_into_stages(unet_blocks(NETWORK), (), (0, 3, 6, 9))
+    assert [(stage.blocks.start, stage.blocks.stop) for stage in stages] == [(0, 3), (3, 6), (6, 9), (9, 13)]
+    forward = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(3)]
+    first, second = Transfer(source=0, target=3, name="skip0"), Transfer(source=1, target=2, name="skip1")
+    assert [set(stage.sends) for stage in stages] == [{forward[0], first}, {forward[1], second}, {forward[2]}, set()]
+    assert [set(stage.receives) for stage in stages] == [
+        set(), {forward[0]}, {forward[1], second}, {forward[2], first}
+    ]  # fmt: skip
+
+
+def test_labels_of_a_first_stage_leave_from_the_stage_that_is_given_them():
+    network = replace(NETWORK, prior_channels=2, fusion="post")
+    stages = cut_into_stages(unet_blocks(network), program_inputs(network), (0, 8))
+    names = {transfer.name for transfer in stages[0].sends}
+    assert names == {ACTIVATION, "skip0", "prior0"}
+    assert stages[0].inputs == ("prior0", "prior1")
+
+
+@pytest.mark.parametrize("begins", [(1, 3), (0, 3, 3), (0, 13)])
+def test_stages_without_blocks_are_no_cut(begins):
+    with pytest.raises(ValueError, match="stages that begin at"):
+        cut_into_stages(unet_blocks(NETWORK), (), begins)
+
+
+@pytest.mark.parametrize("begins", [(0,), (0, 5), (0, 4, 8), (0, 3, 6, 9), tuple(range(13))])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins, precision):
+    torch.manual_seed(0)
+    kind = replace(FLOAT32, name=precision)
+    network = SegmentationNetwork(NETWORK).eval()
+    blocks, image = list(network.program), torch.randn(2, 1, 6, 10, 12)
+    forms = forms_of_transfers(NETWORK, begins, image.shape, kind, CPU)
+    stages, sent, logits = cut_into_stages(blocks, (), begins), {}, {}
+    with kind.autocast(CPU):
+        whole = network.program(network.pad(image))
+        for stage in stages:
+            state = entering_state(NETWORK, network.pad(image))
+            arrived = {way.name: sent.pop(way) for way in stage.receives}
+            state.activation = arrived.pop(ACTIVATION, state.activation)
+            state.stashed |= arrived
+            state = stage.program(blocks).run(state)
+            sent |= {way: tensor_of(state, way.name) for way in stage.sends}
+            for way in stage.sends:
+                tensor = sent[way]
+                assert (forms[way].shape, forms[way].dtype) == (tuple(tensor.shape), tensor.dtype)
+                assert forms[way].needs_gradient == tensor.requires_grad
+            logits |= state.logits
+    assert not sent
+    assert logits.keys() == whole.keys()
+    for name, found in logits.items():
+        torch.testing.assert_close(found, whole[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_filling_below_a_limit_finds_a_cut_where_there_is_one(stages):
+    """Against all cuts, with costs of blocks that add up."""
+    weights = [3, 1, 4, 1, 5, 9, 2, 6]
+
+    def cost(begin: int, end: int) -> float:
+        return sum(weights[begin:end])
+
+    best = min(
+        max(cost(*ends) for ends in itertools.pairwise((0, *cuts, len(weights))))
+        for cuts in itertools.combinations(range(1, len(weights)), stages - 1)
+    )
+    assert filled_cut(cost, len(weights), stages, best) is None
+    found = filled_cut(cost, len(weights), stages, best + 1)
+    assert len(found) == stages
+    assert max(cost(*ends) for ends in itertools.pairwise((*found, len(weights)))) == best
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_no_other_cut_has_a_smaller_peak(stages):
+    plan = replace(tiny_plan(patch=(16, 32, 32), batch=2), network=NETWORK)
+    keys = {"samples": 1, "micro_batches": 2, "checkpointing": False, "precision": "float32"}
+
+    def peak(begins: tuple[int, ...]) -> int:
+        return max(cost.peak_bytes for cost in stage_costs(plan, stages=stages, begins=begins, **keys))
+
+    cuts = [(0, *cuts) for cuts in itertools.combinations(range(1, len(unet_blocks(NETWORK))), stages - 1)]
+    assert peak(least_peak_cut(plan, stages=stages, **keys)) == min(map(peak, cuts))

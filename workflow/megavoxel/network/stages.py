@@ -1,0 +1,152 @@
+"""A program cut into stages, one per device: which blocks a stage holds, and what travels between stages.
+
+The activation goes from each stage to the next. What a block stashes goes straight to the stage that pops it, however
+many lie between (the portals of torchgpipe, Kim et al., arXiv:2004.09910, section 3.2), so that a skip is sent once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megavoxel.network.device import Precision
+from megavoxel.network.program import Block, Program, RunState
+from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
+from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.topology import padded_patch
+
+ACTIVATION = ""
+"""The name under which the activation travels; no stash is called so."""
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Transfer:
+    """A tensor that one stage sends and another receives."""
+
+    source: int
+    target: int
+    name: str
+    """Of the stash; `ACTIVATION` for the activation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some consecutive blocks of a program."""
+
+    number: int
+    blocks: slice
+    receives: tuple[Transfer, ...]
+    """In the order in which they are sent and received, which is the same for both sides."""
+    sends: tuple[Transfer, ...]
+    inputs: tuple[str, ...]
+    """Stashes that are there before its first block."""
+    outputs: tuple[str, ...]
+    """Stashes that are left after its last block: those that it sends."""
+
+    def program(self, blocks: Sequence[Block]) -> Program:
+        """The stage's own part of all blocks."""
+        return Program(blocks[self.blocks], inputs=self.inputs, outputs=self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a tensor that is received looks like."""
+
+    shape: tuple[int, ...]
+    """(samples, channels, z, y, x)."""
+    dtype: torch.dtype
+    needs_gradient: bool
+    """Whether a gradient goes back to the sender."""
+
+
+def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[Stage]:
+    """The stages of a program.
+
+    Args:
+        blocks: of the whole program.
+        inputs: what is stashed before its first block; it is the first stage that has it.
+        begins: number of the first block of each stage, ascending from 0.
+
+    Raises:
+        ValueError: `begins` is no list of block numbers that ascends from 0.
+    """
+    ends = [*begins[1:], len(blocks)]
+    if begins[0] != 0 or any(begin >= end for begin, end in zip(begins, ends, strict=True)):
+        raise ValueError(f"stages that begin at the blocks {list(begins)} of {len(blocks)}")
+    transfers = _transfers(blocks, inputs, [slice(*ends) for ends in zip(begins, ends, strict=True)])
+    stages = []
+    for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        receives = tuple(sorted(transfer for transfer in transfers if transfer.target == number))
+        sends = tuple(sorted(transfer for transfer in transfers if transfer.source == number))
+        own = set(inputs) if number == 0 else set()
+        stages.append(
+            Stage(
+                number=number,
+                blocks=slice(begin, end),
+                receives=receives,
+                sends=sends,
+                inputs=tuple(sorted(own | _names(receives))),
+                outputs=tuple(sorted(_names(sends))),
+            )
+        )
+    return stages
+
+
+def forms_of_transfers(
+    plan: NetworkPlan, begins: Sequence[int], image: Sequence[int], precision: Precision, device: torch.device
+) -> dict[Transfer, Form]:
+    """What every transfer looks like, from a run of the whole program on tensors without memory.
+
+    Args:
+        plan: the network.
+        begins: first block of each stage.
+        image: shape of a micro-batch (samples, channels, z, y, x); it is padded as `SegmentationNetwork` does.
+        precision: of training.
+        device: of training.
+    """
+    with FakeTensorMode(), torch.device(device):
+        blocks = unet_blocks(plan)
+        shape = (*image[:2], *padded_patch(image[2:], cumulative_strides(plan)[-1]))
+        state = entering_state(plan, torch.empty(shape).contiguous(memory_format=torch.channels_last_3d))
+        forms, waiting = {}, dict(state.stashed)
+        for stage in cut_into_stages(blocks, program_inputs(plan), begins):
+            own = {name: waiting.pop(name) for name in stage.inputs}
+            with precision.autocast(device):
+                state = stage.program(blocks).run(RunState(activation=state.activation, stashed=own))
+            waiting |= state.stashed
+            for transfer in stage.sends:
+                forms[transfer] = form_of(tensor_of(state, transfer.name))
+    return forms
+
+
+def tensor_of(state: RunState, name: str) -> Tensor:
+    """What a transfer of this name takes from a state."""
+    return state.activation if name == ACTIVATION else state.stashed[name]
+
+
+def form_of(tensor: Tensor) -> Form:
+    """What a tensor looks like."""
+    return Form(shape=tuple(tensor.shape), dtype=tensor.dtype, needs_gradient=tensor.requires_grad)
+
+
+def _transfers(blocks: Sequence[Block], inputs: Iterable[str], parts: Sequence[slice]) -> list[Transfer]:
+    """All that crosses a border between stages, each once."""
+    transfers = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(len(parts) - 1)]
+    holder = dict.fromkeys(inputs, 0)
+    for number, part in enumerate(parts):
+        for block in blocks[part]:
+            for name in block.pops:
+                source = holder.pop(name)
+                if source != number:
+                    transfers.append(Transfer(source=source, target=number, name=name))
+            if block.stash is not None:
+                holder[block.stash] = number
+    return transfers
+
+
+def _names(transfers: Iterable[Transfer]) -> set[str]:
+    return {transfer.name for transfer in transfers} - {ACTIVATION}

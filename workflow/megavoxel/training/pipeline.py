@@ -1,0 +1,207 @@
+"""A batch through the stages of a pipeline: GPipe (Huang et al., arXiv:1811.06965).
+
+Every process of a pipeline holds some consecutive blocks of the network. A batch goes through in equal micro-batches:
+all of them forward, then all of them backward, in the opposite order. While a stage works on one, the stage before it
+works on the next. Skips go straight from the stage that stashes them to the one that pops them, and so do their
+gradients.
+
+Only the first stage reads patches; it sends the targets to the stages that hold heads. The Dice sums of a whole batch
+(`batch_dice`) need no forward pass of their own: before the first backward pass the logits of all micro-batches are
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megavoxel.network.device import to_device
+from megavoxel.network.program import RunState
+from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers, tensor_of
+from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
+from megavoxel.training.loss import (
+    Loss,
+    build_loss,
+    downsample_target,
+    soft_dice_sums,
+    sums_of_whole,
+    supervision_weights,
+)
+from megavoxel.training.run import Run
+from megavoxel.training.wire import Arrival
+
+TARGET_DTYPE = torch.int32
+"""Of targets on their way: the smallest that holds all classes and that every backend sends."""
+
+
+@dataclass(kw_only=True)
+class Held:
+    """What a stage keeps of a micro-batch between its forward and its backward pass."""
+
+    entered: dict[Transfer, Tensor]
+    left: dict[Transfer, Tensor]
+    logits: dict[int, Tensor]
+    """Of the stage's own heads, by level: float32 (samples, classes, z, y, x) without padding."""
+    target: Tensor | None
+    """int64 (samples, z, y, x), where the stage has heads."""
+
+
+def forward_and_backward(run: Run, image: Tensor, target: Tensor) -> Tensor:
+    """Adds the gradients of a process's share of a batch to its stage; returns the loss of its heads, detached.
+
+    Args:
+        run: with a pipeline.
+        image: float32 (samples, channels, z, y, x), read by the first stage alone.
+        target: int64 (samples, z, y, x), the same.
+    """
+    count = run.plan.parallel.accumulate
+    values = [
+        _backward(run, _forward(run, part, own), parts=count)
+        for part, own in zip(_chunks(run, image, count), _chunks(run, target, count), strict=True)
+    ]
+    run.pipeline.wire.finish()
+    return torch.stack(values).sum()
+
+
+@torch.no_grad()
+def finest_logits(run: Run, image: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Loss, logits and target of each micro-batch at full resolution; empty in stages that do not hold that head."""
+    results = []
+    count = run.plan.parallel.accumulate
+    for part, own in zip(_chunks(run, image, count), _chunks(run, target, count), strict=True):
+        held = _forward(run, part, own)
+        losses = _losses(run, held)
+        if 0 in losses:
+            results += [(losses[0](one.logits[0], one.target), one.logits[0], one.target) for one in held]
+    run.pipeline.wire.finish()
+    return results
+
+
+def _chunks(run: Run, tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """Equal parts of what the first stage reads; the others have nothing to cut."""
+    return tensor.chunk(count) if run.pipeline.stage.number == 0 else [tensor] * count
+
+
+def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
+    """All micro-batches forward, each sent on as soon as it is done."""
+    count = run.plan.parallel.micro_batches
+    images, targets = _chunks(run, image, count), _chunks(run, target, count)
+    forms = _forms(run)
+    expected = [_expect(run, forms)]
+    held = []
+    for number in range(count):
+        if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
+            expected.append(_expect(run, forms))
+        held.append(_run_micro_batch(run, expected.pop(0), forms, images[number], targets[number]))
+    return held
+
+
+def _forms(run: Run) -> dict[Transfer, Form]:
+    """What this step's transfers look like."""
+    plan = run.plan
+    shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
+    return forms_of_transfers(plan.network, plan.stages, shape, run.precision, run.device)
+
+
+def _expect(run: Run, forms: dict[Transfer, Form]) -> dict[Transfer | None, Arrival]:
+    """Begins to receive a micro-batch; the target stands under None."""
+    line, plan = run.pipeline, run.plan
+    arrivals: dict[Transfer | None, Arrival] = {}
+    if line.stage.number > 0 and line.stage.number in line.head_stages:
+        shape = (plan.batch // plan.parallel.parts, *plan.patch)
+        arrivals[None] = line.wire.receive(shape, TARGET_DTYPE, 0)
+    for transfer in line.stage.receives:
+        arrivals[transfer] = line.wire.receive(forms[transfer].shape, forms[transfer].dtype, transfer.source)
+    return arrivals
+
+
+def _run_micro_batch(
+    run: Run, arrivals: dict[Transfer | None, Arrival], forms: dict[Transfer, Form], image: Tensor, target: Tensor
+) -> Held:
+    line = run.pipeline
+    if line.stage.number == 0:
+        entered: dict[Transfer, Tensor] = {}
+        state = entering_state(run.plan.network, run.network.pad(to_device(image, run.device)))
+        own = target.to(run.device, non_blocking=True)
+        for stage in line.head_stages:
+            if stage > 0:
+                line.wire.send(own.to(TARGET_DTYPE), stage)
+    else:
+        own = arrivals.pop(None).wait().long() if None in arrivals else None
+        entered = {transfer: _leaf(arrival.wait(), forms[transfer]) for transfer, arrival in arrivals.items()}
+        tensors = {transfer.name: tensor for transfer, tensor in entered.items()}
+        state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
+    with run.precision.autocast(run.device):
+        state = run.network.program.run(state, checkpointing=run.network.checkpointing)
+    left = {transfer: tensor_of(state, transfer.name) for transfer in line.stage.sends}
+    for transfer, tensor in left.items():
+        line.wire.send(tensor, transfer.target)
+    own = own if line.stage.number in line.head_stages else None
+    return Held(entered=entered, left=left, logits=_own_logits(run, state), target=own)
+
+
+def _leaf(tensor: Tensor, form: Form) -> Tensor:
+    return tensor.requires_grad_(form.needs_gradient and torch.is_grad_enabled())
+
+
+def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
+    levels = supervised_levels(run.plan.network)
+    return {
+        level: run.network.cropped(state.logits[head_name(level)], level, run.plan.patch).float()
+        for level in (levels if run.network.training else levels[:1])
+        if head_name(level) in state.logits
+    }
+
+
+def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
+    """The loss of each of the stage's heads for a micro-batch, by level, from the logits of all micro-batches."""
+    build = partial(build_loss, run.plan.training, class_weights=run.class_weights)
+    levels = list(held[0].logits)
+    if not run.plan.training.batch_dice:
+        return dict.fromkeys(levels, build())
+    parts = len(held) * run.pipeline.replicas.size
+    losses = {}
+    for level in levels:
+        stride = cumulative_strides(run.plan.network)[level]
+        with torch.no_grad():
+            sums = [soft_dice_sums(one.logits[level], downsample_target(one.target, stride)).sum(dim=1) for one in held]
+        whole = run.pipeline.replicas.sum(torch.stack(sums).sum(dim=0))
+        losses[level] = build(complete=partial(sums_of_whole, whole=whole, parts=parts))
+    return losses
+
+
+def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
+    """All micro-batches backward, the last one first; returns their loss in one of `parts` equal parts of a batch."""
+    line, losses, share = run.pipeline, _losses(run, held), len(held) * parts
+    forms = _forms(run)
+    values = [torch.zeros((), device=run.device)]
+    run.scaler.scale(values[0])  # where a stage has no loss to scale, the scaler would have no scale
+    returning = tuple(transfer for transfer in line.stage.sends if forms[transfer].needs_gradient)
+    while held:
+        one = held.pop()
+        arrivals = [line.wire.receive(forms[way].shape, forms[way].dtype, way.target) for way in returning]
+        roots, gradients = [one.left[way] for way in returning], [arrival.wait() for arrival in arrivals]
+        if losses:
+            loss = _weighted(run, one, losses) / share
+            values.append(loss.detach())
+            roots, gradients = [*roots, run.scaler.scale(loss)], [*gradients, None]
+        torch.autograd.backward(roots, gradients)
+        for way, tensor in one.entered.items():
+            if tensor.requires_grad:
+                line.wire.send(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad, way.source)
+    return torch.stack(values).sum()
+
+
+def _weighted(run: Run, one: Held, losses: dict[int, Loss]) -> Tensor:
+    """The stage's share of the loss over all levels."""
+    levels, strides = supervised_levels(run.plan.network), cumulative_strides(run.plan.network)
+    weights = dict(zip(levels, supervision_weights(len(levels)), strict=True))
+    terms = [
+        weights[level] * loss(one.logits[level], downsample_target(one.target, strides[level]))
+        for level, loss in losses.items()
+    ]
+    return torch.stack(terms).sum()
