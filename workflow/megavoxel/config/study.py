@@ -23,7 +23,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The plain 3D U-Net; None means: by the planner."""
+    """The 3D U-Net; None means: by the planner."""
 
     base_features: int = 32
     """Channels of the first level; each level below doubles them."""
@@ -44,6 +44,10 @@ class Network:
     """What makes a level coarser: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
     upsampling: str = "transposed"
     """What makes a decoder level finer: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
+    squeeze_excitation: int | None = None
+    """Makes it an SE-U-Net: at the end of every level of encoder and decoder, each channel is weighted by a number from
+    0 to 1 that two linear layers work out from the means of all channels over the patch. The key is the reduction
+    ratio: between these layers are channels / ratio units, at least 1 (usual: 16); None: the plain U-Net."""
     deep_supervision: bool = True
     """Whether decoder levels below the first carry a head with a loss of their own."""
 

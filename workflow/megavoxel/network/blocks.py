@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 
 NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
@@ -39,8 +40,39 @@ class UpsampleAndJoin(nn.Module):
         return torch.cat([self.upsample(activation), *joined], dim=1)
 
 
+class MeanOverVoxels(nn.Module):
+    """(batch, channels, z, y, x) to (batch, channels, 1, 1, 1), in the precision of the input."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """The mean of every channel of every sample."""
+        return activation.mean(dim=(2, 3, 4), keepdim=True)
+
+
+def squeeze_excitation(channels: int, reduction: int) -> ChannelSELayer:
+    """Weighs each channel of a sample by a number from 0 to 1 that is worked out from the means of all its channels.
+
+    The means, over all voxels that go through together, are brought by a linear layer and a leaky ReLU (0.01) to
+    channels // reduction numbers, at least one, and from there by another one and a sigmoid to one weight per channel
+    (Hu et al., CVPR 2018, section 3; leaky as in the code that was published with AnatomyNet, Zhu et al., Med. Phys.
+    46:576, 2019).
+
+    Args:
+        channels: of the activation.
+        reduction: from 1; 1 keeps the inner layer as wide as the activation.
+    """
+    leaky = ("leakyrelu", {"negative_slope": 0.01, "inplace": True})
+    layer = ChannelSELayer(3, channels, r=min(reduction, channels), acti_type_1=leaky)
+    # MONAI's pooling is one of the operations for which autocast on the CPU, other than on a GPU, copies its input to
+    # float32: the whole level, which a forecast would count.
+    layer.avg_pool = MeanOverVoxels()
+    return layer
+
+
 def initialise(module: nn.Module) -> None:
-    """Kaiming-normal weights for leaky ReLU (0.01) and zero biases, as in nnU-Net; to be used with `Module.apply`."""
+    """Kaiming-normal weights for leaky ReLU (0.01) and zero biases, as in nnU-Net; to be used with `Module.apply`.
+
+    All other modules keep what PyTorch gives them.
+    """
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megavoxel.network.blocks import ConvolutionNormActivation, UpsampleAndJoin, initialise
+from megavoxel.network.blocks import ConvolutionNormActivation, UpsampleAndJoin, initialise, squeeze_excitation
 from megavoxel.network.program import Block, Program, RunState
 from megavoxel.planning.plan import NetworkPlan
 
@@ -18,7 +18,7 @@ EXPANDED_LEVEL = 1
 
 
 def unet_blocks(plan: NetworkPlan) -> list[Block]:
-    """The blocks of the U-Net, one per convolution, so that it can be cut between any two."""
+    """The blocks of the U-Net, one per convolution and excitation, so that it can be cut between any two."""
     deepest = len(plan.features) - 1
     blocks = [block for level in range(deepest + 1) for block in _encoder_level(plan, level, last=level == deepest)]
     for level in range(deepest - 1, -1, -1):
@@ -167,7 +167,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
-    blocks = []
+    blocks, skip = [], None if last else f"skip{level}"
     for index in range(plan.convolutions_per_level):
         first, final = index == 0, index == plan.convolutions_per_level - 1
         below = _entering_channels(plan) if level == 0 else plan.features[level - 1]
@@ -183,9 +183,9 @@ def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
             (1, 1, 1) if pooled else stride,
             plan.norm,
         )
-        stash = f"skip{level}" if final and not last else None
+        stash = skip if final and plan.squeeze_excitation is None else None
         blocks.append(Block(f"encoder{level}_convolution{index}", module, stash=stash))
-    return blocks
+    return blocks + _excitation(plan, f"encoder{level}", plan.features[level], stash=skip)
 
 
 def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
@@ -202,7 +202,20 @@ def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
         channels_in = arriving + skip + prior if index == 0 else features
         module = ConvolutionNormActivation(channels_in, features, plan.kernels[level], norm=plan.norm)
         blocks.append(Block(f"decoder{level}_convolution{index}", module))
-    return blocks
+    return blocks + _excitation(plan, f"decoder{level}", features)
+
+
+def _excitation(plan: NetworkPlan, level: str, channels: int, *, stash: str | None = None) -> list[Block]:
+    """What ends a level of an SE-U-Net; nothing in a plain one.
+
+    It stashes the level's skip, which is therefore the excited activation.
+    """
+    if plan.squeeze_excitation is None:
+        return []
+    # A block of its own and no part of the last convolution: a pipeline that is cut before it hands on one tensor, not
+    # an activation and its skip, and its stages come out more even. The price is one more tensor per level that
+    # checkpointing keeps. Weights of the convolutions have the names that they have in the plain U-Net.
+    return [Block(f"{level}_excitation", squeeze_excitation(channels, plan.squeeze_excitation), stash=stash)]
 
 
 def _head(plan: NetworkPlan, level: int) -> Block:

@@ -89,6 +89,7 @@ class Frame:
             norm=keys.norm,
             pooling=keys.pooling,
             upsampling=keys.upsampling,
+            squeeze_excitation=keys.squeeze_excitation,
         )
         return Candidate(patch=padded_patch(patch, topology.divisor), divisor=topology.divisor, network=network)
 

@@ -82,7 +82,7 @@ class PreprocessingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """A plain 3D U-Net; level 0 is the full resolution, the last level the bottleneck."""
+    """A 3D U-Net; level 0 is the full resolution, the last level the bottleneck."""
 
     channels: int
     """Channels of the image."""
@@ -111,6 +111,9 @@ class NetworkPlan:
     """Where they are joined: `post`, at the start of every decoder level, or `pre`, at the first convolution."""
     expanded_head: bool = False
     """Whether the second decoder level has a head for an expanded patch."""
+    squeeze_excitation: int | None = None
+    """Reduction ratio of the squeeze-and-excitation at the end of every level; None: there is none. The key is not
+    written where there is none."""
 
     @property
     def input_channels(self) -> int:
@@ -177,13 +180,15 @@ def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
 
 
 def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without `normalisation_by_modality` and `background_values` where they are empty: files and hashes
-    stay what they were before there were such keys."""
+    """Plain data, without `normalisation_by_modality`, `background_values` and `squeeze_excitation` where there is
+    nothing in them: files and hashes stay what they were before there were such keys."""
     plain = to_plain(plan)
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
     for key in ("normalisation_by_modality", "background_values"):
         if not preprocessing[key]:
             del preprocessing[key]
+    if isinstance(plan, Plan) and plan.network.squeeze_excitation is None:
+        del plain["network"]["squeeze_excitation"]
     return plain
 
 

@@ -76,7 +76,8 @@ def padded_patch(patch: Sequence[float], divisor: Sequence[int]) -> tuple[int, .
 def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
     """nnU-Net's measure of cost: the output elements of all convolutions for one sample.
 
-    Counted are convolutions, transposed convolutions and the segmentation head of the full resolution.
+    Counted are convolutions, transposed convolutions and the segmentation head of the full resolution, and nothing
+    else, whatever the network: squeeze-and-excitation has next to no operations, and its memory is for the forecast.
 
     Args:
         network: the U-Net.
