@@ -102,7 +102,7 @@ def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
         store_case(tmp_path, case, seed=number)
         set_class_voxels(tmp_path, case, voxels)
     fold = Fold(number=0, preprocessed=tmp_path, training=("case0", "case1"), validation=("case2",))
-    assert class_voxels(tmp_path, fold.training, 3) == [16, 5, 3]
+    assert class_voxels(tiny_plan(), tmp_path, fold.training) == [16, 5, 3]
     run = start_run(tiny_plan(training={"class_weights": "softmax_of_inverse"}), fold, CPU)
     torch.testing.assert_close(run.class_weights, 3 * torch.tensor([24 / 16, 24 / 5, 24 / 3]).softmax(dim=0))
     assert start_run(tiny_plan(), fold, CPU).class_weights is None
@@ -112,7 +112,7 @@ def test_cases_without_counts_are_refused_with_what_to_do(tmp_path):
     store_case(tmp_path, "case0", seed=0)
     set_class_voxels(tmp_path, "case0", [])
     with pytest.raises(UserError, match=r"case0\.json: class_voxels has 0 numbers.*run 'megavoxel preprocess' again"):
-        class_voxels(tmp_path, ["case0"], 3)
+        class_voxels(tiny_plan(), tmp_path, ["case0"])
 
 
 @pytest.mark.parametrize("loss", ["dice", "dice_focal", "dice_topk", "dice_perimeter"])

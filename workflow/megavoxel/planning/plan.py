@@ -146,6 +146,9 @@ class Plan:
     """`sequential` or `joint`: how patch and expanded patch go through the network in a step."""
     stage1: tuple[str, ...] = ()
     """Names of the first-stage settings whose label maps the network is given, in the order of their channels."""
+    unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By training case, names of the labels that training takes for not annotated in it: those that are not, and hidden
+    ones. Cases with all labels are left out, and the key is not written where there are no others."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
     notes: tuple[str, ...] = ()
@@ -175,9 +178,11 @@ def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
 
 
 def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without `normalisation_by_modality` and `background_values` where they are empty: files and hashes
-    stay what they were before there were such keys."""
+    """Plain data, without `normalisation_by_modality`, `background_values` and `unannotated` where they are empty:
+    files and hashes stay what they were before there were such keys."""
     plain = to_plain(plan)
+    if isinstance(plan, Plan) and not plan.unannotated:
+        del plain["unannotated"]
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
     for key in ("normalisation_by_modality", "background_values"):
         if not preprocessing[key]:

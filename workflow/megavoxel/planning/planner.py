@@ -134,6 +134,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         training=training,
         augmentation=setting.augmentation,
         inference=setting.inference,
+        unannotated={case.id: case.unseen for case in cases.of_split("training") if case.unseen},
         notes=(
             *patch_notes,
             _network_note(candidate, setting),

@@ -11,7 +11,9 @@ from torch import Tensor
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
+from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.store import CaseProperties
+from megavoxel.training.annotation import unannotated_classes
 
 
 def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
@@ -37,17 +39,20 @@ def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
     return (ratios.softmax(dim=0) * present.sum()).float()
 
 
-def class_voxels(folder: Path, cases: Sequence[str], classes: int) -> list[int]:
+def class_voxels(plan: Plan, folder: Path, cases: Sequence[str]) -> list[int]:
     """Voxels of each class in all of the preprocessed cases together, background first; none of them is read.
 
+    Only those that teach are counted: where a label is not annotated, neither it nor the background is.
+
     Args:
+        plan: the setting.
         folder: the preprocessed cases.
         cases: ids of the cases.
-        classes: how many there are, background included.
 
     Raises:
         UserError: a case is missing, or was preprocessed before voxels were counted, or under other labels.
     """
+    classes = plan.network.classes
     total = [0] * classes
     for case in cases:
         where = Path(folder) / f"{case}.json"
@@ -58,5 +63,8 @@ def class_voxels(folder: Path, cases: Sequence[str], classes: int) -> list[int]:
                 f"{where}: class_voxels has {len(counts)} numbers, expected one for each of "
                 f"{classes} classes, which training.class_weights needs; run 'megavoxel preprocess' again"
             )
+        missing = unannotated_classes(plan, case)
+        silent = {0, *missing} if missing else set()
+        counts = [0 if number in silent else count for number, count in enumerate(counts)]
         total = [sum(pair) for pair in zip(total, counts, strict=True)]
     return total

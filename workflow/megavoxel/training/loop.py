@@ -19,6 +19,7 @@ from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import annotation_table
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
 from megavoxel.training.group import Group, require_same
@@ -104,6 +105,7 @@ def start_run(
         group=group,
         replica=replicated(network, group),
         class_weights=_class_weights(plan, fold, device),
+        annotated=annotation_table(plan, device),
     )
     if state:
         run.optimizer.load_state_dict(state["optimizer"])
@@ -179,7 +181,7 @@ def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | Non
     """Weights of the classes for `training.class_weights`, by the fold's training cases."""
     if plan.training.class_weights == "none":
         return None
-    voxels = class_voxels(fold.preprocessed, fold.training, plan.network.classes)
+    voxels = class_voxels(plan, fold.preprocessed, fold.training)
     return softmax_of_inverse(voxels).to(device)
 
 

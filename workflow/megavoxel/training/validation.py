@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from megavoxel.training.annotation import decode_target
 from megavoxel.training.step import Part, Run, loss_of_pass, losses_by_level, parts_of
 
 
@@ -14,7 +15,8 @@ from megavoxel.training.step import Part, Run, loss_of_pass, losses_by_level, pa
 def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[str, float]:
     """Mean loss and pseudo-Dice on validation patches, of all processes together.
 
-    The pseudo-Dice of a label is the DSC of all patches laid together; NaN where none of them has the label.
+    The pseudo-Dice of a label is the DSC of all patches laid together, but for those of cases without an annotation of
+    it; NaN where none of them has the label.
 
     Args:
         run: the network.
@@ -29,7 +31,8 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
         for part in parts:
             loss, logits = loss_of_pass(run, part, by_level)
             losses.append(loss)
-            counts += _overlap(logits.argmax(dim=1).cpu(), part.target, len(labels))
+            predicted = logits.argmax(dim=1).cpu()
+            counts += _overlap(predicted, *decode_target(part.target, run.annotated), len(labels))
     both, predicted, reference = run.group.sum(counts).cpu()
     dice = (2 * both / (predicted + reference)).tolist()
     scores = {
@@ -39,8 +42,11 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
     return scores | {f"pseudo_dice_{label}": value for label, value in zip(labels, dice, strict=True)}
 
 
-def _overlap(predicted: Tensor, target: Tensor, labels: int) -> Tensor:
-    """Voxels of each label in both, in the prediction, in the reference: (3, labels)."""
+def _overlap(predicted: Tensor, target: Tensor, known: Tensor | None, labels: int) -> Tensor:
+    """Voxels of each label in both, in the prediction, in the reference, where it is annotated: (3, labels)."""
+    if known is not None:
+        samples = zip(predicted, target, known, strict=True)
+        return torch.stack([_overlap(own, classes, None, labels) * there for own, classes, there in samples]).sum(dim=0)
     pairs = torch.bincount((target * (labels + 1) + predicted).flatten(), minlength=(labels + 1) ** 2)
     table = pairs.view(labels + 1, labels + 1).double()
     return torch.stack([table.diagonal(), table.sum(dim=0), table.sum(dim=1)])[:, 1:]
