@@ -49,7 +49,7 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
 def _require(names: tuple[str, ...], known: set[str], where: str, root: Path) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = {name: difflib.get_closematches_one(name, sorted(known), n=3, cutoff=0.5) for name in unknown}
+        near = {name: difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) for name in unknown}
         listing = "; ".join(
             f"'{name}'" + (f" (nearest: {', '.join(near[name])})" if near[name] else "") for name in near
         )
