@@ -68,7 +68,8 @@ class Hidden:
     """Annotations that a study on missing annotations keeps from training; scores still have them."""
 
     share: float
-    """Of each label, the share of the annotated training cases that it is hidden in, rounded to whole cases."""
+    """Of each label, the share of the annotated training cases that it is hidden in, below 1, rounded to whole
+    cases."""
     seed: int = 0
     """Same seed, same cases. A larger share hides what a smaller one does, and more."""
 

@@ -1,4 +1,4 @@
-"""Weights of the classes in the cross-entropy, from how many voxels each class has (Wang et al. 2022, equation 1)."""
+"""Weights of the classes in the cross-entropy or focal loss: as given, or from how many voxels each class has."""
 
 from __future__ import annotations
 
@@ -37,6 +37,43 @@ def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
     present = counts > 0
     ratios = torch.where(present, counts.sum() / counts, -torch.inf)
     return (ratios.softmax(dim=0) * present.sum()).float()
+
+
+def inverse_frequency(voxels: Sequence[int]) -> Tensor:
+    """Weight of each class: all voxels / (voxels of the class × number of classes).
+
+    Weighting classes by the inverse of how often they occur is how AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019)
+    balances its terms; there the weights are of classes as wholes, here of voxels. They are scaled as those that
+    scikit-learn calls `balanced` (`compute_class_weight`): all classes weigh the same together, and the mean over
+    voxels is 1, so that the loss keeps its size. A class without a voxel has the weight 0 and is none of the classes
+    that are counted.
+
+    Args:
+        voxels: of each class, background first; at least one class has some.
+
+    Returns:
+        float32 (classes).
+    """
+    counts = torch.tensor(voxels, dtype=torch.float64)
+    present = counts > 0
+    return torch.where(present, counts.sum() / (counts * present.sum()), 0.0).float()
+
+
+RULES = {"softmax_of_inverse": softmax_of_inverse, "inverse_frequency": inverse_frequency}
+
+
+def class_weights(plan: Plan, folder: Path, cases: Sequence[str]) -> Tensor | None:
+    """Weights of the classes for `training.class_weights`, float32 (classes); None: all are 1.
+
+    Args:
+        plan: the setting.
+        folder: the preprocessed cases.
+        cases: ids of the fold's training cases, whose voxels count.
+    """
+    given = plan.training.class_weights
+    if given == "none":
+        return None
+    return RULES[given](class_voxels(plan, folder, cases)) if isinstance(given, str) else torch.tensor(given).float()
 
 
 def class_voxels(plan: Plan, folder: Path, cases: Sequence[str]) -> list[int]:

@@ -125,7 +125,7 @@ def build_loss(
     Args:
         training: the loss, its keys, and `batch_dice`.
         complete: see `dice_loss`.
-        class_weights: float32 (classes), for the cross-entropy of `dice_ce` and `cross_entropy`; None: all are 1.
+        class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
 
     Returns:
@@ -140,7 +140,7 @@ def _masked_loss(training: Training, complete: Completion | None, class_weights:
     cross_entropy = partial(cross_entropy_loss, weights=class_weights)
     voxel_losses: dict[str, MaskedLoss] = {
         "dice_ce": cross_entropy,
-        "dice_focal": partial(focal_loss, gamma=training.focal_gamma),
+        "dice_focal": partial(focal_loss, gamma=training.focal_gamma, weights=class_weights),
         "dice_topk": partial(topk_loss, percent=training.topk_percent),
         "dice_perimeter": perimeter_loss,
     }

@@ -49,7 +49,8 @@ class Run:
     replica: DistributedDataParallel | None = None
     """The network where it is one of several, whose gradients it averages."""
     class_weights: Tensor | None = None
-    """float32 (classes), of the cross-entropy (`training.class_weights`), on the run's device; None: all are 1."""
+    """float32 (classes), of cross-entropy or focal loss (`training.class_weights`), on the run's device; None: all
+    are 1."""
     annotated: Tensor | None = None
     """bool (sets, classes - 1), on the run's device: by which targets say what is annotated (`training/annotation.py`);
     None: everything is, and targets are plain classes."""

@@ -19,24 +19,28 @@ from torch.utils.checkpoint import checkpoint
 from megavoxel.training.annotation import UNKNOWN, mean_of_known, without_unknown
 
 
-def focal_loss(logits: Tensor, target: Tensor, known: Tensor | None = None, *, gamma: float) -> Tensor:
-    """Mean over all voxels of −(1 − p)^gamma log p, p being the softmax probability of the voxel's own class.
+def focal_loss(
+    logits: Tensor, target: Tensor, known: Tensor | None = None, *, gamma: float, weights: Tensor | None = None
+) -> Tensor:
+    """Mean over all voxels of −w (1 − p)^gamma log p, p and w being probability and weight of the voxel's own class.
 
-    The focal loss of Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4) for many classes, background
-    included, without their class weights (alpha). MONAI's `FocalLoss(use_softmax=True, to_onehot_y=True)` is this
-    divided by the number of classes: it takes the mean over classes too, of which all but the voxel's own add zero. It
-    also makes the one-hot target and several more maps of classes × volume, which this does without.
+    The focal loss of Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4; with weights Eq. 5, whose
+    alpha they are) for many classes, background included. MONAI's `FocalLoss(use_softmax=True, to_onehot_y=True)` is
+    this divided by the number of classes: it takes the mean over classes too, of which all but the voxel's own add
+    zero. It also makes the one-hot target and several more maps of classes × volume, which this does without.
 
     Args:
         logits: (batch, classes, z, y, x).
         target: (batch, z, y, x).
         known: bool (batch, classes - 1), the annotated labels; None: all are.
         gamma: how much less sure voxels count, at least 0. At 0 this is the cross-entropy.
+        weights: (classes), of the type of the logits; None: all are 1.
     """
     entropy = _voxel_cross_entropy(logits, target, known)
     # 1 − p without rounding. Never quite 0: there a gamma below 1 has an infinite slope, and the gradient is no number.
     doubt = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
-    return (doubt.pow(gamma) * entropy).mean()
+    focal = doubt.pow(gamma) * entropy
+    return focal.mean() if weights is None else (focal * weights[target.long()]).mean()
 
 
 def topk_loss(logits: Tensor, target: Tensor, known: Tensor | None = None, *, percent: float) -> Tensor:
