@@ -154,7 +154,6 @@ def test_no_loss_tells_an_unannotated_label_from_the_background_at_unknown_voxel
     if name == "cross_entropy":
         assert gradient[0][:, unknown].abs().max() == 0
     whole = (gradient / logits.softmax(dim=1))[1][:, classes[1] == 0]
-    assert (share[1] - share[0]).abs().max() >= 0
     assert (whole[0] - whole[2]).abs().min() > 0, "where all labels are annotated they are told apart"
 
 
@@ -181,7 +180,7 @@ def test_gradients_of_masked_losses_are_those_of_finite_differences(name, batch_
 @pytest.mark.parametrize("batch_dice", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_samples_with_all_labels_lose_what_they_did(name, batch_dice, weighted):
-    """With a table and without one; without one the loss is the one that there was, bit for bit (test_training)."""
+    """With a table and without one; without one nothing is decoded and nothing masked."""
     logits, classes, target = samples(["whole", "whole"])
     assert torch.equal(classes, target)
     weights = softmax_of_inverse([4, 2, 2]).double() if weighted else None
