@@ -17,6 +17,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.group import Group, joined_group
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -25,6 +26,7 @@ from megavoxel.training.step import replicated, train_step
 CPU = torch.device("cpu")
 BATCH, STEPS = 8, 2
 LOSSES = ("dice_ce", "dice_topk")
+UNANNOTATED = {"a": ("cube",), "b": ("ball", "cube"), "c": ("ball",)}
 
 
 def steps_of(plan: Plan, group: Group) -> dict[str, object]:
@@ -34,6 +36,7 @@ def steps_of(plan: Plan, group: Group) -> dict[str, object]:
         plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False), group=group, replica=replicated(network, group),
+        annotated=annotation_table(plan),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     gradients = None
@@ -43,10 +46,18 @@ def steps_of(plan: Plan, group: Group) -> dict[str, object]:
         target = (
             torch.rand(BATCH, *plan.sampled_patch, generator=generator) * torch.arange(BATCH).view(-1, 1, 1, 1) / 2.4
         ).long()
+        target = with_annotations(target.clamp(max=2), plan)
         share = slice(group.rank * BATCH // group.size, (group.rank + 1) * BATCH // group.size)
-        loss = train_step(run, image[share], target[share].clamp(max=2))
+        loss = train_step(run, image[share], target[share])
         gradients = gradients or [parameter.grad.clone() for parameter in network.parameters()]
     return {"loss": group.mean(loss.item()), "gradients": gradients, "weights": list(network.state_dict().values())}
+
+
+def with_annotations(classes: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Targets of samples whose cases lack annotations in turn."""
+    cases = itertools.cycle(["complete", *UNANNOTATED])
+    pairs = zip(classes, cases, strict=False)
+    return torch.stack([encode_target(own, unannotated_classes(plan, case), plan) for own, case in pairs])
 
 
 def ways(processes: int) -> dict[str, Plan]:
@@ -60,6 +71,7 @@ def ways(processes: int) -> dict[str, Plan]:
             plans[name] = replace(tiny_plan(batch=BATCH, training=keys), parallel=parallel)
             if loss == "dice_ce":
                 plans[f"expanded patch, {name}"] = with_expanded_patch(plans[name])
+                plans[f"unannotated, {name}"] = replace(plans[name], unannotated=UNANNOTATED)
     return plans
 
 

@@ -17,6 +17,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.group import Group, joined_group
 from megavoxel.training.line import join_line
 from megavoxel.training.optimizer import build_optimizer
@@ -37,6 +38,8 @@ WAYS = {
     "nearest and max": {"network": {"upsampling": "nearest", "pooling": "max"}},
     "batch_dice": {"training": {"batch_dice": True}},
     "accumulation": {"parallel": {"accumulate": 2}},
+    "squeeze and excitation": {"network": {"squeeze_excitation": 2}},
+    "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("small",)}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
 }
 
@@ -50,7 +53,8 @@ def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1)
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2)), **changes.get("network", {}),
     )  # fmt: skip
     parallel = Parallel(pipeline=stages, micro_batches=micro_batches, data=data, **changes.get("parallel", {}))
-    return replace(plan, network=network, parallel=parallel, stages=CUTS[stages])
+    missing = changes.get("unannotated", {})
+    return replace(plan, network=network, parallel=parallel, stages=CUTS[stages], unannotated=missing)
 
 
 def started(plan: Plan, group: Group) -> Run:
@@ -62,19 +66,20 @@ def started(plan: Plan, group: Group) -> Run:
         plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False), group=group, pipeline=line,
+        annotated=annotation_table(plan),
     )  # fmt: skip
 
 
 def batches(plan: Plan) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The same for every way."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(BATCH, plan.network.input_channels, *plan.patch, generator=generator),
-            torch.randint(0, 3, (BATCH, *plan.patch), generator=generator),
-        )
-        for _ in range(STEPS)
-    ]
+    """The same for every way; every second sample is of a case without some annotation, where there are such."""
+    generator, pairs = torch.Generator().manual_seed(0), []
+    for _ in range(STEPS):
+        image = torch.randn(BATCH, plan.network.input_channels, *plan.patch, generator=generator)
+        target = torch.randint(0, 3, (BATCH, *plan.patch), generator=generator)
+        if plan.unannotated:
+            target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
+        pairs.append((image, target))
+    return pairs
 
 
 def steps_of(plan: Plan, group: Group) -> dict[str, object]:

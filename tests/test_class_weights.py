@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import store_case, tiny_plan
-from megavoxel.config.study import Training
+from helpers import preprocessing_plan, store_case, tiny_plan
+from megavoxel.config.study import Setting, Training
 from megavoxel.config.study_file import parse_study
+from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
+from megavoxel.planning.plan import load_plan, save_plan
+from megavoxel.planning.planner import plan_setting
+from megavoxel.training.class_weights import class_voxels, class_weights, inverse_frequency, softmax_of_inverse
 from megavoxel.training.loop import Fold, start_run
 from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss
+from megavoxel.training.voxel_losses import focal_loss
 
 CPU = torch.device("cpu")
 
@@ -74,7 +79,7 @@ def test_equal_weights_give_the_plain_cross_entropy():
     )
 
 
-@pytest.mark.parametrize("name", ["dice_ce", "cross_entropy"])
+@pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "cross_entropy"])
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name):
     logits, target = samples()
     # The rare class lies in one sample only, so that parts differ in their sums of weights.
@@ -102,7 +107,7 @@ def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
         store_case(tmp_path, case, seed=number)
         set_class_voxels(tmp_path, case, voxels)
     fold = Fold(number=0, preprocessed=tmp_path, training=("case0", "case1"), validation=("case2",))
-    assert class_voxels(tmp_path, fold.training, 3) == [16, 5, 3]
+    assert class_voxels(tiny_plan(), tmp_path, fold.training) == [16, 5, 3]
     run = start_run(tiny_plan(training={"class_weights": "softmax_of_inverse"}), fold, CPU)
     torch.testing.assert_close(run.class_weights, 3 * torch.tensor([24 / 16, 24 / 5, 24 / 3]).softmax(dim=0))
     assert start_run(tiny_plan(), fold, CPU).class_weights is None
@@ -112,14 +117,76 @@ def test_cases_without_counts_are_refused_with_what_to_do(tmp_path):
     store_case(tmp_path, "case0", seed=0)
     set_class_voxels(tmp_path, "case0", [])
     with pytest.raises(UserError, match=r"case0\.json: class_voxels has 0 numbers.*run 'megavoxel preprocess' again"):
-        class_voxels(tmp_path, ["case0"], 3)
+        class_voxels(tiny_plan(), tmp_path, ["case0"])
 
 
-@pytest.mark.parametrize("loss", ["dice", "dice_focal", "dice_topk", "dice_perimeter"])
+def test_inverse_frequency_by_hand():
+    # 8 voxels of 3 classes: 8 / (3 · 4), 8 / (3 · 2), 8 / (3 · 2)
+    weights = inverse_frequency([4, 2, 2])
+    assert weights.dtype is torch.float32
+    assert weights.tolist() == pytest.approx([2 / 3, 4 / 3, 4 / 3])
+    assert inverse_frequency([5, 0, 5]).tolist() == [1, 0, 1]
+    counts = torch.tensor([1000.0, 10.0, 1.0])
+    shares = counts * inverse_frequency([1000, 10, 1])
+    assert shares.tolist() == pytest.approx([1011 / 3] * 3), "all classes weigh the same, a voxel 1 in the mean"
+
+
+def test_inverse_frequency_is_what_scikit_learn_calls_balanced():
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    voxels = [70, 20, 10]
+    labels = np.repeat([0, 1, 2], voxels)
+    theirs = sklearn.compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert inverse_frequency(voxels).tolist() == pytest.approx(theirs.tolist())
+
+
+def test_a_run_takes_the_rule_or_the_numbers_that_are_given(tmp_path):
+    store_case(tmp_path, "case0", seed=0)
+    set_class_voxels(tmp_path, "case0", [4, 2, 2])
+
+    def of(given: object) -> list[float]:
+        return class_weights(tiny_plan(training={"class_weights": given}), tmp_path, ["case0"]).tolist()
+
+    assert of("inverse_frequency") == pytest.approx([2 / 3, 4 / 3, 4 / 3])
+    assert of("softmax_of_inverse") == softmax_of_inverse([4, 2, 2]).tolist()
+    assert of((0.5, 1.0, 3.0)) == [0.5, 1.0, 3.0]
+    assert class_weights(tiny_plan(), tmp_path, ["case0"]) is None
+
+
+def test_the_focal_loss_is_weighted_by_the_class_of_the_voxel():
+    logits, target = samples()
+    weights = torch.tensor([0.5, 2.0, 0.25])
+    own = logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
+    by_hand = (-weights[target] * (1 - own) ** 2 * own.log()).mean()
+    torch.testing.assert_close(focal_loss(logits, target, gamma=2.0, weights=weights), by_hand)
+    both = build_loss(Training(loss="dice_focal", batch_dice=False), class_weights=weights)(logits, target)
+    torch.testing.assert_close(both, dice_loss(logits, target) + by_hand)
+
+
+def test_weights_that_are_numbers_go_through_files_and_are_counted(tmp_path):
+    weights = [0.2, 1, 3]
+    values = {"study": "s", "dataset": "phantom", "settings": {"a": {"training": {"class_weights": weights}}}}
+    training = parse_study(values, source="my.yaml").setting("a").training
+    assert training.class_weights == (0.2, 1.0, 3.0)
+    plan = tiny_plan(training={"class_weights": (0.2, 1.0, 3.0)})
+    save_plan(tmp_path / "plan.json", plan)
+    assert load_plan(tmp_path / "plan.json") == plan
+    assert isinstance(hash(load_plan(tmp_path / "plan.json").training), int), "forecasts keep plans by their keys"
+    setting = Setting(name="a", patch=(8, 12, 12), training=Training(class_weights=(1.0, 2.0)))
+    cases = Cases(dataset="d", root="", channels=("CT",), labels={"ball": 1, "cube": 3}, nsd_tolerance_mm={}, cases=())
+    with pytest.raises(UserError, match=r"class_weights has 2 numbers; give one for each of the 3 classes: background"):
+        plan_setting(cases, preprocessing_plan(), setting, study="s", seed=1)
+    values["settings"]["a"]["training"]["class_weights"] = [0, 0]
+    with pytest.raises(UserError, match=r"class_weights: all of them are 0"):
+        parse_study(values, source="my.yaml")
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_topk", "dice_perimeter"])
 def test_weights_of_a_loss_without_cross_entropy_are_refused(loss):
     training = {"loss": loss, "class_weights": "softmax_of_inverse"}
     values = {"study": "s", "dataset": "phantom", "settings": {"a": {"training": training}}}
-    with pytest.raises(UserError, match=r"settings\.a\.training\.class_weights: .*allowed: loss dice_ce or cross_ent"):
+    with pytest.raises(
+        UserError, match=r"settings\.a\.training\.class_weights: .*allowed: loss dice_ce or dice_focal or cross"
+    ):
         parse_study(values, source="my.yaml")
     training["loss"] = "cross_entropy"
     assert parse_study(values, source="my.yaml").setting("a").training.class_weights == "softmax_of_inverse"

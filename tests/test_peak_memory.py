@@ -90,6 +90,11 @@ def test_the_forecast_holds_with_weights_of_classes(fold, tmp_path):
     check_forecast(plan_of(loss="cross_entropy", class_weights="softmax_of_inverse"), fold, tmp_path)
 
 
+@pytest.mark.parametrize("training", [{"batch_dice": True}, {"loss": "cross_entropy"}], ids=str)
+def test_the_forecast_holds_where_labels_are_not_annotated(fold, tmp_path, training):
+    check_forecast(replace(plan_of(**training), unannotated={"case0": ("cube",)}), fold, tmp_path)
+
+
 @pytest.mark.parametrize("order", ["sequential", "joint"])
 def test_the_forecast_holds_with_an_expanded_patch(fold, tmp_path, order):
     plan = plan_of()

@@ -133,7 +133,7 @@ def test_a_label_that_no_training_case_has_is_named(tmp_path, capsys):
     assert "warning: fold 0: no training case has cube" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "o/manifest.json").read_text())
     assert manifest["data"]["labels_never_seen"] == ["cube"]
-    assert labels_never_seen(tiny_plan().preprocessing, tmp_path / "cases", ["case0", "case2"]) == []
+    assert labels_never_seen(tiny_plan(), tmp_path / "cases", ["case0", "case2"]) == []
 
 
 def test_worker_processes_change_nothing(fold, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,17 @@ class Blocks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """Annotations that a study on missing annotations keeps from training; scores still have them."""
+
+    share: float
+    """Of each label, the share of the annotated training cases that it is hidden in, below 1, rounded to whole
+    cases."""
+    seed: int = 0
+    """Same seed, same cases. A larger share hides what a smaller one does, and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Declared:
     """What is published of a dataset: enough to plan a study before the download."""
 
@@ -116,6 +127,12 @@ class Dataset:
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
     of each modality."""
+    unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
+    Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all
+    labels are annotated in all cases."""
+    hidden: Hidden | None = None
+    """Takes annotations that are there away from training, for a study on missing ones."""
     declared: Declared | None = None
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 

@@ -55,6 +55,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         options = [option for option in arguments if option is not type(None)]
+        if isinstance(value, list):
+            options = [option for option in options if typing.get_origin(option) is tuple] or options
         return _convert(options[0], value, where) if len(options) == 1 else value
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, where=where)

@@ -9,8 +9,8 @@ from megavoxel.config.study import Ensemble, Network, Setting, Study, Sweep, Tra
 from megavoxel.errors import UserError
 
 RESERVED = {"ensembles", "preprocessed", "report"}
-WEIGHTED_LOSSES = ("dice_ce", "cross_entropy")
-"""Losses with a cross-entropy whose classes can be weighted."""
+WEIGHTED_LOSSES = ("dice_ce", "dice_focal", "cross_entropy")
+"""Losses with a cross-entropy or focal loss whose classes can be weighted."""
 
 
 def check_references(study: Study, source: str) -> None:
@@ -73,9 +73,11 @@ def _check_network(network: Network, where: str) -> None:
 def _check_training(training: Training, where: str) -> None:
     if training.class_weights != "none" and training.loss not in WEIGHTED_LOSSES:
         raise UserError(
-            f"{where}.class_weights: '{training.class_weights}' weights a cross-entropy, which the loss "
+            f"{where}.class_weights: '{training.class_weights}' weights a cross-entropy or focal loss, which the loss "
             f"'{training.loss}' has not; allowed: loss {' or '.join(WEIGHTED_LOSSES)}, or class_weights none"
         )
+    if not isinstance(training.class_weights, str) and not any(training.class_weights):
+        raise UserError(f"{where}.class_weights: all of them are 0, so that no voxel counts; give one that is above")
     if training.patience is not None and training.validation_iterations == 0:
         raise UserError(
             f"{where}.patience: it looks at the pseudo-Dice of validation patches, and validation_iterations is 0; "

@@ -119,9 +119,11 @@ class Training:
     """Exponent of `dice_focal`."""
     topk_percent: float = 10.0
     """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
-    class_weights: str = "none"
-    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`: `none`, or `softmax_of_inverse`,
-    the softmax over classes of all voxels / voxels of the class in the fold's training cases."""
+    class_weights: str | tuple[float, ...] = "none"
+    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`, and in the focal loss of
+    `dice_focal`: `none`; `softmax_of_inverse`, the softmax over classes of all voxels / voxels of the class in the
+    fold's training cases; `inverse_frequency`, those ratios divided by the number of classes; or one number per class,
+    background first, the labels in ascending order of their values."""
     batch_dice: bool | None = None
     """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
     at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""

@@ -64,7 +64,7 @@ def _not_included(known: set[str], dataset: Dataset, root: Path) -> set[str]:
                 f"dataset {dataset.name}: include: '{pattern}' matches none of the {len(known)} cases of {root}, the "
                 f"first of which is '{min(known)}'; correct or remove the pattern"
             )
-    return {case for case in known if dataset.include and not _matches(case, dataset.include)}
+    return {case for case in known if dataset.include and not matches_one(case, dataset.include)}
 
 
 def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
@@ -84,7 +84,7 @@ def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
 def _with_modality(cases: Sequence[Case], modalities: dict[str, tuple[str, ...]], where: str) -> list[Case]:
     """Each case with the one modality that has a pattern for it."""
     matching = {
-        case.id: [name for name, patterns in modalities.items() if _matches(case.id, patterns)] for case in cases
+        case.id: [name for name, patterns in modalities.items() if matches_one(case.id, patterns)] for case in cases
     }
     faults = [f"'{case}' ({' and '.join(names) or 'none'})" for case, names in matching.items() if len(names) != 1]
     if faults:
@@ -96,5 +96,6 @@ def _with_modality(cases: Sequence[Case], modalities: dict[str, tuple[str, ...]]
     return [replace(case, modality=matching[case.id][0]) for case in cases]
 
 
-def _matches(case: str, patterns: Sequence[str]) -> bool:
+def matches_one(case: str, patterns: Sequence[str]) -> bool:
+    """Whether a case's id matches one of the shell patterns."""
     return any(fnmatchcase(case, pattern) for pattern in patterns)

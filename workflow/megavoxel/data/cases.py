@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,16 @@ class Case:
     """`training` or `test`."""
     modality: str | None = None
     """Name of the modality that it is normalised with; None: the dataset has no modalities."""
+    unannotated: tuple[str, ...] = ()
+    """Names of the labels that nobody drew in it, though they may be there. The key is not written where there are
+    none."""
+    hidden: tuple[str, ...] = ()
+    """Names of the labels whose annotation is kept from training and not from scores. Written as `unannotated` is."""
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Names of the labels that nothing which shapes a prediction may take from its label map."""
+        return tuple(sorted({*self.unannotated, *self.hidden}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +105,9 @@ class Cases:
 
 
 def save_cases(path: Path, cases: Cases) -> None:
-    """Writes `cases.json`; the key `background_values` only where there are some."""
-    plain = to_plain(cases)
-    write_json(path, plain if cases.background_values else {k: plain[k] for k in plain if k != "background_values"})
+    """Writes `cases.json`; `background_values`, and `unannotated` and `hidden` of a case, only where there are some."""
+    plain = _without_empty(to_plain(cases), "background_values")
+    write_json(path, plain | {"cases": [_without_empty(case, "unannotated", "hidden") for case in plain["cases"]]})
 
 
 def load_cases(path: Path) -> Cases:
@@ -107,6 +117,10 @@ def load_cases(path: Path) -> Cases:
         UserError: the file is missing or not what `megavoxel check` writes.
     """
     return from_plain(Cases, read_json(path, what="list of cases"), where=str(path))
+
+
+def _without_empty(plain: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in plain.items() if value or key not in keys}
 
 
 def case_generator(case_id: str) -> np.random.Generator:

@@ -99,6 +99,12 @@ def check_case(
         background = {0, *background_values}
         faults, grid, values = _check_labels(root, case.label, labels, background)
         findings += [found(check, message) for check, message in faults]
+        drawn = [name for name in case.unannotated if labels[name] in values]
+        if drawn:
+            message = (
+                f"{case.label} has voxels of {', '.join(drawn)}, which count for nothing: the dataset file calls it"
+            )
+            findings.append(found("unannotated", f"{message} unannotated in this case", "warning"))
         if values and values <= background:
             findings.append(found("foreground", f"{case.label} has no voxel of any label", "warning"))
         if grid is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from megavoxel.config.dataset import Dataset
 from megavoxel.data.adjustments import adjusted_cases
+from megavoxel.data.annotations import annotated_cases
 from megavoxel.data.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
@@ -48,7 +49,8 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
 
     Raises:
         UserError: there is no dataset.json, it is malformed, it names files outside the folder, no case is left, the
-            dataset file names a case or section that does not exist, or a case has no modality or several.
+            dataset file names a case, label or section that does not exist, a case has no modality or several, or a
+            label is annotated in no training case.
     """
     source = root / "dataset.json"
     if not source.is_file():
@@ -70,7 +72,8 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
         hint = f"{' and '.join(map(repr, splits))} are empty" if listed else "imagesTr has no CASE_0000.nii.gz"
         raise UserError(f"{root}: there are no cases: {hint}")
     kept, excluded = adjusted_cases(cases, dataset, root)
-    return Layout(channels=channels, labels=labels, cases=kept, excluded=excluded)
+    annotated = annotated_cases(kept, dataset, tuple(labels), {case.id for case in cases})
+    return Layout(channels=channels, labels=labels, cases=annotated, excluded=excluded)
 
 
 def _require_section(root: Path, content: dict[str, Any], dataset: Dataset, listed: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -14,27 +14,34 @@ from megavoxel.evaluation.tidy import Score
 
 DEFINITIONS = (
     "Means over cases; the last line takes the mean over labels within each case first. 'Both empty': values that are "
-    "not numbers, left out of the means. "
+    "not numbers, left out of the means. 'Unannotated': cases without an annotation of the label, not scored for it. "
     "NSD: surface-based (Nikolov et al. 2018), tolerance as shown."
 )
 
 
-def print_means(scores: Sequence[Score], targets: Sequence[Target]) -> None:
-    """Prints mean DSC and NSD per label, and their mean over labels."""
-    table = Table("label", "tolerance in mm", "cases", "both empty", "DSC", "NSD")
+def print_means(scores: Sequence[Score], targets: Sequence[Target], skipped: Mapping[str, int]) -> None:
+    """Prints mean DSC and NSD per label, and their mean over labels.
+
+    Args:
+        scores: of all cases.
+        targets: the labels.
+        skipped: by label, in how many cases it was not scored; those that it was in all may be left out.
+    """
+    table = Table("label", "tolerance in mm", "cases", "unannotated", "both empty", "DSC", "NSD")
     for column in table.columns[1:]:
         column.justify = "right"
     for target in targets:
         own = [score for score in scores if score.label == target.name]
         empty = sum(np.isnan(score.dsc) for score in own)
-        table.add_row(target.name, f"{target.tolerance:g}", str(len(own)), str(empty), *_means(own))
+        counts = (len(own), skipped.get(target.name, 0), empty)
+        table.add_row(target.name, f"{target.tolerance:g}", *map(str, counts), *_means(own))
     by_case: dict[str, list[Score]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(score)
     dsc = _mean([_mean([score.dsc for score in own]) for own in by_case.values()])
     nsd = _mean([_mean([score.nsd for score in own]) for own in by_case.values()])
     table.add_section()
-    table.add_row("mean over labels", "", str(len(by_case)), "", _number(dsc), _number(nsd))
+    table.add_row("mean over labels", "", str(len(by_case)), "", "", _number(dsc), _number(nsd))
     console = Console()
     console.print(table)
     console.print(DEFINITIONS)

@@ -27,20 +27,21 @@ def determine_postprocessing(
     """Tries to keep the largest component of the foreground, then of each label, as nnU-Net does.
 
     The foreground step is kept if the mean DSC over cases and labels rises strictly and no label's mean falls; the
-    step of a label if the mean DSC of that label rises strictly. Means over cases leave out NaN (both maps empty).
+    step of a label if the mean DSC of that label rises strictly. Means over cases leave out NaN (both maps empty) and
+    the labels that a pair skips.
 
     Raises:
         UserError: a file cannot be read, or a prediction lies on another grid than its reference.
     """
     trial = map_cases(
-        partial(_try_foreground, values=tuple(label_values.values())),
+        partial(_try_foreground, label_values=label_values),
         pairs,
         processes=processes,
         title="keeping the largest foreground",
     )
     foreground = _judge_foreground(*_means(trial))
     trial = map_cases(
-        partial(_try_labels, values=tuple(label_values.values()), foreground=foreground.kept),
+        partial(_try_labels, label_values=label_values, foreground=foreground.kept),
         pairs,
         processes=processes,
         title="keeping the largest of each label",
@@ -68,23 +69,29 @@ def _judge_foreground(before: np.ndarray, after: np.ndarray) -> Evidence:
     return Evidence(step="foreground", before=_number(mean_before), after=_number(mean_after), kept=kept)
 
 
-def _try_foreground(pair: Pair, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _try_foreground(pair: Pair, label_values: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     prediction, reference, _ = read_pair(pair)
-    before = dice_per_label(prediction, reference, values)
+    before = _dice(pair, prediction, reference, label_values)
     prediction = prediction.copy()
     keep_largest_foreground(prediction)
-    return before, dice_per_label(prediction, reference, values)
+    return before, _dice(pair, prediction, reference, label_values)
 
 
-def _try_labels(pair: Pair, values: Sequence[int], foreground: bool) -> tuple[np.ndarray, np.ndarray]:
+def _try_labels(pair: Pair, label_values: dict[str, int], foreground: bool) -> tuple[np.ndarray, np.ndarray]:
     prediction, reference, _ = read_pair(pair)
     prediction = prediction.copy()
     if foreground:
         keep_largest_foreground(prediction)
-    before = dice_per_label(prediction, reference, values)
-    for value in values:
+    before = _dice(pair, prediction, reference, label_values)
+    for value in label_values.values():
         keep_largest_label(prediction, value)
-    return before, dice_per_label(prediction, reference, values)
+    return before, _dice(pair, prediction, reference, label_values)
+
+
+def _dice(pair: Pair, prediction: np.ndarray, reference: np.ndarray, label_values: dict[str, int]) -> np.ndarray:
+    """DSC per label, NaN for those that the pair skips."""
+    dice = dice_per_label(prediction, reference, list(label_values.values()))
+    return np.where([label in pair.skipped for label in label_values], np.nan, dice)
 
 
 def _means(trial: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,8 @@ class Pair:
     """Label map in NIfTI."""
     reference: Path
     """Label map in NIfTI, on the same grid."""
+    skipped: tuple[str, ...] = ()
+    """Names of the labels that are not scored, because the reference has no annotation of them."""
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:

@@ -25,7 +25,8 @@ def score_pairs(pairs: Sequence[Pair], targets: Sequence[Target], *, processes: 
 
 
 def score_pair(pair: Pair, targets: Sequence[Target]) -> list[Score]:
-    """DSC and NSD of each label of a case; raises as `score_pairs` does."""
+    """DSC and NSD of each label of a case, but for those that are skipped; raises as `score_pairs` does."""
+    targets = [target for target in targets if target.name not in pair.skipped]
     prediction, reference, geometry = read_pair(pair)
     values = [target.value for target in targets]
     dsc = dice_per_label(prediction, reference, values)

@@ -27,7 +27,7 @@ class Selection:
 def select_pairs(
     cases: Cases, splits: Splits, *, split: str, fold: str, predictions: Path, allow_extra: bool
 ) -> Selection:
-    """The labelled cases of a split with their predictions `CASE.nii.gz`.
+    """The labelled cases of a split with their predictions `CASE.nii.gz`; labels that are not annotated are skipped.
 
     Args:
         split: `validation` or `test`.
@@ -40,7 +40,9 @@ def select_pairs(
     labelled = [name for name in names if cases.case(name).label is not None]
     if labelled:
         check_complete(predictions, labelled, known=names, allow_extra=allow_extra)
-    pairs = tuple(_pair(cases, name, predictions / f"{name}{SUFFIX}") for name in labelled)
+    pairs = tuple(
+        _pair(cases, name, predictions / f"{name}{SUFFIX}", cases.case(name).unannotated) for name in labelled
+    )
     return Selection(pairs=pairs, unlabelled=tuple(name for name in names if name not in set(labelled)))
 
 
@@ -56,7 +58,9 @@ def split_cases(splits: Splits, *, split: str, fold: str) -> list[str]:
 
 
 def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
-    """All predictions of several folders with their references, in order of the cases' names.
+    """All predictions of several folders with their references, in order of the cases' names, to learn from them.
+
+    So hidden labels are skipped as well as those that are not annotated.
 
     Raises:
         UserError: no predictions, a case in two folders, or one that is unknown or has no label map.
@@ -72,7 +76,7 @@ def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
             found[name] = folder / f"{name}{SUFFIX}"
     if not found:
         raise UserError(f"{', '.join(map(str, folders))}: there are no *{SUFFIX} predictions; run 'megavoxel predict'")
-    return [_pair(cases, name, found[name]) for name in sorted(found)]
+    return [_pair(cases, name, found[name], cases.case(name).unseen) for name in sorted(found)]
 
 
 def targets_of(cases: Cases) -> list[Target]:
@@ -83,8 +87,8 @@ def targets_of(cases: Cases) -> list[Target]:
     ]
 
 
-def _pair(cases: Cases, name: str, prediction: Path) -> Pair:
+def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -> Pair:
     case = cases.case(name)
     if case.label is None:
         raise UserError(f"case {name}: {prediction} has no label map to be held against; remove it from the folder")
-    return Pair(case=name, prediction=prediction, reference=Path(cases.root) / case.label)
+    return Pair(case=name, prediction=prediction, reference=Path(cases.root) / case.label, skipped=skipped)

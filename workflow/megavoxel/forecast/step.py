@@ -20,6 +20,7 @@ from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import annotation_table
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
@@ -110,6 +111,7 @@ def new_run(plan: Plan, precision: str) -> Run:
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         class_weights=torch.ones(plan.network.classes) if weighted else None,
+        annotated=annotation_table(plan),
     )
 
 
@@ -129,7 +131,8 @@ class _Hashed:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         expansion = (plan.expanded_patch, plan.expansion_order)
-        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, plan.training)
+        masked = bool(plan.unannotated)
+        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, plan.training, masked)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hashed) and self.key == other.key

@@ -149,6 +149,9 @@ class Plan:
     """`sequential` or `joint`: how patch and expanded patch go through the network in a step."""
     stage1: tuple[str, ...] = ()
     """Names of the first-stage settings whose label maps the network is given, in the order of their channels."""
+    unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By training case, names of the labels that training takes for not annotated in it: those that are not, and hidden
+    ones. Cases with all labels are left out, and the key is not written where there are no others."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
     stages: tuple[int, ...] = ()
@@ -180,9 +183,13 @@ def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
 
 
 def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without `normalisation_by_modality`, `background_values` and `squeeze_excitation` where there is
-    nothing in them: files and hashes stay what they were before there were such keys."""
+    """Plain data, without `normalisation_by_modality`, `background_values`, `squeeze_excitation`, `unannotated` and
+    `stages` where there is nothing in them: files and hashes stay what they were before there were such keys."""
     plain = to_plain(plan)
+    if isinstance(plan, Plan):
+        for key in ("unannotated", "stages"):
+            if not plain[key]:
+                del plain[key]
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
     for key in ("normalisation_by_modality", "background_values"):
         if not preprocessing[key]:

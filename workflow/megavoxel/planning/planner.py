@@ -98,10 +98,11 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         seed: of the study; a setting's own comes before it.
 
     Raises:
-        UserError: the preprocessing is of another dataset or setting, the network cannot have as many levels as the
-            study asks for, or nothing fits into the memory target.
+        UserError: the preprocessing is of another dataset or setting, there are not as many class weights as classes,
+            the network cannot have as many levels as the study asks for, or nothing fits into the memory target.
     """
     _check_preprocessing(cases, preprocessing, setting)
+    _check_class_weights(preprocessing, setting)
     frame = Frame(
         setting=setting.name,
         spacing=preprocessing.spacing,
@@ -134,6 +135,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         training=training,
         augmentation=setting.augmentation,
         inference=setting.inference,
+        unannotated={case.id: case.unseen for case in cases.of_split("training") if case.unseen},
         notes=(
             *patch_notes,
             _network_note(candidate, setting),
@@ -145,6 +147,15 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             *cascade_notes,
         ),
     )
+
+
+def _check_class_weights(preprocessing: PreprocessingPlan, setting: Setting) -> None:
+    given, classes = setting.training.class_weights, ("background", *preprocessing.labels)
+    if not isinstance(given, str) and len(given) != len(classes):
+        raise UserError(
+            f"setting {setting.name}: training.class_weights has {len(given)} numbers; give one for each of the "
+            f"{len(classes)} classes: {', '.join(classes)}"
+        )
 
 
 def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...], tuple[float, ...], list[str]]:

@@ -78,6 +78,8 @@ class StoredCase:
     """Classes 0 to n, (network grid)."""
     foreground: dict[int, np.ndarray]
     """Per class that is present: int32 coordinates (n, 3) of voxels of it."""
+    unannotated: tuple[int, ...] = ()
+    """Classes that training must not see in this case, whatever its labels hold; it is training that sets them."""
 
 
 def save_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:

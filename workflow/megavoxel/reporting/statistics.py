@@ -23,7 +23,8 @@ def case_means(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(stored: Stored) -> pd.DataFrame:
-    """Per model and split: cases, values where both maps are empty, mean and SD over cases, comparison to the baseline.
+    """Per model and split: cases, values where both maps are empty, labels without an annotation in a case, mean and SD
+    over cases, comparison to the baseline.
 
     The mean over labels is taken first, within each case. SD is that of a sample (n - 1); `low` and `high` bound the
     95 % bootstrap interval of the mean. The difference is the mean over the cases that the model and the baseline share
@@ -34,14 +35,16 @@ def summary(stored: Stored) -> pd.DataFrame:
     rows = []
     for split in stored.splits:
         rows += with_holm([_summary_row(stored, means, model, split) for model in stored.definition.models])
-    columns = ["model", "split", "cases", "both_empty"]
+    columns = ["model", "split", "cases", "both_empty", "unannotated"]
     columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("mean", "sd", "low", "high")]
     columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("difference", "p", "p_holm")]
     return pd.DataFrame(rows, columns=columns)
 
 
 def labels(stored: Stored) -> pd.DataFrame:
-    """Per model, split and label: values, values where both maps are empty, mean and SD over cases, tolerance in mm."""
+    """Per model, split and label: values, values where both maps are empty, scored cases without an annotation of the
+    label, mean and SD over cases, tolerance in mm."""
+    cases = stored.scores.groupby(["setting", "split"])["case"].nunique()
     groups = stored.scores.groupby(["setting", "split", "label", "metric"])["value"]
     table = groups.agg(["count", "size", "mean", "std"]).unstack("metric")
     rows = []
@@ -53,11 +56,13 @@ def labels(stored: Stored) -> pd.DataFrame:
                 found = table.loc[(model, split, label)]
                 count, size = int(found["count", "DSC"]), int(found["size", "DSC"])
                 row = {"split": split, "label": label, "model": model, "values": count, "both_empty": size - count}
+                row["unannotated"] = int(cases.loc[(model, split)]) - size
                 for metric in ("DSC", "NSD"):
                     row[f"{metric.lower()}_mean"] = found["mean", metric]
                     row[f"{metric.lower()}_sd"] = found["std", metric]
                 rows.append({**row, "tolerance_mm": stored.tolerances.get(label)})
-    columns = ["split", "label", "model", "values", "both_empty", "dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd"]
+    columns = ["split", "label", "model", "values", "both_empty", "unannotated"]
+    columns += ["dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd"]
     return pd.DataFrame(rows, columns=[*columns, "tolerance_mm"])
 
 
@@ -120,7 +125,8 @@ def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) -> dict[str, Any]:
     own, lines = _part(means, model, split), _part(stored.scores, model, split)
     row = {"model": model, "split": split, "cases": len(own)}
-    row["both_empty"] = int(lines[lines["metric"] == "DSC"]["value"].isna().sum())
+    dsc = lines[lines["metric"] == "DSC"]
+    row |= {"both_empty": int(dsc["value"].isna().sum()), "unannotated": len(own) * len(stored.labels) - len(dsc)}
     baseline = stored.definition.baseline
     changes = None if baseline is None else differences(own, _part(means, baseline, split))
     for metric in METRICS:

@@ -56,6 +56,7 @@ def show_summary(table: pd.DataFrame) -> pd.DataFrame:
             "NSD − baseline": table["nsd_difference"].map(_signed),
             "NSD p (Holm)": table["nsd_p_holm"].map(_p),
             "Both empty": table["both_empty"].astype(str),
+            **_unannotated(table),
         }
     )
     without_baseline = table["dsc_difference"].isna().all()
@@ -101,6 +102,7 @@ def show_labels(table: pd.DataFrame) -> pd.DataFrame:
             "Tolerance (mm)": table["tolerance_mm"].map(lambda value: _number(value, "g")),
             "Values": table["values"].astype(str),
             "Both empty": table["both_empty"].astype(str),
+            **_unannotated(table),
         }
     )
 
@@ -195,6 +197,11 @@ def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]
     )
     whole = {name: with_peaks(table, table[MODELS[name]].str.split(), peaks) for name, table in tables.items()}
     return {**whole, "published": beside}
+
+
+def _unannotated(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The column that counts labels without an annotation, where there are any."""
+    return {"Unannotated": table["unannotated"].astype(str)} if table["unannotated"].any() else {}
 
 
 def _with_sd(mean: pd.Series, deviation: pd.Series) -> list[str]:

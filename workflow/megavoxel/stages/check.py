@@ -78,3 +78,8 @@ def _print_outcome(findings: list[Finding], cases: Cases) -> None:
         f"dataset {cases.dataset}: {len(cases.of_split('training'))} training and {len(cases.of_split('test'))} test "
         f"cases are sound, {excluded} left out"
     )
+    for label in cases.labels:
+        unannotated = sum(label in case.unannotated for case in cases.cases)
+        hidden = sum(label in case.hidden for case in cases.cases)
+        if unannotated or hidden:
+            print(f"{label}: not annotated in {unannotated} cases, hidden from training in {hidden}")

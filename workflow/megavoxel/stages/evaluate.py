@@ -12,6 +12,7 @@ All parts of a study in one file:
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from megavoxel.errors import UserError
@@ -76,7 +77,7 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
     targets = parse_targets(labels, arguments.tolerance)
     scores = score_pairs(pairs, targets, processes=arguments.processes)
-    _finish(arguments, scores, targets, setting=arguments.predictions.resolve().name, split="all")
+    _finish(arguments, scores, targets, {}, setting=arguments.predictions.resolve().name, split="all")
 
 
 def _score_study(arguments: argparse.Namespace) -> None:
@@ -99,7 +100,8 @@ def _score_study(arguments: argparse.Namespace) -> None:
     scores = score_pairs(selection.pairs, targets, processes=arguments.processes)
     if selection.unlabelled:
         print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")
-    _finish(arguments, scores, targets, setting=arguments.setting, split=arguments.split)
+    skipped = Counter(label for pair in selection.pairs for label in pair.skipped)
+    _finish(arguments, scores, targets, skipped, setting=arguments.setting, split=arguments.split)
 
 
 def _check_study_options(arguments: argparse.Namespace) -> None:
@@ -114,12 +116,14 @@ def _check_study_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"{', '.join(superfluous)}: not together with --cases, which says it already; leave it out")
 
 
-def _finish(arguments: argparse.Namespace, scores: list, targets: list, *, setting: str, split: str) -> None:
+def _finish(
+    arguments: argparse.Namespace, scores: list, targets: list, skipped: dict[str, int], *, setting: str, split: str
+) -> None:
     from megavoxel.evaluation.console import print_means
     from megavoxel.evaluation.tidy import score_rows, write_scores
 
     if scores:
-        print_means(scores, targets)
+        print_means(scores, targets, skipped)
     if arguments.output is not None:
         rows = score_rows(scores, setting=arguments.setting or setting, split=split, fold=arguments.fold)
         write_scores(arguments.output, rows)

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     with explained_out_of_memory(plan, forecast), joined_group(device) as group:
         _check_group(plan, group)
         if group.leads:
-            _warn_of_absent_labels(plan, fold)
+            _warn_of_what_is_not_taught(plan, fold)
         done = train(plan, fold, arguments.state, device, group)
     if group.leads:
         _write_outputs(arguments.output, done, fold)
@@ -100,14 +100,20 @@ def _check_group(plan: Plan, group: Group) -> None:
         )
 
 
-def _warn_of_absent_labels(plan: Plan, fold: Fold) -> None:
-    from megavoxel.training.absent import labels_never_seen
+def _warn_of_what_is_not_taught(plan: Plan, fold: Fold) -> None:
+    from megavoxel.training.absent import background_never_seen, labels_never_seen
 
-    absent = labels_never_seen(plan.preprocessing, fold.preprocessed, fold.training)
+    absent = labels_never_seen(plan, fold.preprocessed, fold.training)
     if absent:
         print(
-            f"warning: fold {fold.number}: no training case has {', '.join(absent)}; the network cannot learn it, and "
-            "validation cases that have it score 0 for it",
+            f"warning: fold {fold.number}: no training case has {', '.join(absent)} annotated; the network cannot "
+            "learn it, and validation cases that have it score 0 for it",
+            flush=True,
+        )
+    if background_never_seen(plan, fold.training):
+        print(
+            f"warning: fold {fold.number}: every training case lacks the annotation of some label, so that no voxel is "
+            "known to be background; only a loss with Dice teaches it, as what is none of the labels",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Weights of the classes in the cross-entropy, from how many voxels each class has (Wang et al. 2022, equation 1)."""
+"""Weights of the classes in the cross-entropy or focal loss: as given, or from how many voxels each class has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
+from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.store import CaseProperties
+from megavoxel.training.annotation import unannotated_classes
 
 
 def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
@@ -37,17 +39,57 @@ def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
     return (ratios.softmax(dim=0) * present.sum()).float()
 
 
-def class_voxels(folder: Path, cases: Sequence[str], classes: int) -> list[int]:
-    """Voxels of each class in all of the preprocessed cases together, background first; none of them is read.
+def inverse_frequency(voxels: Sequence[int]) -> Tensor:
+    """Weight of each class: all voxels / (voxels of the class × number of classes).
+
+    Weighting classes by the inverse of how often they occur is how AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019)
+    balances its terms; there the weights are of classes as wholes, here of voxels. They are scaled as those that
+    scikit-learn calls `balanced` (`compute_class_weight`): all classes weigh the same together, and the mean over
+    voxels is 1, so that the loss keeps its size. A class without a voxel has the weight 0 and is none of the classes
+    that are counted.
 
     Args:
+        voxels: of each class, background first; at least one class has some.
+
+    Returns:
+        float32 (classes).
+    """
+    counts = torch.tensor(voxels, dtype=torch.float64)
+    present = counts > 0
+    return torch.where(present, counts.sum() / (counts * present.sum()), 0.0).float()
+
+
+RULES = {"softmax_of_inverse": softmax_of_inverse, "inverse_frequency": inverse_frequency}
+
+
+def class_weights(plan: Plan, folder: Path, cases: Sequence[str]) -> Tensor | None:
+    """Weights of the classes for `training.class_weights`, float32 (classes); None: all are 1.
+
+    Args:
+        plan: the setting.
+        folder: the preprocessed cases.
+        cases: ids of the fold's training cases, whose voxels count.
+    """
+    given = plan.training.class_weights
+    if given == "none":
+        return None
+    return RULES[given](class_voxels(plan, folder, cases)) if isinstance(given, str) else torch.tensor(given).float()
+
+
+def class_voxels(plan: Plan, folder: Path, cases: Sequence[str]) -> list[int]:
+    """Voxels of each class in all of the preprocessed cases together, background first; none of them is read.
+
+    Only those that teach are counted: where a label is not annotated, neither it nor the background is.
+
+    Args:
+        plan: the setting.
         folder: the preprocessed cases.
         cases: ids of the cases.
-        classes: how many there are, background included.
 
     Raises:
         UserError: a case is missing, or was preprocessed before voxels were counted, or under other labels.
     """
+    classes = plan.network.classes
     total = [0] * classes
     for case in cases:
         where = Path(folder) / f"{case}.json"
@@ -58,5 +100,8 @@ def class_voxels(folder: Path, cases: Sequence[str], classes: int) -> list[int]:
                 f"{where}: class_voxels has {len(counts)} numbers, expected one for each of "
                 f"{classes} classes, which training.class_weights needs; run 'megavoxel preprocess' again"
             )
+        missing = unannotated_classes(plan, case)
+        silent = {0, *missing} if missing else set()
+        counts = [0 if number in silent else count for number, count in enumerate(counts)]
         total = [sum(pair) for pair in zip(total, counts, strict=True)]
     return total

@@ -19,8 +19,9 @@ from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import annotation_table
 from megavoxel.training.checkpoint import load_state, save_state
-from megavoxel.training.class_weights import class_voxels, softmax_of_inverse
+from megavoxel.training.class_weights import class_weights
 from megavoxel.training.group import Group, require_same
 from megavoxel.training.line import join_line
 from megavoxel.training.memory import measured_step, note_allocated
@@ -108,6 +109,7 @@ def start_run(
         replica=replicated(network, group) if line is None else None,
         pipeline=line,
         class_weights=_class_weights(plan, fold, device),
+        annotated=annotation_table(plan, device),
     )
     if state:
         load_weights(run, state)
@@ -188,11 +190,8 @@ def _common_precision(plan: Plan, device: torch.device, group: Group) -> Precisi
 
 
 def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | None:
-    """Weights of the classes for `training.class_weights`, by the fold's training cases."""
-    if plan.training.class_weights == "none":
-        return None
-    voxels = class_voxels(fold.preprocessed, fold.training, plan.network.classes)
-    return softmax_of_inverse(voxels).to(device)
+    weights = class_weights(plan, fold.preprocessed, fold.training)
+    return None if weights is None else weights.to(device)
 
 
 def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> Iterable[Part]:

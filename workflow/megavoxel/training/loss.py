@@ -1,7 +1,8 @@
 """Losses on logits, and their sum over the levels of deep supervision.
 
 The soft Dice is our own because its sums are shared between the parts of a batch; it is tested against MONAI's.
-Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers.
+Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers. `known` says which labels are annotated
+in the case of a sample; `training/annotation.py` says what that changes, and how the target of a batch carries it.
 """
 
 from __future__ import annotations
@@ -14,42 +15,68 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megavoxel.config.study import Training
+from megavoxel.training.annotation import UNKNOWN, decode_target, mean_of_known, without_unknown
 from megavoxel.training.voxel_losses import focal_loss, perimeter_loss, topk_loss
 
 SMOOTH = 1e-5
 Loss = Callable[[Tensor, Tensor], Tensor]
+MaskedLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Of logits, classes, and the annotated labels of each sample."""
 Completion = Callable[[Tensor], Tensor]
 """From the Dice sums of a part of a batch to those of the batch."""
 
 
-def soft_dice_sums(logits: Tensor, target: Tensor) -> Tensor:
+def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
     """Sums that the soft Dice of each sample and foreground class is made of.
 
+    Args:
+        logits: (batch, classes, z, y, x).
+        target: (batch, z, y, x).
+        known: bool (batch, classes - 1), the annotated labels; None: all are.
+
     Returns:
-        intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1).
+        intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1). With `known` a third,
+        which is 1, follows: the number of samples in the sums. All three are 0 where the label is not annotated.
     """
     probabilities = logits.softmax(dim=1)[:, 1:]
     reference = _one_hot(target.long(), logits.shape[1])[:, 1:]
     intersection = (probabilities * reference).sum(dim=(2, 3, 4))
     cardinality = (probabilities.sum(dim=(2, 3, 4))) + reference.sum(dim=(2, 3, 4))
-    return torch.stack([intersection, cardinality])
+    if known is None:
+        return torch.stack([intersection, cardinality])
+    return torch.stack([intersection, cardinality, torch.ones_like(cardinality)]).where(known, logits.new_zeros(()))
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = False, complete: Completion | None = None) -> Tensor:
+def dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor | None = None,
+    *,
+    batch: bool = False,
+    complete: Completion | None = None,
+) -> Tensor:
     """One minus the soft Dice of the foreground classes, smooth 1e-5, as in nnU-Net.
+
+    Where labels are not annotated: the mean over samples of the mean over the annotated labels of one minus the Dice.
+    With `batch`, the sums of a label run over the samples in which it is annotated, and the mean over the labels that
+    are so in any sample of the batch.
 
     Args:
         logits: (batch, classes, z, y, x).
         target: (batch, z, y, x).
+        known: bool (batch, classes - 1), the annotated labels; None: all are.
         batch: whether sums run over the whole batch before the ratio is taken.
-        complete: with `batch`, where these samples are a part of it: gives the sums (2, classes - 1) of all parts.
+        complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, classes - 1) of all parts.
     """
-    sums = soft_dice_sums(logits, target)
+    sums = soft_dice_sums(logits, target, known)
     if batch:
         sums = sums.sum(dim=1)
         sums = sums if complete is None else complete(sums)
-    intersection, cardinality = sums
-    return 1 - ((2 * intersection + SMOOTH) / (cardinality + SMOOTH)).mean()
+    intersection, cardinality, *samples = sums
+    dice = (2 * intersection + SMOOTH) / (cardinality + SMOOTH)
+    if known is None:
+        return 1 - dice.mean()
+    return mean_of_known(1 - dice, known) if not batch else mean_of_known(1 - dice[None], samples[0][None] > 0)
 
 
 def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
@@ -61,8 +88,10 @@ def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
     return whole + parts * (part - part.detach())
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over all voxels of the cross-entropy, times the weight of the voxel's own class.
+def cross_entropy_loss(
+    logits: Tensor, target: Tensor, known: Tensor | None = None, *, weights: Tensor | None = None
+) -> Tensor:
+    """Mean over all voxels of the cross-entropy, times the weight of the voxel's own class, 0 at unknown voxels.
 
     PyTorch divides by the sum of the weights that a batch happens to have. Here voxels are counted: the loss of a batch
     is the mean of those of its equal parts.
@@ -70,11 +99,13 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, *, weights: Tensor | None
     Args:
         logits: (batch, classes, z, y, x).
         target: (batch, z, y, x).
+        known: bool (batch, classes - 1), the annotated labels; None: all are.
         weights: (classes), of the type of the logits; None: all are 1.
     """
-    if weights is None:
+    if weights is None and known is None:
         return F.cross_entropy(logits, target.long())
-    return F.cross_entropy(logits, target.long(), weight=weights, reduction="none").mean()
+    target = without_unknown(target.long(), known)
+    return F.cross_entropy(logits, target, weight=weights, ignore_index=UNKNOWN, reduction="none").mean()
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:
@@ -83,22 +114,33 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
-def build_loss(training: Training, complete: Completion | None = None, class_weights: Tensor | None = None) -> Loss:
+def build_loss(
+    training: Training,
+    complete: Completion | None = None,
+    class_weights: Tensor | None = None,
+    annotated: Tensor | None = None,
+) -> Loss:
     """The loss of a study's key `training.loss`.
 
     Args:
         training: the loss, its keys, and `batch_dice`.
         complete: see `dice_loss`.
-        class_weights: float32 (classes), for the cross-entropy of `dice_ce` and `cross_entropy`; None: all are 1.
+        class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
+        annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
+
+    Returns:
+        A function of logits and a target as `encode_target` gives it.
     """
+    masked = _masked_loss(training, complete, class_weights)
+    return lambda logits, target: masked(logits, *decode_target(target, annotated))
 
-    def dice(logits: Tensor, target: Tensor) -> Tensor:
-        return dice_loss(logits, target, batch=training.batch_dice, complete=complete)
 
+def _masked_loss(training: Training, complete: Completion | None, class_weights: Tensor | None) -> MaskedLoss:
+    dice = partial(dice_loss, batch=training.batch_dice, complete=complete)
     cross_entropy = partial(cross_entropy_loss, weights=class_weights)
-    voxel_losses: dict[str, Loss] = {
+    voxel_losses: dict[str, MaskedLoss] = {
         "dice_ce": cross_entropy,
-        "dice_focal": partial(focal_loss, gamma=training.focal_gamma),
+        "dice_focal": partial(focal_loss, gamma=training.focal_gamma, weights=class_weights),
         "dice_topk": partial(topk_loss, percent=training.topk_percent),
         "dice_perimeter": perimeter_loss,
     }
@@ -107,7 +149,7 @@ def build_loss(training: Training, complete: Completion | None = None, class_wei
     if training.loss == "cross_entropy":
         return cross_entropy
     of_voxels = voxel_losses[training.loss]
-    return lambda logits, target: dice(logits, target) + of_voxels(logits, target)
+    return lambda logits, target, known: dice(logits, target, known) + of_voxels(logits, target, known)
 
 
 def supervision_weights(levels: int) -> list[float]:

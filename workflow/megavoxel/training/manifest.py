@@ -14,7 +14,7 @@ import torch
 import megavoxel
 from megavoxel.config.records import to_plain
 from megavoxel.network.unet import parameter_count
-from megavoxel.training.absent import labels_never_seen
+from megavoxel.training.absent import cases_without_annotation, labels_never_seen
 from megavoxel.training.loop import Fold
 from megavoxel.training.run import Run
 
@@ -44,7 +44,8 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
             "checksums_sha256": fold.data,
             "training": list(fold.training),
             "validation": list(fold.validation),
-            "labels_never_seen": labels_never_seen(run.plan.preprocessing, fold.preprocessed, fold.training),
+            "labels_never_seen": labels_never_seen(run.plan, fold.preprocessed, fold.training),
+            "cases_without_annotation": cases_without_annotation(run.plan, fold.training),
         },
         "hardware": hardware(run.device),
         "device": str(run.device),

@@ -7,7 +7,7 @@ processes, and a run that was interrupted, see the same patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import blosc2
@@ -20,6 +20,7 @@ from megavoxel.network.one_hot import one_hot_branches
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.first_stage import open_first_stage
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, read_box
+from megavoxel.training.annotation import encode_target, unannotated_classes
 from megavoxel.training.augmentation import Augmenter
 from megavoxel.training.first_stage_augmentation import augment_first_stage
 from megavoxel.training.sampling import draw_start
@@ -61,7 +62,7 @@ class PatchDataset(Dataset):
         first_stage: Sequence[Path] = (),
     ) -> None:
         self.plan = plan
-        self.files = (Path(folder), tuple(cases), len(plan.stage1), tuple(first_stage))
+        self.files = (plan, Path(folder), tuple(cases), tuple(first_stage))
         self.cases = _open_cases(*self.files)
         self.seed = (plan.seed, fold, stream)
         self.count = count
@@ -80,8 +81,9 @@ class PatchDataset(Dataset):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Patch `number`: float32 image (input channels, z, y, x) and int64 classes (z, y, x).
+        """Patch `number`: float32 image (input channels, z, y, x) and int64 target (z, y, x).
 
+        The target holds classes, and says which labels are annotated in the case (`training/annotation.py`).
         Training patches are the plan's `sampled_patch`, validation patches its `patch`.
         """
         random = np.random.default_rng((*self.seed, number))
@@ -96,7 +98,7 @@ class PatchDataset(Dataset):
             draws = self.augmenter.draw(random)
             image, maps = _read(case, self.augmenter.source_box(start, draws))
             image, maps = self.augmenter.apply(image, maps, draws, random)
-        labels, branches = maps[0].long(), maps[1:]
+        labels, branches = encode_target(maps[0].long(), case.stored.unannotated, self.plan), maps[1:]
         return self._with_first_stage(image, branches, random), labels
 
     def _with_first_stage(self, image: Tensor, branches: Tensor, random: np.random.Generator) -> Tensor:
@@ -109,15 +111,15 @@ class PatchDataset(Dataset):
         return torch.cat([image, one_hot_branches(labels, self.plan.network.classes)])
 
 
-def _open_cases(folder: Path, cases: Sequence[str], branches: int, first_stage: Sequence[Path]) -> list[SampledCase]:
-    return [_open_case(folder, case, branches, first_stage) for case in cases]
+def _open_cases(plan: Plan, folder: Path, cases: Sequence[str], first_stage: Sequence[Path]) -> list[SampledCase]:
+    return [_open_case(plan, folder, case, first_stage) for case in cases]
 
 
-def _open_case(folder: Path, case: str, branches: int, first_stage: Sequence[Path]) -> SampledCase:
-    stored = open_case(folder, case)
-    if not branches:
+def _open_case(plan: Plan, folder: Path, case: str, first_stage: Sequence[Path]) -> SampledCase:
+    stored = replace(open_case(folder, case), unannotated=unannotated_classes(plan, case))
+    if not plan.stage1:
         return SampledCase(stored=stored)
-    shape = (branches, *stored.properties.shape)
+    shape = (len(plan.stage1), *stored.properties.shape)
     return SampledCase(stored=stored, first_stage=open_first_stage(first_stage, case, shape))
 
 

@@ -23,6 +23,7 @@ from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
 from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers, tensor_of
 from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
+from megavoxel.training.annotation import decode_target
 from megavoxel.training.loss import (
     Loss,
     build_loss,
@@ -56,7 +57,7 @@ def forward_and_backward(run: Run, image: Tensor, target: Tensor) -> Tensor:
     Args:
         run: with a pipeline.
         image: float32 (samples, channels, z, y, x), read by the first stage alone.
-        target: int64 (samples, z, y, x), the same.
+        target: int64 (samples, z, y, x), the same, as `encode_target` gives it.
     """
     count = run.plan.parallel.accumulate
     values = [
@@ -159,7 +160,7 @@ def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
 
 def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     """The loss of each of the stage's heads for a micro-batch, by level, from the logits of all micro-batches."""
-    build = partial(build_loss, run.plan.training, class_weights=run.class_weights)
+    build = partial(build_loss, run.plan.training, class_weights=run.class_weights, annotated=run.annotated)
     levels = list(held[0].logits)
     if not run.plan.training.batch_dice:
         return dict.fromkeys(levels, build())
@@ -168,7 +169,9 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     for level in levels:
         stride = cumulative_strides(run.plan.network)[level]
         with torch.no_grad():
-            sums = [soft_dice_sums(one.logits[level], downsample_target(one.target, stride)).sum(dim=1) for one in held]
+            targets = [decode_target(downsample_target(one.target, stride), run.annotated) for one in held]
+            samples = zip(held, targets, strict=True)
+            sums = [soft_dice_sums(one.logits[level], *target).sum(dim=1) for one, target in samples]
         whole = run.pipeline.replicas.sum(torch.stack(sums).sum(dim=0))
         losses[level] = build(complete=partial(sums_of_whole, whole=whole, parts=parts))
     return losses

@@ -35,7 +35,11 @@ class Run:
     pipeline: Line | None = None
     """The process's place in a pipeline, of whose network it holds a stage; None: it holds the whole network."""
     class_weights: Tensor | None = None
-    """float32 (classes), of the cross-entropy (`training.class_weights`), on the run's device; None: all are 1."""
+    """float32 (classes), of cross-entropy or focal loss (`training.class_weights`), on the run's device; None: all
+    are 1."""
+    annotated: Tensor | None = None
+    """bool (sets, classes - 1), on the run's device: by which targets say what is annotated (`training/annotation.py`);
+    None: everything is, and targets are plain classes."""
     epoch: int = 0
     """Epochs done."""
     history: list[dict[str, float]] = field(default_factory=list)

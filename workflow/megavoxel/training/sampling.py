@@ -45,7 +45,7 @@ def foreground_start(
     shape = case.properties.shape
     lowest = [min(0, -((extent - size) // 2)) for size, extent in zip(shape, patch, strict=True)]
     highest = [max(low, size - extent) for low, size, extent in zip(lowest, shape, patch, strict=True)]
-    present = sorted(case.foreground)
+    present = sorted(set(case.foreground) - set(case.unannotated))
     if random.random() < foreground_fraction and present:
         voxels = case.foreground[present[random.integers(len(present))]]
         centre = voxels[random.integers(len(voxels))]
@@ -84,5 +84,5 @@ def roulette_start(
 
 
 def foreground_share(case: StoredCase, box: Box) -> float:
-    """Share of foreground among the voxels of a box; there is none outside of the case."""
-    return float((read_box(case.labels, box) > 0).mean())
+    """Share of annotated foreground among the voxels of a box; there is none outside of the case."""
+    return float(np.isin(read_box(case.labels, box), [0, *case.unannotated], invert=True).mean())

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from megavoxel.network.device import to_device
 from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import decode_target
 from megavoxel.training.group import Group
 from megavoxel.training.loss import (
     Loss,
@@ -40,7 +41,7 @@ class Pass:
     image: Tensor
     """float32 (samples, channels, z, y, x)."""
     target: Tensor
-    """int64 classes (samples, z, y, x)."""
+    """int64 classes (samples, z, y, x), as `encode_target` gives them."""
     expanded: bool = False
 
 
@@ -70,7 +71,7 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
     Args:
         run: with a group whose processes all take this step.
         image: float32 (batch / processes, channels, z, y, x), of the plan's `sampled_patch`.
-        target: int64 classes (batch / processes, z, y, x).
+        target: int64 classes (batch / processes, z, y, x), as `encode_target` gives them.
     """
     run.optimizer.zero_grad(set_to_none=True)
     loss = _gradients(run, image, target) if run.pipeline is None else forward_and_backward(run, image, target)
@@ -103,7 +104,8 @@ def losses_by_level(run: Run, passes: Sequence[Pass]) -> Loss | Sequence[Loss]:
         run: the network, and the group that shares the batch.
         passes: the same pass of every part.
     """
-    build, processes = partial(build_loss, run.plan.training, class_weights=run.class_weights), run.group.size
+    build = partial(build_loss, run.plan.training, class_weights=run.class_weights, annotated=run.annotated)
+    processes = run.group.size
     if not run.plan.training.batch_dice or (len(passes) == 1 and processes == 1):
         return build()
     if len(passes) == 1:
@@ -145,11 +147,13 @@ def _backward(run: Run, passes: Sequence[Pass], losses: Sequence[Loss | Sequence
 
 @torch.no_grad()
 def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
-    """Dice sums (2, classes - 1) of the whole batch, per level."""
+    """Dice sums (2 or 3, classes - 1) of the whole batch, per level."""
     totals = []
     for one in passes:
         levels = supervised_levels(*_forward(run, run.network, one), _strides(run, one))
-        totals.append([soft_dice_sums(*level).sum(dim=1) for level in levels])
+        targets = [decode_target(target, run.annotated) for _, target in levels]
+        sums = [soft_dice_sums(logits, *target) for (logits, _), target in zip(levels, targets, strict=True)]
+        totals.append([level.sum(dim=1) for level in sums])
     return [run.group.sum(torch.stack(level).sum(dim=0)) for level in zip(*totals, strict=True)]
 
 

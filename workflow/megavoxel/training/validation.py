@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from megavoxel.training.annotation import decode_target
 from megavoxel.training.pipeline import finest_logits
 from megavoxel.training.run import Part, Run
 from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of
@@ -17,7 +18,8 @@ from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of
 def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[str, float]:
     """Mean loss and pseudo-Dice on validation patches, of all processes together.
 
-    The pseudo-Dice of a label is the DSC of all patches laid together; NaN where none of them has the label.
+    The pseudo-Dice of a label is the DSC of all patches laid together, but for those of cases without an annotation of
+    it; NaN where none of them has the label.
 
     Args:
         run: the network.
@@ -30,7 +32,8 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
         steps += 1
         for loss, logits, own in _evaluated(run, image, target):
             losses.append(loss)
-            counts += _overlap(logits.argmax(dim=1).cpu(), own.cpu(), len(labels))
+            predicted = logits.argmax(dim=1).cpu()
+            counts += _overlap(predicted, *decode_target(own.cpu(), run.annotated), len(labels))
     both, predicted, reference = run.group.sum(counts).cpu()
     dice = (2 * both / (predicted + reference)).tolist()
     scores = {
@@ -52,8 +55,11 @@ def _evaluated(run: Run, image: Tensor, target: Tensor) -> Iterator[tuple[Tensor
         yield loss, logits, part.target
 
 
-def _overlap(predicted: Tensor, target: Tensor, labels: int) -> Tensor:
-    """Voxels of each label in both, in the prediction, in the reference: (3, labels)."""
+def _overlap(predicted: Tensor, target: Tensor, known: Tensor | None, labels: int) -> Tensor:
+    """Voxels of each label in both, in the prediction, in the reference, where it is annotated: (3, labels)."""
+    if known is not None:
+        samples = zip(predicted, target, known, strict=True)
+        return torch.stack([_overlap(own, classes, None, labels) * there for own, classes, there in samples]).sum(dim=0)
     pairs = torch.bincount((target * (labels + 1) + predicted).flatten(), minlength=(labels + 1) ** 2)
     table = pairs.view(labels + 1, labels + 1).double()
     return torch.stack([table.diagonal(), table.sum(dim=0), table.sum(dim=1)])[:, 1:]
