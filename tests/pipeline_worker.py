@@ -39,7 +39,7 @@ WAYS = {
     "batch_dice": {"training": {"batch_dice": True}},
     "accumulation": {"parallel": {"accumulate": 2}},
     "squeeze and excitation": {"network": {"squeeze_excitation": 2}},
-    "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("small",)}},
+    "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
 }
 
