@@ -33,6 +33,7 @@ CUTS = {1: (), 2: (0, 7), 3: (0, 4, 12), 4: (0, 3, 8, 13)}
 """First blocks of the stages; with 3 and 4 of them a skip passes a stage by."""
 WAYS = {
     "instance norm": {},
+    "one head": {"network": {"deep_supervision": False}},
     "checkpointing": {"parallel": {"checkpointing": True}},
     "batch norm": {"network": {"norm": "batch"}},
     "nearest and max": {"network": {"upsampling": "nearest", "pooling": "max"}},
