@@ -16,7 +16,7 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Parallel
+from megavoxel.config.study import Parallel, Setting
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
@@ -26,7 +26,7 @@ from megavoxel.forecast.choice import check_parallel, choose
 from megavoxel.forecast.hours import Speed, Workload, prediction_seconds, step_seconds
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
-from megavoxel.forecast.table import COLUMNS, plan_study, table
+from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -332,13 +332,28 @@ def test_a_parallelism_needs_a_device_to_be_chosen_for(files, capsys):
     assert "setting chosen: parallel is chosen or checked for a device; give --hardware" in capsys.readouterr().err
 
 
-def test_training_by_a_pipeline_is_refused(tmp_path, capsys):
+def test_a_pipeline_without_its_stages_is_refused(tmp_path, capsys):
     save_plan(tmp_path / "plan.json", replace(tiny_plan(), parallel=Parallel(pipeline=2)))
     (tmp_path / "splits.json").write_text(json.dumps({"folds": [{"training": ["a"], "validation": ["b"]}]}))
     options = {"plan": "plan.json", "splits": "splits.json", "preprocessed": "p", "state": "s", "output": "o"}
     words = [word for name, file in options.items() for word in (f"--{name}", str(tmp_path / file))]
     assert main(["train", *words, "--fold", "0"]) == 1
-    assert "setting tiny: parallel asks for a pipeline over 2 devices" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert (
+        "setting tiny: its plan.json asks for a pipeline over 2 devices and cuts the network into 0 stages" in message
+    )
+
+
+def test_the_plan_of_a_pipeline_names_its_stages_and_their_memory(plan):
+    roomy = device(most_devices=2)
+    spread_out, choice = spread(plan, Setting(name="tiny", parallel=Parallel(pipeline=2)), roomy, WORKLOAD)
+    assert spread_out.stages[0] == 0
+    assert len(spread_out.stages) == len(choice.forecast.stage_gib) == 2
+    assert max(choice.forecast.stage_gib) == choice.forecast.certain_gib
+    first, second = (f"{gib:.2f} GiB" for gib in choice.forecast.stage_gib)
+    assert f"pipeline: stages from encoder0_convolution0 {first}, " in spread_out.notes[-1]
+    assert second in spread_out.notes[-1]
+    assert spread_out.hash == plan.hash
 
 
 def test_training_refuses_what_cannot_fit(plan, monkeypatch):

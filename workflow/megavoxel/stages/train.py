@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds
     if not 0 <= arguments.fold < len(folds):
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
+    _check_stages(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
     if plan.parallel.devices > 1 and not is_member():
         start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
@@ -90,6 +91,15 @@ def _fold(arguments: argparse.Namespace, split: Split) -> Fold:
         data=file_sha256(arguments.checksums) if arguments.checksums else None,
         first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
     )
+
+
+def _check_stages(plan: Plan) -> None:
+    count = plan.parallel.pipeline
+    if count > 1 and len(plan.stages) != count:
+        raise UserError(
+            f"setting {plan.setting}: its plan.json asks for a pipeline over {count} devices and cuts the network into "
+            f"{len(plan.stages)} stages; run 'megavoxel plan' again, which writes both"
+        )
 
 
 def _check_group(plan: Plan, group: Group) -> None:
