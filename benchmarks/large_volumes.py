@@ -35,7 +35,7 @@ SIZES = (256, 512, 1024)
 PATCH = (64, 64, 64)
 LABELS = {"liver": anatomy.LABELS["liver"]}
 OTHERS = tuple(value for name, value in anatomy.LABELS.items() if name not in LABELS)
-ACCEPTED_MIB = {"phantom": 1024.0, "preprocess": 1024.0, "predict": 1536.0}
+ACCEPTED_MIB = {"phantom": 768.0, "preprocess": 512.0, "predict": 1152.0}
 """Peak of a stage, whatever the size: float32 voxels of the largest volume alone are 4096 MiB."""
 
 
