@@ -61,10 +61,11 @@ def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1)
 def started(plan: Plan, group: Group) -> Run:
     """A new run; with a pipeline it holds a stage."""
     network = SegmentationNetwork(plan.network, seed=SEED, checkpointing=plan.parallel.checkpointing)
-    line = join_line(network, plan, group)
+    precision = Precision(name="float32", reason="test")
+    line = join_line(network, plan, group, precision)
     network.to(memory_format=torch.channels_last_3d).train()
     return Run(
-        plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
+        plan=plan, device=CPU, precision=precision, network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False), group=group, pipeline=line,
         annotated=annotation_table(plan),

@@ -350,7 +350,7 @@ def test_the_plan_of_a_pipeline_names_its_stages_and_their_memory(plan):
     assert spread_out.stages[0] == 0
     assert len(spread_out.stages) == len(choice.forecast.stage_gib) == 2
     assert max(choice.forecast.stage_gib) == choice.forecast.certain_gib
-    first, second = (f"{gib:.2f} GiB" for gib in choice.forecast.stage_gib)
+    first, second = (f"{gib:.3g} GiB" for gib in choice.forecast.stage_gib)
     assert f"pipeline: stages from encoder0_convolution0 {first}, " in spread_out.notes[-1]
     assert second in spread_out.notes[-1]
     assert spread_out.hash == plan.hash

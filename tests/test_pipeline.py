@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -126,6 +127,15 @@ def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
     histories = [pandas.read_csv(tmp_path / name / "history.csv") for name in ("single", "out")]
     for column in ("training_loss", "validation_loss", "pseudo_dice"):
         assert list(histories[1][column]) == pytest.approx(list(histories[0][column]), abs=2e-3), column
+
+
+def test_the_forecast_is_the_tracked_peak_of_the_fullest_stage(tmp_path):
+    plan = plan_of("instance norm")
+    plan = replace(plan, patch=(16, 24, 24), training=replace(plan.training, epochs=1))
+    command = [*prepared(tmp_path, cut(plan, 2, 2)), "--output", "out"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    memory = json.loads((tmp_path / "out" / "manifest.json").read_text())["peak_memory"]
+    assert memory["gib"] == pytest.approx(memory["forecast_gib"], rel=0.05)
 
 
 def test_a_stage_that_dies_ends_the_job(tmp_path):

@@ -96,7 +96,7 @@ def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
 def describe_stages(plan: Plan, forecast: Forecast) -> str:
     """A line for the reader: the first block of each stage and its memory, and how even they are."""
     names = [block.name for block in unet_blocks(plan.network)]
-    stages = [f"{names[begin]} {gib:.2f} GiB" for begin, gib in zip(plan.stages, forecast.stage_gib, strict=True)]
+    stages = [f"{names[begin]} {gib:.3g} GiB" for begin, gib in zip(plan.stages, forecast.stage_gib, strict=True)]
     mean = sum(forecast.stage_gib) / len(forecast.stage_gib)
     return (
         f"pipeline: stages from {', '.join(stages)}; the fullest has {max(forecast.stage_gib) / mean:.2f} of the mean"

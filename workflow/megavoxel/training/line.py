@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from megavoxel.network.stages import Stage, cut_into_stages
+from megavoxel.network.device import Precision
+from megavoxel.network.stages import Form, Stage, Transfer, cut_into_stages, forms_of_transfers
 from megavoxel.network.unet import SegmentationNetwork, program_inputs
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group, subgroups
@@ -22,6 +23,8 @@ class Line:
     stages: int
     head_stages: tuple[int, ...]
     """Stages that hold a head."""
+    forms: dict[Transfer, Form]
+    """What a micro-batch's transfers look like."""
     replicas: Group
     """The processes that hold this stage, one of each pipeline."""
     wire: Wire
@@ -29,7 +32,7 @@ class Line:
     """Of the whole network, in the order of its optimiser."""
 
 
-def join_line(network: SegmentationNetwork, plan: Plan, group: Group) -> Line | None:
+def join_line(network: SegmentationNetwork, plan: Plan, group: Group, precision: Precision) -> Line | None:
     """This process's place; the network keeps the blocks of its stage alone. None where the plan has no pipeline."""
     if plan.parallel.pipeline == 1:
         return None
@@ -37,6 +40,7 @@ def join_line(network: SegmentationNetwork, plan: Plan, group: Group) -> Line | 
     blocks = list(network.program)
     stages = cut_into_stages(blocks, program_inputs(plan.network), plan.stages)
     own = stages[group.rank % count]
+    shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
     network.program = own.program(blocks)
     replicas = subgroups(group, [range(stage, group.size, count) for stage in range(count)])
     line = Line(
@@ -45,6 +49,7 @@ def join_line(network: SegmentationNetwork, plan: Plan, group: Group) -> Line | 
         head_stages=tuple(
             stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks])
         ),
+        forms=forms_of_transfers(plan.network, plan.stages, shape, precision, group.device),
         replicas=replicas,
         wire=Wire(group.rank - group.rank % count, group.device),
         parameter_names=names,

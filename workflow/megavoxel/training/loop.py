@@ -96,7 +96,7 @@ def start_run(
     precision = Precision(**state["precision"]) if state else _common_precision(plan, device, group)
     seed = plan.seed + fold.number
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
-    line = join_line(network, plan, group)
+    line = join_line(network, plan, group, precision)
     network = network.to(device, memory_format=torch.channels_last_3d)
     run = Run(
         plan=plan,

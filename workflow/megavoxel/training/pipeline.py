@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
-from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers, tensor_of
+from megavoxel.network.stages import ACTIVATION, Form, Transfer, tensor_of
 from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
 from megavoxel.training.annotation import decode_target
 from megavoxel.training.loss import (
@@ -91,24 +91,16 @@ def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
     """All micro-batches forward, each sent on as soon as it is done."""
     count = run.plan.parallel.micro_batches
     images, targets = _chunks(run, image, count), _chunks(run, target, count)
-    forms = _forms(run)
-    expected = [_expect(run, forms)]
+    expected = [_expect(run)]
     held = []
     for number in range(count):
         if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
-            expected.append(_expect(run, forms))
-        held.append(_run_micro_batch(run, expected.pop(0), forms, images[number], targets[number]))
+            expected.append(_expect(run))
+        held.append(_run_micro_batch(run, expected.pop(0), images[number], targets[number]))
     return held
 
 
-def _forms(run: Run) -> dict[Transfer, Form]:
-    """What this step's transfers look like."""
-    plan = run.plan
-    shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
-    return forms_of_transfers(plan.network, plan.stages, shape, run.precision, run.device)
-
-
-def _expect(run: Run, forms: dict[Transfer, Form]) -> dict[Transfer | None, Arrival]:
+def _expect(run: Run) -> dict[Transfer | None, Arrival]:
     """Begins to receive a micro-batch; the target stands under None."""
     line, plan = run.pipeline, run.plan
     arrivals: dict[Transfer | None, Arrival] = {}
@@ -116,13 +108,12 @@ def _expect(run: Run, forms: dict[Transfer, Form]) -> dict[Transfer | None, Arri
         shape = (plan.batch // plan.parallel.parts, *plan.patch)
         arrivals[None] = line.wire.receive(shape, TARGET_DTYPE, 0)
     for transfer in line.stage.receives:
-        arrivals[transfer] = line.wire.receive(forms[transfer].shape, forms[transfer].dtype, transfer.source)
+        form = line.forms[transfer]
+        arrivals[transfer] = line.wire.receive(form.shape, form.dtype, transfer.source)
     return arrivals
 
 
-def _run_micro_batch(
-    run: Run, arrivals: dict[Transfer | None, Arrival], forms: dict[Transfer, Form], image: Tensor, target: Tensor
-) -> Held:
+def _run_micro_batch(run: Run, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor) -> Held:
     line = run.pipeline
     if line.stage.number == 0:
         entered: dict[Transfer, Tensor] = {}
@@ -133,7 +124,7 @@ def _run_micro_batch(
                 line.wire.send(own.to(TARGET_DTYPE), stage)
     else:
         own = arrivals.pop(None).wait().long() if None in arrivals else None
-        entered = {transfer: _leaf(arrival.wait(), forms[transfer]) for transfer, arrival in arrivals.items()}
+        entered = {transfer: _leaf(arrival.wait(), line.forms[transfer]) for transfer, arrival in arrivals.items()}
         tensors = {transfer.name: tensor for transfer, tensor in entered.items()}
         state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
     with run.precision.autocast(run.device):
@@ -180,13 +171,12 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
 def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
     """All micro-batches backward, the last one first; returns their loss in one of `parts` equal parts of a batch."""
     line, losses, share = run.pipeline, _losses(run, held), len(held) * parts
-    forms = _forms(run)
     values = [torch.zeros((), device=run.device)]
     run.scaler.scale(values[0])  # where a stage has no loss to scale, the scaler would have no scale
-    returning = tuple(transfer for transfer in line.stage.sends if forms[transfer].needs_gradient)
+    returning = tuple(transfer for transfer in line.stage.sends if line.forms[transfer].needs_gradient)
     while held:
         one = held.pop()
-        arrivals = [line.wire.receive(forms[way].shape, forms[way].dtype, way.target) for way in returning]
+        arrivals = [line.wire.receive(line.forms[way].shape, line.forms[way].dtype, way.target) for way in returning]
         roots, gradients = [one.left[way] for way in returning], [arrival.wait() for arrival in arrivals]
         if losses:
             loss = _weighted(run, one, losses) / share
