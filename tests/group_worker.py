@@ -50,7 +50,7 @@ def steps_of(plan: Plan, group: Group) -> dict[str, object]:
         share = slice(group.rank * BATCH // group.size, (group.rank + 1) * BATCH // group.size)
         loss = train_step(run, image[share], target[share])
         gradients = gradients or [parameter.grad.clone() for parameter in network.parameters()]
-    return {"loss": group.mean(loss.item()), "gradients": gradients, "weights": list(network.state_dict().values())}
+    return {"loss": run.mean_loss(loss.item()), "gradients": gradients, "weights": list(network.state_dict().values())}
 
 
 def with_annotations(classes: torch.Tensor, plan: Plan) -> torch.Tensor:

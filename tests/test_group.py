@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from group_worker import BATCH, CPU, steps_of, ways
-from helpers import store_case, tiny_plan
+from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
-from megavoxel.files import write_json
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.network.weights import load_tensors
-from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.training.group import Group
 from megavoxel.training.patches import SampleNumbers, Share
+from training_jobs import check_that_all_end_with_one, training_command
 
 TESTS = Path(__file__).parent
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-4}
@@ -85,21 +81,11 @@ def test_shares_that_cannot_be_equal_are_refused(keys, message):
         check_parallel(tiny_plan(batch=BATCH), Parallel(**keys))
 
 
-def prepare(folder: Path, plan: Plan) -> list[str]:
-    """The command that trains `plan` on three made cases."""
-    for number in range(3):
-        store_case(folder / "cases", f"case{number}", seed=number)
-    save_plan(folder / "plan.json", plan)
-    write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
-    words = ["train", "--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
-    return [sys.executable, "-m", "megavoxel", *words, "--device", "cpu", "--threads", "2", "--state", "state"]
-
-
 def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
     plan = tiny_plan(batch=4, training={"epochs": 2, "batch_dice": True})
     models = []
     for data in (1, 2):
-        command = prepare(tmp_path, replace(plan, parallel=Parallel(data=data)))
+        command = training_command(tmp_path, replace(plan, parallel=Parallel(data=data)))
         output = tmp_path / f"data{data}"
         state = ["--state", f"state{data}"]
         subprocess.run([*command, *state, "--output", str(output)], check=True, cwd=tmp_path)
@@ -114,18 +100,8 @@ def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
 
 def test_a_process_that_dies_ends_the_job(tmp_path):
     plan = tiny_plan(batch=4, training={"epochs": 10_000})
-    command = prepare(tmp_path, replace(plan, parallel=Parallel(data=2)))
-    job = subprocess.Popen([*command, "--output", "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert any("epoch 2/" in line for line in job.stdout)
-    workers = [child for child in psutil.Process(job.pid).children() if "megavoxel" in " ".join(child.cmdline())]
-    assert len(workers) == 2
-    begin = time.monotonic()
-    workers[1].send_signal(signal.SIGKILL)
-    job.stdout.read()
-    assert job.wait(timeout=60) != 0
-    assert time.monotonic() - begin < 60
-    assert not any(worker.is_running() for worker in workers)
-    assert not (tmp_path / "out" / "model.pt").exists()
+    command = training_command(tmp_path, replace(plan, parallel=Parallel(data=2)))
+    check_that_all_end_with_one([*command, "--output", "out"], tmp_path, processes=2)
 
 
 def test_a_single_process_asks_nobody():

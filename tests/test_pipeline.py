@@ -7,23 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas
-import psutil
 import pytest
 import torch
 
-from helpers import store_case
 from megavoxel.config.study import Parallel
-from megavoxel.files import write_json
 from megavoxel.network.weights import load_tensors
-from megavoxel.planning.plan import Plan, save_plan
+from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group
 from pipeline_worker import CUTS, plan_of, steps_of
+from training_jobs import check_that_all_end_with_one, training_command
 
 TESTS = Path(__file__).parent
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -83,16 +80,6 @@ def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
     assert compared == (29 if replicas == 1 else 34)
 
 
-def prepared(folder: Path, plan: Plan) -> list[str]:
-    """The command that trains a plan on three made cases."""
-    for number in range(3):
-        store_case(folder / "cases", f"case{number}", seed=number)
-    write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
-    save_plan(folder / "plan.json", plan)
-    words = ["--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
-    return [sys.executable, "-m", "megavoxel", "train", *words, "--device", "cpu", "--threads", "2", "--state", "state"]
-
-
 def cut(plan: Plan, stages: int, micro_batches: int = 1) -> Plan:
     return replace(plan, parallel=Parallel(pipeline=stages, micro_batches=micro_batches), stages=CUTS[stages])
 
@@ -114,11 +101,13 @@ def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
     keys = {"epochs": 6, "iterations_per_epoch": 2, "validation_iterations": 2, "checkpoint_minutes": 0}
     plan = plan_of("instance norm")
     plan = replace(plan, training=replace(plan.training, **keys))
-    command = prepared(tmp_path, plan)
+    command = training_command(tmp_path, plan)
     run_until([*command, "--output", "single", "--state", "single-state"], tmp_path, "never")
     printed = ""
     for stages, micro_batches, line in ((2, 2, "epoch 3/"), (3, 1, "epoch 5/"), (1, 1, "never")):
-        printed += run_until([*prepared(tmp_path, cut(plan, stages, micro_batches)), "--output", "out"], tmp_path, line)
+        printed += run_until(
+            [*training_command(tmp_path, cut(plan, stages, micro_batches)), "--output", "out"], tmp_path, line
+        )
     assert printed.count("going on after epoch") >= 2
     single, whole = (load_tensors(tmp_path / name / "model.pt")["weights"] for name in ("single", "out"))
     assert whole.keys() == single.keys()
@@ -132,7 +121,7 @@ def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
 def test_the_forecast_is_the_tracked_peak_of_the_fullest_stage(tmp_path):
     plan = plan_of("instance norm")
     plan = replace(plan, patch=(16, 24, 24), training=replace(plan.training, epochs=1))
-    command = [*prepared(tmp_path, cut(plan, 2, 2)), "--output", "out"]
+    command = [*training_command(tmp_path, cut(plan, 2, 2)), "--output", "out"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     memory = json.loads((tmp_path / "out" / "manifest.json").read_text())["peak_memory"]
     assert memory["gib"] == pytest.approx(memory["forecast_gib"], rel=0.05)
@@ -141,14 +130,4 @@ def test_the_forecast_is_the_tracked_peak_of_the_fullest_stage(tmp_path):
 def test_a_stage_that_dies_ends_the_job(tmp_path):
     plan = cut(plan_of("instance norm"), 3)
     plan = replace(plan, training=replace(plan.training, epochs=10_000))
-    job = subprocess.Popen(
-        [*prepared(tmp_path, plan), "--output", "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    assert any("epoch 2/" in line for line in job.stdout)
-    workers = [child for child in psutil.Process(job.pid).children() if "megavoxel" in " ".join(child.cmdline())]
-    assert len(workers) == 3
-    begin = time.monotonic()
-    workers[1].send_signal(signal.SIGKILL)
-    job.stdout.read()
-    assert job.wait(timeout=60) != 0
-    assert time.monotonic() - begin < 60
+    check_that_all_end_with_one([*training_command(tmp_path, plan), "--output", "out"], tmp_path, processes=3)

@@ -52,8 +52,10 @@ class _Job:
 class _Profile:
     """One run of the whole program."""
 
-    kept: tuple[float, ...]
-    """Bytes that each block keeps for the backward pass of all micro-batches, and those of its weights."""
+    kept: tuple[int, ...]
+    """Bytes that each block keeps for the backward pass of a micro-batch."""
+    weights: tuple[int, ...]
+    """Bytes of each block's weights."""
     activations: tuple[Form, ...]
     """What each block is given."""
     stashes: dict[str, Form]
@@ -171,7 +173,9 @@ def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, prec
 @cache
 def _first_cut(job: _Job, stages: int) -> tuple[int, ...]:
     """By what each block keeps for the backward pass."""
-    return tuple(balanced_cuts(_profile(job).kept, stages))
+    profile = _profile(_one_micro_batch(job))
+    blocks = zip(profile.kept, profile.weights, strict=True)
+    return tuple(balanced_cuts([kept * job.micro_batches + COPIES_OF_WEIGHTS * own for kept, own in blocks], stages))
 
 
 @cache
@@ -190,11 +194,17 @@ def _part_cost(job: _Job, begin: int, end: int) -> StepCost:
     )
 
 
+def _one_micro_batch(job: _Job) -> _Job:
+    """What a profile depends on, so that one serves all ways of running a step."""
+    return replace(job, micro_batches=1, checkpointing=False)
+
+
 @cache
 def _profile(job: _Job) -> _Profile:
     with FakeTensorMode(), MemoryTracker() as memory, autocast(job.precision):
         state = entering_state(job.network, _made(_image_form(job)))
-        forms, activations, kept = {name: form_of(tensor) for name, tensor in state.stashed.items()}, [], []
+        forms = {name: form_of(tensor) for name, tensor in state.stashed.items()}
+        activations, kept, weights = [], [], []
         for block in unet_blocks(job.network):
             activations.append(form_of(state.activation))
             before, waiting = memory.live, dict(state.stashed)
@@ -202,8 +212,9 @@ def _profile(job: _Job) -> _Profile:
             state = Program([block], inputs=inputs, outputs=outputs).run(state)
             state.logits.clear()
             forms |= {name: form_of(state.stashed[name]) for name in outputs - inputs}
-            kept.append(float((memory.live - before) * job.micro_batches + COPIES_OF_WEIGHTS * float32_bytes(block)))
-    return _Profile(kept=tuple(kept), activations=tuple(activations), stashes=forms)
+            kept.append(memory.live - before)
+            weights.append(float32_bytes(block))
+    return _Profile(kept=tuple(kept), weights=tuple(weights), activations=tuple(activations), stashes=forms)
 
 
 def _run_part(job: _Job, begin: int, end: int) -> StepCost:
@@ -244,7 +255,7 @@ def _entering(stage: Stage, job: _Job) -> RunState:
     """What a stage is given, in memory of its own."""
     if stage.blocks.start == 0:
         return entering_state(job.network, _made(_image_form(job)))
-    profile = _profile(job)
+    profile = _profile(_one_micro_batch(job))
     return RunState(
         activation=_made(profile.activations[stage.blocks.start]),
         stashed={name: _made(profile.stashes[name]) for name in stage.inputs},

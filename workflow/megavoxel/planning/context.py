@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from megavoxel.config.study import Setting
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.spacing import times
-from megavoxel.planning.topology import padded_patch
+from megavoxel.planning.topology import divisor_of, padded_patch
 
 
 def expanded_patch(patch: Sequence[int], factors: Sequence[float]) -> tuple[int, ...]:
@@ -32,8 +31,7 @@ def plan_expansion(
         return None, network, []
     where = f"setting {setting.name}: expansion"
     large = expanded_patch(patch, setting.expansion.factor)
-    divisor = [math.prod(steps) for steps in zip(*network.strides, strict=True)]
-    sides = zip(patch, large, median_shape, padded_patch(median_shape, divisor), strict=True)
+    sides = zip(patch, large, median_shape, padded_patch(median_shape, divisor_of(network.strides)), strict=True)
     for axis, (size, grown, median, padded) in enumerate(sides):
         # Within the rounding that patches of whole images need, as the paper's 240 of 235 voxels at half resolution.
         if grown > size and (size >= median or grown > padded):

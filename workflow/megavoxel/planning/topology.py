@@ -35,7 +35,7 @@ class Topology:
     @property
     def divisor(self) -> tuple[int, ...]:
         """Per axis, of what a patch must be a multiple to pass without padding."""
-        return tuple(math.prod(steps) for steps in zip(*self.strides, strict=True))
+        return divisor_of(self.strides)
 
     def truncated(self, levels: int) -> Topology:
         """The first `levels` levels; the lowest becomes the bottleneck, with kernels of 3 along all axes."""
@@ -66,6 +66,11 @@ def build_topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology
             spacing[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
     return Topology(kernels=(*kernels, (3,) * len(size)), strides=tuple(strides))
+
+
+def divisor_of(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Product of the strides of all levels, per axis."""
+    return tuple(math.prod(steps) for steps in zip(*strides, strict=True))
 
 
 def padded_patch(patch: Sequence[float], divisor: Sequence[int]) -> tuple[int, ...]:

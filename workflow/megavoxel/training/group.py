@@ -50,10 +50,6 @@ class Group:
             torch.distributed.all_reduce(total, group=self.processes)
         return total
 
-    def mean(self, value: float) -> float:
-        """The mean of everybody's value."""
-        return self.sum(torch.tensor(value, dtype=torch.float64)).item() / self.size
-
     def all(self, value: float) -> list[float]:
         """Everybody's value, by rank."""
         values = torch.zeros(self.size, dtype=torch.float64)

@@ -196,6 +196,8 @@ def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | Non
 
 def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> Iterable[Part]:
     """This process's samples; of a pipeline only the first stage reads them, the others go through the motions."""
+    if run.pipeline is not None and run.pipeline.stage.number > 0:
+        return [(torch.empty(0), torch.empty(0))] * (count // run.plan.batch - first_iteration)
     cases = fold.training if stream == TRAINING else fold.validation
     dataset = PatchDataset(
         run.plan,
@@ -206,8 +208,6 @@ def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int 
         count=count,
         first_stage=fold.first_stage,
     )
-    if run.pipeline is not None and run.pipeline.stage.number > 0:
-        return [(torch.empty(0), torch.empty(0))] * (count // run.plan.batch - first_iteration)
     share = Share(
         first_iteration=first_iteration, batch=run.plan.batch, rank=run.replicas.rank, ranks=run.replicas.size
     )

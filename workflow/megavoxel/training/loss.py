@@ -47,6 +47,17 @@ def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) 
     return torch.stack([intersection, cardinality, torch.ones_like(cardinality)]).where(known, logits.new_zeros(()))
 
 
+def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
+    """The sums of all samples together (2 or 3, classes - 1).
+
+    Args:
+        logits: (batch, classes, z, y, x).
+        target: (batch, z, y, x), as `encode_target` gives it.
+        annotated: as `annotation_table` gives it.
+    """
+    return soft_dice_sums(logits, *decode_target(target, annotated)).sum(dim=1)
+
+
 def dice_loss(
     logits: Tensor,
     target: Tensor,
@@ -189,11 +200,18 @@ def supervised_levels(
 
 
 def supervised_loss(
-    loss: Loss | Sequence[Loss], logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]
+    loss: Loss | Sequence[Loss],
+    logits: Sequence[Tensor],
+    target: Tensor,
+    strides: Sequence[Sequence[int]],
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The weighted sum over the levels of `loss`, one for all levels or one each; see `supervised_levels`."""
+    """The weighted sum over the levels of `loss`, one for all levels or one each; see `supervised_levels`.
+
+    `weights` are for levels that are not all that there are; None: `supervision_weights`.
+    """
     losses = loss if isinstance(loss, Sequence) else [loss] * len(logits)
-    weights = supervision_weights(len(logits))
+    weights = supervision_weights(len(logits)) if weights is None else weights
     levels = supervised_levels(logits, target, strides)
     terms = [weight * loss(*level) for weight, loss, level in zip(weights, losses, levels, strict=True)]
     return torch.stack(terms).sum()

@@ -23,13 +23,12 @@ from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
 from megavoxel.network.stages import ACTIVATION, Form, Transfer, tensor_of
 from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
-from megavoxel.training.annotation import decode_target
 from megavoxel.training.loss import (
     Loss,
-    build_loss,
+    dice_sums_of_batch,
     downsample_target,
-    soft_dice_sums,
     sums_of_whole,
+    supervised_loss,
     supervision_weights,
 )
 from megavoxel.training.run import Run
@@ -151,20 +150,20 @@ def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
 
 def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     """The loss of each of the stage's heads for a micro-batch, by level, from the logits of all micro-batches."""
-    build = partial(build_loss, run.plan.training, class_weights=run.class_weights, annotated=run.annotated)
     levels = list(held[0].logits)
     if not run.plan.training.batch_dice:
-        return dict.fromkeys(levels, build())
+        return dict.fromkeys(levels, run.loss())
     parts = len(held) * run.pipeline.replicas.size
     losses = {}
     for level in levels:
         stride = cumulative_strides(run.plan.network)[level]
         with torch.no_grad():
-            targets = [decode_target(downsample_target(one.target, stride), run.annotated) for one in held]
-            samples = zip(held, targets, strict=True)
-            sums = [soft_dice_sums(one.logits[level], *target).sum(dim=1) for one, target in samples]
+            sums = [
+                dice_sums_of_batch(one.logits[level], downsample_target(one.target, stride), run.annotated)
+                for one in held
+            ]
         whole = run.pipeline.replicas.sum(torch.stack(sums).sum(dim=0))
-        losses[level] = build(complete=partial(sums_of_whole, whole=whole, parts=parts))
+        losses[level] = run.loss(partial(sums_of_whole, whole=whole, parts=parts))
     return losses
 
 
@@ -193,8 +192,10 @@ def _weighted(run: Run, one: Held, losses: dict[int, Loss]) -> Tensor:
     """The stage's share of the loss over all levels."""
     levels, strides = supervised_levels(run.plan.network), cumulative_strides(run.plan.network)
     weights = dict(zip(levels, supervision_weights(len(levels)), strict=True))
-    terms = [
-        weights[level] * loss(one.logits[level], downsample_target(one.target, strides[level]))
-        for level, loss in losses.items()
-    ]
-    return torch.stack(terms).sum()
+    return supervised_loss(
+        list(losses.values()),
+        [one.logits[level] for level in losses],
+        one.target,
+        [strides[level] for level in losses],
+        [weights[level] for level in losses],
+    )

@@ -14,6 +14,7 @@ from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group
 from megavoxel.training.line import Line
+from megavoxel.training.loss import Completion, Loss, build_loss
 
 Part = tuple[Tensor, Tensor]
 """Image and target of some samples."""
@@ -51,6 +52,10 @@ class Run:
     def replicas(self) -> Group:
         """The processes that hold the same weights, and share each batch."""
         return self.group if self.pipeline is None else self.pipeline.replicas
+
+    def loss(self, complete: Completion | None = None) -> Loss:
+        """The loss that the plan names, with the run's class weights and annotations; `complete` as for `dice_loss`."""
+        return build_loss(self.plan.training, complete, class_weights=self.class_weights, annotated=self.annotated)
 
     def mean_loss(self, own: float) -> float:
         """Loss of the whole batch: the heads of a pipeline add up, replicas are averaged."""

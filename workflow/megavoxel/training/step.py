@@ -19,12 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from megavoxel.network.device import to_device
 from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
 from megavoxel.planning.plan import Plan
-from megavoxel.training.annotation import decode_target
 from megavoxel.training.group import Group
 from megavoxel.training.loss import (
     Loss,
-    build_loss,
-    soft_dice_sums,
+    dice_sums_of_batch,
     sums_of_whole,
     supervised_levels,
     supervised_loss,
@@ -104,14 +102,13 @@ def losses_by_level(run: Run, passes: Sequence[Pass]) -> Loss | Sequence[Loss]:
         run: the network, and the group that shares the batch.
         passes: the same pass of every part.
     """
-    build = partial(build_loss, run.plan.training, class_weights=run.class_weights, annotated=run.annotated)
     processes = run.group.size
     if not run.plan.training.batch_dice or (len(passes) == 1 and processes == 1):
-        return build()
+        return run.loss()
     if len(passes) == 1:
-        return build(complete=lambda sums: sums_of_whole(sums, run.group.sum(sums), processes))
+        return run.loss(lambda sums: sums_of_whole(sums, run.group.sum(sums), processes))
     count = len(passes) * processes
-    return [build(complete=partial(sums_of_whole, whole=whole, parts=count)) for whole in _dice_sums(run, passes)]
+    return [run.loss(partial(sums_of_whole, whole=whole, parts=count)) for whole in _dice_sums(run, passes)]
 
 
 def loss_of_pass(run: Run, one: Pass, losses: Loss | Sequence[Loss]) -> tuple[Tensor, Tensor]:
@@ -151,9 +148,7 @@ def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
     totals = []
     for one in passes:
         levels = supervised_levels(*_forward(run, run.network, one), _strides(run, one))
-        targets = [decode_target(target, run.annotated) for _, target in levels]
-        sums = [soft_dice_sums(logits, *target) for (logits, _), target in zip(levels, targets, strict=True)]
-        totals.append([level.sum(dim=1) for level in sums])
+        totals.append([dice_sums_of_batch(*level, run.annotated) for level in levels])
     return [run.group.sum(torch.stack(level).sum(dim=0)) for level in zip(*totals, strict=True)]
 
 

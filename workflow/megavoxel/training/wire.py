@@ -37,14 +37,11 @@ class Wire:
     def __init__(self, first_rank: int, device: torch.device) -> None:
         self.first_rank = first_rank
         self.device = device
-        self.bytes_sent = 0
-        """Since the start."""
         self._leaving: list[tuple[torch.distributed.Work, Tensor]] = []
 
     def send(self, tensor: Tensor, stage: int) -> None:
         """Begins to send a tensor, which must not be changed until it has arrived."""
         packed = _channels_last(tensor.detach()).contiguous()
-        self.bytes_sent += packed.nbytes
         self._leaving = [(work, kept) for work, kept in self._leaving if not work.is_completed()]
         self._leaving.append((torch.distributed.isend(packed, self.first_rank + stage), packed))
 
