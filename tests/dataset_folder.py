@@ -10,10 +10,23 @@ import pandas
 import pytest
 
 from megavoxel.cli import main
+from megavoxel.config.dataset import load_dataset
 from megavoxel.data.nifti import write_nifti
+from megavoxel.errors import UserError
 
 SHAPE = (6, 7, 8)
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
+
+
+def refusal(folder: Path, lines: str) -> str:
+    """What is said of a dataset file with mistaken lines; it begins with the file's path."""
+    file = folder / "some.yaml"
+    file.write_text(f"name: some\nsource: {{folder: source}}\n{lines}\n")
+    with pytest.raises(UserError) as caught:
+        load_dataset(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    return message
 
 
 def image(channels: int = 1) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from dataset_folder import SHAPE, Folder
+from dataset_folder import SHAPE, Folder, refusal
 from megavoxel.config.dataset import Dataset, Source, load_dataset
 from megavoxel.config.study import Preprocessing
 from megavoxel.data.adjustments import adjusted_cases
@@ -146,12 +146,7 @@ def test_files_of_datasets_without_the_key_stay_as_they_were(folder, tmp_path):
     ],
 )
 def test_mistakes_in_the_keys_are_named(tmp_path, lines, words):
-    file = tmp_path / "some.yaml"
-    file.write_text(f"name: some\nsource: {{folder: source}}\n{lines}\n")
-    with pytest.raises(UserError) as caught:
-        load_dataset(file)
-    assert str(caught.value).startswith(f"{file}: ")
-    assert words in str(caught.value)
+    assert words in refusal(tmp_path, lines)
 
 
 def labelled(count: int, **changes: object) -> list[Case]:

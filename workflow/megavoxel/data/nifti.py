@@ -118,7 +118,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     """Writes a canonical label map (z, y, x) on the grid of `geometry`, whole or not at all; same input, same bytes."""
-    kind = np.uint8 if labels.size == 0 or labels.max() < 256 else np.uint16
+    kind = label_type(labels.max(initial=0))
     write_nifti(path, geometry.restore(labels).astype(kind), geometry.affine)
 
 
@@ -189,6 +189,11 @@ def geometry_of(file: nibabel.Nifti1Image, path: Path) -> Geometry:
     return Geometry(shape=tuple(int(size) for size in file.shape[:3]), affine=affine)
 
 
+def label_type(largest: int) -> type:
+    """The smaller of uint8 and uint16 that holds a label map whose largest value is `largest`."""
+    return np.uint8 if largest < 256 else np.uint16
+
+
 def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
     """Values of a label map as uint8, or uint16 where needed.
 
@@ -208,4 +213,4 @@ def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: the label map holds {low if low < 0 else high:g}; labels are whole numbers from 0 to 65535"
         )
-    return array.astype(np.uint8 if high < 256 else np.uint16)
+    return array.astype(label_type(high))

@@ -23,6 +23,7 @@ from megavoxel.data.nifti import (
     Geometry,
     compressed_file,
     geometry_of,
+    label_type,
     open_nifti,
     unreadable,
     whole_numbers,
@@ -96,7 +97,7 @@ def write_label_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geome
         geometry: the grid of the file.
         largest: largest label there may be; up to 255 the file has one byte per voxel, else two.
     """
-    write_slabs(path, slabs, geometry, np.uint8 if largest < 256 else np.uint16)
+    write_slabs(path, slabs, geometry, label_type(largest))
 
 
 def write_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geometry: Geometry, kind: type) -> None:

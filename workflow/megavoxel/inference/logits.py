@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.grid import separate_axis
+from megavoxel.data.nifti import label_type
 from megavoxel.data.slabs import write_label_slabs
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
@@ -167,7 +168,7 @@ def label_map(shape: Sequence[int], labels: dict[str, int], slabs: Iterable[Slab
         labels: label values by name, in the order of the classes.
         slabs: along z, covering the image.
     """
-    result = np.zeros(tuple(shape), dtype=np.uint8 if max([0, *labels.values()]) < 256 else np.uint16)
+    result = np.zeros(tuple(shape), dtype=label_type(max([0, *labels.values()])))
     for start, rows in label_slabs(labels, slabs):
         result[start : start + len(rows)] = rows
     return result
@@ -175,7 +176,7 @@ def label_map(shape: Sequence[int], labels: dict[str, int], slabs: Iterable[Slab
 
 def label_slabs(labels: dict[str, int], slabs: Iterable[Slab]) -> Iterator[tuple[int, np.ndarray]]:
     """First row and label values (rows, y, x) of each slab, as `label_map` has them."""
-    values = np.array([0, *labels.values()], dtype=np.uint8 if max([0, *labels.values()]) < 256 else np.uint16)
+    values = np.array([0, *labels.values()], dtype=label_type(max([0, *labels.values()])))
     for slab in slabs:
         yield slab.start, values[slab.logits.argmax(dim=0).numpy()]
 

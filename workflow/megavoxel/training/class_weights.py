@@ -33,10 +33,8 @@ def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
     Returns:
         float32 (classes).
     """
-    counts = torch.tensor(voxels, dtype=torch.float64)
-    present = counts > 0
-    ratios = torch.where(present, counts.sum() / counts, -torch.inf)
-    return (ratios.softmax(dim=0) * present.sum()).float()
+    ratios, present = _ratios(voxels)
+    return (ratios.where(present, -torch.inf).softmax(dim=0) * present.sum()).float()
 
 
 def inverse_frequency(voxels: Sequence[int]) -> Tensor:
@@ -54,9 +52,14 @@ def inverse_frequency(voxels: Sequence[int]) -> Tensor:
     Returns:
         float32 (classes).
     """
+    ratios, present = _ratios(voxels)
+    return (ratios / present.sum()).where(present, 0.0).float()
+
+
+def _ratios(voxels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """All voxels / voxels of the class, float64, and whether a class has any voxel: the others count for nothing."""
     counts = torch.tensor(voxels, dtype=torch.float64)
-    present = counts > 0
-    return torch.where(present, counts.sum() / (counts * present.sum()), 0.0).float()
+    return counts.sum() / counts, counts > 0
 
 
 RULES = {"softmax_of_inverse": softmax_of_inverse, "inverse_frequency": inverse_frequency}
