@@ -151,10 +151,13 @@ def study(**second) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"second": {"stage1": ["second"]}}, "settings.second.stage1: the cascade refers to itself: second -> second"),
+        (
+            {"second": {"stage1": ["second"]}},
+            "settings.second.stage1: the settings refer to one another in a circle: second -> second",
+        ),
         (
             {"first": {"stage1": ["second"]}},
-            "settings.first.stage1: the cascade refers to itself: first -> second -> first",
+            "settings.first.stage1: the settings refer to one another in a circle: first -> second -> first",
         ),
         ({"second": {"stage1": ["furst"]}}, "settings.second.stage1: there is no setting 'furst'; allowed:"),
         (

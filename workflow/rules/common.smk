@@ -96,6 +96,12 @@ def first_stage_option(wildcards, input):
     return f"--stage1 {shlex.join(input.stage1)}" if input.get("stage1") else ""
 
 
+def starting_model(wildcards):
+    """The weights that a setting with `start` begins with; nothing for other settings."""
+    start = SETTINGS[wildcards.setting].start
+    return [] if start is None else f"{RESULTS}/{start}/fold-{wildcards.fold}/model.pt"
+
+
 def as_json(record):
     """A dataclass as one line of JSON, for the command line of a stage."""
     return json.dumps(to_plain(record), sort_keys=True)

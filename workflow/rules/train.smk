@@ -7,6 +7,7 @@ rule train:
         checksums=rules.fetch.output.checksums,
         shards=preprocessed_shards,
         stage1=first_stage_of_all_folds,
+        start=starting_model,
     output:
         model=f"{RESULTS}/{{setting}}/fold-{{fold}}/model.pt",
         history=f"{RESULTS}/{{setting}}/fold-{{fold}}/history.csv",
@@ -29,9 +30,10 @@ rule train:
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        start=lambda wildcards, input: f"--start {shlex.quote(input.start)}" if input.get("start") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
     shell:
         "megavoxel train --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
-        "--fold {wildcards.fold} {params.stage1} --checksums {input.checksums:q} --state {params.state:q} "
+        "--fold {wildcards.fold} {params.stage1} {params.start} --checksums {input.checksums:q} --state {params.state:q} "
         "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"

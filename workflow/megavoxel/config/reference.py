@@ -79,6 +79,7 @@ def _of_setting(key: str, record: type) -> Section:
 SECTIONS = (
     Section(title="A study file", schema="study", record=study.Study),
     Section(title="A setting", schema="study", place="$defs/setting", record=study.Setting),
+    Section(title="A phase of a setting", schema="study", place="$defs/phase", record=study.Phase),
     _of_setting("preprocessing", study.Preprocessing),
     _of_setting("network", study.Network),
     Section(title="`parallel` of a setting", schema="study", place="$defs/parallel", record=study.Parallel),
@@ -87,6 +88,7 @@ SECTIONS = (
     _of_setting("augmentation", study.Augmentation),
     _of_setting("inference", study.Inference),
     Section(title="An ensemble", schema="study", place="$defs/ensemble", record=study.Ensemble),
+    Section(title="`timing` of a study", schema="study", place="$defs/timing", record=study.Timing),
     Section(title="A sweep", schema="study", place="$defs/sweep", record=study.Sweep),
     Section(title="A dataset file", schema="dataset", record=dataset.Dataset),
     Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),

@@ -54,6 +54,7 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
     _check_network(setting.network, f"{where}.network")
     _check_training(setting.training, f"{where}.training")
     _check_first_stage(setting, study, f"{where}.stage1")
+    _check_curriculum(setting, study, where)
     for key, value in vars(setting.augmentation).items():
         if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
             raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
@@ -97,10 +98,35 @@ def _check_first_stage(setting: Setting, study: Study, where: str) -> None:
             )
 
 
+def _check_curriculum(setting: Setting, study: Study, where: str) -> None:
+    if setting.phases and setting.training.samples is not None:
+        raise UserError(
+            f"{where}.training.samples: phases have batches of their own, so that the samples of the whole run do not "
+            "say how many steps each phase takes; give epochs and iterations_per_epoch instead"
+        )
+    if setting.phases and setting.expansion is not None:
+        raise UserError(f"{where}.phases: a setting with 'expansion' trains on one pair of patches; remove one of them")
+    if setting.start is None:
+        return
+    require_name(setting.start, [other.name for other in study.settings], f"{where}.start")
+    _check_no_circle(setting.name, setting.start, study, f"{where}.start")
+    lacking = sorted(set(study.folds_of(setting)) - set(study.folds_of(study.setting(setting.start))))
+    if lacking:
+        raise UserError(
+            f"{where}.start: '{setting.start}' is not trained on fold {lacking[0]}, which this setting is; give both "
+            "the same 'folds'"
+        )
+
+
+def _needed(setting: Setting) -> tuple[str, ...]:
+    """Settings that have to be trained before."""
+    return setting.stage1 if setting.start is None else (*setting.stage1, setting.start)
+
+
 def _check_no_circle(start: str, name: str, study: Study, where: str, seen: tuple[str, ...] = ()) -> None:
     if name == start:
-        raise UserError(f"{where}: the cascade refers to itself: {' -> '.join((start, *seen, name))}")
-    for other in study.setting(name).stage1 if name not in seen else ():
+        raise UserError(f"{where}: the settings refer to one another in a circle: {' -> '.join((start, *seen, name))}")
+    for other in _needed(study.setting(name)) if name not in seen else ():
         if other in [setting.name for setting in study.settings]:
             _check_no_circle(start, other, study, where, (*seen, name))
 

@@ -36,24 +36,29 @@ def repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[str
             raise UserError(f"{source}: settings.{name}.seeds: there is another setting '{taken[0]}'; rename it")
         repeated |= copies
         families[name] = list(copies)
-    return {name: _with_first_stage(name, keys, families, source) for name, keys in repeated.items()}, families
+    return {name: _with_repeats_alike(name, keys, families, source) for name, keys in repeated.items()}, families
 
 
-def _with_first_stage(name: str, keys: Keys, families: Mapping[str, list[str]], source: str) -> Keys:
-    """The keys with `stage1` naming settings that exist: of repeats, the one with the same seed."""
-    if "stage1" not in keys:
-        return keys
-    return keys | {"stage1": [_repeat_alike(name, keys, other, families, source) for other in keys["stage1"]]}
+def _with_repeats_alike(name: str, keys: Keys, families: Mapping[str, list[str]], source: str) -> Keys:
+    """The keys with `stage1` and `start` naming settings that exist: of repeats, the one with the same seed."""
+    changed = dict(keys)
+    if "stage1" in keys:
+        changed["stage1"] = [
+            _repeat_alike(keys, other, families, f"{source}: settings.{name}.stage1") for other in keys["stage1"]
+        ]
+    if "start" in keys:
+        changed["start"] = _repeat_alike(keys, keys["start"], families, f"{source}: settings.{name}.start")
+    return changed
 
 
-def _repeat_alike(name: str, keys: Keys, other: str, families: Mapping[str, list[str]], source: str) -> str:
+def _repeat_alike(keys: Keys, other: str, families: Mapping[str, list[str]], where: str) -> str:
     repeats = families.get(other, [other])
     if repeats == [other]:
         return other
     alike = f"{other}-seed{keys.get('seed')}"
     if alike not in repeats:
         raise UserError(
-            f"{source}: settings.{name}.stage1: '{other}' has repeats ({', '.join(repeats)}), and none with the seed "
+            f"{where}: '{other}' has repeats ({', '.join(repeats)}), and none with the seed "
             "of this setting; give both the same 'seeds', or name one repeat"
         )
     return alike

@@ -33,6 +33,9 @@ class Network:
     """Channels per level, the bottleneck last, as many as there are levels; None: by `base_features`."""
     decoder_features: tuple[int, ...] | None = None
     """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
+    for_patch: tuple[int, ...] | None = None
+    """Patch that levels, strides and kernels are made for; None: the setting's own, or the smallest of its phases. For
+    settings that are to have the same network whatever their patch."""
     levels: int | None = None
     """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
     convolutions_per_level: int = 2
@@ -199,6 +202,9 @@ class Augmentation:
 class Inference:
     """The sliding window."""
 
+    window: tuple[int, ...] | str | None = None
+    """Voxels per axis of a window; `whole`: one window that holds the whole image, and no less than the patch; None:
+    the patch, or the whole image where `patch` is `whole`."""
     step: float = 0.5
     """Largest distance between two windows, as a fraction of the patch."""
     mirror: bool = True
@@ -222,13 +228,28 @@ class Expansion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One part of a curriculum; None stands for what the setting says."""
+
+    patch: tuple[int, ...] | str | None = None
+    """Voxels per axis in network order, or `whole`."""
+    batch: int | None = None
+    """Samples per optimiser step."""
+    epochs: int | None = None
+    """Epochs of this phase."""
+    learning_rate: float | None = None
+    """Initial learning rate; the schedule runs once in each phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One row of the study's table."""
 
     name: str
     """Letters, digits, '-' and '_': it becomes a folder."""
-    patch: tuple[int, ...] | None = None
-    """Voxels per axis in network order; None: by the planner."""
+    patch: tuple[int, ...] | str | None = None
+    """Voxels per axis in network order; `whole`: the largest training case, with all others padded to it with 0, which
+    counts as background like everything that a patch holds beyond its case; None: by the planner."""
     batch: int | None = None
     """Samples per optimiser step; None: by the planner."""
     memory_gib: float | None = None
@@ -244,6 +265,12 @@ class Setting:
     """How a step is spread over devices; `auto`: the cheapest way that fits the study's device. None stands for it."""
     expansion: Expansion | None = None
     """Trains on an expanded patch as well; None: on the patch alone."""
+    phases: tuple[Phase, ...] = ()
+    """A curriculum: parts of training with a patch and batch of their own, each with a new optimiser and from the last
+    one's weights. Patch and batch of the last one are those of the trained setting."""
+    start: str | None = None
+    """Setting whose trained weights of the same fold this one begins with: a curriculum whose parts are settings
+    themselves, trained once and compared. Their networks have to be equal, see `for_patch`. None: random weights."""
     stage1: tuple[str, ...] = ()
     """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
     fusion: str = "post"
@@ -281,6 +308,18 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long the prediction of a case takes, from its preprocessed image to its logits."""
+
+    repeats: int = 3
+    """Times that every case is predicted."""
+    warm_up: int = 1
+    """Predictions of the first case before the clock is read."""
+    split: str = "test"
+    """`test`, or `validation`: the cases of each fold by its own network."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study file with its defaults applied."""
 
@@ -297,6 +336,8 @@ class Study:
     """Jobs among which the cases of one preprocessing are divided."""
     baseline: str | None = None
     """The setting that the others are held against in the report."""
+    timing: Timing | None = None
+    """Measures seconds per image of every setting; None: nothing is timed."""
     settings: tuple[Setting, ...]
     ensembles: tuple[Ensemble, ...] = ()
     sweeps: tuple[Sweep, ...] = ()

@@ -101,15 +101,15 @@ class Search:
 
     def _by_data(self) -> Iterator[Parallel]:
         """One device, then several by data, without and with checkpointing, each with the fewest parts that fit."""
-        devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.batch % count == 0]
+        devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.common_batch % count == 0]
         for checkpointing in (False, True):
             for data in devices:
-                parts = self._fewest_parts(self.plan.batch // data, checkpointing)
+                parts = self._fewest_parts(self.plan.common_batch // data, checkpointing)
                 yield Parallel(data=data, accumulate=parts, checkpointing=checkpointing)
 
     def _fewest_parts(self, share: int, checkpointing: bool) -> int:
         """Parts of a device's share, by what one sample needs and the memory that there is."""
-        one = Parallel(accumulate=self.plan.batch, checkpointing=checkpointing)
+        one = Parallel(accumulate=self.plan.common_batch, checkpointing=checkpointing)
         sample = forecast_setting(self.plan, one, self.device, self.workload, exact=False)
         room = (math.inf if self.device.memory_gib is None else self.device.memory_gib) - sample.training_gib
         samples = 1 + max(0, math.floor(room / sample.sample_gib))
@@ -117,7 +117,7 @@ class Search:
 
     def _pipelines(self) -> Iterator[Parallel]:
         """With up to twice as many micro-batches as stages, and fewer where these are too many to hold at once."""
-        batch = self.plan.batch
+        batch = self.plan.common_batch
         whole = self.plan.expanded_patch is not None
         stages = powers_of_two(1 if whole else min(self.device.most_devices, most_stages(self.plan)))[1:]
         for count, checkpointing in itertools.product(stages, (False, True)):
@@ -135,17 +135,8 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
         UserError: naming the setting, the keys and what is allowed.
     """
     where = f"setting {plan.setting}: parallel"
-    if parallel.data > plan.batch:
-        raise UserError(
-            f"{where}.data: {parallel.data} devices cannot share a batch of {plan.batch}: each needs a sample of its "
-            f"own; allowed: 1 to {plan.batch}"
-        )
-    if plan.batch % parallel.parts:
-        raise UserError(
-            f"{where}: batch {plan.batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} "
-            f"× micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {plan.batch} "
-            f"({', '.join(str(parts) for parts in range(1, plan.batch + 1) if plan.batch % parts == 0)})"
-        )
+    for phase in plan.by_phase():
+        _check_parts(phase.batch, parallel, where)
     if parallel.pipeline == 1 and parallel.micro_batches > 1:
         raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
     if parallel.pipeline > most_stages(plan):
@@ -160,6 +151,20 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
             f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "
             "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
             "to false"
+        )
+
+
+def _check_parts(batch: int, parallel: Parallel, where: str) -> None:
+    if parallel.data > batch:
+        raise UserError(
+            f"{where}.data: {parallel.data} devices cannot share a batch of {batch}: each needs a sample of its own; "
+            f"allowed: 1 to {batch}"
+        )
+    if batch % parallel.parts:
+        raise UserError(
+            f"{where}: batch {batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} × "
+            f"micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {batch} "
+            f"({', '.join(str(parts) for parts in range(1, batch + 1) if batch % parts == 0)})"
         )
 
 
@@ -256,7 +261,7 @@ def too_large(forecast: Forecast, other: Forecast | None) -> str:
 def next_option(plan: Plan, forecast: Forecast) -> str:
     """What to try should memory run out all the same, in keys of the study."""
     parallel = forecast.parallel
-    samples = plan.batch // parallel.parts
+    samples = plan.common_batch // parallel.parts
     if samples > 1:
         parts = next(parts for parts in range(2, samples + 1) if samples % parts == 0)
         return f"parallel.accumulate: {parallel.accumulate * parts}"

@@ -10,6 +10,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.data.grid import window_starts
 from megavoxel.forecast.step import window
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.window import prediction_window
 
 GIB = 2**30
 
@@ -73,13 +74,14 @@ def step_seconds(speed: Speed, parallel: Parallel, stage_flops: list[int], param
 
 def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -> float:
     """Seconds in which one device predicts cases of the median shape with the network of a fold."""
+    median = plan.preprocessing.median_shape
+    size = prediction_window(plan, median)
     starts = [
-        window_starts(round(size), patch, plan.inference.step)
-        for size, patch in zip(plan.preprocessing.median_shape, plan.patch, strict=True)
+        window_starts(round(voxels), extent, plan.inference.step) for voxels, extent in zip(median, size, strict=True)
     ]
     mirrors = 2 ** len(plan.augmentation.mirror_axes) if plan.inference.mirror else 1
     passes = math.prod(len(axis) for axis in starts) * mirrors
-    flops = window(plan, networks=1, precision=precision).flops
+    flops = window(plan, size, networks=1, precision=precision).flops
     return cases * passes * (flops / speed.flops_per_second + speed.seconds_per_pass)
 
 

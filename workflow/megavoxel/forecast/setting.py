@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
@@ -12,6 +13,7 @@ from megavoxel.forecast.step import StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.window import prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,12 @@ def forecast_setting(
         exact: whether the step is run with all samples of a device, or with one of them and the rest added up.
     """
     precision = precision_on(plan, device)
-    stages = step_costs(plan, parallel, precision, exact=exact)
-    predicting = window(plan, networks=workload.folds, precision=precision)
-    slab = _slab_bytes(plan)
-    seconds = _seconds(plan, parallel, device, workload, stages, precision)
+    steps = [(phase, step_costs(phase, parallel, precision, exact=exact)) for phase in plan.by_phase()]
+    fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
+    size = prediction_window(plan, largest_case(plan))
+    predicting = window(plan, size, networks=workload.folds, precision=precision)
+    slab = _slab_bytes(plan, size)
+    seconds = _seconds(plan, parallel, device, workload, steps, precision)
     training, prediction = seconds if seconds else (None, None)
     return Forecast(
         parallel=parallel,
@@ -77,16 +81,25 @@ def forecast_setting(
         hours_per_fold=None if seconds is None else (training + prediction) / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
         flops=sum(stage.flops for stage in stages) * parallel.data,
-        sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (plan.batch // parallel.parts),
+        sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
     )
 
 
+def largest_case(plan: Plan) -> tuple[float, ...]:
+    """Voxels per axis of the largest case that is known to be predicted; of the median one in older plans."""
+    return plan.preprocessing.largest_shape or plan.preprocessing.median_shape
+
+
 def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
-    """First block of each stage of a pipeline, for the smallest peak memory of the fullest one."""
+    """First block of each stage of a pipeline, for the smallest peak memory of the fullest one.
+
+    Of a curriculum it is the phase with the most voxels in a step that counts.
+    """
+    largest = max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
     return least_peak_cut(
-        plan,
+        largest,
         stages=parallel.pipeline,
-        samples=plan.batch // parallel.parts,
+        samples=largest.batch // parallel.parts,
         micro_batches=parallel.micro_batches,
         checkpointing=parallel.checkpointing,
         precision=precision_on(plan, device),
@@ -135,12 +148,12 @@ def step_costs(plan: Plan, parallel: Parallel, precision: str, *, exact: bool = 
     return [repeated(cost, parallel) for cost in costs]
 
 
-def _slab_bytes(plan: Plan) -> int:
+def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:
     """Sums of one strip of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
-    sizes = zip(plan.preprocessing.median_shape, plan.patch, strict=True)
-    columns, line = [max(round(size), patch) for size, patch in sizes][1:]
-    widest = widest_strip(plan.network.classes, plan.patch, line)
-    return 4 * plan.network.classes * plan.patch[0] * min(columns, max(widest, plan.patch[1])) * line + SLAB_BYTES
+    sizes = zip(plan.preprocessing.median_shape, size, strict=True)
+    columns, line = [max(round(voxels), extent) for voxels, extent in sizes][1:]
+    widest = widest_strip(plan.network.classes, size, line)
+    return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 
 def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
@@ -152,15 +165,22 @@ def _growing_bytes(cost: StepCost, device: Device) -> float:
 
 
 def _seconds(
-    plan: Plan, parallel: Parallel, device: Device, workload: Workload, stages: list[StepCost], precision: str
+    plan: Plan,
+    parallel: Parallel,
+    device: Device,
+    workload: Workload,
+    steps: list[tuple[Plan, list[StepCost]]],
+    precision: str,
 ) -> tuple[float, float] | None:
-    """Seconds of training and of predicting a fold's validation cases."""
+    """Seconds of training in all phases, and of predicting a fold's validation cases."""
     speed = speed_of(device, precision)
     if speed is None:
         return None
-    largest = max(stage.parameter_bytes for stage in stages)
-    step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest)
-    check = validation_flops(plan, precision) / speed.flops_per_second / parallel.devices + speed.seconds_per_pass
-    keys = plan.training
-    training = keys.epochs * (keys.iterations_per_epoch * step + keys.validation_iterations * check)
+    training = 0.0
+    for phase, stages in steps:
+        largest = max(stage.parameter_bytes for stage in stages)
+        step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest)
+        check = validation_flops(phase, precision) / speed.flops_per_second / parallel.devices + speed.seconds_per_pass
+        keys = phase.training
+        training += keys.epochs * (keys.iterations_per_epoch * step + keys.validation_iterations * check)
     return training, prediction_seconds(plan, speed, precision, workload.validation_cases)

@@ -88,9 +88,9 @@ def _scaled(cost: StepCost, samples: int) -> StepCost:
     )
 
 
-def window(plan: Plan, *, networks: int, precision: str) -> StepCost:
-    """The forward pass of one window by `networks` networks in turn, no gradients."""
-    return _window(_Hashed(plan), networks, precision)
+def window(plan: Plan, size: tuple[int, ...] | None = None, *, networks: int, precision: str) -> StepCost:
+    """The forward pass of one window by `networks` networks in turn, no gradients; None: a window like the patch."""
+    return _window(_Hashed(plan), size or plan.patch, networks, precision)
 
 
 def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
@@ -170,12 +170,12 @@ def _make_optimizer_state(run: Run) -> None:
 
 
 @cache
-def _window(hashed: _Hashed, networks: int, precision: str) -> StepCost:
+def _window(hashed: _Hashed, size: tuple[int, ...], networks: int, precision: str) -> StepCost:
     plan = hashed.plan
     with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
         network = SegmentationNetwork(plan.network).eval()
         others = (networks - ONE_NETWORK) * float32_bytes(network)
-        image = torch.zeros(1, plan.network.input_channels, *plan.patch)
+        image = torch.zeros(1, plan.network.input_channels, *size)
         memory.reset_peak()
         with autocast(precision):
             network(image)

@@ -15,6 +15,7 @@ from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.window import prediction_window
 from megavoxel.preprocessing.store import CaseProperties
 
 
@@ -45,7 +46,7 @@ class CasePredictor:
         return predict_slabs(
             self._predictor(),
             image,
-            patch=self.plan.patch,
+            patch=prediction_window(self.plan, image.shape[1:]),
             step=inference.step,
             sigma=inference.gaussian_sigma,
             weights=inference.weights,

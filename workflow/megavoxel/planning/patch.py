@@ -68,8 +68,8 @@ class Frame:
         return REFERENCE_ELEMENTS * self.memory_gib / REFERENCE_MEMORY_GIB
 
     def topology(self, patch: Sequence[float]) -> Topology:
-        """The U-Net for a patch, with no more levels than the study asks for."""
-        topology = build_topology(self.spacing, patch)
+        """The U-Net for a patch, or for the one that the study names, with no more levels than the study asks for."""
+        topology = build_topology(self.spacing, patch if self.keys.for_patch is None else self.keys.for_patch)
         levels = self.keys.fixed_levels
         return topology if levels is None else topology.truncated(levels)
 

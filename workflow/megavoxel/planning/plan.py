@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class PreprocessingPlan:
     """One per channel; none where the dataset has modalities."""
     normalisation_by_modality: dict[str, tuple[ChannelNormalisation, ...]] = field(default_factory=dict)
     """Where the dataset has modalities: by modality, one per channel. The key is not written where it has none."""
+    largest_shape: tuple[int, ...] | None = None
+    """Most voxels of a training case per axis, network order. The key is not written where it is not known."""
     image_order: int = 3
     """Spline order for images."""
     label_order: int = 1
@@ -60,7 +63,7 @@ class PreprocessingPlan:
     @property
     def hash(self) -> str:
         """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
-        unread = ("notes", "median_shape")
+        unread = ("notes", "median_shape", "largest_shape")
         return content_hash({key: value for key, value in _plain(self).items() if key not in unread})
 
     def normalisation_of(self, case_id: str, modality: str | None) -> tuple[ChannelNormalisation, ...]:
@@ -127,6 +130,16 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """One part of a curriculum."""
+
+    patch: tuple[int, ...]
+    batch: int
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A setting, ready to train."""
 
@@ -152,6 +165,11 @@ class Plan:
     unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By training case, names of the labels that training takes for not annotated in it: those that are not, and hidden
     ones. Cases with all labels are left out, and the key is not written where there are no others."""
+    phases: tuple[PhasePlan, ...] = ()
+    """A curriculum, of whose last phase `patch`, `batch` and `training` are; the key is not written where there is
+    none."""
+    start: str | None = None
+    """Setting of the study whose weights training begins with; the key is not written where there is none."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
     stages: tuple[int, ...] = ()
@@ -165,6 +183,26 @@ class Plan:
         return self.patch if self.expanded_patch is None else self.expanded_patch
 
     @property
+    def common_batch(self) -> int:
+        """Equal parts into which the batches of all phases can be cut: the batch where there is no curriculum."""
+        return math.gcd(*(phase.batch for phase in self.by_phase()))
+
+    def by_phase(self) -> list[Plan]:
+        """A plan without a curriculum for each phase, in order; without a curriculum the plan itself."""
+        if not self.phases:
+            return [self]
+        return [
+            replace(
+                self,
+                phases=(),
+                patch=phase.patch,
+                batch=phase.batch,
+                training=replace(self.training, epochs=phase.epochs, learning_rate=phase.learning_rate),
+            )
+            for phase in self.phases
+        ]
+
+    @property
     def hash(self) -> str:
         """Short hash of everything that training depends on; training states are kept under it.
 
@@ -173,7 +211,9 @@ class Plan:
         plain = _plain(self)
         unread = ("notes", "inference", "parallel", "stages", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
-        relevant["preprocessing"] = {key: value for key, value in plain["preprocessing"].items() if key != "notes"}
+        relevant["preprocessing"] = {
+            key: value for key, value in plain["preprocessing"].items() if key not in ("notes", "largest_shape")
+        }
         return content_hash(relevant)
 
 
@@ -183,20 +223,22 @@ def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
 
 
 def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without `normalisation_by_modality`, `background_values`, `squeeze_excitation`, `unannotated` and
-    `stages` where there is nothing in them: files and hashes stay what they were before there were such keys."""
+    """Plain data, without the newer keys where there is nothing in them: files and hashes stay what they were before
+    there were such keys."""
     plain = to_plain(plan)
     if isinstance(plan, Plan):
-        for key in ("unannotated", "stages"):
-            if not plain[key]:
-                del plain[key]
+        _drop_empty(plain, ("unannotated", "stages", "phases", "start"))
+        _drop_empty(plain["network"], ("squeeze_excitation",))
+        _drop_empty(plain["inference"], ("window",))
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
-    for key in ("normalisation_by_modality", "background_values"):
-        if not preprocessing[key]:
-            del preprocessing[key]
-    if isinstance(plan, Plan) and plan.network.squeeze_excitation is None:
-        del plain["network"]["squeeze_excitation"]
+    _drop_empty(preprocessing, ("normalisation_by_modality", "background_values", "largest_shape"))
     return plain
+
+
+def _drop_empty(plain: dict[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if not plain[key]:
+            del plain[key]
 
 
 def load_plan(path: Path) -> Plan:

@@ -13,6 +13,7 @@ from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.context import plan_cascade, plan_expansion
+from megavoxel.planning.curriculum import as_last_phase, plan_phases, with_numbers
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.low_resolution import dice_of_whole_batch, low_resolution_note, require_low_resolution
 from megavoxel.planning.normalisation import plan_normalisation
@@ -31,6 +32,7 @@ from megavoxel.planning.plan import Plan, PreprocessingPlan
 from megavoxel.planning.spacing import (
     coarsest_axis,
     is_anisotropic,
+    largest_shape,
     median_shape,
     target_spacing,
     times,
@@ -79,6 +81,7 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         transpose=transpose,
         spacing=spacing,
         median_shape=median,
+        largest_shape=largest_shape(shapes, spacings, spacing),
         normalisation=normalisation.rules,
         normalisation_by_modality=normalisation.by_modality,
         image_order=keys.image_order,
@@ -103,6 +106,8 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     """
     _check_preprocessing(cases, preprocessing, setting)
     _check_class_weights(preprocessing, setting)
+    written, whole_notes = with_numbers(setting, preprocessing)
+    setting = as_last_phase(written)
     frame = Frame(
         setting=setting.name,
         spacing=preprocessing.spacing,
@@ -120,6 +125,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     training, dice_note = _dice(frame, patch, replace(setting, training=training))
     large, network, expansion_notes = plan_expansion(setting, patch, candidate.network, frame.median_shape)
     network, cascade_notes = plan_cascade(setting, network)
+    phases, phase_notes = plan_phases(written, patch, batch, training)
     return Plan(
         study=study,
         setting=setting.name,
@@ -132,11 +138,14 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         expanded_patch=large,
         expansion_order=setting.expansion.order if setting.expansion else "sequential",
         stage1=setting.stage1,
+        phases=phases,
+        start=setting.start,
         training=training,
         augmentation=setting.augmentation,
         inference=setting.inference,
         unannotated={case.id: case.unseen for case in cases.of_split("training") if case.unseen},
         notes=(
+            *whole_notes,
             *patch_notes,
             _network_note(candidate, setting),
             low_resolution_note(frame, patch, setting.preprocessing),
@@ -145,6 +154,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             *budget_notes,
             *expansion_notes,
             *cascade_notes,
+            *phase_notes,
         ),
     )
 
@@ -241,7 +251,8 @@ def _check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
     wanted, possible = setting.network.fixed_levels, frame.topology(patch).levels
     if wanted is not None and wanted > possible:
         raise UserError(
-            f"setting {setting.name}: network has {wanted} levels, but patch {times(patch)} at spacing "
+            f"setting {setting.name}: network has {wanted} levels, but patch "
+            f"{times(setting.network.for_patch or patch)} at spacing "
             f"{times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
         )
 

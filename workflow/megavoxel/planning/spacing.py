@@ -72,6 +72,14 @@ def median_shape(
     return tuple(float(size) for size in np.median(resampled, axis=0))
 
 
+def largest_shape(
+    shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]], spacing: Sequence[float]
+) -> tuple[int, ...]:
+    """Most voxels per axis after resampling every case to `spacing`; all arguments have the same order of axes."""
+    resampled = [resampled_shape(shape, current, spacing) for shape, current in zip(shapes, spacings, strict=True)]
+    return tuple(max(sides) for sides in zip(*resampled, strict=True))
+
+
 def times(values: Sequence[float]) -> str:
     """Numbers per axis for a reader: `2.5 × 1 × 1`."""
     return " × ".join(f"{value:.6g}" for value in values)

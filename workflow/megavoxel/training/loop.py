@@ -28,6 +28,7 @@ from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Part, Run
+from megavoxel.training.start import load_start, starting_weights
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
@@ -51,18 +52,23 @@ class Fold:
     """SHA-256 that stands for the dataset's files; None: not known."""
     first_stage_data: str | None = None
     """Hash of the first stage's labels; None: there is no first stage."""
+    start: Path | None = None
+    """`model.pt` whose weights training begins with, for a plan with `start`; None: random weights."""
+    start_data: str | None = None
+    """SHA-256 of that file."""
 
     def key(self, plan: Plan) -> str:
         """Short hash of all that the trained weights depend on: the plan, the fold's cases and the data."""
         parts = [plan.hash, self.number, self.training, self.validation, self.data]
-        return content_hash(parts if self.first_stage_data is None else [*parts, self.first_stage_data])
+        return content_hash([*parts, *filter(None, (self.first_stage_data, self.start_data))])
 
 
 def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, group: Group | None = None) -> Run:
-    """Trains a setting on a fold, going on from the run's state below `state_folder` if there is one.
+    """Trains a setting on a fold, going on from the run's states below `state_folder` if there are any.
 
-    On the CPU an interrupted and resumed run gives bit for bit the weights of an uninterrupted one. With
-    `training.patience` it may end before the last epoch; the learning rate falls as if it would not.
+    The phases of a curriculum are runs of their own, each with a state of its own. On the CPU an interrupted and
+    resumed run gives bit for bit the weights of an uninterrupted one. With `training.patience` it may end before the
+    last epoch; the learning rate falls as if it would not.
 
     Args:
         plan: the setting.
@@ -72,30 +78,68 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
         group: the processes that share each batch; None: this one alone.
 
     Raises:
-        UserError: the loss is no longer finite, the state belongs to another plan, or the processes of the group do
-            not see the same state.
+        UserError: the loss is no longer finite, the state belongs to another plan, the processes of the group do not
+            see the same state, or the weights to begin with are of another network.
     """
     group = group or Group(device=device)
-    key = fold.key(plan)
-    state_folder = state_folder / key
-    run = start_run(plan, fold, device, load_state(state_folder, key=key), group)
+    weights, key = starting_weights(fold.start), fold.key(plan)
+    if not plan.phases:
+        return _finished(_train_phase(plan, fold, state_folder / key, key, weights, group))
+    history: list[dict[str, float]] = []
+    peak: dict[str, Any] | None = None
+    for number, phase in enumerate(plan.by_phase(), start=1):
+        key = content_hash([key, number])
+        if group.leads:
+            print(f"phase {number} of {len(plan.phases)}", flush=True)
+        run = _train_phase(phase, fold, state_folder / key, key, weights, group)
+        history += [{"phase": number, **row, "epoch": len(history) + row["epoch"]} for row in run.history]
+        peak = max(filter(None, (peak, run.peak_memory)), key=lambda found: found["gib"], default=None)
+        if number < len(plan.phases):
+            del run  # the next network needs its memory
+            weights = load_state(state_folder / key, key=key)["network"]
+    run.plan, run.history, run.epoch, run.peak_memory = plan, history, len(history), peak
+    return _finished(run)
+
+
+def _finished(run: Run) -> Run:
+    """With the whole network, wherever its stages were."""
+    run.network = whole_network(run)
+    return run
+
+
+def _train_phase(
+    plan: Plan, fold: Fold, state_folder: Path, key: str, weights: dict[str, Tensor] | None, group: Group
+) -> Run:
+    """Trains a plan without phases to its end; its state lies in `state_folder` afterwards, for all processes."""
+    run = start_run(plan, fold, group.device, load_state(state_folder, key=key), group, weights)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
         _train_to_the_end(run, fold, partial(_save, run, state_folder, key))
-    run.network = whole_network(run)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
+    group.all(0.0)  # none goes on before the leading one has written the state
     return run
 
 
 def start_run(
-    plan: Plan, fold: Fold, device: torch.device, state: dict[str, Any] | None = None, group: Group | None = None
+    plan: Plan,
+    fold: Fold,
+    device: torch.device,
+    state: dict[str, Any] | None = None,
+    group: Group | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Run:
-    """A new run, or the one that `state` was taken of."""
+    """A new run, from `weights` of the whole network if there are any, or the one that `state` was taken of.
+
+    Raises:
+        UserError: the weights are of another network.
+    """
     group = group or Group(device=device)
     precision = Precision(**state["precision"]) if state else _common_precision(plan, device, group)
     seed = plan.seed + fold.number
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
+    if weights is not None and state is None:
+        load_start(network, weights, plan)
     line = join_line(network, plan, group, precision)
     network = network.to(device, memory_format=torch.channels_last_3d)
     run = Run(

@@ -42,6 +42,7 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
         "data": {
             "dataset": run.plan.dataset,
             "checksums_sha256": fold.data,
+            "start": {"setting": run.plan.start, "weights_sha256": fold.start_data} if run.plan.start else None,
             "training": list(fold.training),
             "validation": list(fold.validation),
             "labels_never_seen": labels_never_seen(run.plan, fold.preprocessed, fold.training),
