@@ -20,7 +20,7 @@ def preprocessing_plan(**changes) -> PreprocessingPlan:
         labels={"ball": 1, "cube": 3},
         transpose=(0, 1, 2),
         spacing=(1.0, 1.0, 1.0),
-        median_shape=(16, 16, 16),
+        median_shape=(16.0, 16.0, 16.0),
         normalisation=(ChannelNormalisation(scheme="z-score"),),
     )
     return replace(plan, **changes)
@@ -30,7 +30,7 @@ def tiny_plan(*, training: dict | None = None, **changes) -> Plan:
     """A plan that trains in seconds."""
     keys = {
         "epochs": 2, "iterations_per_epoch": 3, "validation_iterations": 2, "workers": 0, "precision": "float32",
-        "checkpoint_minutes": 0,
+        "checkpoint_minutes": 0.0,
     }  # fmt: skip
     plan = Plan(
         study="test",

@@ -107,7 +107,7 @@ def test_phases_go_through_a_pipeline(fold, tmp_path):
     done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     single = train(plain, fold, tmp_path / "single", CPU)
-    weights = load_weights(tmp_path / "out" / "model.pt", plan_hash=load_plan(tmp_path / "plan.json").hash)["weights"]
+    weights = load_weights(tmp_path / "out" / "model.pt", plan_hash=plan.hash)["weights"]
     for name, tensor in single.network.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=1e-3)
     history = pandas.read_csv(tmp_path / "out" / "history.csv")

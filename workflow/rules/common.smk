@@ -148,6 +148,14 @@ def training_devices(wildcards, input):
     return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
 
 
+def timed_runs():
+    """Networks whose predictions are timed: of test cases that of each setting's first fold, else all of them."""
+    if STUDY.timing is None:
+        return []
+    every = STUDY.timing.split == "validation"
+    return [(setting, fold) for setting in SETTINGS for fold in (folds_of(setting) if every else folds_of(setting)[:1])]
+
+
 def planning_device(setting):
     """What `plan` is told of the device: nothing where the setting fixes plain training, which needs no device."""
     if SETTINGS[setting].parallel == Parallel():
@@ -165,6 +173,7 @@ MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
 PREPROCESSINGS = {preprocessing_key(name): setting.preprocessing for name, setting in SETTINGS.items()}
 FACTS = facts_for_planning()
 RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
+TIMINGS = [f"{RESULTS}/{setting}/fold-{fold}/timings.csv" for setting, fold in timed_runs()]
 
 
 wildcard_constraints:

@@ -1,6 +1,7 @@
 # DSC and NSD of every case and label, first per job, then in one tidy table.
 localrules:
     collect_scores,
+    collect_timings,
 
 
 rule evaluate_validation:
@@ -69,3 +70,60 @@ rule collect_scores:
         runtime=by_attempt(30),
     shell:
         "megavoxel evaluate --collect {input.validation:q} {input.test:q} --output {output.scores:q} > {log:q} 2>&1"
+
+
+rule time_prediction:
+    """Seconds per image of a fold's network; nothing else should run on the device meanwhile."""
+    input:
+        plan=rules.plan_setting.output.plan,
+        splits=rules.split.output.splits,
+        shards=preprocessed_shards,
+        stage1=first_stage_of("fold-{fold}" if STUDY.timing and STUDY.timing.split == "validation" else "test"),
+        weights=rules.train.output.model,
+    output:
+        timings=f"{RESULTS}/{{setting}}/fold-{{fold}}/timings.csv",
+    log:
+        f"{LOGS}/time_prediction/{{setting}}-{{fold}}.log",
+    benchmark:
+        f"{JOBS}/time_prediction/{{setting}}-{{fold}}.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        GPU_IMAGE
+    threads: DEVICE.cpus_per_job
+    resources:
+        gpu=DEVICE.gpus,
+        mem_mb=by_attempt(DEVICE.host_memory_mb),
+        runtime=by_attempt(DEVICE.runtime_minutes),
+    params:
+        preprocessed=preprocessed_folder,
+        stage1=first_stage_option,
+        split=STUDY.timing.split if STUDY.timing else "test",
+        repeats=STUDY.timing.repeats if STUDY.timing else 1,
+        warm_up=STUDY.timing.warm_up if STUDY.timing else 0,
+    shell:
+        "megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
+        "--split {params.split} --fold {wildcards.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
+        "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} --threads {threads} "
+        "> {log:q} 2>&1"
+
+
+rule collect_timings:
+    """All timings of the study in one table."""
+    input:
+        timings=TIMINGS,
+    output:
+        timings=f"{RESULTS}/timings.csv",
+    log:
+        f"{LOGS}/collect_timings.log",
+    benchmark:
+        f"{JOBS}/collect_timings.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    shell:
+        "megavoxel time --collect {input.timings:q} --output {output.timings:q} > {log:q} 2>&1"

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 
 from megavoxel.network.one_hot import one_hot_branches
+from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.first_stage import open_first_stage
+from megavoxel.preprocessing.store import CaseProperties
+
+
+def with_first_stage(plan: Plan, image: Any, properties: CaseProperties, folders: Sequence[Path]) -> Any:
+    """What the network of a setting is given of a preprocessed case: its image or, in a second stage, both together.
+
+    Args:
+        plan: the setting.
+        image: array (channels, network grid), which need not have been read.
+        properties: of the case.
+        folders: with the first stage's labels, of which the case is in one; for a plan with `stage1`.
+    """
+    if not plan.stage1:
+        return image
+    labels = open_first_stage(folders, properties.case, (len(plan.stage1), *properties.shape))
+    return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

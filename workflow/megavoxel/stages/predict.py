@@ -126,17 +126,13 @@ def _read_file(
 
 def _with_first_stage(image: Any, properties: Any, plan: Plan, arguments: argparse.Namespace) -> Any:
     """What the network is given of a case: in the second stage of a cascade, its first stage's labels as well."""
-    if not plan.stage1:
-        return image
-    from megavoxel.inference.first_stage import ImageWithFirstStage
-    from megavoxel.preprocessing.first_stage import first_stage_classes, open_first_stage
+    from megavoxel.inference.first_stage import ImageWithFirstStage, with_first_stage
+    from megavoxel.preprocessing.first_stage import first_stage_classes
 
-    case = properties.case
-    if arguments.input:
-        paths = [folder / f"{case}.nii.gz" for folder in arguments.stage1_labels]
-        labels = first_stage_classes(paths, properties, plan)
-    else:
-        labels = open_first_stage(arguments.stage1, case, (len(plan.stage1), *properties.shape))
+    if not (plan.stage1 and arguments.input):
+        return with_first_stage(plan, image, properties, arguments.stage1)
+    paths = [folder / f"{properties.case}.nii.gz" for folder in arguments.stage1_labels]
+    labels = first_stage_classes(paths, properties, plan)
     return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
