@@ -16,7 +16,7 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Parallel, Setting
+from megavoxel.config.study import Inference, Parallel, Setting
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
@@ -27,6 +27,7 @@ from megavoxel.forecast.hours import Speed, Workload, prediction_seconds, step_s
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
+from megavoxel.forecast.whole_image import WholeImages
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -432,3 +433,21 @@ def test_calibrate_refuses_an_unknown_device(tmp_path, capsys):
     (tmp_path / "hardware.yaml").write_text(json.dumps({"devices": {"a": {"kind": "cpu"}}}))
     assert main(["calibrate", "b", "--hardware", str(tmp_path / "hardware.yaml")]) == 1
     assert "has no device 'b'; allowed: a" in capsys.readouterr().err
+
+
+def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(plan):
+    whole = replace(plan, patch=(16, 16, 16), inference=Inference(window="whole"))
+    keys = {"plan": whole, "networks": 1, "precision": "float32"}
+    small = WholeImages(device=device(), **keys)
+    small.check("case1", (48, 48, 48))
+    # Half a window needs little more than half of its tensors: this is between both.
+    room = 0.75 * small.gib((48, 96, 48))
+    tight = WholeImages(device=device(memory_gib=room), **keys)
+    with pytest.raises(UserError, match="the whole image, a window of 48 × 96 × 48 voxels, needs") as found:
+        tight.check("case1", (47, 96, 48))
+    assert str(found.value).endswith("what would fit: inference.window: [48, 48, 48]")
+    assert small.gib((48, 48, 48)) < room < small.gib((48, 96, 48))
+    with pytest.raises(UserError, match="not even a window of the patch fits"):
+        WholeImages(device=device(memory_gib=1e-6), **keys).check("case1", (48, 48, 48))
+    patches = WholeImages(device=device(memory_gib=1e-6), **keys | {"plan": plan})
+    patches.check("case1", (480, 480, 480))

@@ -31,6 +31,7 @@ rule report:
         manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
         validation=[f"{RESULTS}/{model}/fold-{fold}/validation" for model in MODELS for fold in folds_of(model)],
         test=[f"{RESULTS}/{model}/test" for model in MODELS],
+        timings=rules.collect_timings.output.timings if TIMINGS else [],
         published=PUBLISHED,
     output:
         page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),

@@ -70,15 +70,18 @@ def _predict(plan: Plan, items: list, arguments: argparse.Namespace, output: Pat
         return
     from tqdm import tqdm
 
+    from megavoxel.forecast.whole_image import WholeImages
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.network.device import choose_device, set_threads
 
     set_threads(arguments.threads)
     predictor = CasePredictor(plan, arguments.weights, choose_device(arguments.device))
+    whole_images = WholeImages.of(predictor)
     for number, read in enumerate(tqdm(items, desc="predict", unit="case", disable=None), start=1):
         with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
             image, properties = read(Path(scratch))
             image = _with_first_stage(image, properties, plan, arguments)
+            whole_images.check(properties.case, image.shape[1:])
             predictor.write(image, properties, output, logits)
         print(f"case {number}/{len(items)}  {properties.case}", flush=True)
 

@@ -75,6 +75,7 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame:
 
     import pandas
 
+    from megavoxel.forecast.whole_image import WholeImages
     from megavoxel.inference.first_stage import with_first_stage
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.inference.timing import time_cases
@@ -83,8 +84,13 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame:
 
     set_threads(arguments.threads)
     predictor = CasePredictor(plan, [arguments.weights], choose_device(arguments.device))
-    stored = ((name, open_case(arguments.preprocessed, name)) for name in names)
-    cases = ((name, with_first_stage(plan, case.image, case.properties, arguments.stage1)) for name, case in stored)
+    stored = {name: open_case(arguments.preprocessed, name) for name in names}
+    whole_images = WholeImages.of(predictor)
+    for name, case in stored.items():
+        whole_images.check(name, case.properties.shape)
+    cases = (
+        (name, with_first_stage(plan, case.image, case.properties, arguments.stage1)) for name, case in stored.items()
+    )
     rows = []
     for found in time_cases(predictor, cases, repeats=arguments.repeats, warm_up=arguments.warm_up):
         print(f"{found.case}  {found.repeat}/{arguments.repeats}  {found.seconds:.3f} s", flush=True)

@@ -1,0 +1,86 @@
+"""Whether a whole image fits as one window, and which window would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megavoxel.config.hardware import Device
+from megavoxel.errors import UserError
+from megavoxel.forecast.fit import device_at_hand
+from megavoxel.forecast.hours import GIB
+from megavoxel.forecast.step import window
+from megavoxel.inference.predict import CasePredictor
+from megavoxel.planning.plan import Plan
+from megavoxel.planning.spacing import times
+from megavoxel.planning.topology import divisor_of, padded_patch
+from megavoxel.planning.window import WHOLE, prediction_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeImages:
+    """Looks at images before the networks of a plan see them whole; plans with other windows take any image."""
+
+    plan: Plan
+    device: Device
+    networks: int
+    """Whose mean is taken."""
+    precision: str
+    """Of the forward pass."""
+
+    @staticmethod
+    def of(predictor: CasePredictor) -> WholeImages:
+        """For the networks and the device of a prediction."""
+        return WholeImages(
+            plan=predictor.plan,
+            device=device_at_hand(predictor.device),
+            networks=len(predictor.networks),
+            precision=predictor.precision.name,
+        )
+
+    def check(self, case: str, shape: Sequence[int]) -> None:
+        """Refuses an image that cannot go through the network at once, where the plan wants it to.
+
+        Args:
+            case: name of the image.
+            shape: of the image (z, y, x), in network order.
+
+        Raises:
+            UserError: with what it needs and with a window that would fit.
+        """
+        if self.plan.inference.window != WHOLE or self.device.memory_gib is None:
+            return
+        size = prediction_window(self.plan, shape)
+        needed = self.gib(size)
+        if needed <= self.device.memory_gib:
+            return
+        smaller = self.fitting(size)
+        advice = (
+            f"what would fit: inference.window: {list(smaller)}"
+            if smaller
+            else "not even a window of the patch fits; take a device with more memory"
+        )
+        raise UserError(
+            f"setting {self.plan.setting}: case {case}: the whole image, a window of {times(size)} voxels, needs "
+            f"{needed:.1f} GiB, more than {self.device.name} has ({self.device.memory_gib:g} GiB); {advice}"
+        )
+
+    def gib(self, size: Sequence[int]) -> float:
+        """Peak memory in GiB of the tensors of one window, the sums of its logits included."""
+        cost = window(self.plan, tuple(size), networks=self.networks, precision=self.precision)
+        return (cost.peak_bytes + 4 * self.plan.network.classes * math.prod(size)) / GIB
+
+    def fitting(self, size: Sequence[int]) -> tuple[int, ...] | None:
+        """A window that fits, no smaller than the patch: the side that is furthest from it is halved again and again.
+
+        None where even the patch is too large.
+        """
+        strides = divisor_of(self.plan.network.strides)
+        smallest, sides = padded_patch(self.plan.patch, strides), list(size)
+        while self.gib(sides) > self.device.memory_gib:
+            axis = max(range(len(sides)), key=lambda axis: sides[axis] / smallest[axis])
+            if sides[axis] <= smallest[axis]:
+                return None
+            sides[axis] = max(smallest[axis], sides[axis] // strides[axis] // 2 * strides[axis])
+        return tuple(sides)
