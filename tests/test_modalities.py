@@ -13,7 +13,7 @@ import pytest
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
-from megavoxel.config.study import Preprocessing
+from megavoxel.config.study import IntensityRange, Preprocessing
 from megavoxel.data.cases import Cases, load_cases, save_cases
 from megavoxel.data.layout import read_layout
 from megavoxel.data.nifti import write_nifti
@@ -251,6 +251,14 @@ def test_a_fingerprint_of_other_modalities_is_refused(two):
     without = replace(two, cases=tuple(replace(case, modality=None) for case in two.cases))
     with pytest.raises(UserError, match="the fingerprint has the modalities CT, MR, dataset some has none"):
         plan_preprocessing(without, found, Preprocessing())
+
+
+def test_a_range_that_the_study_fixes_is_that_of_all_modalities(two):
+    keys = Preprocessing(normalisation=IntensityRange(range=(0.0, 4.0)))
+    plan = plan_preprocessing(two, measure(two), keys)
+    rule = ChannelNormalisation(scheme="range", lower=0.0, upper=4.0)
+    assert plan.normalisation_by_modality == {"CT": (rule,), "MR": (rule,)}
+    assert "normalisation: modality MR: 0 to 4 becomes 0 to 1, fixed by the study" in plan.notes
 
 
 def test_arrays_of_ct_and_mr_are_normalised_each_in_its_own_way(two, tmp_path):

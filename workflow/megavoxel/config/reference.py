@@ -80,6 +80,12 @@ SECTIONS = (
     Section(title="A study file", schema="study", record=study.Study),
     Section(title="A setting", schema="study", place="$defs/setting", record=study.Setting),
     _of_setting("preprocessing", study.Preprocessing),
+    Section(
+        title="`normalisation` of `preprocessing`",
+        schema="study",
+        place="$defs/intensity_range",
+        record=study.IntensityRange,
+    ),
     _of_setting("network", study.Network),
     Section(title="`parallel` of a setting", schema="study", place="$defs/parallel", record=study.Parallel),
     Section(title="`expansion` of a setting", schema="study", place="$defs/expansion", record=study.Expansion),
