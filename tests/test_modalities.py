@@ -110,6 +110,15 @@ def test_without_the_key_the_test_section_is_the_test_split(tmp_path):
     ]
 
 
+def test_with_none_no_section_becomes_the_test_split(tmp_path):
+    layout = read_layout(described(tmp_path, training=["a"], validation=["b"], test=["c"]), keys(test_section="none"))
+    assert [(case.id, case.split) for case in layout.cases] == [("a", "training")]
+    drawn = keys(test_section="none", test_count=1)
+    layout = read_layout(described(tmp_path, training=["a", "b"], test=["c"]), drawn)
+    assert sorted(case.split for case in layout.cases) == ["test", "training"]
+    assert {case.id for case in layout.cases} == {"a", "b"}
+
+
 def test_the_layout_of_nnunet_has_a_validation_folder(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"organ": 1}}))
     for name in ("imagesTr/p_0000", "labelsTr/p", "imagesVa/q_0000", "labelsVa/q", "imagesTs/r_0000"):
@@ -161,7 +170,7 @@ def test_patterns_say_which_cases_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("test_section: testing", ["test_section", "allowed: test, validation"]),
+        ("test_section: testing", ["test_section", "allowed: test, validation, none"]),
         ("modalities: {}", ["modalities"]),
         ("modalities: {CT: []}", ["modalities.CT"]),
         ("modalities: {'C T': [a]}", ["modalities"]),
