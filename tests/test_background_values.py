@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monai.apps.datasets import DecathlonDataset
 from sklearn.model_selection import train_test_split
 
 from dataset_folder import SHAPE, Folder, refusal
@@ -15,6 +16,7 @@ from megavoxel.config.dataset import Dataset, Source, load_dataset
 from megavoxel.config.study import Preprocessing
 from megavoxel.data.adjustments import adjusted_cases
 from megavoxel.data.cases import Case, Cases, load_cases, save_cases
+from megavoxel.data.layout import read_layout
 from megavoxel.data.nifti import read_labels
 from megavoxel.errors import UserError
 from megavoxel.evaluation.score import score_pairs
@@ -179,6 +181,38 @@ def test_cases_without_labels_and_those_left_out_are_not_drawn(tmp_path):
         assert not {"plain", "case_00"} & set(chosen)
     with pytest.raises(UserError, match="test_count: 2 test cases cannot be drawn from 2 labelled ones"):
         drawn([*labelled(3), unlabelled], tmp_path, test_count=2, exclude=("case_00",))
+
+
+def decathlon_liver(folder: Path, order: int) -> Path:
+    """dataset.json of Task03_Liver by its numbers: 131 labelled cases, in one order or the other, and 70 without."""
+    entries = [{"image": f"./imagesTr/liver_{n}.nii.gz", "label": f"./labelsTr/liver_{n}.nii.gz"} for n in range(131)]
+    content = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver", "2": "cancer"},
+        "training": entries[::order],
+        "test": [f"./imagesTs/liver_{n}.nii.gz" for n in range(131, 201)],
+    }
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_liver_split_of_lamp_is_104_and_27_in_any_order_without_the_unlabelled_images(repository, tmp_path):
+    """Zhu et al. 2020, section 3."""
+    shipped = load_dataset(repository / "config/datasets/task03-liver.yaml")
+    layouts = [read_layout(decathlon_liver(tmp_path / name, order), shipped) for name, order in (("a", 1), ("b", -1))]
+    assert layouts[0] == layouts[1]
+    splits = [case.split for case in layouts[0].cases]
+    assert (splits.count("training"), splits.count("test")) == (104, 27)
+    assert all(case.label is not None for case in layouts[0].cases)
+    assert layouts[0].labels == {"liver": 1, "tumour": 2}
+    assert shipped.declared.training_cases == 104
+
+
+def test_address_and_checksum_of_the_liver_are_those_of_monai(repository):
+    source = load_dataset(repository / "config/datasets/task03-liver.yaml").source
+    assert source.url == DecathlonDataset.resource["Task03_Liver"]
+    assert source.md5 == DecathlonDataset.md5["Task03_Liver"]
 
 
 def test_the_split_of_the_paper_is_21_3_and_6(repository, tmp_path):

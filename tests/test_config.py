@@ -84,6 +84,15 @@ def test_settings_inherit_from_defaults_and_from_one_another():
         ("settings/b/folds", [0], ["ensembles.ab.members", "different folds"]),
         ("folds", 1, ["folds", "minimum of 2"]),
         ("settings/a/augmentation", {"scaling_range": [1.4, 0.7]}, ["scaling_range", "the smaller first"]),
+        ("settings/a/preprocessing", {"normalisation": "CT"}, ["preprocessing.normalisation", "'CT' is not allowed"]),
+        (
+            "settings/a/preprocessing",
+            {"normalisation": {"range": [89, -21]}},
+            ["settings.a.preprocessing.normalisation.range: [89.0, -21.0]", "the smaller first"],
+        ),
+        ("settings/a/preprocessing", {"normalisation": {"range": [5, 5]}}, ["[5.0, 5.0]", "the smaller first"]),
+        ("settings/a/preprocessing", {"normalisation": {"range": [0, 1, 2]}}, ["normalisation"]),
+        ("settings/a/preprocessing", {"normalisation": {}}, ["normalisation", "range"]),
         ("settings", {}, ["settings"]),
     ],
 )

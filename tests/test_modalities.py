@@ -13,7 +13,7 @@ import pytest
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
-from megavoxel.config.study import Preprocessing
+from megavoxel.config.study import IntensityRange, Preprocessing
 from megavoxel.data.cases import Cases, load_cases, save_cases
 from megavoxel.data.layout import read_layout
 from megavoxel.data.nifti import write_nifti
@@ -110,6 +110,15 @@ def test_without_the_key_the_test_section_is_the_test_split(tmp_path):
     ]
 
 
+def test_with_none_no_section_becomes_the_test_split(tmp_path):
+    layout = read_layout(described(tmp_path, training=["a"], validation=["b"], test=["c"]), keys(test_section="none"))
+    assert [(case.id, case.split) for case in layout.cases] == [("a", "training")]
+    drawn = keys(test_section="none", test_count=1)
+    layout = read_layout(described(tmp_path, training=["a", "b"], test=["c"]), drawn)
+    assert sorted(case.split for case in layout.cases) == ["test", "training"]
+    assert {case.id for case in layout.cases} == {"a", "b"}
+
+
 def test_the_layout_of_nnunet_has_a_validation_folder(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"organ": 1}}))
     for name in ("imagesTr/p_0000", "labelsTr/p", "imagesVa/q_0000", "labelsVa/q", "imagesTs/r_0000"):
@@ -161,7 +170,7 @@ def test_patterns_say_which_cases_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("test_section: testing", ["test_section", "allowed: test, validation"]),
+        ("test_section: testing", ["test_section", "allowed: test, validation, none"]),
         ("modalities: {}", ["modalities"]),
         ("modalities: {CT: []}", ["modalities.CT"]),
         ("modalities: {'C T': [a]}", ["modalities"]),
@@ -251,6 +260,14 @@ def test_a_fingerprint_of_other_modalities_is_refused(two):
     without = replace(two, cases=tuple(replace(case, modality=None) for case in two.cases))
     with pytest.raises(UserError, match="the fingerprint has the modalities CT, MR, dataset some has none"):
         plan_preprocessing(without, found, Preprocessing())
+
+
+def test_a_range_that_the_study_fixes_is_that_of_all_modalities(two):
+    keys = Preprocessing(normalisation=IntensityRange(range=(0.0, 4.0)))
+    plan = plan_preprocessing(two, measure(two), keys)
+    rule = ChannelNormalisation(scheme="range", lower=0.0, upper=4.0)
+    assert plan.normalisation_by_modality == {"CT": (rule,), "MR": (rule,)}
+    assert "normalisation: modality MR: 0 to 4 becomes 0 to 1, fixed by the study" in plan.notes
 
 
 def test_arrays_of_ct_and_mr_are_normalised_each_in_its_own_way(two, tmp_path):

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.config.records import to_plain
-from megavoxel.config.study import Network, Preprocessing, Setting, Training
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.study import IntensityRange, Network, Preprocessing, Setting, Training
+from megavoxel.config.study_file import parse_study
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure, save_fingerprint
-from megavoxel.planning.plan import load_plan, load_preprocessing_plan
+from megavoxel.planning.plan import ChannelNormalisation, load_plan, load_preprocessing_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
 from megavoxel.planning.spacing import coarsest_axis, median_shape, target_spacing, transposition
 from scans import dataset_of, unwritten
@@ -99,6 +100,25 @@ def test_normalisation_goes_by_the_name_of_the_channel():
     ct, mr = plan.normalisation
     assert (ct.scheme, ct.mean, ct.std, ct.lower, ct.upper) == ("ct", 40, 20, -100, 300)
     assert (mr.scheme, mr.mean, mr.inside_nonzero) == ("z-score", None, False)
+
+
+def test_a_range_that_the_study_fixes_reaches_the_plan_and_its_hash(tmp_path):
+    setting = {"preprocessing": {"normalisation": {"range": [-21, 89]}}}
+    study = parse_study({"study": "s", "dataset": "d", "settings": {"a": setting}}, source="s.yaml")
+    found = fingerprint([(1, 1, 1)] * 4, [(20, 20, 20)] * 4, channels=("CT", "T2"))
+    plan = plan_preprocessing(unwritten(4, channels=("CT", "T2")), found, study.setting("a").preprocessing)
+    assert plan.normalisation == (ChannelNormalisation(scheme="range", lower=-21.0, upper=89.0),) * 2
+    assert "normalisation: channel CT: -21 to 89 becomes 0 to 1, fixed by the study" in plan.notes
+    save_plan(tmp_path / "plan.json", plan)
+    assert load_preprocessing_plan(tmp_path / "plan.json") == plan
+    other = plan_preprocessing(unwritten(4, channels=("CT", "T2")), found, Preprocessing(normalisation="ct"))
+    assert other.hash != plan.hash
+
+
+def test_the_definition_of_a_range_goes_through_the_command_line():
+    keys = Preprocessing(normalisation=IntensityRange(range=(-21.0, 89.0)))
+    assert from_plain(Preprocessing, json.loads(json.dumps(to_plain(keys))), where="--definition") == keys
+    assert to_plain(Preprocessing(normalisation="ct")) == {**to_plain(Preprocessing()), "normalisation": "ct"}
 
 
 def test_the_study_overrides_the_name_and_labels_are_sorted_by_value():

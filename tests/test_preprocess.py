@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from monai.transforms import ScaleIntensityRange
 from scipy import ndimage
 
 from helpers import preprocessing_plan
@@ -22,9 +23,10 @@ from megavoxel.preprocessing.case import preprocess_image, preprocess_labels
 from megavoxel.preprocessing.foreground import sample_foreground
 from megavoxel.preprocessing.normalise import normalise
 from megavoxel.preprocessing.resample import resample_image
-from megavoxel.preprocessing.store import open_case
+from megavoxel.preprocessing.store import Box, open_case, read_box
 from scans import dataset, dataset_of, write_case
 
+RANGE = ChannelNormalisation(scheme="range", lower=-21.0, upper=89.0)
 CT = ChannelNormalisation(scheme="ct", mean=50.0, std=25.0, lower=-100.0, upper=200.0)
 
 
@@ -52,6 +54,29 @@ def test_holes_are_filled_as_scipy_fills_them(share):
 def test_ct_is_clipped_and_scaled_by_the_dataset():
     image = np.array([-1000, -100, 50, 75, 200, 3000], dtype=np.float32).reshape(1, 1, 1, 6)
     np.testing.assert_allclose(normalise(image, [CT]).ravel(), [-6, -6, 0, 1, 6, 6])
+
+
+def test_a_fixed_range_becomes_0_to_1_whatever_the_image():
+    image = np.array([-1000, -21, 34, 78, 89, 3000], dtype=np.float32).reshape(1, 1, 1, 6)
+    np.testing.assert_allclose(normalise(image, [RANGE]).ravel(), [0, 0, 0.5, 0.9, 1, 1], atol=1e-6)
+
+
+def test_a_fixed_range_is_that_of_monai():
+    image = np.random.default_rng(0).normal(30, 100, size=(1, 8, 9, 10)).astype(np.float32)
+    expected = ScaleIntensityRange(a_min=-21, a_max=89, b_min=0, b_max=1, clip=True)(image)
+    np.testing.assert_allclose(normalise(image.copy(), [RANGE]), expected, atol=1e-6)
+
+
+def test_a_resampled_image_stays_in_its_range_and_air_is_what_patches_are_filled_up_with():
+    image = np.full((1, 9, 9, 9), -1000, dtype=np.float32)
+    image[0, 3:6, 3:6, 3:6] = 500
+    plan = preprocessing_plan(spacing=(0.7, 0.8, 0.6), normalisation=(RANGE,))
+    array, _ = preprocess_image(image, geometry((9, 9, 9)), plan, "a")
+    assert array.shape == (1, 13, 11, 15)
+    assert (array.min(), array.max()) == (0, 1)
+    beyond = read_box(array, Box(start=(-1, 0, 0), shape=(1, 11, 15)))
+    # Splines of order 3 ring a little below the cube, by less than 0.001 of the range.
+    np.testing.assert_allclose(array[:, :1], beyond, atol=1e-3)
 
 
 def test_z_scores_are_of_each_channel():

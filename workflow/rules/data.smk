@@ -4,6 +4,13 @@ localrules:
     split,
 
 
+def fetched_parts(dataset):
+    """What `fetch` makes of a dataset file: its source, and how that is cut or merged where it is."""
+    if dataset.patients:
+        return [dataset.source, dataset.patients, list(dataset.patients.masks), dataset.labels]
+    return [dataset.source, dataset.blocks] if dataset.blocks else dataset.source
+
+
 rule fetch:
     """Download, link or make the dataset."""
     output:
@@ -21,7 +28,7 @@ rule fetch:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        source=as_json([DATASET.source, DATASET.blocks] if DATASET.blocks else DATASET.source),
+        source=as_json(fetched_parts(DATASET)),
         dataset=DATASET_FILE,
         folder=subpath(output.description, parent=True),
         # Asking for `output` keeps it out of what triggers jobs: where a copy lies does not change the data.

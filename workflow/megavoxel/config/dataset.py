@@ -48,6 +48,20 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patients:
+    """How a source folder is laid out that has a folder per patient, with an image and a mask per label in it."""
+
+    image: str
+    """Shell pattern of the image's file, such as `img*`: .nrrd, .nii.gz, .nii, or .npy (z, y, x). The folder that holds
+    it is a patient's, and its name the case's id."""
+    masks: dict[str, str]
+    """Shell patterns of the masks, by the names of all `labels`, below a patient's folder: `structures/Chiasm*`. Where
+    masks overlap, the later one counts. A label without a mask is unannotated in that patient."""
+    spacing: tuple[float, ...] | None = None
+    """Voxel size in mm along z, y, x of .npy files, which do not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blocks:
     """How every training case is cut into blocks, which become cases of their own; test cases stay whole."""
 
@@ -112,7 +126,8 @@ class Dataset:
     """Cases to leave out."""
     test_section: str = "test"
     """What becomes the test split: the cases under `test` of dataset.json (imagesTs) or those under `validation`
-    (imagesVa). The other section is not read."""
+    (imagesVa). The other section is not read. With `none` neither is, as where an archive has test images without
+    labels that nobody wants predictions of."""
     test_cases: tuple[str, ...] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
     test_count: int | None = None
@@ -120,6 +135,8 @@ class Dataset:
     scikit-learn's `train_test_split(ids, test_size=test_count, random_state=test_seed)`."""
     test_seed: int = 0
     """Same seed, same `test_count` cases."""
+    patients: Patients | None = None
+    """Where the source `folder` has no dataset.json but a folder per patient: how they are laid out."""
     blocks: Blocks | None = None
     """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
     that name cases then name blocks."""
@@ -185,8 +202,25 @@ def _check_together(values: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: test_count: test_cases names the test cases already; leave one of them out")
     if "test_seed" in values and "test_count" not in values:
         raise UserError(f"{source}: test_seed: it draws cases only beside 'test_count', which is missing")
+    if "patients" in values:
+        _check_patients(values, source)
     if "blocks" in values and "phantom" in values["source"]:
         raise UserError(f"{source}: blocks: phantoms are not cut; say how many there are, and how large, under phantom")
+
+
+def _check_patients(values: dict[str, Any], source: str) -> None:
+    if "folder" not in values["source"]:
+        raise UserError(f"{source}: patients: this layout is read from a folder; name it under source as 'folder'")
+    if "blocks" in values:
+        raise UserError(f"{source}: patients: they are not cut into blocks; leave one of patients and blocks out")
+    if len(values.get("channels", ())) != 1:
+        raise UserError(f"{source}: patients: it also needs 'channels' in this file, with the name of the one channel")
+    labels, masks = (set(names) for names in (values.get("labels", {}), values["patients"]["masks"]))
+    if labels != masks:
+        odd = ", ".join(sorted(labels ^ masks))
+        raise UserError(
+            f"{source}: patients.masks: 'labels' and 'masks' must have the same names; only one of them has {odd}"
+        )
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

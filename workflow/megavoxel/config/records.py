@@ -57,6 +57,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         options = [option for option in arguments if option is not type(None)]
         if isinstance(value, list):
             options = [option for option in options if typing.get_origin(option) is tuple] or options
+        if isinstance(value, dict):
+            options = [option for option in options if dataclasses.is_dataclass(option)] or options
         return _convert(options[0], value, where) if len(options) == 1 else value
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, where=where)

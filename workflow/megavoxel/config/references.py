@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megavoxel.config.schema import closest
-from megavoxel.config.study import Ensemble, Network, Setting, Study, Sweep, Training
+from megavoxel.config.study import Ensemble, IntensityRange, Network, Setting, Study, Sweep, Training
 from megavoxel.errors import UserError
 
 RESERVED = {"ensembles", "preprocessed", "report"}
@@ -51,6 +51,7 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
             f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
             f"{study.folds})"
         )
+    _check_normalisation(setting.preprocessing.normalisation, f"{where}.preprocessing.normalisation")
     _check_network(setting.network, f"{where}.network")
     _check_training(setting.training, f"{where}.training")
     _check_first_stage(setting, study, f"{where}.stage1")
@@ -58,6 +59,11 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
     for key, value in vars(setting.augmentation).items():
         if key != "mirror_axes" and isinstance(value, tuple) and value[0] > value[1]:
             raise UserError(f"{where}.augmentation.{key}: {list(value)} is not allowed; two numbers, the smaller first")
+
+
+def _check_normalisation(normalisation: str | IntensityRange | None, where: str) -> None:
+    if isinstance(normalisation, IntensityRange) and normalisation.range[0] >= normalisation.range[1]:
+        raise UserError(f"{where}.range: {list(normalisation.range)} is not allowed; two numbers, the smaller first")
 
 
 def _check_network(network: Network, where: str) -> None:

@@ -6,6 +6,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntensityRange:
+    """A fixed range of intensities that becomes 0 to 1, whatever the dataset; what lies beyond is clipped."""
+
+    range: tuple[float, ...]
+    """Lower and upper end, in units of the image file. What lies outside of an image, where a patch reaches beyond it,
+    is 0 as well: the lower end, such as air."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How cases are brought to one grid. Axes are in network order: the coarsest first (axial scans: z, y, x)."""
 
@@ -13,8 +22,9 @@ class Preprocessing:
     """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
     resolution: str = "full"
     """`full`, or `low`: the spacing of nnU-Net's low-resolution stage, for large cases; not beside `spacing`."""
-    normalisation: str | None = None
-    """`ct` (foreground percentiles of the dataset), `z-score` (of each image); None: by the channel's name."""
+    normalisation: str | IntensityRange | None = None
+    """`ct` (foreground percentiles of the dataset), `z-score` (of each image), or a fixed range as in `{range: [-21,
+    89]}`; None: by the channel's name."""
     image_order: int = 3
     """Spline order for images, 0 to 5."""
     label_order: int = 1

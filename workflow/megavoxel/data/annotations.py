@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +40,19 @@ def annotated_cases(
         where = f"dataset {dataset.name}: hidden: with share {dataset.hidden.share:g}"
         _require_annotated(cases, labels, where, "lower the share")
     return tuple(cases)
+
+
+def with_recorded(dataset: Dataset, recorded: Any, source: Path) -> Dataset:
+    """The dataset file with what dataset.json records under `unannotated`: case ids by label name.
+
+    Raises:
+        UserError: that is something else.
+    """
+    lists = recorded.values() if isinstance(recorded, dict) else [None]
+    if not all(isinstance(ids, list) and all(isinstance(name, str) for name in ids) for ids in lists):
+        raise UserError(f'{source}: \'unannotated\' must list case ids by label name, as in {{"liver": ["case_1"]}}')
+    merged = {label: (*dataset.unannotated.get(label, ()), *map(glob.escape, ids)) for label, ids in recorded.items()}
+    return replace(dataset, unannotated={**dataset.unannotated, **merged})
 
 
 def _require_known(dataset: Dataset, labels: Sequence[str], known: set[str]) -> None:

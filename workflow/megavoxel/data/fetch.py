@@ -1,4 +1,5 @@
-"""Brings a dataset to its folder: made from a seed, linked from a folder, or downloaded and extracted, then cut."""
+"""Brings a dataset to its folder: made from a seed, linked or merged from a folder, or downloaded and extracted, then
+cut."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from megavoxel.data.archive import extract_dataset
 from megavoxel.data.cut import cut_training_cases
 from megavoxel.data.download import archive_name, checksum_fault, download
 from megavoxel.data.folder import link_folder, replaced_folder, write_checksums
+from megavoxel.data.patients import write_patients
 from megavoxel.data.phantom import write_phantoms
 from megavoxel.data.recorded import RECORDS, record_checksum, recorded_checksum
 from megavoxel.errors import UserError
@@ -32,7 +34,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         One line that says where the files came from.
 
     Raises:
-        UserError: the source is missing, refuses, is not what its checksum says, or cannot be cut into blocks.
+        UserError: the source is missing, refuses, is not what its checksum says, or cannot be merged or cut.
         OSError: the disk is full; nothing of `output` is left behind.
     """
     if mirror is not None and not mirror.is_dir():
@@ -44,6 +46,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
     with replaced_folder(output) as folder:
         if origin is None:
             write_phantoms(folder, dataset.source.phantom, name=dataset.name)
+        elif dataset.patients is not None:
+            merged = write_patients(origin, folder, dataset)
         elif origin.is_dir():
             link_folder(origin, folder, copy=copy)
         else:
@@ -54,6 +58,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         record_checksum(records, dataset.source.url, origin, beside=origin.is_relative_to(downloads))
     if origin is None:
         return f"phantoms of seed {dataset.source.phantom.seed}{cut}"
+    if dataset.patients is not None:
+        return f"{merged}, from {origin.resolve()}"
     if origin.is_dir():
         return f"{'copied from' if copy else 'links to'} {origin.resolve()}{cut}"
     return f"extracted from {origin}, which may be deleted now{cut}"
@@ -85,9 +91,10 @@ def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
     named = Path(dataset.source.folder).expanduser()
     places = [named] if named.is_absolute() else [*([mirror / named] if mirror is not None else []), named]
     for place in places:
-        if (place / "dataset.json").is_file():
+        if place.is_dir() if dataset.patients is not None else (place / "dataset.json").is_file():
             return place
-    looked = " nor ".join(f"{place.absolute()}/dataset.json" for place in places)
+    content = "" if dataset.patients is not None else "/dataset.json"
+    looked = " nor ".join(f"{place.absolute()}{content}" for place in places)
     hint = "" if named.is_absolute() else "; give the folder it lies in by --config mirror=DIR (--mirror DIR here)"
     raise UserError(f"dataset {dataset.name}: its source folder was not found: there is no {looked}{hint}")
 

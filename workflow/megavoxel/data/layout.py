@@ -17,7 +17,7 @@ from typing import Any
 
 from megavoxel.config.dataset import Dataset
 from megavoxel.data.adjustments import adjusted_cases
-from megavoxel.data.annotations import annotated_cases
+from megavoxel.data.annotations import annotated_cases, with_recorded
 from megavoxel.data.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
@@ -62,7 +62,7 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
     listed = "training" in content
     _require_section(root, content, dataset, listed)
-    splits = {"training": "training", dataset.test_section: "test"}
+    splits = {"training": "training"} | ({} if dataset.test_section == "none" else {dataset.test_section: "test"})
     if listed:
         found = _declared_cases(content, splits, source)
     else:
@@ -72,15 +72,18 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
         hint = f"{' and '.join(map(repr, splits))} are empty" if listed else "imagesTr has no CASE_0000.nii.gz"
         raise UserError(f"{root}: there are no cases: {hint}")
     kept, excluded = adjusted_cases(cases, dataset, root)
-    annotated = annotated_cases(kept, dataset, tuple(labels), {case.id for case in cases})
+    recorded = with_recorded(dataset, content.get("unannotated", {}), source)
+    annotated = annotated_cases(kept, recorded, tuple(labels), {case.id for case in cases})
     return Layout(channels=channels, labels=labels, cases=annotated, excluded=excluded)
 
 
 def _require_section(root: Path, content: dict[str, Any], dataset: Dataset, listed: bool) -> None:
     """Refuses a section that is asked for and not there; "test" may be missing, as in datasets without test images."""
     section = dataset.test_section
+    if section in ("test", "none"):
+        return
     folder = root / FOLDERS[section][0]
-    if section != "test" and not (section in content if listed else _names(folder)):
+    if not (section in content if listed else _names(folder)):
         missing = f"{root}/dataset.json has no '{section}'" if listed else f"there are no images in {folder}"
         raise UserError(f"dataset {dataset.name}: test_section: {missing}; leave the key out, or name another section")
 

@@ -96,7 +96,7 @@ def read_image(path: Path) -> tuple[np.ndarray, Geometry]:
     """
     file = open_nifti(path)
     geometry = geometry_of(file, path)
-    array = geometry.to_canonical(_voxels(file, path, np.float32))
+    array = geometry.to_canonical(voxels_of(file, path, np.float32))
     return (array[np.newaxis] if array.ndim == 3 else array), geometry
 
 
@@ -108,7 +108,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     """
     file = open_nifti(path)
     geometry = geometry_of(file, path)
-    array = _voxels(file, path)
+    array = voxels_of(file, path)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim != 3:
@@ -170,7 +170,12 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     return file
 
 
-def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None = None) -> np.ndarray:
+def voxels_of(file: nibabel.Nifti1Image, path: Path, kind: type | None = None) -> np.ndarray:
+    """The array of an opened file (i, j, k, …), of a type or as its header says.
+
+    Raises:
+        UserError: the file breaks off.
+    """
     try:
         return np.asarray(file.dataobj, dtype=kind).reshape(file.shape)  # nibabel gives an empty array a single axis
     except UNREADABLE as fault:

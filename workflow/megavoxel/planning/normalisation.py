@@ -7,12 +7,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from megavoxel.config.study import IntensityRange
 from megavoxel.data.cases import Cases
 from megavoxel.planning.fingerprint import Fingerprint, Intensities
 from megavoxel.planning.plan import ChannelNormalisation
 
 CROP_RATIO = 0.75
 """Below this median ratio of cropped to full volume, z-scores are taken of the nonzero region."""
+
+
+STATISTICS = {
+    "ct": "; statistics of the foreground of its own cases",
+    "z-score": "; statistics of each image itself",
+    "range": "",
+}
+"""What is said of a modality's scheme."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,9 @@ class PlannedNormalisation:
     notes: tuple[str, ...] = ()
 
 
-def plan_normalisation(cases: Cases, fingerprint: Fingerprint, fixed: str | None) -> PlannedNormalisation:
+def plan_normalisation(
+    cases: Cases, fingerprint: Fingerprint, fixed: str | IntensityRange | None
+) -> PlannedNormalisation:
     """Chooses `ct` for what is named CT and `z-score` for anything else; the name is that of the channel, or of the
     modality where the dataset has modalities. A modality is normalised as if its cases were the whole dataset.
 
@@ -46,13 +57,14 @@ def plan_normalisation(cases: Cases, fingerprint: Fingerprint, fixed: str | None
 
 
 def _one_kind(
-    channels: Sequence[str], intensities: Sequence[Intensities], fixed: str | None, ratio: float
+    channels: Sequence[str], intensities: Sequence[Intensities], fixed: str | IntensityRange | None, ratio: float
 ) -> PlannedNormalisation:
     inside = ratio < CROP_RATIO
     rules = tuple(_rule(fixed or _scheme(name), of, inside) for name, of in zip(channels, intensities, strict=True))
     reason = "fixed by the study" if fixed else "by the channel's name"
     notes = [
-        f"normalisation: channel {name}: {rule.scheme}, {reason}" for name, rule in zip(channels, rules, strict=True)
+        f"normalisation: channel {name}: {_described(rule)}, {reason}"
+        for name, rule in zip(channels, rules, strict=True)
     ]
     if any(rule.inside_nonzero for rule in rules):
         notes.append(f"normalisation: z-score of the nonzero region only: it is {ratio:.0%} of the median case")
@@ -60,13 +72,12 @@ def _one_kind(
 
 
 def _modality(
-    modality: str, intensities: Sequence[Intensities], fixed: str | None, ratio: float
+    modality: str, intensities: Sequence[Intensities], fixed: str | IntensityRange | None, ratio: float
 ) -> PlannedNormalisation:
     scheme = fixed or _scheme(modality)
     rules = tuple(_rule(scheme, of, ratio < CROP_RATIO) for of in intensities)
     reason = "fixed by the study" if fixed else "by the modality's name"
-    source = "the foreground of its own cases" if scheme == "ct" else "each image itself"
-    notes = [f"normalisation: modality {modality}: {scheme}, {reason}; statistics of {source}"]
+    notes = [f"normalisation: modality {modality}: {_described(rules[0])}, {reason}{STATISTICS[rules[0].scheme]}"]
     if any(rule.inside_nonzero for rule in rules):
         notes.append(
             f"normalisation: modality {modality}: z-score of the nonzero region only: it is {ratio:.0%} of the median "
@@ -88,7 +99,14 @@ def _scheme(name: str) -> str:
     return "ct" if name.casefold() == "ct" else "z-score"
 
 
-def _rule(scheme: str, intensities: Intensities, inside: bool) -> ChannelNormalisation:
+def _described(rule: ChannelNormalisation) -> str:
+    return f"{rule.lower:g} to {rule.upper:g} becomes 0 to 1" if rule.scheme == "range" else rule.scheme
+
+
+def _rule(scheme: str | IntensityRange, intensities: Intensities, inside: bool) -> ChannelNormalisation:
+    if isinstance(scheme, IntensityRange):
+        lower, upper = scheme.range
+        return ChannelNormalisation(scheme="range", lower=lower, upper=upper)
     if scheme == "z-score":
         return ChannelNormalisation(scheme=scheme, inside_nonzero=inside)
     return ChannelNormalisation(

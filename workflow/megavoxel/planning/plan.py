@@ -20,13 +20,14 @@ class ChannelNormalisation:
 
     scheme: str
     """`ct`: clip to [lower, upper], subtract mean, divide by std, all four from the dataset's foreground.
-    `z-score`: subtract the image's own mean and divide by its own standard deviation."""
+    `z-score`: subtract the image's own mean and divide by its own standard deviation.
+    `range`: clip to [lower, upper], both from the study, and bring that to [0, 1]."""
     mean: float | None = None
     std: float | None = None
     lower: float | None = None
-    """0.5 percentile."""
+    """`ct`: 0.5 percentile."""
     upper: float | None = None
-    """99.5 percentile."""
+    """`ct`: 99.5 percentile."""
     inside_nonzero: bool = False
     """z-score: statistics of the nonzero region only, 0 elsewhere."""
 

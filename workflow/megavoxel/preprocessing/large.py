@@ -83,7 +83,7 @@ def store_large_image(
     spooled = spool_image(paths, plan.transpose, scratch / "image.b2nd")
     properties = case_properties(spooled.array.shape[1:], spooled.box, spooled.geometry, plan, case_id, modality)
     inside = None
-    if any(rule.scheme != "ct" and rule.inside_nonzero for rule in rules):
+    if any(rule.inside_nonzero for rule in rules):
         inside = _nonzero_region(spooled, properties.cropped_shape, scratch / "inside.b2nd")
     with new_array(image_path(folder, case_id), (len(rules), *properties.shape), np.float32, patch) as array:
         for channel, rule in enumerate(rules):
@@ -163,7 +163,7 @@ def _cropped(array: blosc2.NDArray, box: Sequence[Sequence[int]], *lead: int) ->
 def _normalised(
     read: Reader, rule: ChannelNormalisation, region: blosc2.NDArray | None, shape: Sequence[int]
 ) -> Reader:
-    moments = None if rule.scheme == "ct" else _moments(read, region, shape)
+    moments = _moments(read, region, shape) if rule.scheme == "z-score" else None
 
     def normalised(place: Place) -> np.ndarray:
         return normalise_channel(read(place), rule, moments, None if region is None else region[place])

@@ -1,4 +1,5 @@
-"""Intensities to zero mean and unit variance, by the rules of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021).
+"""Intensities to zero mean and unit variance, by the rules of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021), or
+from a fixed range to 0 to 1.
 
 One difference: nnU-Net also counts labelled voxels outside of the nonzero region as inside while it trains. Test images
 have no labels, so that the same scan would be normalised in two ways; here the region depends on the image alone.
@@ -37,7 +38,7 @@ def normalise(
     """
     for channel, rule in zip(image, channels, strict=True):
         region = inside if rule.inside_nonzero else None
-        moments = None if rule.scheme == "ct" else moments_of(channel if region is None else channel[region])
+        moments = moments_of(channel if region is None else channel[region]) if rule.scheme == "z-score" else None
         normalise_channel(channel, rule, moments, region)
     return image
 
@@ -50,12 +51,15 @@ def normalise_channel(
     Args:
         channel: float32 (z, y, x).
         rule: what to do.
-        moments: of the whole channel, or of its nonzero region; the rule `ct` needs none.
+        moments: of the whole channel, or of its nonzero region; only `z-score` needs them.
         inside: bool (z, y, x), the nonzero region where the rule says `inside_nonzero`.
     """
     if rule.scheme == "ct":
         np.clip(channel, rule.lower, rule.upper, out=channel)
         return _scale(channel, rule.mean, rule.std)
+    if rule.scheme == "range":
+        np.clip(channel, rule.lower, rule.upper, out=channel)
+        return _scale(channel, rule.lower, rule.upper - rule.lower)
     if moments.count:
         _scale(channel, moments.mean, moments.std)
     if inside is not None:

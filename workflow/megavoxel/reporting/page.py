@@ -20,7 +20,7 @@ from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE
 
-FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "dsc_against_seconds")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 
@@ -57,6 +57,7 @@ def write_page(
         tolerances=stored.tolerances,
         both_empty=both_empty(stored),
         scored_values=int((stored.scores["metric"] == "DSC").sum()),
+        timed="Seconds per image" in tables["inference_time"].columns,
         memory_how=how_measured(stored),
         label_panels=len(panels(stored)) > 1,
         figures={name: data_uri(figures / f"{name}.png") for name in FIGURES},

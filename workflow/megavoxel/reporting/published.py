@@ -19,7 +19,9 @@ Key = tuple[str, str, str]
 """A line's table, row and metric."""
 PEAK = "peak_gib"
 """The metric of published memory: of a GPU in training, in GB as the paper prints it."""
-METRIC = re.compile(rf"{PEAK}|({'|'.join(METRICS)})( \S.*)?")
+SECONDS, SECONDS_SD = "seconds", "seconds_sd"
+"""The metrics of published inference time per image: the mean, and the standard deviation that is printed with it."""
+METRIC = re.compile(rf"{PEAK}|{SECONDS}|{SECONDS_SD}|({'|'.join(METRICS)})( \S.*)?")
 
 
 def read_published(path: Path | None) -> pd.DataFrame:
@@ -41,7 +43,8 @@ def read_published(path: Path | None) -> pd.DataFrame:
     if len(unknown):
         raise UserError(
             f"{path}: line {unknown[0] + 2}: unknown metric '{table['metric'][unknown[0]]}'; allowed: "
-            f"{', '.join(METRICS)}, one of them followed by a label ('DSC liver'), or {PEAK} (GPU memory in GB)"
+            f"{', '.join(METRICS)}, one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), "
+            f"{SECONDS} or {SECONDS_SD} (inference per image)"
         )
     numbers = pd.to_numeric(table["value"], errors="coerce")
     wrong = table.index[numbers.isna()]
@@ -62,13 +65,15 @@ def published_table(
     points: Mapping[Key, float],
     models: Mapping[tuple[str, str], Sequence[str]],
     peaks: Mapping[str, Peak],
+    seconds: Mapping[tuple[str, str], float],
     split: str,
 ) -> pd.DataFrame:
     """Published values beside the measured means, with the peak memory of each row; empty where nothing is published.
 
     A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is `DSC` or
     `NSD` (mean over labels and cases), one of them followed by a label (`DSC liver`; of a point with repeats the mean
-    of their means), or `peak_gib`. Measured stays empty where the study has no such row or label.
+    of their means), `peak_gib`, `seconds` or `seconds_sd`. Measured stays empty where the study has no such row or
+    label.
 
     Args:
         published: as `read_published` gives it.
@@ -77,9 +82,10 @@ def published_table(
         points: measured means of the points of sweeps, as `megavoxel.reporting.sweeps.measured_points` gives them.
         models: of each table and row, as `megavoxel.reporting.sweeps.models_of_rows` gives them.
         peaks: by model, as `megavoxel.reporting.memory.cascade_peaks` gives them.
+        seconds: by model and metric, as `megavoxel.reporting.timing.seconds_of_models` gives them.
         split: the split to compare with.
     """
-    means = _means(summary[summary["split"] == split], labels[labels["split"] == split])
+    means = {**_means(summary[summary["split"] == split], labels[labels["split"] == split]), **seconds}
     keys = list(published[KEYS].itertuples(index=False, name=None))
     measured = [points.get(key, _measured(key[2], models[key[:2]], means, peaks)) for key in keys]
     table = published.rename(columns={"value": "published"})

@@ -13,24 +13,29 @@ from megavoxel.reporting.memory import cascade_peaks, own_peaks, with_peaks
 from megavoxel.reporting.published import published_table
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.sweeps import measured_points, models_of_rows, sweep_table
+from megavoxel.reporting.timing import seconds_of_models, time_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
 NO_SWEEPS = "This study has no sweeps."
-MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting"}
+NO_TIMINGS = "No inference of this study was timed."
+MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
 """The column of a table that names the models of a row, with spaces between them."""
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
 
 
-def write_tables(stored: Stored, published: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
+def write_tables(
+    stored: Stored, published: pd.DataFrame, timings: pd.DataFrame, folder: Path
+) -> dict[str, pd.DataFrame]:
     """Writes `NAME.csv`, `NAME.md` and `NAME.tex` of every table to `folder`; returns what Markdown and LaTeX show.
 
     Args:
         published: as `megavoxel.reporting.published.read_published` gives it.
+        timings: as `megavoxel.reporting.timing.read_timings` gives them.
     """
-    numbers = _numbers(stored, published)
+    numbers = _numbers(stored, published, timings)
     shown = {name: show_peaks(SHOWN[name](table), table) for name, table in numbers.items()}
     for name, table in numbers.items():
         with atomic_path(folder / f"{name}.csv") as partial:
@@ -129,6 +134,27 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     return shown.drop(columns="Forecast of the job (GiB)") if table["device_forecast_gib"].isna().all() else shown
 
 
+def show_time(table: pd.DataFrame) -> pd.DataFrame:
+    """Inference time with rounded numbers, or the sentence that there is none; silent columns are left out."""
+    if table.empty:
+        return pd.DataFrame({"Inference time": [NO_TIMINGS]})
+    shown = pd.DataFrame(
+        {
+            "Setting": table["setting"],
+            "Split": table["split"],
+            "Window": table["window"],
+            "Cases": table["cases"].astype(str),
+            "Repeats": table["repeats"].astype(str),
+            "Seconds per image": _with_sd(table["mean"], table["sd"]),
+            "÷ baseline": table["ratio"].map(_rounded),
+            "Published (s)": _with_sd(table["published"], table["published_sd"]),
+            "Published ÷ baseline": table["published_ratio"].map(_rounded),
+        }
+    )
+    silent = {"ratio": "÷ baseline", "published": "Published (s)", "published_ratio": "Published ÷ baseline"}
+    return shown.drop(columns=[name for key, name in silent.items() if table[key].isna().all()])
+
+
 def show_published(table: pd.DataFrame) -> pd.DataFrame:
     """Published beside measured numbers, or the sentence that there are none."""
     if table.empty:
@@ -158,6 +184,7 @@ SHOWN = {
     "labels": show_labels,
     "sweeps": show_sweeps,
     "cost": show_cost,
+    "inference_time": show_time,
     "published": show_published,
 }
 
@@ -172,12 +199,12 @@ def latex(table: pd.DataFrame) -> str:
     """A LaTeX tabular for the package booktabs."""
     style = table.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
     text = style.to_latex(hrules=True, column_format="l" * len(table.columns))
-    for symbol, command in {"±": "$\\pm$", "−": "$-$", "×": "$\\times$", "–": "--", "<": "$<$"}.items():
+    for symbol, command in {"±": "$\\pm$", "−": "$-$", "×": "$\\times$", "÷": "$\\div$", "–": "--", "<": "$<$"}.items():
         text = text.replace(symbol, command)
     return text
 
 
-def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables by name, with full numbers; each ends with the peak memory of the models that a row is about."""
     split, peaks = stored.splits[-1], own_peaks(stored)
     tables = {
@@ -185,6 +212,7 @@ def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]
         "labels": statistics.labels(stored),
         "sweeps": sweep_table(stored, published),
         "cost": statistics.cost(stored),
+        "inference_time": time_table(timings, published, stored.definition),
     }
     beside = published_table(
         published,
@@ -193,6 +221,7 @@ def _numbers(stored: Stored, published: pd.DataFrame) -> dict[str, pd.DataFrame]
         points=measured_points(tables["sweeps"], published, stored.definition.sweeps, split),
         models=models_of_rows(published, stored.definition),
         peaks=cascade_peaks(stored),
+        seconds=seconds_of_models(tables["inference_time"], split),
         split=split,
     )
     whole = {name: with_peaks(table, table[MODELS[name]].str.split(), peaks) for name, table in tables.items()}

@@ -25,8 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--published",
         type=Path,
         metavar="CSV",
-        help="published numbers: table,row,metric,value,source; metric is DSC or NSD, alone or followed by a label, or "
-        "peak_gib (GPU memory in GB)",
+        help="published numbers: table,row,metric,value,source; metric is DSC or NSD, alone or followed by a label, "
+        "peak_gib (GPU memory in GB), seconds or seconds_sd (inference per image)",
+    )
+    parser.add_argument(
+        "--timings",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="CSV",
+        help="seconds of inference: setting,split,fold,case,repeat,seconds,window, a line per repeat",
     )
     parser.add_argument("--tables-only", action="store_true", help="no overlays and no page")
 
@@ -39,14 +47,17 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.reporting.stored import load_stored
     from megavoxel.reporting.sweep_figures import write_sweep_figures
     from megavoxel.reporting.tables import write_tables
+    from megavoxel.reporting.time_figure import write_time_figure
+    from megavoxel.reporting.timing import read_timings
 
-    published = read_published(arguments.published)
+    published, timings = read_published(arguments.published), read_timings(arguments.timings)
     stored = load_stored(arguments.results, arguments.definition, need_cases=not arguments.tables_only)
     report = arguments.results / "report"
-    tables = write_tables(stored, published, report / "tables")
+    tables = write_tables(stored, published, timings, report / "tables")
     print(f"tables: {report / 'tables'}", flush=True)
     write_figures(stored, report / "figures")
     write_memory_figure(stored, published, report / "figures")
+    write_time_figure(stored, timings, published, report / "figures")
     write_sweep_figures(stored, report / "figures")
     print(f"figures: {report / 'figures'}", flush=True)
     if arguments.tables_only:

@@ -1,0 +1,144 @@
+"""Seconds per image in inference: their files, and the table of them beside the baseline and published ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from megavoxel.errors import UserError
+from megavoxel.reporting.published import SECONDS, SECONDS_SD, Key
+from megavoxel.reporting.stored import Definition
+
+COLUMNS = ["setting", "split", "fold", "case", "repeat", "seconds", "window"]
+KEYS = [name for name in COLUMNS if name != "seconds"]
+GROUP = ["split", "setting", "window"]
+SPLITS = ("validation", "test")
+TABLE_COLUMNS = [
+    "setting", "split", "window", "cases", "repeats", "mean", "sd", "ratio", "published", "published_sd",
+    "published_ratio",
+]  # fmt: skip
+
+
+def no_timings() -> pd.DataFrame:
+    """Timings of a study where nothing was timed."""
+    return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"seconds": float})
+
+
+def read_timings(paths: Sequence[Path]) -> pd.DataFrame:
+    """Lines of all files, `seconds` as float64 and all else as text: one per setting, split, fold, case and repeat.
+
+    Raises:
+        UserError: a file is missing, has other columns or an unknown split, a time that is no positive number, or
+            something is timed twice.
+    """
+    if not paths:
+        return no_timings()
+    table = pd.concat([_read(path).assign(source=str(path)) for path in paths], ignore_index=True)
+    twice = table[table.duplicated(KEYS, keep=False)].sort_values(KEYS, kind="stable")
+    if len(twice):
+        first = twice.iloc[0]
+        files = " and ".join(twice[(twice[KEYS] == first[KEYS]).all(axis=1)]["source"].unique())
+        raise UserError(f"{files}: {', '.join(f'{key} {first[key]}' for key in KEYS)} is timed twice; keep one of them")
+    return table[COLUMNS]
+
+
+def time_table(timings: pd.DataFrame, published: pd.DataFrame, definition: Definition) -> pd.DataFrame:
+    """One line per split, setting and window; columns as in `TABLE_COLUMNS`, in the order of the study's models.
+
+    The unit is the case: the mean over its repeats (and over folds that predict the same case) is taken first. `sd` is
+    that of a sample of cases (n - 1), `repeats` the smallest number of any case. `ratio` is the mean over that of the
+    baseline, both over the cases that they share; of a baseline with several windows, over that of the same window if
+    there is one, else of its first. Settings that the study does not have are left out.
+
+    Args:
+        timings: as `read_timings` gives them.
+        published: as `megavoxel.reporting.published.read_published` gives it; its lines `seconds` and `seconds_sd`
+            stand beside the setting that is their `row`, and their ratio is that to the baseline's row of the same
+            table.
+        definition: what the study compares.
+    """
+    cases = case_seconds(timings)
+    rows = []
+    for split in SPLITS:
+        for model in definition.models:
+            own = cases[(cases["split"] == split) & (cases["setting"] == model)]
+            for window in own["window"].unique():
+                rows.append(_row(own[own["window"] == window], cases, published, definition.baseline))
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS)
+
+
+def case_seconds(timings: pd.DataFrame) -> pd.DataFrame:
+    """Mean seconds and number of repeats of each case: columns split, setting, window, case, seconds, repeats."""
+    groups = timings.groupby([*GROUP, "case"], sort=False)["seconds"]
+    return groups.agg(seconds="mean", repeats="size").reset_index()
+
+
+def seconds_of_models(table: pd.DataFrame, split: str) -> dict[tuple[str, str], float]:
+    """Mean and standard deviation by model and published metric, of the first window of each.
+
+    Args:
+        table: as `time_table` gives it.
+        split: whose times.
+    """
+    first = table[table["split"] == split].drop_duplicates("setting")
+    means = {(row["setting"], SECONDS): row["mean"] for row in first.to_dict("records")}
+    return means | {(row["setting"], SECONDS_SD): row["sd"] for row in first.to_dict("records")}
+
+
+def published_seconds(published: pd.DataFrame, row: str, table: str | None = None) -> tuple[Key | None, float]:
+    """The first published line of a row with seconds (its key and value); None and NaN where there is none."""
+    lines = published[(published["row"] == row) & (published["metric"] == SECONDS)]
+    lines = lines if table is None else lines[lines["table"] == table]
+    if lines.empty:
+        return None, math.nan
+    first = lines.iloc[0]
+    return (first["table"], row, SECONDS), float(first["value"])
+
+
+def _row(own: pd.DataFrame, cases: pd.DataFrame, published: pd.DataFrame, baseline: str | None) -> dict[str, Any]:
+    split, setting, window = own[GROUP].iloc[0]
+    row = {"setting": setting, "split": split, "window": window, "cases": len(own), "repeats": own["repeats"].min()}
+    row |= {"mean": own["seconds"].mean(), "sd": own["seconds"].std(), "ratio": math.nan}
+    if baseline is not None:
+        row["ratio"] = _ratio(own, cases[(cases["split"] == split) & (cases["setting"] == baseline)], window)
+    key, row["published"] = published_seconds(published, setting)
+    if key is not None:
+        spread = published[(published["table"] == key[0]) & (published["row"] == setting)].set_index("metric")["value"]
+        row["published_sd"] = spread.get(SECONDS_SD, math.nan)
+        row["published_ratio"] = row["published"] / published_seconds(published, baseline, key[0])[1]
+    return row
+
+
+def _ratio(own: pd.DataFrame, baseline: pd.DataFrame, window: str) -> float:
+    """Mean seconds over those of the baseline, over shared cases; NaN where there are none."""
+    if baseline.empty:
+        return math.nan
+    chosen = window if (baseline["window"] == window).any() else baseline["window"].iloc[0]
+    both = own.merge(baseline[baseline["window"] == chosen], on="case", suffixes=("", "_baseline"))
+    return both["seconds"].mean() / both["seconds_baseline"].mean() if len(both) else math.nan
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of timings") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+        raise UserError(f"{path}: timings cannot be read ({fault})") from None
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    unknown = table.index[~table["split"].isin(SPLITS)]
+    if len(unknown):
+        raise UserError(
+            f"{path}: line {unknown[0] + 2}: split '{table['split'][unknown[0]]}'; allowed: {', '.join(SPLITS)}"
+        )
+    seconds = pd.to_numeric(table["seconds"], errors="coerce")
+    wrong = table.index[~(np.isfinite(seconds) & (seconds > 0))]
+    if len(wrong):
+        raise UserError(f"{path}: line {wrong[0] + 2}: '{table['seconds'][wrong[0]]}' is no positive number of seconds")
+    return table.assign(seconds=seconds.astype(float))
