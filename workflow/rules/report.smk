@@ -39,10 +39,11 @@ rule report:
         labels=report(f"{REPORT}/tables/labels.csv", caption="../report/labels.rst", category="Tables"),
         cost=report(f"{REPORT}/tables/cost.csv", caption="../report/cost.rst", category="Tables"),
         sweeps=report(f"{REPORT}/tables/sweeps.csv", caption="../report/sweeps.rst", category="Tables"),
+        time=report(f"{REPORT}/tables/inference_time.csv", caption="../report/time.rst", category="Tables"),
         published=f"{REPORT}/tables/published.csv",
         typeset=expand(
             f"{REPORT}/tables/{{table}}.{{kind}}",
-            table=["summary", "labels", "sweeps", "cost", "published"],
+            table=["summary", "labels", "sweeps", "cost", "inference_time", "published"],
             kind=["md", "tex"],
         ),
         figures=report(
@@ -52,6 +53,10 @@ rule report:
         ),
         drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
         memory=report(f"{REPORT}/figures/dsc_against_memory.png", caption="../report/memory.rst", category="Figures"),
+        time_figure=report(
+            f"{REPORT}/figures/dsc_against_seconds.png", caption="../report/time.rst", category="Figures"
+        ),
+        time_drawing=f"{REPORT}/figures/dsc_against_seconds.svg",
         memory_drawing=f"{REPORT}/figures/dsc_against_memory.svg",
         sweep_figures=report(
             [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],
@@ -85,9 +90,10 @@ rule report:
         results=subpath(input.scores, parent=True),
         definition=DEFINITION,
         published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+        timings=f"--timings {RESULTS}/timings.csv" if TIMINGS else "",
     shell:
         "megavoxel report --results {params.results:q} --definition {params.definition:q} "
-        "{params.published} > {log:q} 2>&1"
+        "{params.published} {params.timings} > {log:q} 2>&1"
 
 
 rule tables:
@@ -105,6 +111,7 @@ rule tables:
         results=RESULTS,
         definition=DEFINITION,
         published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+        timings=f"--timings {RESULTS}/timings.csv" if TIMINGS else "",
     shell:
         "megavoxel report --tables-only --results {params.results:q} --definition {params.definition:q} "
-        "{params.published} > {log:q} 2>&1"
+        "{params.published} {params.timings} > {log:q} 2>&1"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.planning.window import prediction_window
+from megavoxel.planning.window import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Duration:
     """Counted from 1."""
     seconds: float
     window: str
-    """Voxels per axis of the sliding window: `64x64x64`."""
+    """Voxels per axis of the sliding window, `64x64x64`, or `whole`."""
 
 
 def time_cases(
@@ -41,7 +41,8 @@ def time_cases(
     """
     for number, (name, stored) in enumerate(cases):
         image = stored[:]
-        size = "x".join(map(str, prediction_window(predictor.plan, image.shape[1:])))
+        window = predictor.plan.inference.window
+        size = WHOLE if window == WHOLE else "x".join(map(str, window or predictor.plan.patch))
 
         def predict(image=image) -> None:
             for slab in predictor.slabs(image):
