@@ -98,6 +98,8 @@ class Declared:
     """Median voxels per axis z, y, x."""
     spacing: tuple[float, ...]
     """Median spacing in mm along z, y, x."""
+    largest_shape: tuple[int, ...] | None = None
+    """Most voxels along z, y, x, for settings whose patch is the whole image; None: not more than the median."""
 
 
 @dataclass(frozen=True, kw_only=True)

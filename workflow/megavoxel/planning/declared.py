@@ -42,9 +42,11 @@ def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
             for name, modality in zip(names, islice(cycle(dataset.modalities or [None]), len(names)), strict=True)
         ),
     )
+    # One case as large as they come leaves the median of three and more as it is.
+    sizes = [declared.largest_shape or declared.shape] + [declared.shape] * (len(names) - 1)
     shapes = tuple(
-        CaseFingerprint(id=name, spacing=declared.spacing, shape=declared.shape, cropped_shape=declared.shape)
-        for name in names
+        CaseFingerprint(id=name, spacing=declared.spacing, shape=size, cropped_shape=size)
+        for name, size in zip(names, sizes, strict=True)
     )
     intensities = (UNKNOWN,) * len(channels)
     return cases, Fingerprint(
