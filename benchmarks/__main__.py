@@ -27,6 +27,7 @@ PROGRAMS = (
     "prediction",
     "large_volumes",
     "expanded_patch",
+    "whole_image",
     "metrics",
     "forecast",
 )

@@ -8,23 +8,17 @@ storages are counted from the first to the last. `theirs` is the U-Net, and a ra
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import torch
 
 from benchmarks.measure import Row, in_process, smaller_is_better
-from megavoxel.config.dataset import dataset_path, load_dataset
+from benchmarks.planned import planned
 from megavoxel.config.study import Parallel
-from megavoxel.config.study_file import load_study
 from megavoxel.forecast.step import new_run, training_step
-from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.planner import plan_preprocessing, plan_setting
 from megavoxel.training.memory import tracked_step
 
-CONFIG = Path(__file__).parents[1] / "config"
-STUDY = CONFIG / "studies" / "wang-2022-meunet-microct.yaml"
+STUDY = "wang-2022-meunet-microct"
 PAIRS = (("unet-160", "meunet-160"), ("unet-240", "meunet-240"), ("unet-half-240", "meunet-half-240"))
 """A U-Net and a meU-net whose expanded patch is that of the U-Net."""
 MEASURED = (((64,) * 3, (96,) * 3, 4), ((96,) * 3, (144,) * 3, 1))
@@ -46,15 +40,9 @@ def run() -> list[Row]:
     return rows
 
 
-@cache
 def plan_of(setting: str) -> Plan:
     """The plan of a setting of the study, on one device and without checkpointing."""
-    study = load_study(STUDY)
-    cases, fingerprint = declared_dataset(load_dataset(dataset_path(study.dataset, CONFIG / "datasets", source=STUDY)))
-    keys = next(keys for keys in study.settings if keys.name == setting)
-    preprocessing = plan_preprocessing(cases, fingerprint, keys.preprocessing)
-    plan = plan_setting(cases, preprocessing, keys, study=study.name, seed=study.seed)
-    return replace(plan, parallel=Parallel())
+    return replace(planned(STUDY, setting), parallel=Parallel())
 
 
 def smaller(setting: str, patch: tuple[int, ...], expanded: tuple[int, ...] | None, batch: int) -> Plan:
