@@ -19,14 +19,7 @@ from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.plan import save_plan
 
 TABLES = ("summary", "labels", "sweeps", "cost", "inference_time", "published")
-FIGURES = (
-    "dsc_by_label",
-    "nsd_by_label",
-    "training_curves",
-    "dsc_against_memory",
-    "dsc_against_seconds",
-    "sweep-patch",
-)
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "sweep-patch")
 
 
 @pytest.fixture(scope="module")

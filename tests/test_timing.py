@@ -168,8 +168,12 @@ def test_the_report_has_table_figure_and_published_seconds(fake, tmp_path):
     assert (report / "figures/dsc_against_seconds.png").stat().st_size > 10_000
 
 
-def test_without_timings_the_page_has_no_such_section(fake):
+def test_without_timings_the_page_has_no_such_section_and_no_older_figure_stays(fake):
+    older = fake.results / "report/figures/dsc_against_seconds.png"
+    older.parent.mkdir(parents=True, exist_ok=True)
+    older.touch()
     assert report_study(fake) == 0
+    assert not older.exists()
     assert 'id="time"' not in (fake.results / "report/index.html").read_text()
     assert NO_TIMINGS in (fake.results / "report/tables/inference_time.md").read_text()
 

@@ -20,7 +20,8 @@ from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE
 
-FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "dsc_against_seconds")
+FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
+TIMED_FIGURE = "dsc_against_seconds"
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 
@@ -43,6 +44,7 @@ def write_page(
         loader=PackageLoader("megavoxel", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     definition = stored.definition
+    timed = "Seconds per image" in tables["inference_time"].columns
     text = environment.get_template("page.html.j2").render(
         definition=definition,
         splits=stored.splits,
@@ -57,10 +59,10 @@ def write_page(
         tolerances=stored.tolerances,
         both_empty=both_empty(stored),
         scored_values=int((stored.scores["metric"] == "DSC").sum()),
-        timed="Seconds per image" in tables["inference_time"].columns,
+        timed=timed,
         memory_how=how_measured(stored),
         label_panels=len(panels(stored)) > 1,
-        figures={name: data_uri(figures / f"{name}.png") for name in FIGURES},
+        figures={name: data_uri(figures / f"{name}.png") for name in (*FIGURES, *([TIMED_FIGURE] if timed else []))},
         sweeps={sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in definition.sweeps},
         sweep_figures={sweep.name: data_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
         comparisons={shown.caption: data_uri(figures / "comparisons" / shown.file) for shown in comparisons},

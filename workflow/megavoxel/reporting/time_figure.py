@@ -50,15 +50,20 @@ class TimedPoint:
 
 
 def write_time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame, folder: Path) -> None:
-    """Writes `dsc_against_seconds.png` and `.svg`.
+    """Writes `dsc_against_seconds.png` and `.svg`; where nothing was timed, removes those of an earlier report.
 
     Args:
         timings: as `megavoxel.reporting.timing.read_timings` gives them.
         published: as `megavoxel.reporting.published.read_published` gives it.
     """
+    paths = [folder / f"{NAME}{suffix}" for suffix in (".png", ".svg")]
+    if timings.empty:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
     with figure_style():
         figure = time_figure(timed_points(stored, timings, published), stored.splits[-1])
-        save_figure(figure, folder / f"{NAME}.png", folder / f"{NAME}.svg")
+        save_figure(figure, *paths)
 
 
 def timed_points(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame) -> list[TimedPoint]:
