@@ -16,7 +16,7 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Inference, Parallel, Setting
+from megavoxel.config.study import Inference, Parallel, Partitions, Setting
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
@@ -24,10 +24,12 @@ from megavoxel.forecast import fit
 from megavoxel.forecast.calibration import SMALL, measure, plan_of
 from megavoxel.forecast.choice import check_parallel, choose
 from megavoxel.forecast.hours import Speed, Workload, prediction_seconds, step_seconds
+from megavoxel.forecast.partition import partitions
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
 from megavoxel.forecast.whole_image import WholeImages
+from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -451,3 +453,26 @@ def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(pla
         WholeImages(device=device(memory_gib=1e-6), **keys).check("case1", (48, 48, 48))
     patches = WholeImages(device=device(memory_gib=1e-6), **keys | {"plan": plan})
     patches.check("case1", (480, 480, 480))
+
+
+def test_partitions_are_listed_once_more_with_checkpointing_where_a_memory_is_too_small(plan):
+    found = partitions(plan, Partitions(gpus=(4, 2, 64), memory_gib=(16, 1e-3)), device(), WORKLOAD)
+    assert [(cut.gpus, cut.checkpointing, cut.micro_batches) for cut in found] == [
+        (2, False, 4), (2, True, 4), (4, False, 4), (4, True, 4),
+    ]  # fmt: skip
+    assert {cut.fits_gib for cut in found} == {(16,)}
+    roomy = partitions(plan, Partitions(gpus=(2,), memory_gib=(16,)), device(), WORKLOAD)
+    assert [(cut.gpus, cut.checkpointing) for cut in roomy] == [(2, False)]
+
+
+def test_a_partition_is_that_of_a_pipeline_that_trains(plan):
+    (cut,) = partitions(plan, Partitions(gpus=(2,)), device(), WORKLOAD)
+    parallel = Parallel(pipeline=2, micro_batches=4)
+    trained, choice = spread(plan, Setting(name="s", parallel=parallel), device(), WORKLOAD)
+    names = [block.name for block in unet_blocks(plan.network)]
+    assert cut.first_blocks == tuple(names[begin] for begin in trained.stages)
+    assert cut.stage_gib == choice.forecast.stage_gib
+    assert cut.fullest_of_mean == pytest.approx(max(cut.stage_gib) / (sum(cut.stage_gib) / 2))
+    row = cut.plain()
+    assert row["fits_gib"] == "16 32"
+    assert row["stage_gib"].split() == [f"{gib:.3g}" for gib in cut.stage_gib]

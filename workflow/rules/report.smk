@@ -54,9 +54,11 @@ rule report:
         drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
         memory=report(f"{REPORT}/figures/dsc_against_memory.png", caption="../report/memory.rst", category="Figures"),
         time_figure=report(
-            f"{REPORT}/figures/dsc_against_seconds.png", caption="../report/time.rst", category="Figures"
+            [f"{REPORT}/figures/dsc_against_seconds.png"] if TIMINGS else [],
+            caption="../report/time.rst",
+            category="Figures",
         ),
-        time_drawing=f"{REPORT}/figures/dsc_against_seconds.svg",
+        time_drawing=[f"{REPORT}/figures/dsc_against_seconds.svg"] if TIMINGS else [],
         memory_drawing=f"{REPORT}/figures/dsc_against_memory.svg",
         sweep_figures=report(
             [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],

@@ -94,6 +94,7 @@ SECTIONS = (
     _of_setting("augmentation", study.Augmentation),
     _of_setting("inference", study.Inference),
     Section(title="An ensemble", schema="study", place="$defs/ensemble", record=study.Ensemble),
+    Section(title="`partitions` of a study", schema="study", place="$defs/partitions", record=study.Partitions),
     Section(title="`timing` of a study", schema="study", place="$defs/timing", record=study.Timing),
     Section(title="A sweep", schema="study", place="$defs/sweep", record=study.Sweep),
     Section(title="A dataset file", schema="dataset", record=dataset.Dataset),

@@ -318,6 +318,16 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Partitions:
+    """Pipelines whose stages `snakemake plan` lists for every setting, whether it trains through one or not."""
+
+    gpus: tuple[int, ...] = (2, 4, 8)
+    """Numbers of GPUs, each of which holds a stage."""
+    memory_gib: tuple[float, ...] = (16.0, 32.0)
+    """Memories of a GPU in GiB that they are held against."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """How long the prediction of a case takes, from its preprocessed image to its logits."""
 
@@ -346,6 +356,8 @@ class Study:
     """Jobs among which the cases of one preprocessing are divided."""
     baseline: str | None = None
     """The setting that the others are held against in the report."""
+    partitions: Partitions | None = None
+    """Lists how the networks would be cut into pipelines; None: only those that settings train through."""
     timing: Timing | None = None
     """Measures seconds per image of every setting; None: nothing is timed."""
     settings: tuple[Setting, ...]

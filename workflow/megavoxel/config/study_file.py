@@ -10,7 +10,7 @@ from megavoxel.config.records import from_plain
 from megavoxel.config.references import check_references, require_name
 from megavoxel.config.repeats import named_repeats, repeat_settings
 from megavoxel.config.schema import read_yaml, validate
-from megavoxel.config.study import Ensemble, Setting, Study, Sweep, Timing
+from megavoxel.config.study import Ensemble, Partitions, Setting, Study, Sweep, Timing
 from megavoxel.errors import UserError
 
 
@@ -40,6 +40,7 @@ def parse_study(values: dict[str, Any], *, source: str) -> Study:
             from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
             for name, keys in ensembles.items()
         ),
+        partitions=_partitions(values, source),
         timing=_timing(values.get("timing"), source),
         sweeps=tuple(_sweep(name, keys, families, source) for name, keys in values.get("sweeps", {}).items()),
         **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
@@ -85,6 +86,12 @@ def _spelled_out(setting: dict[str, Any]) -> dict[str, Any]:
     if expansion is not None and not isinstance(expansion["factor"], list):
         changed["expansion"] = {**expansion, "factor": [expansion["factor"]] * 3}
     return changed
+
+
+def _partitions(values: dict[str, Any], source: str) -> Partitions | None:
+    if "partitions" not in values:
+        return None
+    return from_plain(Partitions, values["partitions"], where=f"{source}: partitions")
 
 
 def _timing(written: dict[str, Any] | bool | None, source: str) -> Timing | None:

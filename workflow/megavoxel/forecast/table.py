@@ -16,6 +16,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.hours import Workload
+from megavoxel.forecast.partition import Partition, partitions
 from megavoxel.forecast.setting import cut_of, describe_stages, forecast_setting
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
@@ -49,6 +50,8 @@ class PlannedSetting:
     choice: Choice | None = None
     fault: str = ""
     """The planner's message where no plan could be made."""
+    partitions: tuple[Partition, ...] = ()
+    """Pipelines that the study asks to see."""
 
 
 def plan_study(
@@ -119,10 +122,12 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
     try:
         preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
-        plan, choice = spread(plan, setting, device, workload_of(study, cases))
+        workload = workload_of(study, cases)
+        plan, choice = spread(plan, setting, device, workload)
+        found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
         return PlannedSetting(setting=setting, folds=folds, fault=str(error))
-    return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice)
+    return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
 
 
 def _row(planned: PlannedSetting) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""Say of each setting of a study, before anything runs, what it needs and whether it fits: writes plan.tsv.
+"""Say of each setting of a study, before anything runs, what it needs and whether it fits: writes plan.tsv, and
+partitions.tsv where the study asks for it.
 
 No GPU is needed, and no data where the dataset file declares shape and spacing.
 """
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
     from megavoxel.data.cases import load_cases
+    from megavoxel.forecast.partition import partition_table, save_partitions
     from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table
     from megavoxel.planning.declared import declared_dataset
     from megavoxel.planning.fingerprint import load_fingerprint
@@ -54,12 +56,18 @@ def run(arguments: argparse.Namespace) -> None:
     study = with_memory(study, device.memory_gib)
     planned = plan_study(study, cases, fingerprint, device, processes=arguments.processes)
     rows = table(planned)
+    cuts = partition_table([partition for setting in planned for partition in setting.partitions])
     if arguments.output is not None:
         save_table(arguments.output, rows)
+        if study.partitions:
+            save_partitions(arguments.output.with_name("partitions.tsv"), cuts)
     memory = f"{device.memory_gib:g} GiB" if device.memory_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
     print(rows.drop(columns="reason").to_string(index=False, na_rep=""))
     print("\n".join(map(describe, planned)))
+    if study.partitions:
+        print("pipelines: tensors of each stage in GiB, fullest over mean, peak with overheads, memories that will do")
+        print(cuts.drop(columns="first_blocks").to_string(index=False))
     print(BLIND_SPOTS)
 
 
