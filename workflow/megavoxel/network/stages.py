@@ -98,6 +98,11 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
     return stages
 
 
+def stages_with_heads(blocks: Sequence[Block], stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Numbers of the stages that hold a head."""
+    return tuple(stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks]))
+
+
 def forms_of_transfers(
     plan: NetworkPlan, begins: Sequence[int], image: Sequence[int], precision: Precision, device: torch.device
 ) -> dict[Transfer, Form]:

@@ -1,8 +1,8 @@
 """What crosses the border of a pipeline's stage, and how gradients get in and out there.
 
-Autograd keeps the storage of every leaf and of every root for as long as its graph lives. A tensor that a stage received
-is needed until the first block has used it, one that it sends until it has arrived. So neither is a leaf or a root here:
-its memory is given up as soon as no block's backward pass needs it.
+Autograd keeps the storage of every leaf and of every root for as long as its graph lives. But a skip that was received
+is needed only until it is joined to an activation, and what is sent only until it has arrived. So neither is a leaf or
+a root here: its memory is given up as soon as no block's backward pass needs it.
 """
 
 from __future__ import annotations

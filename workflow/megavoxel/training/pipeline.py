@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
@@ -38,6 +39,8 @@ from megavoxel.training.wire import Arrival
 
 TARGET_DTYPE = torch.int32
 """Of targets on their way: the smallest that holds all classes and that every backend sends."""
+FORWARD, BACKWARD = "micro-batch {} forward", "micro-batch {} backward"
+"""Names in a profiler's trace; a backward pass includes waiting for its gradient."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +104,7 @@ def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
     for number in range(count):
         if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
             expected.append(_expect(run))
-        held.append(_run_micro_batch(run, expected.pop(0), images[number], targets[number]))
+        held.append(_run_micro_batch(run, number, expected.pop(0), images[number], targets[number]))
     return held
 
 
@@ -123,7 +126,9 @@ def _receive(line: Line, transfer: Transfer, stage: int) -> Arrival:
     return line.wire.receive(form.shape, form.dtype, stage, channels_last=form.channels_last)
 
 
-def _run_micro_batch(run: Run, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor) -> Held:
+def _run_micro_batch(
+    run: Run, number: int, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor
+) -> Held:
     line = run.pipeline
     gradients: dict[Transfer, Tensor] = {}
     if line.stage.number == 0:
@@ -135,7 +140,7 @@ def _run_micro_batch(run: Run, arrivals: dict[Transfer | None, Arrival], image: 
     else:
         own = arrivals.pop(None).wait().long() if None in arrivals else None
         state = _arrived_state(line, arrivals, gradients)
-    with run.precision.autocast(run.device):
+    with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
         state = run.network.program.run(state, checkpointing=run.network.checkpointing)
     returning: dict[Transfer, Arrival] = {}
     roots = _send(line, state, returning)
@@ -219,7 +224,8 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
             values.append(loss.detach())
             roots = [*roots, run.scaler.scale(loss)]
             del loss
-        torch.autograd.backward(roots)
+        with record_function(BACKWARD.format(len(held))):
+            torch.autograd.backward(roots)
         for way in line.stage.receives:
             if line.forms[way].needs_gradient:
                 line.wire.send(one.gradients.pop(way), way.source, channels_last=line.forms[way].channels_last)

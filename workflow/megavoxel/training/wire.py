@@ -56,9 +56,7 @@ class Wire:
         self._leaving = [(work, kept) for work, kept in self._leaving if not work.is_completed()]
         self._leaving.append((self._begin_to_send(_in_one_piece(packed, channels_last), stage), packed))
 
-    def receive(
-        self, shape: Sequence[int], dtype: torch.dtype, stage: int, *, channels_last: bool = False
-    ) -> Arrival:
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, stage: int, *, channels_last: bool = False) -> Arrival:
         """Begins to receive a tensor; between two processes they arrive in the order in which they were sent."""
         tensor = torch.empty(shape, dtype=dtype, device=self.device, memory_format=_memory_format(channels_last))
         return Arrival(work=self._begin_to_receive(_in_one_piece(tensor, channels_last), stage), tensor=tensor)
