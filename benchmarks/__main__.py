@@ -23,6 +23,7 @@ PROGRAMS = (
     "augmentation",
     "training",
     "data_parallel",
+    "pipeline",
     "accuracy",
     "prediction",
     "large_volumes",

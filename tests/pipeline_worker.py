@@ -20,6 +20,7 @@ from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.group import Group, joined_group
 from megavoxel.training.line import join_line
+from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
@@ -85,16 +86,21 @@ def batches(plan: Plan) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def steps_of(plan: Plan, group: Group) -> dict[str, object]:
-    """Loss of the first step, its gradients, and the weights after all steps, of what this process holds."""
+    """Loss, peak bytes and gradients of the first step, and the weights after all, of what this process holds."""
     run = started(plan, group)
     first: dict[str, object] = {}
-    for image, target in batches(plan):
+    for batch in batches(plan):
         share = slice(
             run.replicas.rank * BATCH // run.replicas.size, (run.replicas.rank + 1) * BATCH // run.replicas.size
         )
-        loss = run.mean_loss(train_step(run, image[share], target[share]).item())
+        reads = run.pipeline is None or run.pipeline.stage.number == 0
+        image, target = (tensor[share] if reads else torch.empty(0) for tensor in batch)
+        if first:
+            train_step(run, image, target)
+            continue
+        loss, peak = tracked_step(run, image, target)
         gradients = {name: parameter.grad.clone() for name, parameter in run.network.named_parameters()}
-        first = first or {"loss": loss, "gradients": gradients}
+        first = {"loss": run.mean_loss(loss.item()), "peak": peak, "gradients": gradients}
     return first | {"weights": run.network.state_dict()}
 
 

@@ -16,13 +16,16 @@ import pytest
 import torch
 
 from megavoxel.config.study import Parallel
+from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group
-from pipeline_worker import CUTS, plan_of, steps_of
+from pipeline_worker import BATCH, CUTS, plan_of, steps_of
 from training_jobs import check_that_all_end_with_one, training_command
 
 TESTS = Path(__file__).parent
+FORETOLD = ("instance norm", "one head", "checkpointing", "batch_dice", "labels of a first stage")
+"""Ways whose memory is compared with the forecast as well."""
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 """Of gradients up to 0.5: convolutions of other batches are other kernels, in float32."""
 
@@ -64,6 +67,17 @@ def compare(found: list[dict], single: dict, name: str) -> None:
             )
 
 
+def compare_memory(peaks: list[int], way: str, micro_batches: int, name: str) -> None:
+    """Of every stage, what its tensors took in the real step with what the forecast says."""
+    plan = plan_of(way, stages=len(peaks), micro_batches=micro_batches)
+    costs = stage_costs(
+        plan, stages=len(peaks), samples=BATCH // micro_batches, micro_batches=micro_batches,
+        checkpointing=plan.parallel.checkpointing, precision="float32", begins=plan.stages,
+    )  # fmt: skip
+    for found, cost in zip(peaks, costs, strict=True):
+        assert found == pytest.approx(cost.peak_bytes, rel=0.05), name
+
+
 @pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (3, 1), (4, 1), (2, 2)])
 def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
     processes = run_workers(tmp_path, stages=stages, replicas=replicas)
@@ -77,6 +91,8 @@ def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
                 [found[name] for found in processes[first : first + stages]], expected(way, int(micro_batches)), name
             )
             compared += 1
+        if replicas == 1 and way in FORETOLD and micro_batches != "4":
+            compare_memory([found[name]["peak"] for found in processes], way, int(micro_batches), name)
     assert compared == (29 if replicas == 1 else 34)
 
 

@@ -1,15 +1,15 @@
 """Memory and FLOPs of the stages of a pipeline: the block program cut into contiguous parts, each run on its own.
 
-A stage runs all micro-batches forward and then all backward (GPipe, Huang et al., arXiv:1811.06965). A first cut is the
-one whose most expensive stage is cheapest by what the blocks keep for the backward pass. `least_peak_cut` goes on from
-there, by the peak memory of stages that are run.
+What runs is the code of training (`training/pipeline.py`), on fake tensors and over a wire without a far end. A first
+cut is the one whose most expensive stage is cheapest by what the blocks keep for the backward pass. `least_peak_cut`
+goes on from there, by the peak memory of stages that are run.
 """
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,15 +17,26 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megavoxel.config.study import Training
-from megavoxel.forecast.step import StepCost, autocast, float32_bytes, optimizer_bytes
+from megavoxel.config.study import Parallel, Training
+from megavoxel.forecast.step import (
+    CPU,
+    HashedPlan,
+    StepCost,
+    anonymous,
+    autocast,
+    cost_of_step,
+    float32_bytes,
+    new_run,
+)
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.program import Program, RunState
-from megavoxel.network.stages import Form, Stage, cut_into_stages, form_of
+from megavoxel.network.program import Program
+from megavoxel.network.stages import ACTIVATION, Form, Stage, Transfer, cut_into_stages, form_of, stages_with_heads
 from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
-from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.plan import Plan
 from megavoxel.planning.topology import padded_patch
-from megavoxel.training.loss import build_loss
+from megavoxel.training.line import Line
+from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.wire import Wire, Work
 
 COPIES_OF_WEIGHTS = 3
 """Weights, gradients and one momentum, for the choice of the cut."""
@@ -37,15 +48,9 @@ MOST_SIMULATED = 3
 class _Job:
     """What a stage depends on."""
 
-    network: NetworkPlan
-    patch: tuple[int, ...]
-    samples: int
-    """Of a micro-batch."""
-    micro_batches: int
-    checkpointing: bool
+    hashed: HashedPlan
+    """With the batch of one pipeline, and no `parallel` keys but `micro_batches` and `checkpointing`."""
     precision: str
-    training: Training
-    """Of which only the loss counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,12 @@ class _Profile:
     activations: tuple[Form, ...]
     """What each block is given."""
     stashes: dict[str, Form]
+
+    def form(self, transfer: Transfer, stages: Sequence[Stage]) -> Form:
+        """What a transfer between some stages looks like."""
+        if transfer.name == ACTIVATION:
+            return self.activations[stages[transfer.target].blocks.start]
+        return self.stashes[transfer.name]
 
 
 def stage_costs(
@@ -85,7 +96,7 @@ def stage_costs(
     job = _job(plan, samples, micro_batches, checkpointing, precision)
     cut = tuple(begins) or _first_cut(job, stages)
     ends = (*cut[1:], len(unet_blocks(plan.network)))
-    return [_with_optimizer(plan, _part_cost(job, begin, end)) for begin, end in zip(cut, ends, strict=True)]
+    return [_part_cost(job, begin, end) for begin, end in zip(cut, ends, strict=True)]
 
 
 def least_peak_cut(
@@ -102,7 +113,7 @@ def least_peak_cut(
 
     @cache
     def peak(begin: int, end: int) -> int:
-        return _with_optimizer(plan, _part_cost(job, begin, end)).peak_bytes
+        return _part_cost(job, begin, end).peak_bytes
 
     best = _first_cut(job, stages)
     while True:
@@ -153,21 +164,10 @@ def balanced_cuts(costs: Sequence[float], stages: int) -> list[int]:
     return best[stages, len(costs)][1]
 
 
-def _with_optimizer(plan: Plan, cost: StepCost) -> StepCost:
-    state = optimizer_bytes(plan, cost.parameter_bytes)
-    return replace(cost, peak_bytes=cost.peak_bytes + state, resident_bytes=cost.resident_bytes + state)
-
-
 def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> _Job:
-    return _Job(
-        network=plan.network,
-        patch=padded_patch(plan.patch, cumulative_strides(plan.network)[-1]),
-        samples=samples,
-        micro_batches=micro_batches,
-        checkpointing=checkpointing,
-        precision=precision,
-        training=_loss_keys(plan.training),
-    )
+    parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
+    own = replace(anonymous(plan), batch=samples * micro_batches, parallel=parallel)
+    return _Job(hashed=HashedPlan(own), precision=precision)
 
 
 @cache
@@ -175,18 +175,20 @@ def _first_cut(job: _Job, stages: int) -> tuple[int, ...]:
     """By what each block keeps for the backward pass."""
     profile = _profile(_one_micro_batch(job))
     blocks = zip(profile.kept, profile.weights, strict=True)
-    return tuple(balanced_cuts([kept * job.micro_batches + COPIES_OF_WEIGHTS * own for kept, own in blocks], stages))
+    micro_batches = job.hashed.plan.parallel.micro_batches
+    return tuple(balanced_cuts([kept * micro_batches + COPIES_OF_WEIGHTS * own for kept, own in blocks], stages))
 
 
 @cache
 def _part_cost(job: _Job, begin: int, end: int) -> StepCost:
     """The cost of some consecutive blocks, from the first few micro-batches where there are many."""
-    if job.micro_batches <= MOST_SIMULATED:
+    micro_batches = job.hashed.plan.parallel.micro_batches
+    if micro_batches <= MOST_SIMULATED:
         return _run_part(job, begin, end)
     fewer, most = (
-        _run_part(replace(job, micro_batches=count), begin, end) for count in (MOST_SIMULATED - 1, MOST_SIMULATED)
+        _run_part(_with_micro_batches(job, count), begin, end) for count in (MOST_SIMULATED - 1, MOST_SIMULATED)
     )
-    more = job.micro_batches - MOST_SIMULATED
+    more = micro_batches - MOST_SIMULATED
     return replace(
         most,
         peak_bytes=most.peak_bytes + more * (most.peak_bytes - fewer.peak_bytes),
@@ -196,16 +198,27 @@ def _part_cost(job: _Job, begin: int, end: int) -> StepCost:
 
 def _one_micro_batch(job: _Job) -> _Job:
     """What a profile depends on, so that one serves all ways of running a step."""
-    return replace(job, micro_batches=1, checkpointing=False)
+    job = _with_micro_batches(job, 1)
+    plan = replace(job.hashed.plan, parallel=Parallel(), training=Training())
+    return replace(job, hashed=HashedPlan(plan))
+
+
+def _with_micro_batches(job: _Job, count: int) -> _Job:
+    """The same with another number of micro-batches of the same size."""
+    plan = job.hashed.plan
+    samples = plan.batch // plan.parallel.micro_batches
+    plan = replace(plan, batch=samples * count, parallel=replace(plan.parallel, micro_batches=count))
+    return replace(job, hashed=HashedPlan(plan))
 
 
 @cache
 def _profile(job: _Job) -> _Profile:
+    plan = job.hashed.plan
     with FakeTensorMode(), MemoryTracker() as memory, autocast(job.precision):
-        state = entering_state(job.network, _made(_image_form(job)))
+        state = entering_state(plan.network, _image(plan))
         forms = {name: form_of(tensor) for name, tensor in state.stashed.items()}
         activations, kept, weights = [], [], []
-        for block in unet_blocks(job.network):
+        for block in unet_blocks(plan.network):
             activations.append(form_of(state.activation))
             before, waiting = memory.live, dict(state.stashed)
             inputs, outputs = set(waiting), set(waiting) - set(block.pops) | ({block.stash} - {None})
@@ -218,68 +231,51 @@ def _profile(job: _Job) -> _Profile:
 
 
 def _run_part(job: _Job, begin: int, end: int) -> StepCost:
-    with FakeTensorMode():
-        blocks = unet_blocks(job.network)
-        cut = sorted({0, begin, end} - {len(blocks)})
-        stages = cut_into_stages(blocks, program_inputs(job.network), cut)
-        stage = next(stage for stage in stages if stage.blocks.start == begin)
-        program = stage.program(blocks)
-        with MemoryTracker() as memory:
-            held = [outputs for _ in range(job.micro_batches) for outputs in [_forward_outputs(program, stage, job)]]
-            while held:
-                outputs = held.pop()
-                torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
-                del outputs
-            parameters = float32_bytes(program)
-            return StepCost(
-                peak_bytes=memory.peak + parameters,
-                resident_bytes=parameters,
-                workspace_bytes=memory.largest_convolution,
-                flops=memory.flops,
-                parameter_bytes=parameters,
-            )
-
-
-def _forward_outputs(program: Program, stage: Stage, job: _Job) -> list[Tensor]:
-    """What a micro-batch leaves behind: what is sent to other stages, and the losses of heads."""
-    state = _entering(stage, job)
-    arrived = {id(tensor) for tensor in (state.activation, *state.stashed.values())}
-    with autocast(job.precision):
-        state = program.run(state, checkpointing=job.checkpointing)
-    losses = list(_losses(state.logits, job))
-    leaving = [state.activation, *state.stashed.values()]
-    return [tensor for tensor in leaving if id(tensor) not in arrived and tensor.requires_grad] + losses
-
-
-def _entering(stage: Stage, job: _Job) -> RunState:
-    """What a stage is given, in memory of its own."""
-    if stage.blocks.start == 0:
-        return entering_state(job.network, _made(_image_form(job)))
+    """A real step of the stage that holds these blocks, the other stages being silent."""
     profile = _profile(_one_micro_batch(job))
-    return RunState(
-        activation=_made(profile.activations[stage.blocks.start]),
-        stashed={name: _made(profile.stashes[name]) for name in stage.inputs},
-    )
+    with FakeTensorMode():
+        run = new_run(job.hashed.plan, job.precision)
+        blocks = list(run.network.program)
+        cut = sorted({0, begin, end} - {len(blocks)})
+        stages = cut_into_stages(blocks, program_inputs(run.plan.network), cut)
+        stage = next(stage for stage in stages if stage.blocks.start == begin)
+        run.network.program = stage.program(blocks)
+        run.optimizer = build_optimizer(run.network.parameters(), run.plan.training)
+        run.pipeline = Line(
+            stage=stage,
+            stages=len(stages),
+            head_stages=stages_with_heads(blocks, stages),
+            forms={transfer: profile.form(transfer, stages) for transfer in (*stage.receives, *stage.sends)},
+            replicas=run.group,
+            wire=_SilentWire(0, CPU),
+            parameter_names=(),
+        )
+        return cost_of_step(run)
 
 
-def _image_form(job: _Job) -> Form:
-    shape = (job.samples, job.network.input_channels, *job.patch)
-    return Form(shape=shape, dtype=torch.float32, needs_gradient=False)
+class _SilentWire(Wire):
+    """What is sent takes memory until the sender knows that it has arrived, and what is received before it comes."""
+
+    def _begin_to_send(self, *_: object) -> Work:
+        return _Silent()
+
+    def _begin_to_receive(self, *_: object) -> Work:
+        return _Silent()
 
 
-def _made(form: Form) -> Tensor:
-    tensor = torch.empty(form.shape, dtype=form.dtype).contiguous(memory_format=torch.channels_last_3d)
-    return tensor.requires_grad_(form.needs_gradient)
+class _Silent:
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def is_completed(self) -> bool:
+        """As with gloo."""
+        return False
 
 
-def _loss_keys(training: Training) -> Training:
-    """The same for settings that differ in other keys, so that they share what is simulated."""
-    keys = ("loss", "batch_dice", "focal_gamma", "topk_percent")
-    return Training(**{key: getattr(training, key) for key in keys})
-
-
-def _losses(logits: dict[str, Tensor], job: _Job) -> Iterator[Tensor]:
-    loss = build_loss(job.training)
-    for level in logits.values():
-        target = torch.zeros(level.shape[0], *level.shape[2:], dtype=torch.int64)
-        yield loss(level.float(), target)
+def _image(plan: Plan) -> Tensor:
+    """A micro-batch as the network is given it."""
+    patch = padded_patch(plan.patch, cumulative_strides(plan.network)[-1])
+    return torch.empty(
+        plan.batch // plan.parallel.micro_batches, plan.network.input_channels, *patch,
+        memory_format=torch.channels_last_3d,
+    )  # fmt: skip

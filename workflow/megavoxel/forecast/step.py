@@ -27,6 +27,8 @@ from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
 ONE_NETWORK = 1
+KEYS_OF_A_STEP = ("optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent")
+"""Of `training`, those that memory and FLOPs of a step depend on; settings that differ in others share what is run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +58,8 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
         exact: whether this very number of samples is run, or one of them, and the rest taken to need as much.
     """
     keys = Parallel(checkpointing=parallel.checkpointing)
-    unnamed = replace(plan, study="", setting="", dataset="", seed=0, notes=(), parallel=keys)
     run = samples if exact else 1
-    cost = _training_step(_Hashed(replace(unnamed, batch=run)), precision)
+    cost = _training_step(HashedPlan(replace(anonymous(plan), parallel=keys, batch=run)), precision)
     cost = repeated(cost if exact else _scaled(cost, samples), parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
@@ -88,9 +89,14 @@ def _scaled(cost: StepCost, samples: int) -> StepCost:
     )
 
 
+def anonymous(plan: Plan) -> Plan:
+    """The plan without names, notes and stages, which say nothing about memory."""
+    return replace(plan, study="", setting="", dataset="", seed=0, notes=(), stages=())
+
+
 def window(plan: Plan, size: tuple[int, ...] | None = None, *, networks: int, precision: str) -> StepCost:
     """The forward pass of one window by `networks` networks in turn, no gradients; None: a window like the patch."""
-    return _window(_Hashed(plan), size or plan.patch, networks, precision)
+    return _window(HashedPlan(plan), size or plan.patch, networks, precision)
 
 
 def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
@@ -125,29 +131,37 @@ def float32_bytes(network: nn.Module) -> int:
     return parameter_count(network) * BYTES_OF_FLOAT32
 
 
-class _Hashed:
+class HashedPlan:
     """A plan as a key of a cache: plans hold dictionaries and cannot be hashed themselves."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         expansion = (plan.expanded_patch, plan.expansion_order)
+        training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
         masked = bool(plan.unannotated)
-        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, plan.training, masked)
+        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed) and self.key == other.key
+        return isinstance(other, HashedPlan) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @cache
-def _training_step(hashed: _Hashed, precision: str) -> StepCost:
-    plan = hashed.plan
-    with FakeTensorMode(), MemoryTracker() as memory:
-        run = new_run(plan, precision)
-        image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch)
-        target = torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64)
+def _training_step(hashed: HashedPlan, precision: str) -> StepCost:
+    with FakeTensorMode():
+        return cost_of_step(new_run(hashed.plan, precision))
+
+
+def cost_of_step(run: Run) -> StepCost:
+    """One step of a run without data, that of a stage where it has a pipeline; to be called inside `FakeTensorMode`."""
+    plan = run.plan
+    reads = run.pipeline is None or run.pipeline.stage.number == 0
+    with MemoryTracker() as memory:
+        memory.include(run.network.state_dict().values())
+        image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch) if reads else torch.empty(0)
+        target = torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64) if reads else torch.empty(0)
         _make_optimizer_state(run)
         resident = memory.live - image.nbytes - target.nbytes
         memory.reset_peak()
@@ -170,7 +184,7 @@ def _make_optimizer_state(run: Run) -> None:
 
 
 @cache
-def _window(hashed: _Hashed, size: tuple[int, ...], networks: int, precision: str) -> StepCost:
+def _window(hashed: HashedPlan, size: tuple[int, ...], networks: int, precision: str) -> StepCost:
     plan = hashed.plan
     with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
         network = SegmentationNetwork(plan.network).eval()

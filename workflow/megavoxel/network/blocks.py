@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 
@@ -24,8 +27,44 @@ class ConvolutionNormActivation(nn.Sequential):
         super().__init__(
             nn.Conv3d(channels_in, channels_out, kernel, stride, padding),
             NORMS[norm](channels_out, eps=1e-5, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
+            InPlaceLeakyReLU(0.01),
         )
+
+
+class InPlaceLeakyReLU(nn.Module):
+    """Leaky ReLU in the memory of its input, which must not be used again.
+
+    What instance norm returns is a view, and for in-place operations on views PyTorch's backward pass copies the
+    gradient twice: two more tensors of the activation's size at the peak of a step. Here it is one gradient in, one
+    out. Values and gradients are those of `torch.nn.LeakyReLU`.
+    """
+
+    def __init__(self, negative_slope: float) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, …) to the same."""
+        return _LeakyReLU.apply(activation, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        """The slope, as PyTorch prints it."""
+        return f"negative_slope={self.negative_slope}"
+
+
+class _LeakyReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, slope: float) -> Tensor:
+        # The detached tensor counts changes together with its source: whoever kept that for the backward pass fails.
+        result = F.leaky_relu_(activation.detach(), slope)
+        ctx.save_for_backward(result)
+        ctx.slope = slope
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.leaky_relu_backward(gradient, result, ctx.slope, True), None
 
 
 class UpsampleAndJoin(nn.Module):

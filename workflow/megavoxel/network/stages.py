@@ -61,6 +61,8 @@ class Form:
     dtype: torch.dtype
     needs_gradient: bool
     """Whether a gradient goes back to the sender."""
+    channels_last: bool = False
+    """Whether it lies with channels last, as convolutions leave it; instance norm leaves channels first."""
 
 
 def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[Stage]:
@@ -96,6 +98,11 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
     return stages
 
 
+def stages_with_heads(blocks: Sequence[Block], stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Numbers of the stages that hold a head."""
+    return tuple(stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks]))
+
+
 def forms_of_transfers(
     plan: NetworkPlan, begins: Sequence[int], image: Sequence[int], precision: Precision, device: torch.device
 ) -> dict[Transfer, Form]:
@@ -111,7 +118,7 @@ def forms_of_transfers(
     with FakeTensorMode(), torch.device(device):
         blocks = unet_blocks(plan)
         shape = (*image[:2], *padded_patch(image[2:], cumulative_strides(plan)[-1]))
-        state = entering_state(plan, torch.empty(shape).contiguous(memory_format=torch.channels_last_3d))
+        state = entering_state(plan, torch.empty(shape, memory_format=torch.channels_last_3d))
         forms, waiting = {}, dict(state.stashed)
         for stage in cut_into_stages(blocks, program_inputs(plan), begins):
             own = {name: waiting.pop(name) for name in stage.inputs}
@@ -130,7 +137,12 @@ def tensor_of(state: RunState, name: str) -> Tensor:
 
 def form_of(tensor: Tensor) -> Form:
     """What a tensor looks like."""
-    return Form(shape=tuple(tensor.shape), dtype=tensor.dtype, needs_gradient=tensor.requires_grad)
+    return Form(
+        shape=tuple(tensor.shape),
+        dtype=tensor.dtype,
+        needs_gradient=tensor.requires_grad,
+        channels_last=not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d),
+    )
 
 
 def _transfers(blocks: Sequence[Block], inputs: Iterable[str], parts: Sequence[slice]) -> list[Transfer]:

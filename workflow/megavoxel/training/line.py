@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from megavoxel.network.device import Precision
-from megavoxel.network.stages import Form, Stage, Transfer, cut_into_stages, forms_of_transfers
+from megavoxel.network.stages import (
+    Form,
+    Stage,
+    Transfer,
+    cut_into_stages,
+    forms_of_transfers,
+    stages_with_heads,
+)
 from megavoxel.network.unet import SegmentationNetwork, program_inputs
 from megavoxel.planning.plan import Plan
 from megavoxel.training.group import Group, subgroups
@@ -46,9 +53,7 @@ def join_line(network: SegmentationNetwork, plan: Plan, group: Group, precision:
     line = Line(
         stage=own,
         stages=count,
-        head_stages=tuple(
-            stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks])
-        ),
+        head_stages=stages_with_heads(blocks, stages),
         forms=forms_of_transfers(plan.network, plan.stages, shape, precision, group.device),
         replicas=replicas,
         wire=Wire(group.rank - group.rank % count, group.device),

@@ -18,11 +18,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
-from megavoxel.network.stages import ACTIVATION, Form, Transfer, tensor_of
+from megavoxel.network.stages import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
+from megavoxel.training.border import entered, join_gradient, left
+from megavoxel.training.line import Line
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -36,14 +39,20 @@ from megavoxel.training.wire import Arrival
 
 TARGET_DTYPE = torch.int32
 """Of targets on their way: the smallest that holds all classes and that every backend sends."""
+FORWARD, BACKWARD = "micro-batch {} forward", "micro-batch {} backward"
+"""Names in a profiler's trace; a backward pass includes waiting for its gradient."""
 
 
 @dataclass(kw_only=True)
 class Held:
-    """What a stage keeps of a micro-batch between its forward and its backward pass."""
+    """What a stage keeps of a micro-batch between its forward and its backward pass, besides autograd's graph."""
 
-    entered: dict[Transfer, Tensor]
-    left: dict[Transfer, Tensor]
+    gradients: dict[Transfer, Tensor]
+    """Of what was received, as the backward pass finds them."""
+    returning: dict[Transfer, Arrival]
+    """Gradients of what was sent, once they are asked for."""
+    roots: list[Tensor]
+    """Scalars that the backward pass begins from, besides the loss."""
     logits: dict[int, Tensor]
     """Of the stage's own heads, by level: float32 (samples, classes, z, y, x) without padding."""
     target: Tensor | None
@@ -95,7 +104,7 @@ def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
     for number in range(count):
         if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
             expected.append(_expect(run))
-        held.append(_run_micro_batch(run, expected.pop(0), images[number], targets[number]))
+        held.append(_run_micro_batch(run, number, expected.pop(0), images[number], targets[number]))
     return held
 
 
@@ -107,15 +116,22 @@ def _expect(run: Run) -> dict[Transfer | None, Arrival]:
         shape = (plan.batch // plan.parallel.parts, *plan.patch)
         arrivals[None] = line.wire.receive(shape, TARGET_DTYPE, 0)
     for transfer in line.stage.receives:
-        form = line.forms[transfer]
-        arrivals[transfer] = line.wire.receive(form.shape, form.dtype, transfer.source)
+        arrivals[transfer] = _receive(line, transfer, transfer.source)
     return arrivals
 
 
-def _run_micro_batch(run: Run, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor) -> Held:
+def _receive(line: Line, transfer: Transfer, stage: int) -> Arrival:
+    """Begins to receive a transfer, or the gradient of one."""
+    form = line.forms[transfer]
+    return line.wire.receive(form.shape, form.dtype, stage, channels_last=form.channels_last)
+
+
+def _run_micro_batch(
+    run: Run, number: int, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor
+) -> Held:
     line = run.pipeline
+    gradients: dict[Transfer, Tensor] = {}
     if line.stage.number == 0:
-        entered: dict[Transfer, Tensor] = {}
         state = entering_state(run.plan.network, run.network.pad(to_device(image, run.device)))
         own = target.to(run.device, non_blocking=True)
         for stage in line.head_stages:
@@ -123,20 +139,45 @@ def _run_micro_batch(run: Run, arrivals: dict[Transfer | None, Arrival], image: 
                 line.wire.send(own.to(TARGET_DTYPE), stage)
     else:
         own = arrivals.pop(None).wait().long() if None in arrivals else None
-        entered = {transfer: _leaf(arrival.wait(), line.forms[transfer]) for transfer, arrival in arrivals.items()}
-        tensors = {transfer.name: tensor for transfer, tensor in entered.items()}
-        state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
-    with run.precision.autocast(run.device):
+        state = _arrived_state(line, arrivals, gradients)
+    with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
         state = run.network.program.run(state, checkpointing=run.network.checkpointing)
-    left = {transfer: tensor_of(state, transfer.name) for transfer in line.stage.sends}
-    for transfer, tensor in left.items():
-        line.wire.send(tensor, transfer.target)
+    returning: dict[Transfer, Arrival] = {}
+    roots = _send(line, state, returning)
     own = own if line.stage.number in line.head_stages else None
-    return Held(entered=entered, left=left, logits=_own_logits(run, state), target=own)
+    return Held(gradients=gradients, returning=returning, roots=roots, logits=_own_logits(run, state), target=own)
 
 
-def _leaf(tensor: Tensor, form: Form) -> Tensor:
-    return tensor.requires_grad_(form.needs_gradient and torch.is_grad_enabled())
+def _arrived_state(line: Line, arrivals: dict[Transfer, Arrival], gradients: dict[Transfer, Tensor]) -> RunState:
+    """What other stages have sent, emptied from `arrivals`."""
+    tensors = {}
+    for transfer in list(arrivals):
+        tensor = arrivals.pop(transfer).wait()
+        needs_gradient = line.forms[transfer].needs_gradient
+        tensors[transfer.name] = entered(tensor, transfer, gradients) if needs_gradient else tensor
+    return RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
+
+
+def _send(line: Line, state: RunState, returning: dict[Transfer, Arrival]) -> list[Tensor]:
+    """Sends what leaves the stage, and has its gradients taken from `returning`.
+
+    Returns what the backward pass begins from. That is the activation; on its way there every skip was used.
+    """
+    roots = []
+    for transfer in line.stage.sends:
+        tensor, form = tensor_of(state, transfer.name), line.forms[transfer]
+        line.wire.send(tensor, transfer.target, channels_last=form.channels_last)
+        if tensor.requires_grad:
+            gradient = partial(_returned, returning, transfer)
+            if transfer.name == ACTIVATION:
+                roots.append(left(tensor, gradient))
+            else:
+                join_gradient(tensor, gradient)
+    return roots
+
+
+def _returned(returning: dict[Transfer, Arrival], transfer: Transfer) -> Tensor:
+    return returning.pop(transfer).wait()
 
 
 def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
@@ -170,21 +211,24 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
 def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
     """All micro-batches backward, the last one first; returns their loss in one of `parts` equal parts of a batch."""
     line, losses, share = run.pipeline, _losses(run, held), len(held) * parts
+    line.wire.finish()  # no gradient comes back before all that was sent has arrived; its memory is needed now
     values = [torch.zeros((), device=run.device)]
     run.scaler.scale(values[0])  # where a stage has no loss to scale, the scaler would have no scale
-    returning = tuple(transfer for transfer in line.stage.sends if line.forms[transfer].needs_gradient)
+    ways = [transfer for transfer in line.stage.sends if line.forms[transfer].needs_gradient]
     while held:
         one = held.pop()
-        arrivals = [line.wire.receive(line.forms[way].shape, line.forms[way].dtype, way.target) for way in returning]
-        roots, gradients = [one.left[way] for way in returning], [arrival.wait() for arrival in arrivals]
+        one.returning.update((way, _receive(line, way, way.target)) for way in ways)
+        roots = one.roots
         if losses:
             loss = _weighted(run, one, losses) / share
             values.append(loss.detach())
-            roots, gradients = [*roots, run.scaler.scale(loss)], [*gradients, None]
-        torch.autograd.backward(roots, gradients)
-        for way, tensor in one.entered.items():
-            if tensor.requires_grad:
-                line.wire.send(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad, way.source)
+            roots = [*roots, run.scaler.scale(loss)]
+            del loss
+        with record_function(BACKWARD.format(len(held))):
+            torch.autograd.backward(roots)
+        for way in line.stage.receives:
+            if line.forms[way].needs_gradient:
+                line.wire.send(one.gradients.pop(way), way.source, channels_last=line.forms[way].channels_last)
     return torch.stack(values).sum()
 
 

@@ -1,29 +1,40 @@
 """Tensors on their way between the processes of a pipeline, sent and received without waiting.
 
-They travel with channels last, as convolutions leave them: what is sent is not copied first.
+Both sides know whether a tensor lies with channels last, so that what is sent is not copied first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 
+class Work(Protocol):
+    """A tensor that is on its way, as PyTorch's `torch.distributed.Work`."""
+
+    def wait(self) -> object:
+        """Returns when it is there; on a GPU, what follows waits for it."""
+
+    def is_completed(self) -> bool:
+        """Whether it is known to be there. gloo does not know before `wait`."""
+
+
 @dataclass(kw_only=True)
 class Arrival:
     """A tensor that is being received."""
 
-    work: torch.distributed.Work
-    buffer: Tensor
+    work: Work
+    tensor: Tensor
 
     def wait(self) -> Tensor:
         """The tensor, (samples, channels, z, y, x) for activations."""
         self.work.wait()
-        return _channels_second(self.buffer)
+        return self.tensor
 
 
 class Wire:
@@ -37,20 +48,18 @@ class Wire:
     def __init__(self, first_rank: int, device: torch.device) -> None:
         self.first_rank = first_rank
         self.device = device
-        self._leaving: list[tuple[torch.distributed.Work, Tensor]] = []
+        self._leaving: list[tuple[Work, Tensor]] = []
 
-    def send(self, tensor: Tensor, stage: int) -> None:
+    def send(self, tensor: Tensor, stage: int, *, channels_last: bool = False) -> None:
         """Begins to send a tensor, which must not be changed until it has arrived."""
-        packed = _channels_last(tensor.detach()).contiguous()
+        packed = tensor.detach().contiguous(memory_format=_memory_format(channels_last))
         self._leaving = [(work, kept) for work, kept in self._leaving if not work.is_completed()]
-        self._leaving.append((torch.distributed.isend(packed, self.first_rank + stage), packed))
+        self._leaving.append((self._begin_to_send(_in_one_piece(packed, channels_last), stage), packed))
 
-    def receive(self, shape: Sequence[int], dtype: torch.dtype, stage: int) -> Arrival:
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, stage: int, *, channels_last: bool = False) -> Arrival:
         """Begins to receive a tensor; between two processes they arrive in the order in which they were sent."""
-        samples, *rest = shape
-        packed = (samples, *rest[1:], rest[0]) if len(shape) == 5 else tuple(shape)
-        buffer = torch.empty(packed, dtype=dtype, device=self.device)
-        return Arrival(work=torch.distributed.irecv(buffer, self.first_rank + stage), buffer=buffer)
+        tensor = torch.empty(shape, dtype=dtype, device=self.device, memory_format=_memory_format(channels_last))
+        return Arrival(work=self._begin_to_receive(_in_one_piece(tensor, channels_last), stage), tensor=tensor)
 
     def finish(self) -> None:
         """Waits until all has left."""
@@ -58,10 +67,17 @@ class Wire:
             work.wait()
         self._leaving = []
 
+    def _begin_to_send(self, tensor: Tensor, stage: int) -> Work:
+        return torch.distributed.isend(tensor, self.first_rank + stage)
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.movedim(1, -1) if tensor.dim() == 5 else tensor
+    def _begin_to_receive(self, tensor: Tensor, stage: int) -> Work:
+        return torch.distributed.irecv(tensor, self.first_rank + stage)
 
 
-def _channels_second(tensor: Tensor) -> Tensor:
-    return tensor.movedim(-1, 1) if tensor.dim() == 5 else tensor
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+def _in_one_piece(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The same memory with its axes in the order in which they lie."""
+    return tensor.movedim(1, -1) if channels_last else tensor
