@@ -24,7 +24,7 @@ from megavoxel.forecast.calibration import SMALL, held_bytes, measure
 from megavoxel.network.host_memory import release_unused_memory, return_freed_memory
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan, load_plan
-from megavoxel.training.group import Group, joined_group
+from megavoxel.distributed.group import Group, joined_group
 from megavoxel.training.loop import Fold, start_run
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run

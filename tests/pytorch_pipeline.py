@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
+from megavoxel.distributed.group import Group
 from megavoxel.network.program import Program, RunState
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
-from megavoxel.training.group import Group
 from megavoxel.training.loss import build_loss
 
 CPU = torch.device("cpu")

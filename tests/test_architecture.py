@@ -15,6 +15,7 @@ LAYERS = (
     {"planning"},
     {"preprocessing"},
     {"network"},
+    {"distributed"},
     {"training"},
     {"evaluation"},
     {"inference"},

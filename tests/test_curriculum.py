@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import replace
 
+import blosc2
 import numpy as np
 import pandas
 import pytest
@@ -308,3 +310,35 @@ def test_repeats_begin_with_the_repeat_of_the_same_seed():
 def test_curricula_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UserError, match=re.escape(message)):
         parse_study(study(**settings), source="s.yaml")
+
+
+def test_whole_images_go_through_a_pipeline(tmp_path):
+    """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""
+    plan = curriculum(phases=(), parallel=Parallel(pipeline=2), stages=(0, 4), inference=Inference(window="whole"))
+    alone = replace(plan, parallel=Parallel(), stages=())
+    training_command(tmp_path, plan)
+    weights = []
+    for fold in range(2):
+        network = SegmentationNetwork(plan.network, seed=fold)
+        weights.append(f"model{fold}.pt")
+        save_weights(tmp_path / weights[-1], network, plan_hash=plan.hash, precision="float32")
+    save_plan(tmp_path / "alone.json", alone)
+    words = ["--preprocessed", "cases", "--splits", "splits.json", "--fold", "0", "--split", "validation"]
+    command = [sys.executable, "-m", "megavoxel"]
+
+    def run(*options: str) -> str:
+        done = subprocess.run(
+            [*command, *options, *words, "--device", "cpu", "--threads", "2"],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for name in ("plan", "alone"):
+        run("predict", "--plan", f"{name}.json", "--weights", *weights, "--output", name, "--logits", f"{name}-logits")
+    logits = [next((tmp_path / f"{name}-logits").glob("*.b2nd")) for name in ("plan", "alone")]
+    staged, whole = (blosc2.open(str(path))[:].astype(np.float32) for path in logits)
+    np.testing.assert_allclose(staged, whole, atol=5e-3)
+    assert np.abs(whole).max() > 0.05
+    assert "case2" in run("time", "--plan", "plan.json", "--weights", weights[0], "--repeats", "1", "--output", "t.csv")
+    assert list(pandas.read_csv(tmp_path / "t.csv")["window"]) == ["whole"]

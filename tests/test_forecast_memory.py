@@ -114,7 +114,7 @@ def test_with_checkpointing_the_temporaries_of_convolutions_are_covered_by_the_w
     """Little is kept there, so that what no operation returns shows at the peak."""
     plan = replace(unet(levels, features, size=size), parallel=Parallel(checkpointing=True))
     forecast, workspace, measured = forecast_and_measured(plan, "float32")
-    assert forecast < 1.05 * measured
+    assert 0.85 * measured < forecast < 1.05 * measured
     assert forecast + 0.5 * workspace > 0.95 * measured
 
 

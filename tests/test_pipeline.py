@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from megavoxel.config.study import Parallel
+from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
-from megavoxel.training.group import Group
 from pipeline_worker import BATCH, CUTS, plan_of, steps_of
 from training_jobs import check_that_all_end_with_one, training_command
 

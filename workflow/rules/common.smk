@@ -17,6 +17,8 @@ from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
+from megavoxel.planning.plan import load_plan
+from megavoxel.planning.window import WHOLE, predicting_devices
 
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
 CPU_IMAGE = "containers/images/cpu.sif"
@@ -138,6 +140,27 @@ def by_devices(amount):
 def by_devices_and_attempt(amount):
     """A resource of a training job that grows with its devices and with each attempt."""
     return lambda wildcards, input, attempt: amount * attempt * training_devices(wildcards, input)
+
+
+def by_predicting_devices(amount):
+    """A resource of a job that predicts, which grows with its devices."""
+    return lambda wildcards, input: amount * predicting_devices_of(wildcards, input)
+
+
+def by_predicting_devices_and_attempt(amount):
+    """A resource of a job that predicts, which grows with its devices and with each attempt."""
+    return lambda wildcards, input, attempt: amount * attempt * predicting_devices_of(wildcards, input)
+
+
+def predicting_devices_of(wildcards, input):
+    """Devices of a job that predicts: whole images take the pipeline of the setting's training."""
+    setting = SETTINGS[wildcards.setting]
+    last = setting.phases[-1].patch or setting.patch if setting.phases else setting.patch
+    if WHOLE not in (last, setting.inference.window):
+        return 1
+    if setting.parallel is not None:
+        return setting.parallel.pipeline
+    return predicting_devices(load_plan(Path(input.plan)))
 
 
 def training_devices(wildcards, input):

@@ -92,8 +92,9 @@ rule time_prediction:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        gpu=DEVICE.gpus,
-        mem_mb=by_attempt(DEVICE.host_memory_mb),
+        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
+        gpu=by_predicting_devices(DEVICE.gpus),
+        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
@@ -104,7 +105,8 @@ rule time_prediction:
     shell:
         "megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "--split {params.split} --fold {wildcards.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
-        "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} --threads {threads} "
+        "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} "
+        "--threads {resources.cpus_per_task} "
         "> {log:q} 2>&1"
 
 

@@ -25,8 +25,10 @@ rule predict_validation:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        gpu=DEVICE.gpus,
-        mem_mb=by_attempt(DEVICE.host_memory_mb),
+        # Threads cannot wait for a plan, resources can.
+        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
+        gpu=by_predicting_devices(DEVICE.gpus),
+        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
@@ -37,7 +39,7 @@ rule predict_validation:
     shell:
         "megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "--split {params.split} {params.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
-        "--output {output.predictions:q} {params.logits} --threads {threads} > {log:q} 2>&1"
+        "--output {output.predictions:q} {params.logits} --threads {resources.cpus_per_task} > {log:q} 2>&1"
 
 
 use rule predict_validation as predict_validation_for_ensembles with:

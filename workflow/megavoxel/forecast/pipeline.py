@@ -18,6 +18,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.study import Parallel, Training
+from megavoxel.distributed.line import Line
+from megavoxel.distributed.wire import Wire, Work
 from megavoxel.forecast.step import (
     CPU,
     HashedPlan,
@@ -34,9 +36,7 @@ from megavoxel.network.stages import ACTIVATION, Form, Stage, Transfer, cut_into
 from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.topology import padded_patch
-from megavoxel.training.line import Line
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.wire import Wire, Work
 
 COPIES_OF_WEIGHTS = 3
 """Weights, gradients and one momentum, for the choice of the cut."""
@@ -168,6 +168,15 @@ def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, prec
     parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
     own = replace(anonymous(plan), batch=samples * micro_batches, parallel=parallel)
     return _Job(hashed=HashedPlan(own), precision=precision)
+
+
+def begins_of(
+    plan: Plan, *, stages: int, samples: int, micro_batches: int, checkpointing: bool, precision: str
+) -> tuple[int, ...]:
+    """First block of each stage: the plan's, where it has as many, else the first cut. Arguments: see `stage_costs`."""
+    if len(plan.stages) == stages:
+        return plan.stages
+    return _first_cut(_job(plan, samples, micro_batches, checkpointing, precision), stages)
 
 
 @cache

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
-from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
+from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
+from megavoxel.forecast.staged_window import staged_window_bytes
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import prediction_window
+from megavoxel.planning.window import predicting_devices, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +68,7 @@ def forecast_setting(
     precision = precision_on(plan, device)
     steps = [(phase, step_costs(phase, parallel, precision, exact=exact)) for phase in plan.by_phase()]
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
-    size = prediction_window(plan, largest_case(plan))
-    predicting = window(plan, size, networks=workload.folds, precision=precision)
-    slab = _slab_bytes(plan, size)
+    predicting, slab = _prediction(plan, parallel, workload, precision)
     seconds = _seconds(plan, parallel, device, workload, steps, precision)
     training, prediction = seconds if seconds else (None, None)
     return Forecast(
@@ -96,14 +96,17 @@ def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
     Of a curriculum it is the phase with the most voxels in a step that counts.
     """
     largest = max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
-    return least_peak_cut(
-        largest,
-        stages=parallel.pipeline,
-        samples=largest.batch // parallel.parts,
-        micro_batches=parallel.micro_batches,
-        checkpointing=parallel.checkpointing,
-        precision=precision_on(plan, device),
-    )
+    return least_peak_cut(largest, precision=precision_on(plan, device), **_pipeline_keys(largest, parallel))
+
+
+def _pipeline_keys(plan: Plan, parallel: Parallel) -> dict[str, Any]:
+    """What memory and cut of a pipeline's stages depend on, beside the plan and the precision."""
+    return {
+        "stages": parallel.pipeline,
+        "samples": plan.batch // parallel.parts,
+        "micro_batches": parallel.micro_batches,
+        "checkpointing": parallel.checkpointing,
+    }
 
 
 def describe_stages(plan: Plan, forecast: Forecast) -> str:
@@ -136,16 +139,20 @@ def step_costs(plan: Plan, parallel: Parallel, precision: str, *, exact: bool = 
     samples = plan.batch // parallel.parts
     if parallel.pipeline == 1:
         return [training_step(plan, samples=samples, parallel=parallel, precision=precision, exact=exact)]
-    costs = stage_costs(
-        plan,
-        stages=parallel.pipeline,
-        samples=samples,
-        micro_batches=parallel.micro_batches,
-        checkpointing=parallel.checkpointing,
-        precision=precision,
-        begins=plan.stages if len(plan.stages) == parallel.pipeline else (),
-    )
+    keys = _pipeline_keys(plan, parallel)
+    costs = stage_costs(plan, precision=precision, begins=begins_of(plan, precision=precision, **keys), **keys)
     return [repeated(cost, parallel) for cost in costs]
+
+
+def _prediction(plan: Plan, parallel: Parallel, workload: Workload, precision: str) -> tuple[StepCost, int]:
+    """The largest window on the fullest device that predicts, and the bytes of its summed logits."""
+    size = prediction_window(plan, largest_case(plan))
+    cost = window(plan, size, networks=workload.folds, precision=precision)
+    if predicting_devices(replace(plan, parallel=parallel)) > 1:
+        begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, parallel))
+        stages = staged_window_bytes(plan.network, begins, size, networks=workload.folds, precision=precision)
+        cost = replace(cost, peak_bytes=max(stages))
+    return cost, _slab_bytes(plan, size)
 
 
 def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:

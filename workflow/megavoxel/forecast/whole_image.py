@@ -10,12 +10,13 @@ from megavoxel.config.hardware import Device
 from megavoxel.errors import UserError
 from megavoxel.forecast.fit import device_at_hand
 from megavoxel.forecast.hours import GIB
+from megavoxel.forecast.staged_window import staged_window_bytes
 from megavoxel.forecast.step import window
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import divisor_of, padded_patch
-from megavoxel.planning.window import WHOLE, prediction_window
+from megavoxel.planning.window import WHOLE, predicting_devices, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class WholeImages:
         """For the networks and the device of a prediction."""
         return WholeImages(
             plan=predictor.plan,
-            device=device_at_hand(predictor.device),
+            device=device_at_hand(predictor.device, predictor.group.size),
             networks=len(predictor.networks),
             precision=predictor.precision.name,
         )
@@ -67,9 +68,13 @@ class WholeImages:
         )
 
     def gib(self, size: Sequence[int]) -> float:
-        """Peak memory in GiB of the tensors of one window, the sums of its logits included."""
-        cost = window(self.plan, tuple(size), networks=self.networks, precision=self.precision)
-        return (cost.peak_bytes + 4 * self.plan.network.classes * math.prod(size)) / GIB
+        """Peak memory in GiB of the tensors of one window, the sums of its logits included; of the fullest stage."""
+        plan, keys = self.plan, {"networks": self.networks, "precision": self.precision}
+        if predicting_devices(plan) > 1:
+            peak = max(staged_window_bytes(plan.network, plan.stages, size, **keys))
+        else:
+            peak = window(plan, tuple(size), **keys).peak_bytes
+        return (peak + 4 * plan.network.classes * math.prod(size)) / GIB
 
     def fitting(self, size: Sequence[int]) -> tuple[int, ...] | None:
         """A window that fits, no smaller than the patch: the side that is furthest from it is halved again and again.

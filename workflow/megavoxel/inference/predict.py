@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megavoxel.distributed.group import Group
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
+from megavoxel.inference.staged import StagedNetwork
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights
@@ -26,19 +28,22 @@ class CasePredictor:
         plan: the setting.
         weights: `model.pt` of one or several folds; their logits are averaged.
         device: where the networks run.
+        group: several processes that hold a stage of each network; None: this one holds them whole. The first of them
+            predicts, the others `serve`.
 
     Raises:
         UserError: weights are missing, damaged, or of another plan.
     """
 
-    def __init__(self, plan: Plan, weights: Sequence[Path], device: torch.device) -> None:
+    def __init__(self, plan: Plan, weights: Sequence[Path], device: torch.device, group: Group | None = None) -> None:
         self.plan = plan
         self.device = device
+        self.group = group or Group(device=device)
         # On the CPU, channels last is about a tenth faster here, and its copies take half as much memory again.
         self.memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last_3d
         contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
         self.precision = usable_precision(contents[0]["precision"], device)
-        self.networks = [self._load(content["weights"]) for content in contents]
+        self.networks = [self._load(number, content["weights"]) for number, content in enumerate(contents)]
 
     def slabs(self, image, scratch: Path | None = None) -> Iterator[Slab]:
         """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`."""
@@ -82,9 +87,14 @@ class CasePredictor:
 
         return predict
 
-    def _load(self, weights: dict[str, Tensor]) -> SegmentationNetwork:
+    def _load(self, number: int, weights: dict[str, Tensor]) -> SegmentationNetwork | StagedNetwork:
         network = SegmentationNetwork(self.plan.network)
         network.load_state_dict(weights)
+        if self.group.size > 1:
+            return StagedNetwork(
+                network, number, plan=self.plan, group=self.group, precision=self.precision,
+                memory_format=self.memory_format,
+            )  # fmt: skip
         return network.to(self.device, memory_format=self.memory_format).eval()
 
 

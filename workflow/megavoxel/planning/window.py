@@ -11,6 +11,11 @@ WHOLE = "whole"
 """In place of the voxels of a patch or window: the whole image."""
 
 
+def predicting_devices(plan: Plan) -> int:
+    """Devices over which a prediction goes: a whole image takes the pipeline of its training."""
+    return plan.parallel.pipeline if plan.inference.window == WHOLE else 1
+
+
 def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
     """Voxels per axis of a window over an image.
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
+
+if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
+    from megavoxel.inference.predict import CasePredictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,27 +60,34 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         require_first_stage(plan, arguments.stage1, option="--stage1")
     items = _images(plan, arguments) if arguments.input else _study_cases(arguments)
-    with atomic_directory(arguments.output) as output:
-        if arguments.logits is None:
-            _predict(plan, items, arguments, output, None)
-        else:
-            with atomic_directory(arguments.logits) as logits:
-                _predict(plan, items, arguments, output, logits)
-
-
-def _predict(plan: Plan, items: list, arguments: argparse.Namespace, output: Path, logits: Path | None) -> None:
     if not items:
         print("no cases to predict", flush=True)
-        return
+        with _folders(arguments):
+            return
+    from megavoxel.inference.job import predictor_of_job
+
+    with predictor_of_job(plan, arguments.weights, "predict", arguments) as predictor:
+        if predictor is not None:
+            with _folders(arguments) as (output, logits):
+                _predict(predictor, items, arguments, output, logits)
+
+
+@contextmanager
+def _folders(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path | None]]:
+    """Those of label maps and logits; both appear when all is done."""
+    with ExitStack() as folders:
+        output = folders.enter_context(atomic_directory(arguments.output))
+        yield output, folders.enter_context(atomic_directory(arguments.logits)) if arguments.logits else None
+
+
+def _predict(
+    predictor: CasePredictor, items: list, arguments: argparse.Namespace, output: Path, logits: Path | None
+) -> None:
     from tqdm import tqdm
 
     from megavoxel.forecast.whole_image import WholeImages
-    from megavoxel.inference.predict import CasePredictor
-    from megavoxel.network.device import choose_device, set_threads
 
-    set_threads(arguments.threads)
-    predictor = CasePredictor(plan, arguments.weights, choose_device(arguments.device))
-    whole_images = WholeImages.of(predictor)
+    plan, whole_images = predictor.plan, WholeImages.of(predictor)
     for number, read in enumerate(tqdm(items, desc="predict", unit="case", disable=None), start=1):
         with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
             image, properties = read(Path(scratch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ from megavoxel.files import atomic_path
 from megavoxel.planning.plan import load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
 
-if TYPE_CHECKING:  # pandas is loaded when there is something to write
+if TYPE_CHECKING:  # both are loaded when there is something to time
     import pandas
+
+    from megavoxel.inference.predict import CasePredictor
 
 COLUMNS = ("setting", "split", "fold", "case", "repeat", "seconds", "window")
 NEEDED = ("plan", "weights", "preprocessed", "splits", "split", "fold")
@@ -43,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows = pandas.concat([_read(path) for path in arguments.collect], ignore_index=True)
     else:
         rows = _measured(arguments)
+        if rows is None:
+            return
     with atomic_path(arguments.output) as partial:
         rows.to_csv(partial, index=False)
 
@@ -61,7 +66,8 @@ def _read(path: Path) -> pandas.DataFrame:
     return rows
 
 
-def _measured(arguments: argparse.Namespace) -> pandas.DataFrame:
+def _measured(arguments: argparse.Namespace) -> pandas.DataFrame | None:
+    """None in processes that hold a later stage of a pipeline."""
     missing = [name for name in NEEDED if getattr(arguments, name) is None]
     if missing:
         raise UserError(f"give --collect, or all of --{', --'.join(NEEDED)}; --{missing[0]} is missing")
@@ -73,19 +79,22 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame:
     require_first_stage(plan, arguments.stage1, option="--stage1")
     names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
 
+    from megavoxel.inference.job import predictor_of_job
+
+    with predictor_of_job(plan, [arguments.weights], "time", arguments) as predictor:
+        return None if predictor is None else _timed(predictor, names, arguments)
+
+
+def _timed(predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace) -> pandas.DataFrame:
     import pandas
 
     from megavoxel.forecast.whole_image import WholeImages
     from megavoxel.inference.first_stage import with_first_stage
-    from megavoxel.inference.predict import CasePredictor
     from megavoxel.inference.timing import time_cases
-    from megavoxel.network.device import choose_device, set_threads
     from megavoxel.preprocessing.store import open_case
 
-    set_threads(arguments.threads)
-    predictor = CasePredictor(plan, [arguments.weights], choose_device(arguments.device))
+    plan, whole_images = predictor.plan, WholeImages.of(predictor)
     stored = {name: open_case(arguments.preprocessed, name) for name in names}
-    whole_images = WholeImages.of(predictor)
     for name, case in stored.items():
         whole_images.check(name, case.properties.shape)
     cases = (

@@ -13,7 +13,7 @@ from megavoxel.planning.splits import Fold as Split
 from megavoxel.planning.splits import load_splits
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
-    from megavoxel.training.group import Group
+    from megavoxel.distributed.group import Group
     from megavoxel.training.loop import Fold
     from megavoxel.training.run import Run
 
@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, then writes the three files; model.pt comes last. Several devices: as a group of processes."""
+    from megavoxel.distributed.group import is_member, joined_group, local_device
+    from megavoxel.distributed.launch import start_group
     from megavoxel.forecast.fit import check_fits, explained_out_of_memory
     from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
-    from megavoxel.training.group import is_member, joined_group, local_device
-    from megavoxel.training.launch import start_group
     from megavoxel.training.loop import train
 
     plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megavoxel.distributed.group import Group, require_same
+from megavoxel.distributed.line import join_line
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import TYPES, Precision, choose_precision
@@ -22,8 +24,6 @@ from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.class_weights import class_weights
-from megavoxel.training.group import Group, require_same
-from megavoxel.training.line import join_line
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from megavoxel.distributed.line import Line
+from megavoxel.distributed.wire import Arrival
 from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
 from megavoxel.network.stages import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
 from megavoxel.training.border import entered, join_gradient, left
-from megavoxel.training.line import Line
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -35,7 +36,6 @@ from megavoxel.training.loss import (
     supervision_weights,
 )
 from megavoxel.training.run import Run
-from megavoxel.training.wire import Arrival
 
 TARGET_DTYPE = torch.int32
 """Of targets on their way: the smallest that holds all classes and that every backend sends."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from megavoxel.distributed.group import Group
+from megavoxel.distributed.line import Line
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
-from megavoxel.training.group import Group
-from megavoxel.training.line import Line
 from megavoxel.training.loss import Completion, Loss, build_loss
 
 Part = tuple[Tensor, Tensor]

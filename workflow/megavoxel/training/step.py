@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from megavoxel.distributed.group import Group
 from megavoxel.network.device import to_device
 from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
 from megavoxel.planning.plan import Plan
-from megavoxel.training.group import Group
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,

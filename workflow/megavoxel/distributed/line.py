@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megavoxel.distributed.group import Group, subgroups
+from megavoxel.distributed.wire import Wire
 from megavoxel.network.device import Precision
 from megavoxel.network.stages import (
     Form,
@@ -18,8 +20,6 @@ from megavoxel.network.stages import (
 )
 from megavoxel.network.unet import SegmentationNetwork, program_inputs
 from megavoxel.planning.plan import Plan
-from megavoxel.training.group import Group, subgroups
-from megavoxel.training.wire import Wire
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,13 @@ class Group:
         values[self.rank] = value
         return self.sum(values).tolist()
 
+    def from_leader(self, values: Sequence[int]) -> list[int]:
+        """The leading process's whole numbers, for everybody; all give as many."""
+        told = torch.tensor(values, dtype=torch.int64, device=self.device)
+        if self.size > 1:
+            torch.distributed.broadcast(told, group=self.processes, group_src=0)
+        return told.tolist()
+
 
 def is_member() -> bool:
     """Whether `torchrun` started this process."""
@@ -70,14 +77,19 @@ def local_device(name: str | None) -> str | None:
 
 
 @contextmanager
-def joined_group(device: torch.device) -> Iterator[Group]:
-    """The group that `torchrun` started: NCCL between GPUs, gloo between CPUs; a group of one without it."""
+def joined_group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Group]:
+    """The group that `torchrun` started: NCCL between GPUs, gloo between CPUs; a group of one without it.
+
+    Args:
+        device: of this process.
+        timeout: how long a process waits for the others.
+    """
     if not is_member():
         yield Group(device=device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     _KEPT.append(torch.distributed.group.WORLD)
     try:
         yield Group(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), device=device)

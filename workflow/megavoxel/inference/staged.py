@@ -1,0 +1,106 @@
+"""A network in the stages of a pipeline, for images that one device does not hold as a whole.
+
+The process with the first stage has the images, and calls the network as if it held all of it. The others serve: told
+the size of a window, they run their blocks on what the stages before them send. The last one sends logits to the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from megavoxel.config.study import Parallel
+from megavoxel.distributed.group import Group
+from megavoxel.distributed.line import join_line
+from megavoxel.network.device import Precision
+from megavoxel.network.program import RunState
+from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers, tensor_of
+from megavoxel.network.unet import SegmentationNetwork, entering_state, head_name
+from megavoxel.planning.plan import Plan
+
+NO_MORE = -1
+"""In place of a network's number: there are no more windows."""
+
+
+class StagedNetwork:
+    """A network of which this process holds one stage; in evaluation mode.
+
+    Args:
+        network: the whole of it, on the CPU; the blocks of other stages are given up.
+        number: of this network among those that predict together.
+        plan: with a pipeline.
+        group: as many processes as stages; all of them make their networks in the same order.
+        precision: of the forward pass.
+        memory_format: of weights and activations.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        number: int,
+        *,
+        plan: Plan,
+        group: Group,
+        precision: Precision,
+        memory_format: torch.memory_format,
+    ) -> None:
+        alone = replace(plan, batch=1, parallel=Parallel(pipeline=group.size))
+        self.line = join_line(network, alone, group, precision)
+        self.network = network.to(group.device, memory_format=memory_format).eval()
+        self.number, self.plan, self.group, self.precision = number, plan, group, precision
+        self._forms: dict[tuple[int, ...], dict[Transfer, Form]] = {}
+
+    def __call__(self, window: Tensor) -> list[Tensor]:
+        """In the first process: float32 logits (1, classes, z, y, x) of a window (1, input channels, z, y, x)."""
+        shape = tuple(window.shape[2:])
+        self.group.from_leader([self.number, *shape])
+        self.run(shape, window)
+        source = self.line.head_stages[-1]
+        logits = self.line.wire.receive((1, self.plan.network.classes, *shape), torch.float32, source).wait()
+        self.line.wire.finish()
+        return [logits]
+
+    def run(self, shape: tuple[int, ...], window: Tensor | None = None) -> None:
+        """This stage's part of a window of this shape (z, y, x); the first stage is given the window."""
+        line, forms = self.line, self._forms_of(shape)
+        if window is not None:
+            state = entering_state(self.plan.network, self.network.pad(window))
+        else:
+            arriving = {way.name: self._receive(way, forms[way]) for way in line.stage.receives}
+            tensors = {name: arrival.wait() for name, arrival in arriving.items()}
+            state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
+            del arriving, tensors  # else skips that have been used would be kept
+        with self.precision.autocast(self.group.device):
+            state = self.network.program.run(state)
+        for way in line.stage.sends:
+            line.wire.send(tensor_of(state, way.name), way.target, channels_last=forms[way].channels_last)
+        if line.stage.number == line.head_stages[-1]:
+            line.wire.send(self.network.cropped(state.logits[head_name(0)], 0, shape).float(), 0)
+        if line.stage.number > 0:
+            line.wire.finish()
+
+    def _receive(self, way: Transfer, form: Form):
+        return self.line.wire.receive(form.shape, form.dtype, way.source, channels_last=form.channels_last)
+
+    def _forms_of(self, shape: tuple[int, ...]) -> dict[Transfer, Form]:
+        if shape not in self._forms:
+            image = (1, self.plan.network.input_channels, *shape)
+            self._forms[shape] = forms_of_transfers(
+                self.plan.network, self.plan.stages, image, self.precision, self.group.device
+            )
+        return self._forms[shape]
+
+
+@torch.inference_mode()
+def serve(networks: Sequence[StagedNetwork], group: Group) -> None:
+    """In all processes but the first: runs this process's stages until there are no more windows."""
+    while (told := group.from_leader([0, 0, 0, 0]))[0] != NO_MORE:
+        networks[told[0]].run(tuple(told[1:]))
+
+
+def dismiss(group: Group) -> None:
+    """In the first process: there are no more windows."""
+    group.from_leader([NO_MORE, 0, 0, 0])
