@@ -43,6 +43,8 @@ use rule evaluate_validation as evaluate_test with:
         f"{LOGS}/evaluate_test/{{model}}.log",
     benchmark:
         f"{JOBS}/evaluate_test/{{model}}.tsv"
+    group:
+        "test_scores"
     params:
         name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
         split="test",

@@ -26,6 +26,7 @@ rule predict_validation:
     threads: DEVICE.cpus_per_job
     resources:
         gpu=DEVICE.gpus,
+        gpu_model=DEVICE.gpu_model,
         mem_mb=by_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
@@ -171,6 +172,8 @@ rule postprocess_apply:
         f"{LOGS}/postprocess_apply/{{model}}.log",
     benchmark:
         f"{JOBS}/postprocess_apply/{{model}}.tsv"
+    group:  # on a cluster one job with the scoring of these label maps
+        "test_scores"
     conda:
         "../../envs/megavoxel.yaml"
     container:
