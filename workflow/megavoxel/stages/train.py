@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
     from megavoxel.training.group import Group
     from megavoxel.training.loop import Fold
     from megavoxel.training.run import Run
+
+PATIENCE = 90.0
+"""Seconds that the leader of a group waits for its states: longer than a dead holder's lock lasts."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
-    from megavoxel.training.group import is_member, joined_group, local_device
+    from megavoxel.training.group import is_leader, is_member, joined_group, local_device
     from megavoxel.training.launch import start_group
+    from megavoxel.training.lock import held, wait_for_others
     from megavoxel.training.loop import train
 
     plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds
@@ -51,21 +57,27 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
     _check_stages(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
+    fold = _fold(arguments, folds[arguments.fold])
+    states = arguments.state / fold.key(plan)
     if plan.parallel.devices > 1 and not is_member():
+        wait_for_others(states)
         start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
     set_threads(arguments.threads)
     keep_freed_memory()
     device = choose_device(local_device(arguments.device))
-    fold = _fold(arguments, folds[arguments.fold])
     cases = len(fold.training) + len(fold.validation)
     forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(folds)))
-    with explained_out_of_memory(plan, forecast), joined_group(device) as group:
-        _check_group(plan, group)
+    # The others of a group wait for its leader to join them, for some minutes; whom to wait for longer was seen above.
+    own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
+    with own_states as lock:
+        with explained_out_of_memory(plan, forecast), joined_group(device) as group:
+            _check_group(plan, group)
+            if group.leads:
+                _warn_of_what_is_not_taught(plan, fold)
+            done = train(plan, fold, arguments.state, device, group, lock)
         if group.leads:
-            _warn_of_what_is_not_taught(plan, fold)
-        done = train(plan, fold, arguments.state, device, group)
-    if group.leads:
-        _write_outputs(arguments.output, done, fold)
+            lock.check()
+            _write_outputs(arguments.output, done, fold)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

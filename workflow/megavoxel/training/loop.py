@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,12 @@ from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.class_weights import class_weights
 from megavoxel.training.group import Group, require_same
 from megavoxel.training.line import join_line
+from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Part, Run
+from megavoxel.training.saving import Saving, saving
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
@@ -58,7 +60,14 @@ class Fold:
         return content_hash(parts if self.first_stage_data is None else [*parts, self.first_stage_data])
 
 
-def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, group: Group | None = None) -> Run:
+def train(
+    plan: Plan,
+    fold: Fold,
+    state_folder: Path,
+    device: torch.device,
+    group: Group | None = None,
+    lock: Lock | None = None,
+) -> Run:
     """Trains a setting on a fold, going on from the run's state below `state_folder` if there is one.
 
     On the CPU an interrupted and resumed run gives bit for bit the weights of an uninterrupted one. With
@@ -70,10 +79,11 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
         state_folder: where states are kept.
         device: of this process.
         group: the processes that share each batch; None: this one alone.
+        lock: of the run's states, which the leading process checks before it writes them.
 
     Raises:
-        UserError: the loss is no longer finite, the state belongs to another plan, or the processes of the group do
-            not see the same state.
+        UserError: the loss is no longer finite, the state belongs to another plan, the processes of the group do not
+            see the same state, or the job was told to end.
     """
     group = group or Group(device=device)
     key = fold.key(plan)
@@ -81,7 +91,9 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
     run = start_run(plan, fold, device, load_state(state_folder, key=key), group)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
-        _train_to_the_end(run, fold, partial(_save, run, state_folder, key))
+        save = partial(_save, run, state_folder, key, lock)
+        with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+            _train_to_the_end(run, fold, keeper)
     run.network = whole_network(run)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
@@ -115,39 +127,45 @@ def start_run(
         load_weights(run, state)
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
-        print(f"going on after epoch {run.epoch} of {plan.training.epochs}", flush=True)
+        run.losses = _own_losses(run, state.get("losses"))
+        print(f"going on after {run.progress} of {plan.training.epochs}", flush=True)
     return run
 
 
-def _train_to_the_end(run: Run, fold: Fold, save: Callable[[], None]) -> None:
-    """All epochs that are left, each scored; all processes call `save` now and then, and at the end."""
+def _train_to_the_end(run: Run, fold: Fold, keeper: Saving) -> None:
+    """All epochs that are left, each scored; `keeper` writes states."""
     training = run.plan.training
     batches = iter(training_batches(run, fold))
     validation = _loader(run, fold, VALIDATION, training.validation_iterations * run.plan.batch)
-    saved = time.monotonic()
     while not has_ended(run.history, training):
         begin = time.monotonic()
         rate = learning_rate(run.epoch, training, run.plan.batch)
-        loss = train_epoch(run, itertools.islice(batches, training.iterations_per_epoch), rate)
+        left = training.iterations_per_epoch - len(run.losses)
+        loss = train_epoch(run, itertools.islice(batches, left), rate, keeper)
         scores = validate(run, validation, tuple(run.plan.preprocessing.labels))
-        run.epoch += 1
+        run.epoch, run.losses = run.epoch + 1, []
         seconds = time.monotonic() - begin
         row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
         run.history.append({**row, "peak_memory_mib": max(run.group.all(peak_memory_mib(run.device)))})
         note_allocated(run)
         if run.group.leads:
             _report(run)
-        due = time.monotonic() - saved >= 60 * training.checkpoint_minutes
-        # All processes have to agree: a pipeline's state is gathered from them.
-        if has_ended(run.history, training) or run.group.all(due)[0]:
-            save()
-            saved = time.monotonic()
+        keeper.after_epoch(run.progress, is_last=has_ended(run.history, training))
 
 
-def _save(run: Run, folder: Path, key: str) -> None:
+def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
+    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
+    if losses is None:
+        return []
+    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
+
+
+def _save(run: Run, folder: Path, key: str, lock: Lock | None) -> None:
     """The leading process writes the state of all."""
     state = whole_state(run)
     if run.group.leads:
+        if lock is not None:
+            lock.check()
         save_state(folder, {"key": key, **state})
 
 
@@ -158,16 +176,27 @@ def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
     """
     training = run.plan.training
     count = training.epochs * training.iterations_per_epoch * run.plan.batch
-    return _loader(run, fold, TRAINING, count, first_iteration=run.epoch * training.iterations_per_epoch)
+    first = run.epoch * training.iterations_per_epoch + len(run.losses)
+    return _loader(run, fold, TRAINING, count, first_iteration=first)
 
 
-def train_epoch(run: Run, batches: Iterable[Part], rate: float) -> float:
-    """One optimiser step per batch at learning rate `rate`; returns the mean loss of all processes."""
+def train_epoch(run: Run, batches: Iterable[Part], rate: float, keeper: Saving | None = None) -> float:
+    """One optimiser step per batch at learning rate `rate`; returns the mean loss of the epoch, of all processes.
+
+    Args:
+        run: what is trained; steps of this epoch that were done before are in its `losses`.
+        batches: those that are left.
+        rate: learning rate.
+        keeper: is asked after each step whether a state is due.
+    """
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.network.train()
-    losses = [measured_step(run, image, target) for image, target in batches]
-    mean = run.mean_loss(torch.stack(losses).mean().item())
+    for image, target in batches:
+        run.losses.append(measured_step(run, image, target))
+        if keeper is not None:
+            keeper.after_step(run.progress)
+    mean = run.mean_loss(torch.stack(run.losses).mean().item())
     if not torch.isfinite(torch.tensor(mean)):
         raise UserError(
             f"setting {run.plan.setting}: the loss is {mean} in epoch {run.epoch + 1}; lower training.learning_rate "
