@@ -28,7 +28,7 @@ TRAINING = {
 }  # fmt: skip
 
 
-def study(name: str, settings: dict, **training: object) -> dict:
+def study(name: str, settings: dict, *, hardware: str = "pretended", **training: object) -> dict:
     """A study of small phantoms with two folds."""
     defaults = {
         "patch": [8, 16, 16],
@@ -39,52 +39,55 @@ def study(name: str, settings: dict, **training: object) -> dict:
     return {
         "study": name,
         "dataset": "phantom.yaml",
-        "hardware": "pretended",
+        "hardware": hardware,
         "folds": 2,
         "defaults": defaults,
         "settings": settings,
     }
 
 
-def check_out(folder: Path, site: dict, device: dict | None = None) -> Path:
-    """A checkout in `folder` with what a site adds to it: a device in config/hardware.yaml, and slurm/site.yaml."""
+def check_out(folder: Path, site: dict) -> Path:
+    """A checkout in `folder` with what a site adds to it: devices in config/hardware.yaml, and slurm/site.yaml."""
     for name in CHECKED_OUT:
         source = REPOSITORY / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / name, **({"symlinks": True} if source.is_dir() else {}))
     hardware = folder / "config" / "hardware.yaml"
     devices = yaml.safe_load(hardware.read_text())
-    devices["devices"]["pretended"] = DEVICE | (device or {})
+    devices["devices"] |= {"pretended": DEVICE, "tight": DEVICE | {"host_memory_mb": 500}}
     hardware.write_text(yaml.safe_dump(devices))
-    (folder / "slurm" / "site.yaml").write_text(yaml.safe_dump(site))
+    take_site(folder, site)
     (folder / "phantom.yaml").write_text(yaml.safe_dump(DATASET))
     return folder
 
 
-def start_snakemake(cluster: Cluster, checkout: Path, definition: dict, *arguments: str) -> subprocess.Popen:
-    """`snakemake --profile slurm` in a checkout; what it prints goes to NAME.log there."""
-    file = checkout / f"{definition['study']}.yaml"
+def take_site(checkout: Path, site: dict) -> None:
+    """Lays a site's file over the cluster profile."""
+    (checkout / "slurm" / "site.yaml").write_text(yaml.safe_dump(site))
+
+
+def start_snakemake(
+    cluster: Cluster, checkout: Path, definition: dict, *arguments: str, name: str | None = None
+) -> subprocess.Popen:
+    """`snakemake --profile slurm` in a checkout; what it prints goes to NAME.log there, by default the study's name."""
+    name = name or definition["study"]
+    file = checkout / f"{name}.yaml"
     file.write_text(yaml.safe_dump(definition, sort_keys=False))
     environment = os.environ | cluster.environment | {"OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{cluster.environment['PATH']}{os.pathsep}{BIN}"
-    with (checkout / f"{definition['study']}.log").open("a") as log:
+    with (checkout / f"{name}.log").open("a") as log:
         return subprocess.Popen(
-            [BIN / "snakemake", "--profile", "slurm", "--configfile", file.name, *arguments],
+            [BIN / "snakemake", *arguments, "--profile", "slurm", "--configfile", file.name],
             cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
 
-def log_of(checkout: Path, definition: dict) -> str:
-    """What Snakemake printed."""
-    return (checkout / f"{definition['study']}.log").read_text()
-
-
-def finish(process: subprocess.Popen, checkout: Path, definition: dict, *, minutes: float = 8) -> str:
-    """Waits for Snakemake's success and returns what it printed."""
+def finish(process: subprocess.Popen, log: Path, *, minutes: float = 9) -> str:
+    """Waits for Snakemake's success and returns what it printed to `log`."""
     try:
         status = process.wait(timeout=60 * minutes)
     finally:
         process.kill()
-    text = log_of(checkout, definition)
+    text = log.read_text()
     assert status == 0, text[-6000:]
     return text

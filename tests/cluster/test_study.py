@@ -30,13 +30,13 @@ SITE = {
 def finished(cluster, tmp_path_factory) -> Path:
     """The checkout of the two studies, which ran at the same time from the moment that their dataset was there."""
     folder = check_out(tmp_path_factory.mktemp("study"), SITE)
-    finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder, SPREAD)
+    finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder / "spread.log")
     both = [
         (start_snakemake(cluster, folder, CASCADE), CASCADE),
         (start_snakemake(cluster, folder, SPREAD, "--until", "train"), SPREAD),
     ]
     for process, definition in both:
-        finish(process, folder, definition)
+        finish(process, folder / f"{definition['study']}.log")
     return folder
 
 

@@ -1,5 +1,5 @@
-# One job per setting and fold; with several devices the stage starts a process for each. Its states lie outside of the
-# declared outputs: a killed or repeated job finds them.
+# One job per setting and fold; with several devices the stage starts a process for each, with several nodes on each of
+# them. Its states lie outside of the declared outputs: a killed or repeated job finds them.
 rule train:
     input:
         plan=rules.plan_setting.output.plan,
