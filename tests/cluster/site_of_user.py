@@ -82,7 +82,7 @@ def start_snakemake(
         )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, log: Path, *, minutes: float = 9) -> str:
+def finish(process: subprocess.Popen, log: Path, *, minutes: float = 20) -> str:
     """Waits for Snakemake's success and returns what it printed to `log`."""
     try:
         status = process.wait(timeout=60 * minutes)

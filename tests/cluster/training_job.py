@@ -22,7 +22,7 @@ EPOCHS = 8
 STUDY = study("faults", {name: {"folds": [0]} for name in SETTINGS}, epochs=EPOCHS, iterations_per_epoch=60)
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Waits until something is true."""
     end = time.monotonic() + seconds
     while not true():

@@ -43,5 +43,6 @@ rule train:
     # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
         "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} "
-        "--preprocessed {params.preprocessed:q} --splits {input.splits:q} --fold {wildcards.fold} {params.stage1} --checksums {input.checksums:q} --state {params.state:q} "
+        "--preprocessed {params.preprocessed:q} --splits {input.splits:q} --fold {wildcards.fold} {params.stage1} "
+        "--checksums {input.checksums:q} --state {params.state:q} "
         "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"
