@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test bench lint format setup clean
+.PHONY: demo test test-slurm bench lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -24,6 +24,9 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-slurm: $(INSTALLED) ## on a Slurm of its own; skipped with a reason where none can be started
+	$(BIN)/python -m pytest tests/cluster
 
 $(PEERS): requirements-peers.lock $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-peers.lock

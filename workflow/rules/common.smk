@@ -133,13 +133,51 @@ def by_attempt(amount):
 
 
 def by_devices(amount):
-    """A resource of a training job that grows with its devices."""
-    return lambda wildcards, input: amount * training_devices(wildcards, input)
+    """What a training job needs on each of its nodes, where it grows with the devices there."""
+    return lambda wildcards, input: amount * devices_of_a_node(wildcards, input)
 
 
 def by_devices_and_attempt(amount):
-    """A resource of a training job that grows with its devices and with each attempt."""
-    return lambda wildcards, input, attempt: amount * attempt * training_devices(wildcards, input)
+    """The same, growing with each attempt of the job as well."""
+    return lambda wildcards, input, attempt: amount * attempt * devices_of_a_node(wildcards, input)
+
+
+def on_one_node(value):
+    """A resource that only a training job on a single node asks for; `value` is a function of wildcards and input."""
+    return lambda wildcards, input: value(wildcards, input) if training_nodes(wildcards, input) == 1 else None
+
+
+def on_several_nodes(value):
+    """A resource that only a training job on several nodes asks for; `value` is a function of wildcards and input."""
+    return lambda wildcards, input: value(wildcards, input) if training_nodes(wildcards, input) > 1 else None
+
+
+def gpus_of_a_node(wildcards, input):
+    """The GPUs on each node of a training job, in Slurm's words for what every node of a job must have."""
+    model = f"{DEVICE.gpu_model}:" if DEVICE.gpu_model else ""
+    return f"gpu:{model}{devices_of_a_node(wildcards, input)}" if DEVICE.gpus else None
+
+
+def launcher(wildcards, resources):
+    """What starts the stage once on every node of a job; nothing where there is one node."""
+    if not resources.get("mpi"):
+        return ""
+    gpus = f" --gres={resources.gres}" if resources.get("gres") else ""
+    return (
+        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} "
+        f"--cpus-per-task={resources.cpus_per_task}{gpus} --kill-on-bad-exit=1"
+    )
+
+
+def devices_of_a_node(wildcards, input):
+    """Devices that a training job takes on each of its nodes."""
+    devices = training_devices(wildcards, input)
+    return devices // DEVICE.nodes(devices)
+
+
+def training_nodes(wildcards, input):
+    """Nodes of a training job."""
+    return DEVICE.nodes(training_devices(wildcards, input))
 
 
 def by_predicting_devices(amount):

@@ -44,6 +44,8 @@ use rule evaluate_validation as evaluate_test with:
         f"{LOGS}/evaluate_test/{{model}}.log",
     benchmark:
         f"{JOBS}/evaluate_test/{{model}}.tsv"
+    group:
+        "test_scores"
     params:
         name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
         split="test",
@@ -94,6 +96,7 @@ rule time_prediction:
     resources:
         cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
         gpu=by_predicting_devices(DEVICE.gpus),
+        gpu_model=DEVICE.gpu_model,
         mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:

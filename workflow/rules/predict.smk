@@ -28,6 +28,7 @@ rule predict_validation:
         # Threads cannot wait for a plan, resources can.
         cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
         gpu=by_predicting_devices(DEVICE.gpus),
+        gpu_model=DEVICE.gpu_model,
         mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
@@ -173,6 +174,8 @@ rule postprocess_apply:
         f"{LOGS}/postprocess_apply/{{model}}.log",
     benchmark:
         f"{JOBS}/postprocess_apply/{{model}}.tsv"
+    group:  # on a cluster one job with the scoring of these label maps
+        "test_scores"
     conda:
         "../../envs/megavoxel.yaml"
     container:

@@ -1,5 +1,5 @@
-# One job per setting and fold; with several devices the stage starts a process for each. Its states lie outside of the
-# declared outputs: a killed or repeated job finds them.
+# One job per setting and fold; with several devices the stage starts a process for each, with several nodes on each of
+# them. Its states lie outside of the declared outputs: a killed or repeated job finds them.
 rule train:
     input:
         plan=rules.plan_setting.output.plan,
@@ -24,7 +24,15 @@ rule train:
     resources:
         # Threads cannot wait for a plan, resources can.
         cpus_per_task=by_devices(DEVICE.cpus_per_job),
-        gpu=by_devices(DEVICE.gpus),
+        gpu=on_one_node(by_devices(DEVICE.gpus)),
+        gpu_model=on_one_node(lambda wildcards, input: DEVICE.gpu_model),
+        nodes=training_nodes,
+        # On several nodes: a task on each, which starts the processes there. `gpu` would be a total, spread as Slurm
+        # likes, and would multiply the tasks.
+        mpi=on_several_nodes(lambda wildcards, input: "srun"),
+        tasks=on_several_nodes(training_nodes),
+        gres=on_several_nodes(gpus_of_a_node),
+        tasks_per_gpu=on_several_nodes(lambda wildcards, input: 0),
         mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
@@ -33,7 +41,10 @@ rule train:
         start=lambda wildcards, input: f"--start {shlex.quote(input.start)}" if input.get("start") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
+        launcher=launcher,
+    # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
-        "megavoxel train --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
-        "--fold {wildcards.fold} {params.stage1} {params.start} --checksums {input.checksums:q} --state {params.state:q} "
+        "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} "
+        "--preprocessed {params.preprocessed:q} --splits {input.splits:q} --fold {wildcards.fold} {params.stage1} "
+        "{params.start} --checksums {input.checksums:q} --state {params.state:q} "
         "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"

@@ -34,6 +34,10 @@ class Device:
     """Time of a pass through the network that does not depend on its size."""
     most_devices: int = 1
     """Devices that one job may use."""
+    devices_per_node: int | None = None
+    """Devices of one node, beyond which a training job takes several nodes; None: as many as a job may use."""
+    gpu_model: str | None = None
+    """What the cluster calls this GPU; None: jobs take any."""
     link_gib_per_second: float = 10.0
     """Rate at which two devices of a job exchange data."""
     cpus_per_job: int = 8
@@ -49,6 +53,11 @@ class Device:
     def gpus(self) -> int:
         """GPUs of a job."""
         return 1 if self.kind == "gpu" else 0
+
+    def nodes(self, devices: int) -> int:
+        """The fewest nodes that hold so many devices, the same number on each."""
+        fewest = -(-devices // (self.devices_per_node or devices))
+        return next(count for count in range(fewest, devices + 1) if devices % count == 0)
 
 
 def load_device(path: Path, name: str, *, source: str) -> Device:

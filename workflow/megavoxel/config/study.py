@@ -157,7 +157,7 @@ class Training:
     workers: int = 2
     """Processes that load and augment patches; 0: the training process itself."""
     checkpoint_minutes: float = 2.0
-    """Least time between two checkpoints in minutes; 0: after every epoch."""
+    """Time between two checkpoints in minutes; 0: after every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

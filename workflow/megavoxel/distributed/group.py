@@ -69,6 +69,11 @@ def is_member() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_leader() -> bool:
+    """Whether this process is the one of its group that will write files; known before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device(name: str | None) -> str | None:
     """The device of this process: with `auto` or `cuda` the GPU that has the process's number on its node."""
     if is_member() and torch.cuda.is_available() and name in (None, "auto", "cuda"):

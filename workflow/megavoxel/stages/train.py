@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
     from megavoxel.distributed.group import Group
     from megavoxel.training.loop import Fold
     from megavoxel.training.run import Run
+
+PATIENCE = 90.0
+"""Seconds that the leader of a group waits for its states: longer than a dead holder's lock lasts."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, then writes the three files; model.pt comes last. Several devices: as a group of processes."""
-    from megavoxel.distributed.group import is_member, joined_group, local_device
+    from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
     from megavoxel.forecast.fit import check_fits, explained_out_of_memory
     from megavoxel.forecast.hours import Workload
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
+    from megavoxel.training.lock import held, wait_for_others
     from megavoxel.training.loop import train
 
     plan, folds = load_plan(arguments.plan), load_splits(arguments.splits).folds
@@ -53,21 +59,27 @@ def run(arguments: argparse.Namespace) -> None:
     _check_stages(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
     _check_start(plan, arguments.start)
+    fold = _fold(arguments, folds[arguments.fold])
+    states = arguments.state / fold.key(plan)
     if plan.parallel.devices > 1 and not is_member():
+        wait_for_others(states)
         start_group("train", arguments, processes=plan.parallel.devices, setting=plan.setting)
     set_threads(arguments.threads)
     keep_freed_memory()
     device = choose_device(local_device(arguments.device))
-    fold = _fold(arguments, folds[arguments.fold])
     cases = len(fold.training) + len(fold.validation)
     forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(folds)))
-    with explained_out_of_memory(plan, forecast), joined_group(device) as group:
-        _check_group(plan, group)
+    # The others of a group wait for its leader to join them, for some minutes; whom to wait for longer was seen above.
+    own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
+    with own_states as lock:
+        with explained_out_of_memory(plan, forecast), joined_group(device) as group:
+            _check_group(plan, group)
+            if group.leads:
+                _warn_of_what_is_not_taught(plan, fold)
+            done = train(plan, fold, arguments.state, device, group, lock)
         if group.leads:
-            _warn_of_what_is_not_taught(plan, fold)
-        done = train(plan, fold, arguments.state, device, group)
-    if group.leads:
-        _write_outputs(arguments.output, done, fold)
+            lock.check()
+            _write_outputs(arguments.output, done, fold)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

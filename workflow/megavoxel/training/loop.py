@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,12 @@ from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.class_weights import class_weights
+from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Part, Run
+from megavoxel.training.saving import Saving, saving
 from megavoxel.training.start import load_start, starting_weights
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
@@ -63,7 +65,14 @@ class Fold:
         return content_hash([*parts, *filter(None, (self.first_stage_data, self.start_data))])
 
 
-def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, group: Group | None = None) -> Run:
+def train(
+    plan: Plan,
+    fold: Fold,
+    state_folder: Path,
+    device: torch.device,
+    group: Group | None = None,
+    lock: Lock | None = None,
+) -> Run:
     """Trains a setting on a fold, going on from the run's states below `state_folder` if there are any.
 
     The phases of a curriculum are runs of their own, each with a state of its own. On the CPU an interrupted and
@@ -76,22 +85,23 @@ def train(plan: Plan, fold: Fold, state_folder: Path, device: torch.device, grou
         state_folder: where states are kept.
         device: of this process.
         group: the processes that share each batch; None: this one alone.
+        lock: of the run's states, which the leading process checks before it writes them.
 
     Raises:
         UserError: the loss is no longer finite, the state belongs to another plan, the processes of the group do not
-            see the same state, or the weights to begin with are of another network.
+            see the same state, the weights to begin with are of another network, or the job was told to end.
     """
     group = group or Group(device=device)
     weights, key = starting_weights(fold.start), fold.key(plan)
     if not plan.phases:
-        return _finished(_train_phase(plan, fold, state_folder / key, key, weights, group))
+        return _finished(_train_phase(plan, fold, state_folder / key, key, weights, group, lock))
     history: list[dict[str, float]] = []
     peak: dict[str, Any] | None = None
     for number, phase in enumerate(plan.by_phase(), start=1):
         key = content_hash([key, number])
         if group.leads:
             print(f"phase {number} of {len(plan.phases)}", flush=True)
-        run = _train_phase(phase, fold, state_folder / key, key, weights, group)
+        run = _train_phase(phase, fold, state_folder / key, key, weights, group, lock)
         history += [{"phase": number, **row, "epoch": len(history) + row["epoch"]} for row in run.history]
         peak = max(filter(None, (peak, run.peak_memory)), key=lambda found: found["gib"], default=None)
         if number < len(plan.phases):
@@ -108,13 +118,21 @@ def _finished(run: Run) -> Run:
 
 
 def _train_phase(
-    plan: Plan, fold: Fold, state_folder: Path, key: str, weights: dict[str, Tensor] | None, group: Group
+    plan: Plan,
+    fold: Fold,
+    state_folder: Path,
+    key: str,
+    weights: dict[str, Tensor] | None,
+    group: Group,
+    lock: Lock | None,
 ) -> Run:
     """Trains a plan without phases to its end; its state lies in `state_folder` afterwards, for all processes."""
     run = start_run(plan, fold, group.device, load_state(state_folder, key=key), group, weights)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
-        _train_to_the_end(run, fold, partial(_save, run, state_folder, key))
+        save = partial(_save, run, state_folder, key, lock)
+        with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+            _train_to_the_end(run, fold, keeper)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
     group.all(0.0)  # none goes on before the leading one has written the state
@@ -159,39 +177,45 @@ def start_run(
         load_weights(run, state)
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
-        print(f"going on after epoch {run.epoch} of {plan.training.epochs}", flush=True)
+        run.losses = _own_losses(run, state.get("losses"))
+        print(f"going on after {run.progress} of {plan.training.epochs}", flush=True)
     return run
 
 
-def _train_to_the_end(run: Run, fold: Fold, save: Callable[[], None]) -> None:
-    """All epochs that are left, each scored; all processes call `save` now and then, and at the end."""
+def _train_to_the_end(run: Run, fold: Fold, keeper: Saving) -> None:
+    """All epochs that are left, each scored; `keeper` writes states."""
     training = run.plan.training
     batches = iter(training_batches(run, fold))
     validation = _loader(run, fold, VALIDATION, training.validation_iterations * run.plan.batch)
-    saved = time.monotonic()
     while not has_ended(run.history, training):
         begin = time.monotonic()
         rate = learning_rate(run.epoch, training, run.plan.batch)
-        loss = train_epoch(run, itertools.islice(batches, training.iterations_per_epoch), rate)
+        left = training.iterations_per_epoch - len(run.losses)
+        loss = train_epoch(run, itertools.islice(batches, left), rate, keeper)
         scores = validate(run, validation, tuple(run.plan.preprocessing.labels))
-        run.epoch += 1
+        run.epoch, run.losses = run.epoch + 1, []
         seconds = time.monotonic() - begin
         row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
         run.history.append({**row, "peak_memory_mib": max(run.group.all(peak_memory_mib(run.device)))})
         note_allocated(run)
         if run.group.leads:
             _report(run)
-        due = time.monotonic() - saved >= 60 * training.checkpoint_minutes
-        # All processes have to agree: a pipeline's state is gathered from them.
-        if has_ended(run.history, training) or run.group.all(due)[0]:
-            save()
-            saved = time.monotonic()
+        keeper.after_epoch(run.progress, is_last=has_ended(run.history, training))
 
 
-def _save(run: Run, folder: Path, key: str) -> None:
+def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
+    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
+    if losses is None:
+        return []
+    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
+
+
+def _save(run: Run, folder: Path, key: str, lock: Lock | None) -> None:
     """The leading process writes the state of all."""
     state = whole_state(run)
     if run.group.leads:
+        if lock is not None:
+            lock.check()
         save_state(folder, {"key": key, **state})
 
 
@@ -202,16 +226,27 @@ def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
     """
     training = run.plan.training
     count = training.epochs * training.iterations_per_epoch * run.plan.batch
-    return _loader(run, fold, TRAINING, count, first_iteration=run.epoch * training.iterations_per_epoch)
+    first = run.epoch * training.iterations_per_epoch + len(run.losses)
+    return _loader(run, fold, TRAINING, count, first_iteration=first)
 
 
-def train_epoch(run: Run, batches: Iterable[Part], rate: float) -> float:
-    """One optimiser step per batch at learning rate `rate`; returns the mean loss of all processes."""
+def train_epoch(run: Run, batches: Iterable[Part], rate: float, keeper: Saving | None = None) -> float:
+    """One optimiser step per batch at learning rate `rate`; returns the mean loss of the epoch, of all processes.
+
+    Args:
+        run: what is trained; steps of this epoch that were done before are in its `losses`.
+        batches: those that are left.
+        rate: learning rate.
+        keeper: is asked after each step whether a state is due.
+    """
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.network.train()
-    losses = [measured_step(run, image, target) for image, target in batches]
-    mean = run.mean_loss(torch.stack(losses).mean().item())
+    for image, target in batches:
+        run.losses.append(measured_step(run, image, target))
+        if keeper is not None:
+            keeper.after_step(run.progress)
+    mean = run.mean_loss(torch.stack(run.losses).mean().item())
     if not torch.isfinite(torch.tensor(mean)):
         raise UserError(
             f"setting {run.plan.setting}: the loss is {mean} in epoch {run.epoch + 1}; lower training.learning_rate "

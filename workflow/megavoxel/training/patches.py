@@ -24,6 +24,7 @@ from megavoxel.training.annotation import encode_target, unannotated_classes
 from megavoxel.training.augmentation import Augmenter
 from megavoxel.training.first_stage_augmentation import augment_first_stage
 from megavoxel.training.sampling import draw_start
+from megavoxel.training.saving import leave_signals_to_the_parent
 
 TRAINING, VALIDATION = 0, 1
 
@@ -164,6 +165,7 @@ def patch_loader(dataset: PatchDataset, share: Share, *, workers: int, pin: bool
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=leave_signals_to_the_parent,
     )
 
 

@@ -43,6 +43,8 @@ class Run:
     None: everything is, and targets are plain classes."""
     epoch: int = 0
     """Epochs done."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Of this process's steps in the epoch that is on: scalars."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row per epoch."""
     peak_memory: dict[str, Any] | None = None
@@ -61,10 +63,20 @@ class Run:
         """Loss of the whole batch: the heads of a pipeline add up, replicas are averaged."""
         return sum(self.group.all(own)) / self.replicas.size
 
+    @property
+    def progress(self) -> str:
+        """How far the run is."""
+        steps = len(self.losses)
+        return f"epoch {self.epoch}" + (f" and {steps} step{'s' * (steps > 1)}" if steps else "")
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; patches need no state, being functions of their number."""
+        """Tensors and plain values; patches need no state, being functions of their number.
+
+        All processes of the group call it together.
+        """
         return {
             "epoch": self.epoch,
+            "losses": self.group.sum(torch.stack(self.losses)).cpu() if self.losses else None,
             "history": self.history,
             "peak_memory": self.peak_memory,
             "precision": {"name": self.precision.name, "reason": self.precision.reason},

@@ -1,0 +1,56 @@
+"""The clusters that these tests share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from site_of_user import BIN, check_out
+from slurm_cluster import Cluster, why_not
+from training_job import SETTINGS, STUDY, UNDISTURBED
+
+
+def started(*, accounting: bool) -> Iterator[Cluster]:
+    """A cluster from its start to its end; a reason for skipping where there can be none."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)
+    cluster = Cluster(folder=folder, accounting=accounting)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that keeps no accounts."""
+    yield from started(accounting=False)
+
+
+@pytest.fixture(scope="session")
+def accounting_cluster() -> Iterator[Cluster]:
+    """A cluster that keeps accounts."""
+    yield from started(accounting=True)
+
+
+@pytest.fixture(scope="session")
+def prepared(cluster, tmp_path_factory) -> Path:
+    """A checkout with all that the jobs of `training_job` need, and with one of them done outside of the cluster."""
+    folder = check_out(tmp_path_factory.mktemp("faults"), {"options": {"slurm-init-seconds-before-status-checks": 5}})
+    (folder / "faults.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    targets = [f"results/faults/{name}/plan.json" for name in SETTINGS]
+    targets.append(f"results/faults/{UNDISTURBED}/fold-0/model.pt")
+    command = [BIN / "snakemake", *targets, "--configfile", "faults.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

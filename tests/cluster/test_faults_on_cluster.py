@@ -1,0 +1,101 @@
+"""Training jobs of a real Slurm that meet a fault, each of which ends with the weights of the one that met none.
+
+They train at the same time, by a Snakemake each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from training_job import EPOCHS, Job, until
+
+FAULTS = ("cancelled", "timed", "tight", "orphan")
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, prepared) -> dict[str, Job]:
+    return {name: Job(cluster, prepared, name) for name in FAULTS}
+
+
+@pytest.fixture(scope="module")
+def said(jobs) -> dict[str, str]:
+    """What each job's Snakemake printed, from its start through its fault to its success."""
+    faults = {
+        "cancelled": cancel,
+        "timed": end_its_time,
+        "tight": leave_alone,
+        "orphan": kill_snakemake_and_start_again,
+    }
+    with ThreadPoolExecutor() as pool:
+        words = {name: pool.submit(fault, jobs[name], jobs[name].start()) for name, fault in faults.items()}
+        return {name: found.result() for name, found in words.items()}
+
+
+def cancel(job: Job, running: subprocess.Popen) -> str:
+    job.pause()
+    job.cluster.run("scancel", job.number())
+    return job.finish(running)
+
+
+def end_its_time(job: Job, running: subprocess.Popen) -> str:
+    """Slurm looks for jobs whose time is over twice a minute, and wakes a paused process to tell it."""
+    job.pause()
+    job.cluster.run("scontrol", "update", f"jobid={job.number()}", "EndTime=now+1")
+    return job.finish(running)
+
+
+def leave_alone(job: Job, running: subprocess.Popen) -> str:
+    """The job asks for too little memory, which is fault enough."""
+    return job.finish(running)
+
+
+def kill_snakemake_and_start_again(job: Job, running: subprocess.Popen) -> str:
+    """The second Snakemake's job begins while the first one's is still there."""
+    process = job.pause()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    job.finish(job.start("--unlock"))
+    again = job.start()
+    until(lambda: is_waited_for(job, process), "the second job does not wait")
+    os.kill(process, signal.SIGCONT)
+    return job.finish(again)
+
+
+def is_waited_for(job: Job, process: int) -> bool:
+    """Whether another job waits by now; the paused process is let go for a moment, so that it gives signs of life."""
+    os.kill(process, signal.SIGCONT)
+    time.sleep(0.2)
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(3)
+    return "waiting for Slurm job" in job.words()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_weights_are_those_of_a_job_that_met_no_fault(jobs, said, fault):
+    assert jobs[fault].is_undisturbed()
+
+
+@pytest.mark.parametrize(("fault", "state"), [("cancelled", "CANCELLED"), ("timed", "TIMEOUT"), ("tight", "FAILED")])
+def test_a_job_that_ended_too_early_is_tried_again(said, fault, state):
+    assert f"SLURM status is: '{state}'" in said[fault]
+    assert "Trying to restart job" in said[fault]
+
+
+@pytest.mark.parametrize("fault", ["cancelled", "timed"])
+def test_the_second_attempt_goes_on_in_the_middle_of_the_epoch(jobs, said, fault):
+    assert re.search(r"going on after epoch \d and \d+ steps?", jobs[fault].words())
+
+
+def test_the_next_attempt_has_more_memory(said):
+    assert re.findall(r"rule train:.*?mem_mb=(\d+)", said["tight"], flags=re.DOTALL)[:2] == ["500", "1000"]
+
+
+def test_the_job_of_a_second_snakemake_trains_nothing_twice(jobs, said):
+    words = jobs["orphan"].words()
+    assert f"going on after epoch {EPOCHS} of {EPOCHS}" in words

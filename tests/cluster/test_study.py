@@ -1,0 +1,85 @@
+"""Two studies in one checkout by `snakemake --profile slurm`: a cascade, and every way of spreading a training job."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from site_of_user import check_out, finish, start_snakemake, study
+
+CASCADE = study("cascade", {"plain": {}, "refined": {"folds": [0], "stage1": ["plain"]}})
+SPREAD = study(
+    "spread",
+    {
+        "pair": {"folds": [0], "parallel": {"data": 2}},
+        "line": {"folds": [0], "parallel": {"pipeline": 2, "micro_batches": 2}},
+        "grid": {"folds": [0], "parallel": {"data": 2, "pipeline": 2}},
+    },
+)
+SITE = {
+    "all": {"slurm_partition": "cpu"},
+    "gpu": {"slurm_partition": "gpu"},
+    "options": {"slurm-init-seconds-before-status-checks": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory) -> Path:
+    """The checkout of the two studies, which ran at the same time from the moment that their dataset was there."""
+    folder = check_out(tmp_path_factory.mktemp("study"), SITE)
+    finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder / "spread.log")
+    both = [
+        (start_snakemake(cluster, folder, CASCADE), CASCADE),
+        (start_snakemake(cluster, folder, SPREAD, "--until", "train"), SPREAD),
+    ]
+    for process, definition in both:
+        finish(process, folder / f"{definition['study']}.log")
+    return folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_cascade_reaches_its_report(finished):
+    results = finished / "results/cascade"
+    assert (results / "report/index.html").stat().st_size > 0
+    rows = read_csv(results / "scores.csv")
+    # 4 labels and 2 metrics; validation cases: 4 of `plain`, 2 of `refined`; the test case of both
+    assert len(rows) == 4 * 2 * (4 + 2 + 2)
+
+
+@pytest.mark.parametrize(("setting", "devices"), [("pair", 2), ("line", 2), ("grid", 4)])
+def test_a_step_over_several_devices_is_that_of_one(finished, setting, devices):
+    folder = finished / "results/spread" / setting / "fold-0"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["devices"] == devices
+    expected = read_csv(finished / "results/cascade/plain/fold-0/history.csv")
+    for ours, theirs in zip(read_csv(folder / "history.csv"), expected, strict=True):
+        assert float(ours["training_loss"]) == pytest.approx(float(theirs["training_loss"]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "nodes", "cpus", "memory", "gpus"),
+    [("plain", 1, 1, "2000M", "1"), ("pair", 1, 2, "4G", "2"), ("line", 1, 2, "4G", "2"), ("grid", 2, 4, "8G", "2,2")],
+)
+def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, setting, nodes, cpus, memory, gpus):
+    """By the controller's own record: memory of all nodes together, GPUs of each."""
+    jobs = cluster.run("scontrol", "--details", "--oneliner", "show", "job").splitlines()
+    (job,) = [line for line in jobs if f"Comment=rule_train_wildcards_{setting}_0 " in line]
+    assert f"NumNodes={nodes} " in job
+    assert f"NumCPUs={cpus} " in job
+    assert f"mem={memory}," in job
+    assert "Partition=gpu " in job
+    assert ",".join(re.findall(r"GRES=gpu:pretended:(\d)\(", job)) == gpus
+
+
+def test_light_steps_are_no_jobs_and_test_scores_share_one_with_post_processing(finished, cluster):
+    comments = cluster.run("squeue", "--states=all", "--noheader", "--format=%k")
+    assert "group_test_scores" in comments
+    for rule in ("fetch", "split", "plan", "postprocess", "evaluate_test", "collect_scores", "report"):
+        assert f"rule_{rule}" not in comments

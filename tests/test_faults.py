@@ -1,0 +1,193 @@
+"""Training that is killed, told to end or started twice ends with the weights of an undisturbed run, bit for bit.
+
+    python tests/test_faults.py 20        # kills at 20 random moments, one after the other
+
+runs what these tests do a few times.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import tiny_plan
+from megavoxel.config.study import Parallel
+from megavoxel.network.weights import load_tensors
+from megavoxel.planning.plan import Plan, save_plan
+from training_jobs import training_command
+
+EPOCHS = 4
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def long_plan(**keys: object) -> Plan:
+    """Some seconds of training, with a state after every epoch."""
+    training = {"epochs": EPOCHS, "iterations_per_epoch": 40, "optimizer": "adamw", **keys}
+    return tiny_plan(training=training)
+
+
+def start(command: list[str], folder: Path, output: str) -> subprocess.Popen:
+    """Training as a job of its own, with its words in a pipe."""
+    return subprocess.Popen(
+        [*command, "--output", output], cwd=folder, env=ENVIRONMENT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(command: list[str], folder: Path, output: str) -> str:
+    """Training to its end; what it said."""
+    job = start(command, folder, output)
+    words = job.communicate(timeout=300)[0]
+    assert job.returncode == 0, words
+    return words
+
+
+def end_by(number: int, command: list[str], folder: Path, *, after: str, delay: float = 0.0) -> str:
+    """Sends a signal to all processes of a job, as Slurm does, some time after a line; what it said."""
+    job = start(command, folder, "out")
+    said = ""
+    for line in job.stdout:
+        said += line
+        if after in line:
+            break
+    time.sleep(delay)
+    os.killpg(job.pid, number)
+    said += job.communicate(timeout=120)[0]
+    assert job.returncode != 0, said
+    return said
+
+
+def result(folder: Path, output: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights and losses of a finished run."""
+    with (folder / output / "history.csv").open() as file:
+        losses = [row["training_loss"] for row in csv.DictReader(file)]
+    return load_tensors(folder / output / "model.pt")["weights"], losses
+
+
+def check_equal(folder: Path, expected: Path) -> None:
+    """The run of `folder` is that of `expected`, bit for bit."""
+    (ours, losses), (theirs, expected_losses) = result(folder, "out"), result(expected, "out")
+    assert losses == expected_losses
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The folder of a run that nothing befell."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(training_command(folder, long_plan()), folder, "out")
+    return folder
+
+
+def kill_at_random(folder: Path, expected: Path, *, times: int, seed: int) -> int:
+    """Kills a run again and again until it was killed so often or is done; how often it was."""
+    draw, killed = random.Random(seed), 0
+    command = training_command(folder, long_plan())
+    while killed < times:
+        try:
+            end_by(signal.SIGKILL, command, folder, after="", delay=draw.uniform(0, 1.5))
+        except AssertionError:
+            if not (folder / "out/model.pt").exists():
+                raise
+            shutil.rmtree(folder / "out")
+            shutil.rmtree(folder / "state")
+            continue
+        killed += 1
+    finish(command, folder, "out")
+    check_equal(folder, expected)
+    return killed
+
+
+def test_killed_at_random_moments(tmp_path, undisturbed):
+    assert kill_at_random(tmp_path, undisturbed, times=2, seed=1) == 2
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 0)])
+def test_told_to_end_in_the_middle_of_an_epoch_goes_on_from_that_step(tmp_path, undisturbed, number, workers):
+    command = training_command(tmp_path, long_plan(workers=workers))
+    said = end_by(number, command, tmp_path, after=f"epoch 2/{EPOCHS}", delay=0.1)
+    assert f"error: ended by {number.name} after epoch 2 and " in said
+    assert "Traceback" not in said
+    assert "going on after epoch 2 and " in finish(command, tmp_path, "out")
+    check_equal(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("keys", [{"data": 2}, {"pipeline": 2}], ids=["two by data", "a pipeline of two"])
+def test_a_group_that_is_told_to_end_goes_on(tmp_path, undisturbed, keys):
+    plan = replace(long_plan(), parallel=Parallel(**keys))
+    if plan.parallel.pipeline > 1:
+        plan = replace(plan, stages=(0, 3))
+    command = training_command(tmp_path, plan)
+    said = end_by(signal.SIGTERM, command, tmp_path, after=f"epoch 2/{EPOCHS}", delay=0.1)
+    assert "ended by SIGTERM after epoch" in said
+    finish(command, tmp_path, "out")
+    expected, found = result(undisturbed, "out")[1], result(tmp_path, "out")[1]
+    assert [float(loss) for loss in found] == pytest.approx([float(loss) for loss in expected], abs=1e-3)
+
+
+def test_a_second_job_waits_for_the_first_and_takes_its_result(tmp_path, undisturbed):
+    command = training_command(tmp_path, long_plan())
+    first = start(command, tmp_path, "out")
+    assert any("epoch 1/" in line for line in first.stdout)
+    second = start(command, tmp_path, "again")
+    assert first.wait(timeout=120) == 0
+    words = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, words
+    assert f"waiting for process {first.pid} on " in words
+    assert f"going on after epoch {EPOCHS}" in words
+    assert f"epoch {EPOCHS}/" not in words, "nothing is trained twice"
+    check_equal(tmp_path, undisturbed)
+    assert (tmp_path / "again/history.csv").read_text() == (tmp_path / "out/history.csv").read_text()
+
+
+def test_a_state_cut_in_half_costs_the_work_since_the_one_before(tmp_path, undisturbed):
+    command = training_command(tmp_path, long_plan())
+    end_by(signal.SIGKILL, command, tmp_path, after=f"epoch 3/{EPOCHS}")
+    (newest,) = tmp_path.glob("state/*/checkpoint.pt")
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    words = finish(command, tmp_path, "out")
+    assert "checkpoint.pt: damaged" in words
+    assert "going on after epoch 1 " in words or "going on after epoch 2 " in words
+    check_equal(tmp_path, undisturbed)
+
+
+def test_another_plan_takes_up_no_state_of_this_one_and_refuses_it_in_its_place(tmp_path):
+    command = training_command(tmp_path, long_plan(epochs=1))
+    finish(command, tmp_path, "out")
+    (state,) = tmp_path.glob("state/*/checkpoint.pt")
+    save_plan(tmp_path / "plan.json", long_plan(epochs=1, learning_rate=0.5))
+    assert "going on" not in finish(command, tmp_path, "other")
+    (other,) = (path for path in tmp_path.glob("state/*/checkpoint.pt") if path != state)
+    shutil.copy(state, other)
+    job = start(command, tmp_path, "other")
+    words = job.communicate(timeout=120)[0]
+    assert job.returncode == 1
+    assert "belongs to another run" in words
+
+
+def main() -> None:
+    """The long variant of `test_killed_at_random_moments`."""
+    times = int(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        expected, folder = Path(name, "undisturbed"), Path(name, "killed")
+        expected.mkdir()
+        folder.mkdir()
+        finish(training_command(expected, long_plan()), expected, "out")
+        killed = kill_at_random(folder, expected, times=times, seed=int(time.time()))
+        print(f"killed {killed} times; weights and losses are those of the undisturbed run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""One job at a time on a run's states, also over the nodes of a cluster.
+
+Where Snakemake was killed and started again, the job of the first may still train. A lock file beside the states says
+who holds them, and its holder touches it now and then. It is made by an exclusive open, which is atomic on NFS as well,
+and its age is read off the file system's own clock: those of nodes may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from megavoxel.errors import UserError
+
+HEARTBEAT = 15.0
+"""Seconds between two signs of life."""
+MISSED = 4
+"""So many missed ones, and the holder counts as dead."""
+LOOK = 1.0
+"""Seconds between two looks at somebody else's lock."""
+
+
+def _host() -> str:
+    """This host, and the space that its process numbers are from: a container may have one of its own."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} ({Path('/proc/self/ns/pid').readlink()})"
+    return socket.gethostname()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that holds states, or would like to."""
+
+    host: str = field(default_factory=_host)
+    process: int = field(default_factory=os.getpid)
+    job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
+    """Number of the Slurm job; empty outside of Slurm."""
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this lock from an earlier one of the same process."""
+
+    def __str__(self) -> str:
+        job = f"Slurm job {self.job}, " if self.job else ""
+        return f"{job}process {self.process} on {self.host.split(' ')[0]}"
+
+
+class Lock:
+    """A lock that is held, and kept by signs of life."""
+
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.path, self.holder = path, holder
+        self._released = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Refuses to go on without the lock.
+
+        Raises:
+            UserError: this process was silent for so long that another one has taken over.
+        """
+        found = _holder(self.path)
+        if found != self.holder:
+            raise UserError(
+                f"{self.path.parent}: taken over by {found or 'another process'} while this one gave no sign of life; "
+                "it writes nothing more here"
+            )
+
+    def release(self) -> None:
+        """Lets go of the lock, unless somebody else has it by now."""
+        self._released.set()
+        self._heart.join()
+        if _holder(self.path) == self.holder:
+            self.path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            with suppress(OSError):  # the next one may reach the file system again
+                if _holder(self.path) == self.holder:
+                    os.utime(self.path)
+
+
+@contextmanager
+def held(folder: Path, *, patience: float = float("inf")) -> Iterator[Lock]:
+    """The lock of a folder of states, for the time of a `with` block.
+
+    While somebody else has it, a line says who, and this process waits.
+
+    Args:
+        folder: is made if need be.
+        patience: seconds to wait at most.
+
+    Raises:
+        UserError: somebody else has it still.
+    """
+    holder = Holder()
+    path = _path(folder)
+    _wait(path, lambda: _take(path, holder), patience)
+    lock = Lock(path, holder)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def wait_for_others(folder: Path) -> None:
+    """Waits until no other job holds the lock of a folder of states; one of the same Slurm job does not count."""
+    path, own = _path(folder), Holder()
+
+    def is_free() -> bool:
+        other = _holder(path)
+        return not path.exists() or (other is not None and other.job == own.job != "")
+
+    _wait(path, is_free, float("inf"))
+
+
+def _wait(path: Path, is_done: Callable[[], bool], patience: float) -> None:
+    begin, told = time.monotonic(), None
+    while not is_done():
+        other = _holder(path)
+        if _is_dead(path, other):
+            _remove(path, other)
+            continue
+        if other not in (None, told):
+            told = other
+            print(f"waiting for {other}, which trains here: {path.parent}", flush=True)
+        if time.monotonic() - begin > patience:
+            raise UserError(
+                f"{path.parent}: {other or 'another process'} trains here already; cancel it or wait for its end, then "
+                "run the stage again"
+            )
+        time.sleep(LOOK)
+
+
+def _path(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "lock.json"
+
+
+def _holder(path: Path) -> Holder | None:
+    """Who holds a lock; None where nobody does, or it cannot be read in this moment."""
+    try:
+        return Holder(**json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def _take(path: Path, holder: Holder) -> bool:
+    """Makes the lock file if there is none; whether this process did."""
+    try:
+        with path.open("x") as file:
+            file.write(json.dumps(asdict(holder)))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_dead(path: Path, other: Holder | None) -> bool:
+    """Whether the holder is known to have ended, or gave no sign of life for too long."""
+    if other is not None and other.host == _host() and not Path(f"/proc/{other.process}").exists():
+        return True
+    try:
+        return _now(path.parent) - path.stat().st_mtime > MISSED * HEARTBEAT
+    except FileNotFoundError:
+        return False
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the file system that `folder` lies on."""
+    probe = folder / f".time-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _remove(path: Path, dead: Holder | None) -> None:
+    """Removes a dead holder's lock; of several processes that try, one does."""
+    aside = path.with_name(f".lock-{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _holder(aside) != dead:
+        # Another process was quicker, and this is its new lock: it goes back. Where a third one has taken the place
+        # by now, `check` tells the owner before it writes.
+        with suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
