@@ -136,9 +136,9 @@ def test_the_key_of_a_run_knows_its_starting_weights(fold):
 @pytest.mark.parametrize(
     ("start", "options", "message"),
     [
-        ("other", [], "setting tiny: it begins with the weights of other; give --start with the model.pt of that"),
-        (None, ["--start", "x.pt"], "--start: setting tiny begins with random weights; leave it out"),
-        ("other", ["--start", "x.pt"], "--start x.pt: no such file; train other on this fold first"),
+        ("other", [], "setting tiny: it begins with the weights of other; give --weights with the model.pt of that"),
+        (None, ["--weights", "x.pt"], "--weights: setting tiny begins with random weights; leave it out"),
+        ("other", ["--weights", "x.pt"], "--weights x.pt: no such file; train other on this fold first"),
     ],
 )
 def test_starting_weights_are_asked_for_where_they_belong(tmp_path, start, options, message):

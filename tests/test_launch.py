@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from megavoxel.config.hardware import Device
 from megavoxel.distributed.launch import meeting_point, nodes_of_step, start_group
@@ -49,3 +51,14 @@ def test_devices_that_nodes_cannot_share_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"setting big: parallel asks for 3 devices, which 2 nodes cannot share"):
         start_group("train", argparse.Namespace(device="cpu", threads=1), processes=3, setting="big")
+
+
+@pytest.mark.parametrize("stage", ["train", "predict", "time"])
+def test_torchrun_takes_no_option_of_a_stage_for_its_own(stage):
+    """It would for any that one of its own options begins with, such as --start of --start-method."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"megavoxel.stages.{stage}").add_arguments(parser)
+    words = [word for action in parser._actions for word in (action.option_strings[-1], "x") if word != "--help"]
+    parsed = get_args_parser().parse_args(["--standalone", "-m", "megavoxel", stage, *words])
+    assert parsed.training_script == "megavoxel"
+    assert parsed.training_script_args == [stage, *words]

@@ -38,7 +38,7 @@ rule train:
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
-        start=lambda wildcards, input: f"--start {shlex.quote(input.start)}" if input.get("start") else "",
+        start=lambda wildcards, input: f"--weights {shlex.quote(input.start)}" if input.get("start") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
         launcher=launcher,

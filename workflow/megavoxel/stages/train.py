@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage1", type=Path, nargs="+", default=[], help="folders that 'megavoxel stage1' wrote, one per fold"
     )
-    parser.add_argument("--start", type=Path, help="model.pt to begin with, for a setting with 'start'")
+    parser.add_argument("--weights", type=Path, help="model.pt to begin with, for a setting with 'start'")
     parser.add_argument("--checksums", type=Path, help="checksums.tsv of the dataset, for the manifest")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
     _check_stages(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
-    _check_start(plan, arguments.start)
+    _check_start(plan, arguments.weights)
     fold = _fold(arguments, folds[arguments.fold])
     states = arguments.state / fold.key(plan)
     if plan.parallel.devices > 1 and not is_member():
@@ -104,8 +104,8 @@ def _fold(arguments: argparse.Namespace, split: Split) -> Fold:
         first_stage=tuple(arguments.stage1),
         data=file_sha256(arguments.checksums) if arguments.checksums else None,
         first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
-        start=arguments.start,
-        start_data=file_sha256(arguments.start) if arguments.start else None,
+        start=arguments.weights,
+        start_data=file_sha256(arguments.weights) if arguments.weights else None,
     )
 
 
@@ -121,13 +121,13 @@ def _check_stages(plan: Plan) -> None:
 def _check_start(plan: Plan, start: Path | None) -> None:
     if plan.start is not None and start is None:
         raise UserError(
-            f"setting {plan.setting}: it begins with the weights of {plan.start}; give --start with the model.pt of "
+            f"setting {plan.setting}: it begins with the weights of {plan.start}; give --weights with the model.pt of "
             "that setting's same fold"
         )
     if start is not None and plan.start is None:
-        raise UserError(f"--start: setting {plan.setting} begins with random weights; leave it out")
+        raise UserError(f"--weights: setting {plan.setting} begins with random weights; leave it out")
     if start is not None and not start.is_file():
-        raise UserError(f"--start {start}: no such file; train {plan.start} on this fold first")
+        raise UserError(f"--weights {start}: no such file; train {plan.start} on this fold first")
 
 
 def _check_group(plan: Plan, group: Group) -> None:
