@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ TINY = {
     "study": "tiny",
     "folds": 2,
     "baseline": "first",
+    "timing": {"repeats": 2, "split": "validation"},
     "defaults": {
         "patch": [8, 16, 16],
         "batch": 2,
@@ -31,7 +34,7 @@ TINY = {
     "settings": {
         "first": {},
         "second": {"patch": [16, 16, 16]},
-        "alone": {"folds": [1], "postprocess": False},
+        "alone": {"folds": [1], "postprocess": False, "start": "first", "inference": {"window": "whole"}},
         "context": {"expansion": {"factor": 1.5}, "training": {"patience": 2}, "inference": {"weights": "centre"}},
         "refined": {"stage1": ["first", "context"]},
     },
@@ -166,6 +169,32 @@ def test_no_second_stage_was_given_labels_by_a_network_that_saw_the_case(finishe
             for first in ("first", "context"):
                 assert case not in seen(first, labelled_by[case])
                 assert (results / first / f"fold-{labelled_by[case]}" / "validation" / f"{case}.nii.gz").is_file()
+
+
+@pytest.mark.slow
+def test_a_setting_begins_with_the_weights_of_another_ones_same_fold(finished):
+    results = finished / "results/tiny"
+    start = json.loads((results / "alone/fold-1/manifest.json").read_text())["data"]["start"]
+    weights = hashlib.sha256((results / "first/fold-1/model.pt").read_bytes()).hexdigest()
+    assert start == {"setting": "first", "weights_sha256": weights}
+
+
+@pytest.mark.slow
+def test_every_setting_is_timed_in_its_own_windows(finished):
+    with (finished / "results/tiny/timings.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # Twice each of 4 validation cases, of which fold 1, the only one of `alone`, has 2.
+    counts = Counter((row["setting"], row["window"]) for row in rows)
+    assert counts == {
+        ("first", "8x16x16"): 8,
+        ("second", "16x16x16"): 8,
+        ("alone", "whole"): 4,
+        ("context", "8x16x16"): 8,
+        ("refined", "8x16x16"): 8,
+    }
+    with (finished / "results/tiny/report/tables/inference_time.csv").open() as file:
+        assert [row["cases"] for row in csv.DictReader(file)] == ["4", "4", "2", "4", "4"]
+    assert (finished / "results/tiny/report/figures/dsc_against_seconds.png").is_file()
 
 
 @pytest.mark.slow
