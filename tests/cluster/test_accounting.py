@@ -42,5 +42,6 @@ def test_the_report_says_what_the_job_asked_for_and_used(restarted):
     (report,) = restarted.folder.glob("efficiency_report_*")
     with report.open() as file:
         rows = list(csv.DictReader(file))
-    print(rows)
-    assert any("train" in str(row) for row in rows)
+    (job,) = [row for row in rows if "train" in row["RuleName"]]
+    assert float(job["RequestedMem_MB"]) == 2000
+    assert 0 < float(job["MaxRSS_MB"]) < 2000
