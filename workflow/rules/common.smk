@@ -104,6 +104,13 @@ def starting_model(wildcards):
     return [] if start is None else f"{RESULTS}/{start}/fold-{wildcards.fold}/model.pt"
 
 
+def fetched_parts(dataset):
+    """What `fetch` makes of a dataset file: its source, and how that is cut or merged where it is."""
+    if dataset.patients:
+        return [dataset.source, dataset.patients, list(dataset.patients.masks), dataset.labels]
+    return [dataset.source, dataset.blocks] if dataset.blocks else dataset.source
+
+
 def as_json(record):
     """A dataclass as one line of JSON, for the command line of a stage."""
     return json.dumps(to_plain(record), sort_keys=True)

@@ -4,13 +4,6 @@ localrules:
     split,
 
 
-def fetched_parts(dataset):
-    """What `fetch` makes of a dataset file: its source, and how that is cut or merged where it is."""
-    if dataset.patients:
-        return [dataset.source, dataset.patients, list(dataset.patients.masks), dataset.labels]
-    return [dataset.source, dataset.blocks] if dataset.blocks else dataset.source
-
-
 rule fetch:
     """Download, link or make the dataset."""
     output:
