@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -149,6 +150,22 @@ def test_a_fetched_volume_is_its_blocks(source, tmp_path):
     del before["training"]
     assert after == before
     assert (folder / "imagesTs/t.nii.gz").readlink() == source / "imagesTs/t.nii.gz"
+
+
+def test_what_is_not_annotated_is_said_of_blocks(source, tmp_path):
+    """Patterns of the dataset file name blocks; what dataset.json says of a volume holds for each of its blocks."""
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copy(source / kind / "v.nii.gz", source / kind / "w.nii.gz")
+    description = source / "dataset.json"
+    content = json.loads(description.read_text())
+    content["training"] = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in "vw"]
+    description.write_text(json.dumps(content | {"unannotated": {"a": ["v"]}}))
+    keys = {"unannotated": {"b": ("v-b0-0-*",)}}
+    folder = bring(source, tmp_path, **keys)
+    assert json.loads((folder / "dataset.json").read_text())["unannotated"] == {"a": NAMES}
+    found = {case.id: case.unannotated for case in read_layout(folder, dataset(source, **keys)).cases}
+    assert {name: found[name] for name in NAMES} == {name: ("a", "b") if "b0-0" in name else ("a",) for name in NAMES}
+    assert {found[name.replace("v", "w")] for name in NAMES} == {()}
 
 
 def test_the_source_is_left_alone(source, tmp_path):

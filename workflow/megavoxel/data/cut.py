@@ -39,7 +39,10 @@ def cut_training_cases(folder: Path, dataset: Dataset) -> str:
         UserError: the folder cannot be read, a block would be empty, or the files of a case lie on different grids.
         OSError: the disk is full.
     """
-    whole = replace(dataset, include=(), exclude=(), test_cases=(), test_count=None, modalities=None)
+    # Patterns of the dataset file are of blocks, which are not there yet.
+    whole = replace(
+        dataset, include=(), exclude=(), test_cases=(), test_count=None, modalities=None, unannotated={}, hidden=None
+    )
     cases = [case for case in read_layout(folder, whole).cases if case.split == "training"]
     work = partial(naming_case, partial(_cut_case, folder=folder, blocks=dataset.blocks))
     cut = list(chain.from_iterable(map(work, cases)))
@@ -120,6 +123,9 @@ def _list_cases(description: Path, cases: list[Case]) -> None:
         content["training"] = [
             {"image": case.images[0]} | ({} if case.label is None else {"label": case.label}) for case in cases
         ]
+    if "unannotated" in content:
+        labels = content["unannotated"]
+        content["unannotated"] = {label: [case.id for case in cases if label in case.unannotated] for label in labels}
     if "numTraining" in content:
         content["numTraining"] = len(cases)
     write_json(description, content)
