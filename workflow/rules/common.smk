@@ -17,7 +17,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
-from megavoxel.planning.plan import load_plan
+from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import WHOLE, predicting_devices
 
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
@@ -198,14 +198,14 @@ def by_predicting_devices_and_attempt(amount):
 
 
 def predicting_devices_of(wildcards, input):
-    """Devices of a job that predicts: whole images take the pipeline of the setting's training."""
+    """Devices of a job that predicts: whole images take the pipeline of training. Before a plan, a dry run shows TBD."""
     setting = SETTINGS[wildcards.setting]
     last = setting.phases[-1].patch or setting.patch if setting.phases else setting.patch
     if WHOLE not in (last, setting.inference.window):
         return 1
     if setting.parallel is not None:
         return setting.parallel.pipeline
-    return predicting_devices(load_plan(Path(input.plan)))
+    return predicting_devices(from_plain(Plan, json.loads(Path(input.plan).read_text()), where=input.plan))
 
 
 def training_devices(wildcards, input):
