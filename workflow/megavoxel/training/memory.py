@@ -40,25 +40,23 @@ def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
 
     The first step of a run makes the optimiser's state at its end, from which all later ones begin: it is counted as if
     it had been there. Of a batch in several parts, one counts, as on a GPU, where the others wait outside. The
-    buffer that gradients are sent from is there all the time, and shows itself when the first of them is copied into it.
+    buffer that gradients are sent from is there all the time, but is seen once the first of them is copied into it.
     """
-    unseen, passes = [0], []
+    weights, passes = list(run.network.parameters()), []
 
     def gradients_are_copied(_: Tensor) -> None:
-        if len(unseen) == 1 and run.replica.require_backward_grad_sync:
-            unseen.append(memory.peak + _bytes(list(run.network.parameters())))
+        if not passes and run.replica.require_backward_grad_sync:
+            passes.append(memory.peak + _bytes(weights))
             memory.reset_peak()
 
     def passes_are_done(*_: object) -> None:
-        passes.append(max(*unseen, memory.peak))
+        passes.append(memory.peak)
         memory.reset_peak()
 
     before = _optimizer_state(run)
     hooks = [run.optimizer.register_step_pre_hook(passes_are_done)]
     if run.replica is not None:
-        hooks += [
-            weight.register_post_accumulate_grad_hook(gradients_are_copied) for weight in run.network.parameters()
-        ]
+        hooks += [weight.register_post_accumulate_grad_hook(gradients_are_copied) for weight in weights]
     with MemoryTracker() as memory:
         memory.include([image, target, *run.network.state_dict().values(), *before])
         loss = train_step(run, image, target)
@@ -67,7 +65,7 @@ def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
     made = _bytes(_optimizer_state(run)) - _bytes(before)
     parts = run.plan.parallel.accumulate
     waiting = (image.nbytes + target.nbytes) * (parts - 1) // parts
-    return loss, max(passes[0] + made, memory.peak) - waiting
+    return loss, max(max(passes) + made, memory.peak) - waiting
 
 
 def _optimizer_state(run: Run) -> list[Tensor]:
