@@ -139,14 +139,14 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
-def by_devices(amount):
-    """What a training job needs on each of its nodes, where it grows with the devices there."""
-    return lambda wildcards, input: amount * devices_of_a_node(wildcards, input)
+def by_devices(amount, devices):
+    """A resource that grows with the devices of a job; `devices` is a function of wildcards and input."""
+    return lambda wildcards, input: amount * devices(wildcards, input)
 
 
-def by_devices_and_attempt(amount):
+def by_devices_and_attempt(amount, devices):
     """The same, growing with each attempt of the job as well."""
-    return lambda wildcards, input, attempt: amount * attempt * devices_of_a_node(wildcards, input)
+    return lambda wildcards, input, attempt: amount * attempt * devices(wildcards, input)
 
 
 def on_one_node(value):
@@ -187,21 +187,10 @@ def training_nodes(wildcards, input):
     return DEVICE.nodes(training_devices(wildcards, input))
 
 
-def by_predicting_devices(amount):
-    """A resource of a job that predicts, which grows with its devices."""
-    return lambda wildcards, input: amount * predicting_devices_of(wildcards, input)
-
-
-def by_predicting_devices_and_attempt(amount):
-    """A resource of a job that predicts, which grows with its devices and with each attempt."""
-    return lambda wildcards, input, attempt: amount * attempt * predicting_devices_of(wildcards, input)
-
-
 def predicting_devices_of(wildcards, input):
     """Devices of a job that predicts: whole images take the pipeline of training. Before a plan, a dry run shows TBD."""
     setting = SETTINGS[wildcards.setting]
-    last = setting.phases[-1].patch or setting.patch if setting.phases else setting.patch
-    if WHOLE not in (last, setting.inference.window):
+    if WHOLE not in (setting.last_patch, setting.inference.window):
         return 1
     if setting.parallel is not None:
         return setting.parallel.pipeline

@@ -94,10 +94,10 @@ rule time_prediction:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
-        gpu=by_predicting_devices(DEVICE.gpus),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
+        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
         gpu_model=DEVICE.gpu_model,
-        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,

@@ -26,10 +26,10 @@ rule predict_validation:
     threads: DEVICE.cpus_per_job
     resources:
         # Threads cannot wait for a plan, resources can.
-        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
-        gpu=by_predicting_devices(DEVICE.gpus),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
+        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
         gpu_model=DEVICE.gpu_model,
-        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
