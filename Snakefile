@@ -19,6 +19,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/containers.smk"
 
 
 report: "workflow/report/workflow.rst"

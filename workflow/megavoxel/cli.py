@@ -33,6 +33,9 @@ STAGES = {
     "postprocess": "keep largest components where cross-validation improves",
     "evaluate": "score label maps: DSC and NSD",
     "report": "tables, figures and a page from the scores",
+    "wheels": "download the packages of a container image",
+    "image": "build a container image",
+    "lock-images": "write what container images hold",
 }
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

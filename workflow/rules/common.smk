@@ -15,14 +15,15 @@ from megavoxel.config.hardware import load_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
+from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import WHOLE, predicting_devices
+from snakemake.settings.types import DeploymentMethod
 
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
-CPU_IMAGE = "containers/images/cpu.sif"
-GPU_IMAGE = "containers/images/gpu.sif"
+IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 
 def load_configuration():
@@ -44,6 +45,9 @@ DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"
 JOBS = f"benchmarks/jobs/{STUDY.name}"
 MIRROR = config.get("mirror", "")
+CPU_IMAGE = "containers/images/cpu.sif"
+# Training and prediction: a study for CPUs needs no second image.
+GPU_IMAGE = "containers/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
 CASCADES = {setting.name for setting in STUDY.settings if setting.stage1}
@@ -169,6 +173,8 @@ def launcher(wildcards, resources):
     """What starts the stage once on every node of a job; nothing where there is one node."""
     if not resources.get("mpi"):
         return ""
+    if IN_CONTAINERS:
+        sys.exit(f"Error: training of {wildcards.setting} takes several nodes, which --sdm apptainer cannot start")
     gpus = f" --gres={resources.gres}" if resources.get("gres") else ""
     return (
         f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} "
@@ -211,6 +217,35 @@ def timed_runs():
         return []
     every = STUDY.timing.split == "validation"
     return [(setting, fold) for setting in SETTINGS for fold in (folds_of(setting) if every else folds_of(setting)[:1])]
+
+
+def index_of_wheels(wildcards, output):
+    """Where pip looks as well for the packages of an image; asked with `output`, it triggers no job, as for `mirror`."""
+    index = config.get(f"{wildcards.kind}_index")
+    return f"--index {shlex.quote(index)}" if index else ""
+
+
+def enter_containers(images, lock):
+    """Makes sure that the images are there, and tells Apptainer of GPUs and of data outside of the working directory."""
+    missing = [image for image in images if not os.path.exists(image)]
+    if missing:
+        sys.exit(f"Error: {missing[0]} is not there; build it first, without --sdm apptainer: snakemake images")
+    if workflow.is_main_process and Path(lock).is_file():
+        warn_of_old_images(images, lock)
+    if DEVICE.gpus:
+        os.environ["APPTAINER_NV"] = "1"
+    outside = [
+        os.path.realpath(folder) for folder in (MIRROR, DATASET.source.folder) if folder and os.path.isdir(folder)
+    ]
+    os.environ["APPTAINER_BIND"] = ",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside]))
+
+
+def warn_of_old_images(images, lock):
+    """Says which images were built from other sources than those of this checkout."""
+    records, sources = read_lock(Path(lock)), hash_of_sources(Path(workflow.basedir))
+    for image in images:
+        if records.get(os.path.basename(image), {}).get("sources") != sources:
+            print(f"Warning: {image} was built from other sources than these: snakemake images", file=sys.stderr)
 
 
 def planning_device(setting):
