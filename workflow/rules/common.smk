@@ -219,6 +219,11 @@ def timed_runs():
     return [(setting, fold) for setting in SETTINGS for fold in (folds_of(setting) if every else folds_of(setting)[:1])]
 
 
+def used(image):
+    """The image of a rule as its input. Snakemake knows images by name: this way a new one makes the rule run again."""
+    return image if IN_CONTAINERS else []
+
+
 def index_of_wheels(wildcards, output):
     """Where pip looks as well for the packages of an image; asked with `output`, it triggers no job, as for `mirror`."""
     index = config.get(f"{wildcards.kind}_index")

@@ -2,16 +2,10 @@
 IMAGES = sorted({CPU_IMAGE, GPU_IMAGE})
 IMAGES_LOCK = "containers/images.lock"
 
-
 if IN_CONTAINERS:
     enter_containers(IMAGES, IMAGES_LOCK)
-    # Snakemake knows an image by its name alone: as an input of the rules that use it, a new one makes them run again.
-    for stage in workflow.rules:
-        if stage.container_img:
-            stage.set_input(image=stage.container_img)
-
-# Without --sdm apptainer only, so that no study ever builds an image, or builds it again, on its own.
 else:
+    # Here only, so that no study builds an image, or builds it again, on its own.
 
     localrules:
         images,

@@ -6,6 +6,7 @@ localrules:
 
 rule evaluate_validation:
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/fold-{{fold}}/validation",
@@ -35,6 +36,7 @@ rule evaluate_validation:
 
 use rule evaluate_validation as evaluate_test with:
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/test",
@@ -55,6 +57,7 @@ use rule evaluate_validation as evaluate_test with:
 rule collect_scores:
     """All scores of the study in one table."""
     input:
+        image=used(CPU_IMAGE),
         validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model in MODELS for fold in folds_of(model)],
         test=[f"{RESULTS}/{model}/scores-test.csv" for model in MODELS],
     output:
@@ -77,6 +80,7 @@ rule collect_scores:
 rule time_prediction:
     """Seconds per image of a fold's network; nothing else should run on the device meanwhile."""
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
@@ -116,6 +120,7 @@ rule time_prediction:
 rule collect_timings:
     """All timings of the study in one table."""
     input:
+        image=used(CPU_IMAGE),
         timings=TIMINGS,
     output:
         timings=f"{RESULTS}/timings.csv",

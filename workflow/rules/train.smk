@@ -2,6 +2,7 @@
 # them. Its states lie outside of the declared outputs: a killed or repeated job finds them.
 rule train:
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         checksums=rules.fetch.output.checksums,
