@@ -22,7 +22,7 @@ from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table
-from megavoxel.training.checkpoint import load_state, save_state
+from megavoxel.training.checkpoint import StateWriter, load_state, state_writer
 from megavoxel.training.class_weights import class_weights
 from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
@@ -130,9 +130,10 @@ def _train_phase(
     run = start_run(plan, fold, group.device, load_state(state_folder, key=key), group, weights)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
-        save = partial(_save, run, state_folder, key, lock)
-        with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
-            _train_to_the_end(run, fold, keeper)
+        with state_writer(state_folder) as writer:
+            save = partial(_save, run, writer, key, lock)
+            with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+                _train_to_the_end(run, fold, keeper)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
     group.all(0.0)  # none goes on before the leading one has written the state
@@ -210,13 +211,15 @@ def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
     return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
 
 
-def _save(run: Run, folder: Path, key: str, lock: Lock | None) -> None:
-    """The leading process writes the state of all."""
+def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
+    """The leading process writes the state of all, while training goes on unless it is to `wait`."""
     state = whole_state(run)
     if run.group.leads:
         if lock is not None:
             lock.check()
-        save_state(folder, {"key": key, **state})
+        writer.write({"key": key, **state})
+        if wait:
+            writer.wait()
 
 
 def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
