@@ -15,7 +15,8 @@ Place = tuple[Any, ...]
 NAMES = [
     "", " ", ".", "..", "../escape", "/tmp/escape", "a/../../escape", "a/b", "-rf", "--help", "$(touch escape)",
     "`touch escape`", "; touch escape", "a\nb", "a\x00b", "a\x1b[31m", "\ud800", "é", "名", "x" * 300, "x" * 20000,
-    "NaN", "None", "true", "null", "1", "~", "*", "**", "[", "%s", "{0}", "{x}", "C:\\escape", "con", "\ufeff", "\u202e",
+    "NaN", "None", "true", "null", "1", "~", "*", "**", "[", "%s", "{0}", "{x}", "C:\\escape", "con",
+    "\ufeff", "\u202e",
 ]  # fmt: skip
 NUMBERS = [
     0, -1, 1, 2, 3, 7, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**18, 10**30,
@@ -26,7 +27,8 @@ YAML_LINES = [
     "<<: *nothing", "a: &a [*a]", "? [1, 2]", "1: x", "null: x", "true: x", "2020-99-99: x", "x: 2020-99-99",
     "x: 2020-01-01", "x: 0o9", "x: 1:99:99", "x: .nan", "x: -.inf", "x: 0x", "x: 1e400", "x: !!binary abc",
     "x: !!python/object/apply:os.system ['touch escape']", "x: !!python/name:os.system", "x: !!set {a, a}",
-    "x: !!int many", "x: !!float many", "x: !!timestamp now", "x: !!null some", "x: \"\\ud800\"", "\tx: 1", "x: |", "---",
+    "x: !!int many", "x: !!float many", "x: !!timestamp now", "x: !!null some", "x: \"\\ud800\"", "\tx: 1", "x: |",
+    "---",
     "...", "%YAML 9.9", "x: *x", "x: {", "x: [", "x: 'a", "'", "- x", ": :", "x: !<tag> y", "x: &x {<<: *x}",
     "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
     "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n"

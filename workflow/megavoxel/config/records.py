@@ -83,19 +83,13 @@ def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
 def _fits(hint: Any, value: Any) -> bool:
     """Whether a value has the form of a type, whatever is inside of it."""
     kind = typing.get_origin(hint) or hint
-    if kind is Any:
-        return True
-    if kind is types.NoneType:
-        return value is None
-    if dataclasses.is_dataclass(kind) or kind is dict:
-        return isinstance(value, dict)
-    if kind is tuple:
-        return isinstance(value, list | tuple)
     if isinstance(value, bool):
-        return kind is bool
+        return kind in (bool, Any)
     if kind is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # neither NaN nor infinite
-    return isinstance(value, kind)
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    return kind is Any or isinstance(value, list | tuple if kind is tuple else kind)
 
 
 def _described(hint: Any) -> str:

@@ -122,7 +122,7 @@ def load_cases(path: Path) -> Cases:
 
 
 def _check(cases: Cases, where: str) -> None:
-    """Refuses what `megavoxel check` never writes: names that lead to other folders, labels without a value of theirs."""
+    """Refuses what `megavoxel check` never writes: names that lead elsewhere, or labels without a value."""
     values = [*cases.labels.values()]
     expect(len(cases.channels) > 0, f"{where}: channels", "one name or more")
     expect(len(values) > 0 and len(set(values)) == len(values), f"{where}: labels", "a value of its own for each")
