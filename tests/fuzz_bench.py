@@ -269,7 +269,8 @@ class Bench:
             return False
         assert readable or "labels" not in name
         cases, output = ["--cases", self.out / "cases.json"], ["--output", self.out / "fingerprint.json"]
-        planned = ["--output", self.out / "plan.json", "--definition", "{}"]
+        spacing = json.dumps({"spacing": [1.0, 1.0, 1.0]})
+        planned = ["--output", self.out / "plan.json", "--definition", spacing]
         stored = ["--plan", self.out / "plan.json", "--folder", self.out / "pre", "--output", self.out / "shard.json"]
         return (
             run_stage("fingerprint", *cases, *output)

@@ -50,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(printable(f"megavoxel {arguments[0]}: error: {error}"), file=sys.stderr)
         return 1
+    except MemoryError:
+        print(
+            f"megavoxel {arguments[0]}: error: memory ran out; run it with more memory, or fewer --processes where "
+            "there are several",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
