@@ -28,10 +28,9 @@ def check_plan(plan: Plan, where: str) -> None:
     """
     check_preprocessing_plan(plan.preprocessing, f"{where}: preprocessing")
     _check_network(plan.network, f"{where}: network")
-    expect(
-        plan.network.channels == len(plan.preprocessing.channels), f"{where}: network.channels", "those of the image"
-    )
-    expect(plan.network.classes == len(plan.preprocessing.labels) + 1, f"{where}: network.classes", "one per label")
+    channels, classes = len(plan.preprocessing.channels), len(plan.preprocessing.labels) + 1
+    expect(plan.network.channels == channels, f"{where}: network.channels", f"{channels}, those of the image")
+    expect(plan.network.classes == classes, f"{where}: network.classes", f"{classes}, the labels and the background")
     for key in ("patch", "expanded_patch"):
         sizes = getattr(plan, key)
         expect(sizes is None or _are_sizes(sizes), f"{where}: {key}", "three whole numbers above 0")
