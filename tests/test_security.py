@@ -27,6 +27,7 @@ from megavoxel.config.schema import load_schema
 from megavoxel.config.study_file import parse_study
 from megavoxel.data.archive import extract_dataset
 from megavoxel.data.cases import Case, Cases, load_cases, save_cases
+from megavoxel.data.download import archive_name
 from megavoxel.errors import UserError
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import save_plan
@@ -276,6 +277,25 @@ def test_every_download_has_a_checksum(repository):
 def test_an_address_without_a_checksum_is_refused(tmp_path):
     (tmp_path / "some.yaml").write_text("name: some\nsource: {url: 'https://example.org/a.tar'}\n")
     with pytest.raises(UserError, match="checksum"):
+        load_dataset(tmp_path / "some.yaml")
+
+
+@pytest.mark.parametrize("name", ["%00", "a%0Ab.tar", "%1b[2J", "x" * 300, "a%5C..%5Cb"])
+def test_the_name_of_a_download_is_one_of_a_file(name):
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        archive_name(f"https://example.org/{name}")
+
+
+@pytest.mark.parametrize("name", ["..%2F..%2Fevil.tar", "a/../evil.tar", "%2Ftmp%2Fevil.tar"])
+def test_a_download_stays_in_its_folder(name):
+    assert archive_name(f"https://example.org/{name}") == "evil.tar"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "https://a/b\nc", "https://a/b\tc", "-o x"])
+def test_addresses_are_those_of_the_web_on_one_line(tmp_path, url):
+    source = {"url": url, "md5": "0" * 32}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump({"name": "some", "source": source}))
+    with pytest.raises(UserError, match="source"):
         load_dataset(tmp_path / "some.yaml")
 
 
