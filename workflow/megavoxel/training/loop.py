@@ -28,13 +28,14 @@ from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
+from megavoxel.training.resuming import precision_of, take_up
 from megavoxel.training.run import Part, Run
 from megavoxel.training.saving import Saving, saving
 from megavoxel.training.start import load_start, starting_weights
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
-from megavoxel.training.whole import load_weights, whole_network, whole_state
+from megavoxel.training.whole import whole_network, whole_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +152,10 @@ def start_run(
     """A new run, from `weights` of the whole network if there are any, or the one that `state` was taken of.
 
     Raises:
-        UserError: the weights are of another network.
+        UserError: the weights are of another network, or the state is damaged.
     """
     group = group or Group(device=device)
-    precision = Precision(**state["precision"]) if state else _common_precision(plan, device, group)
+    precision = precision_of(state, plan) if state else _common_precision(plan, device, group)
     seed = plan.seed + fold.number
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
     if weights is not None and state is None:
@@ -175,10 +176,7 @@ def start_run(
         annotated=annotation_table(plan, device),
     )
     if state:
-        load_weights(run, state)
-        run.scaler.load_state_dict(state["scaler"])
-        run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
-        run.losses = _own_losses(run, state.get("losses"))
+        take_up(run, state)
         print(f"going on after {run.progress} of {plan.training.epochs}", flush=True)
     return run
 
@@ -202,13 +200,6 @@ def _train_to_the_end(run: Run, fold: Fold, keeper: Saving) -> None:
         if run.group.leads:
             _report(run)
         keeper.after_epoch(run.progress, is_last=has_ended(run.history, training))
-
-
-def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
-    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
-    if losses is None:
-        return []
-    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
 
 
 def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
