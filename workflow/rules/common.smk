@@ -220,7 +220,7 @@ def timed_runs():
 
 
 def used(image):
-    """The image of a rule as its input. Snakemake knows images by name: this way a new one makes the rule run again."""
+    """An image as an input, where images are used: Snakemake itself would know it by its name, and not see a new one."""
     return image if IN_CONTAINERS else []
 
 
@@ -238,11 +238,11 @@ def enter_containers(images, lock):
     if workflow.is_main_process and Path(lock).is_file():
         warn_of_old_images(images, lock)
     if DEVICE.gpus:
-        os.environ["APPTAINER_NV"] = "1"
+        os.environ.update(APPTAINER_NV="1")
     outside = [
         os.path.realpath(folder) for folder in (MIRROR, DATASET.source.folder) if folder and os.path.isdir(folder)
     ]
-    os.environ["APPTAINER_BIND"] = ",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside]))
+    os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside])))
 
 
 def warn_of_old_images(images, lock):

@@ -28,6 +28,8 @@ else:
             lock=IMAGES_LOCK,
         log:
             "logs/images/lock.log",
+        conda:
+            "../../envs/megavoxel.yaml"
         shell:
             "megavoxel lock-images --images {input.images:q} --output {output.lock:q} > {log:q} 2>&1"
 
@@ -41,6 +43,8 @@ else:
             image="containers/images/{kind}.sif",
         log:
             "logs/images/{kind}.log",
+        conda:
+            "../../envs/megavoxel.yaml"
         wildcard_constraints:
             kind="cpu|gpu",
         params:
@@ -59,6 +63,8 @@ else:
             wheels=directory("containers/wheels/{kind}"),
         log:
             "logs/images/{kind}-wheels.log",
+        conda:
+            "../../envs/megavoxel.yaml"
         params:
             index=index_of_wheels,
         shell:
@@ -73,6 +79,8 @@ else:
             image="containers/images/base.sif",
         log:
             "logs/images/base.log",
+        conda:
+            "../../envs/megavoxel.yaml"
         params:
             mirror=lambda wildcards, output: config.get("debian_mirror", "host"),
         shell:
