@@ -43,10 +43,10 @@ else:
             image="containers/images/{kind}.sif",
         log:
             "logs/images/{kind}.log",
-        conda:
-            "../../envs/megavoxel.yaml"
         wildcard_constraints:
             kind="cpu|gpu",
+        conda:
+            "../../envs/megavoxel.yaml"
         params:
             # The package is no input file by file, but a change of it makes the image again.
             hash=hash_of_sources(Path(workflow.basedir)),
