@@ -22,8 +22,9 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 	@cat results/demo/report/tables/summary.md
 	@echo "report: results/demo/report/index.html"
 
+# Tests of a file stay in one process, and share what it has made.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 fuzz: $(INSTALLED) ## 10 000 broken files of all kinds, others each time
 	MEGAVOXEL_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -s
