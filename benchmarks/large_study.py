@@ -1,7 +1,7 @@
 """The results of a large study, made up: volumes, label maps, scores and histories of the right shape and number.
 
-An image is a body of soft tissue with 15 ellipsoids of organs, smooth texture and noise; a prediction is the reference
-whose slices are moved by a few voxels along a smooth random path, another one for each model. Scores are random numbers.
+An image is a body of soft tissue with 15 ellipsoids of organs, smooth texture and noise. A prediction is the reference
+with its slices moved by a few voxels along a smooth random path, another one for each model. Scores are random.
 """
 
 from __future__ import annotations
@@ -56,7 +56,14 @@ def make_results(
 
 
 def write_case(
-    root: Path, case: str, seed: int, models: Sequence[str], *, fold: int, shape: Sequence[int], spacing: Sequence[float]
+    root: Path,
+    case: str,
+    seed: int,
+    models: Sequence[str],
+    *,
+    fold: int,
+    shape: Sequence[int],
+    spacing: Sequence[float],
 ) -> None:
     """Image, reference, and a prediction of each model."""
     random = np.random.default_rng(seed)
@@ -69,9 +76,7 @@ def write_case(
         write_labels(folder / f"{case}.nii.gz", moved(random, labels, spacing), geometry)
 
 
-def scan(
-    random: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def scan(random: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Image in Hounsfield units (int16) and label map (uint8), both (z, y, x)."""
     extent = np.array(shape) * spacing
     axes = [np.arange(size) * step for size, step in zip(shape, spacing, strict=True)]

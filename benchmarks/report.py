@@ -1,8 +1,8 @@
 """The page of a large study, 12 settings x 5 folds x 240 cases with 15 labels: its size, and when it can be seen.
 
-Volumes have 96 x 128 x 128 voxels of 5 x 2.7 x 2.7 mm, so that they are written in minutes: the field of view of a scan of
-the abdomen, and more voxels than the page shows of it. What reading full scans takes is measured on a few of 100 x 512 x
-512 voxels. First paint is that of a headless Chromium, and left out where there is none.
+Volumes have 96 x 128 x 128 voxels of 5 x 2.7 x 2.7 mm, so that they are written in minutes: the field of view of a scan
+of the abdomen, and more voxels than the page shows of it. What reading full scans takes is measured on a few of
+100 x 512 x 512 voxels. First paint is that of a headless Chromium, and left out where there is none.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def run() -> list[Row]:
     title = f"report of {SETTINGS} settings x {FOLDS} folds x {CASES} cases"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        definition = make_results(
-            root, settings=SETTINGS, folds=FOLDS, cases=CASES, shape=SHAPE, spacing=SPACING
-        )
+        definition = make_results(root, settings=SETTINGS, folds=FOLDS, cases=CASES, shape=SHAPE, spacing=SPACING)
         options = ["--results", str(root / "results"), "--definition", definition]
         tables = timed(lambda: main(["report", *options, "--tables-only"]))
         page = timed(lambda: main(["report", *options]))
@@ -56,9 +54,7 @@ def reading_row() -> Row:
     """Seconds to read full scans for the viewer, scaled from a few to all."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        definition = make_results(
-            root, settings=SETTINGS, folds=2, cases=SCANS, shape=SCAN_SHAPE, spacing=SCAN_SPACING
-        )
+        definition = make_results(root, settings=SETTINGS, folds=2, cases=SCANS, shape=SCAN_SHAPE, spacing=SCAN_SPACING)
         stored = load_stored(root / "results", definition, need_cases=True)
         cases = load_cases(root / "results/cases.json")
         seconds = timed(lambda: build_viewer(stored, cases, processes=1)) * CASES / SCANS

@@ -6,27 +6,17 @@ import base64
 import io
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from fake_study import FakeStudy, make_study, report_study
-
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra 'dev')")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; on Debian: apt-get install chromium")
 SCORES, COMPARISON = "#scores table", "#comparison table"
-
-
-@pytest.fixture(scope="module")
-def reported(tmp_path_factory) -> FakeStudy:
-    """A study with its report; tests must not change it."""
-    fake = make_study(tmp_path_factory.mktemp("study"))
-    assert report_study(fake) == 0
-    return fake
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +145,7 @@ def test_the_viewer_shows_reference_and_prediction_where_they_are(page):
     only(page, reference=True, prediction=False)
     outlined = coloured(pixels(page, "Axial"))
     assert 0 < outlined.mean() < predicted.mean()
-    # The liver lies at the patient's left, so on the right; 'small' has it two of 16 voxels too far to the patient's right.
+    # The liver lies at the patient's left, so on the right; 'small' has it two of 16 voxels too far to the right side.
     moved = np.argwhere(outlined)[:, 1].max() - np.argwhere(predicted)[:, 1].max()
     assert moved == pytest.approx(2 / 16 * predicted.shape[1], abs=0.05 * predicted.shape[1])
     assert np.argwhere(outlined)[:, 1].max() > 0.9 * predicted.shape[1]
@@ -163,7 +153,9 @@ def test_the_viewer_shows_reference_and_prediction_where_they_are(page):
     for number, present in ((3, False), (4, True), (9, True), (10, False)):
         set_slider(page, "view-Axial-slice", number)
         assert coloured(pixels(page, "Axial")).any() == present
-        assert page.locator("#view-Axial").get_attribute("aria-label").startswith(f"Axial slice {number} of 12 of case_0")
+        assert (
+            page.locator("#view-Axial").get_attribute("aria-label").startswith(f"Axial slice {number} of 12 of case_0")
+        )
 
 
 @pytest.mark.parametrize("plane", ["Axial", "Coronal", "Sagittal"])
@@ -186,7 +178,7 @@ def test_opacity_model_and_labels_change_the_picture(page):
     seen.append(pixels(page, "Axial"))
     page.get_by_label("Draw liver").uncheck()
     seen.append(pixels(page, "Axial"))
-    assert all((one != other).any() for one, other in zip(seen, seen[1:], strict=False))
+    assert all((one != other).any() for one, other in pairwise(seen))
     page.get_by_label("Draw spleen").uncheck()
     assert not coloured(pixels(page, "Axial")).any()
     assert page.locator("#view-scores tbody tr").first.inner_text().split()[-2:] == ["1.000", "1.000"]
@@ -255,7 +247,8 @@ def test_everything_can_be_done_with_the_keyboard(page):
 
 
 def test_everything_has_a_name_and_can_be_told_apart(page):
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, select, img, canvas, table, section')]
+    nameless = page.evaluate("""() =>
+        [...document.querySelectorAll('button, input, select, img, canvas, table, section')]
         .filter((element) => !(element.getAttribute('aria-label') || element.getAttribute('alt') || element.caption
             || element.getAttribute('aria-labelledby') || element.labels?.length || element.textContent.trim()))
         .map((element) => element.outerHTML.slice(0, 80))""")
@@ -266,7 +259,7 @@ def test_everything_has_a_name_and_can_be_told_apart(page):
     assert missing == []
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map((item) => Number(item.tagName[1]))")
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     twice = page.evaluate("""() => {
         const ids = [...document.querySelectorAll('[id]')].map((element) => element.id);
         return ids.filter((id, index) => ids.indexOf(id) !== index);
@@ -284,7 +277,8 @@ def test_text_has_the_contrast_of_wcag_aa(page):
             return colour[3] === 0 && element.parentElement ? ground(element.parentElement) : colour;
         };
         const ratio = (element) => {
-            const both = [light(numbers(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
+            const colours = [numbers(getComputedStyle(element).color), ground(element)];
+            const both = colours.map(light).sort((a, b) => b - a);
             return (both[0] + 0.05) / (both[1] + 0.05);
         };
         return [...document.querySelectorAll('main *, header *')]

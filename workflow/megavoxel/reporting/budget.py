@@ -6,8 +6,8 @@ The rule, in this order:
 2. Where a grid of `FEWEST_VOXELS` does not fit, models are left out, but no fewer than `FEWEST_MODELS` are shown.
 3. Where that does not suffice, cases are left out: those with the best scores.
 
-What a voxel takes was measured: see docs/performance.md. Where cases turn out larger than that, `within_budget` leaves out
-the last of them.
+What a voxel takes was measured: see docs/performance.md. Where cases turn out larger than that, `within_budget` leaves
+out the last of them.
 """
 
 from __future__ import annotations

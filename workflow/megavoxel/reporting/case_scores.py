@@ -16,7 +16,7 @@ PARTS = 10_000
 
 
 def ranked_cases(stored: Stored) -> pd.DataFrame:
-    """Cases with their split and `DSC`, the mean over models of the mean over labels; worst first, of equal ones by name.
+    """Cases with their split and `DSC`, the mean over models of the mean over labels; worst first, equal ones by name.
 
     A case without any DSC (its labels are in no map) comes last.
     """
@@ -29,10 +29,11 @@ def case_data(stored: Stored) -> dict[str, Any]:
 
     Returns:
         `models`, `labels`, `metrics`, `cases` (`id`, `split`, `fold`; in the order of `ranked_cases`) and `scores`:
-        nested lists [metric][model][case][label] of whole numbers of `parts`, None where there is no value; a case that a model
-        does not have is None as a whole.
+        nested lists [metric][model][case][label] of whole numbers, `parts` of which are 1, None where there is no value;
+        a case that a model does not have is None as a whole.
     """
     cases = ranked_cases(stored)
+    keys = cases[["case", "split"]].itertuples(index=False, name=None)
     folds = stored.scores.drop_duplicates("case").set_index("case")["fold"]
     models, labels = list(stored.definition.models), list(stored.labels)
     return {
@@ -40,9 +41,10 @@ def case_data(stored: Stored) -> dict[str, Any]:
         "labels": labels,
         "metrics": list(METRICS),
         "parts": PARTS,
-        "cases": [{"id": case, "split": split, "fold": folds[case]} for case, split in cases[["case", "split"]].to_numpy()],
+        "cases": [{"id": case, "split": split, "fold": folds[case]} for case, split in keys],
         "scores": [
-            [_of_model(stored.scores, metric, model, list(cases["case"]), labels) for model in models] for metric in METRICS
+            [_of_model(stored.scores, metric, model, list(cases["case"]), labels) for model in models]
+            for metric in METRICS
         ],
     }
 

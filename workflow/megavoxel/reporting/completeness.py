@@ -64,12 +64,19 @@ def known_cases(
     if cases is None:
         return scores, []
     splits = {"validation": "training", "test": "test"}
-    own = pd.MultiIndex.from_tuples([(split, case.id) for split, kind in splits.items() for case in cases.of_split(kind)])
+    own = pd.MultiIndex.from_tuples(
+        [(split, case.id) for split, kind in splits.items() for case in cases.of_split(kind)]
+    )
     known = pd.MultiIndex.from_frame(scores[["split", "case"]]).isin(own)
     if known.all():
         return scores, []
-    extra = [f"{case} ({split})" for split, case in sorted(set(scores.loc[~known, ["split", "case"]].itertuples(index=False)))]
-    named = ", ".join(extra[:CASES_NAMED]) + (f" and {len(extra) - CASES_NAMED} more" if len(extra) > CASES_NAMED else "")
+    extra = [
+        f"{case} ({split})"
+        for split, case in sorted(set(scores.loc[~known, ["split", "case"]].itertuples(index=False)))
+    ]
+    named = ", ".join(extra[:CASES_NAMED]) + (
+        f" and {len(extra) - CASES_NAMED} more" if len(extra) > CASES_NAMED else ""
+    )
     if not allow_extra:
         raise UserError(
             f"{source}: scores of {len(extra)} cases that the study does not have: {named}; score this study's cases "

@@ -152,9 +152,7 @@ def _case_count(stored: Stored, split: str) -> int:
 
 def label_colours(stored: Stored) -> list[str]:
     """The colours of the labels in pictures, as `#rrggbb`, in their order."""
-    return [
-        "#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in palette(stored.labels).values()
-    ]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in palette(stored.labels).values()]
 
 
 def _text(path: Path) -> str:
@@ -233,9 +231,7 @@ def postprocessing_table(stored: Stored) -> pd.DataFrame:
 
 def manifest_table(manifests: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
     """All entries of the manifests of a setting's folds; a value that all folds share stands once."""
-    flat = {
-        fold: {key: _shown(value) for key, value in flattened(manifest)} for fold, manifest in manifests.items()
-    }
+    flat = {fold: {key: _shown(value) for key, value in flattened(manifest)} for fold, manifest in manifests.items()}
     rows = []
     for key in dict.fromkeys(key for entries in flat.values() for key in entries):
         values = {fold: entries.get(key, NONE) for fold, entries in flat.items()}

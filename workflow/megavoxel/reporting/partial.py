@@ -23,8 +23,13 @@ def stored_scores(results: Path, definition: Definition) -> pd.DataFrame:
     Raises:
         UserError: a file is wrong, or there is none.
     """
-    folders = [results / "ensembles" / model if model in definition.ensembles else results / model for model in definition.models]
-    parts = [path for folder in folders for path in (*sorted(folder.glob("fold-*/scores.csv")), folder / "scores-test.csv")]
+    folders = [
+        results / "ensembles" / model if model in definition.ensembles else results / model
+        for model in definition.models
+    ]
+    parts = [
+        path for folder in folders for path in (*sorted(folder.glob("fold-*/scores.csv")), folder / "scores-test.csv")
+    ]
     found = [read_scores(path) for path in parts if path.exists()]
     if (results / "scores.csv").exists() and not found:
         found = [read_scores(results / "scores.csv")]
@@ -39,7 +44,7 @@ def existing_part(
     """What of a definition can be reported, its scores, and a line about each thing that is missing.
 
     A fold counts where it was trained and scored, a model where it has a fold and, if test cases are expected, their
-    scores; an ensemble where its members do. Cases that a model lacks in a fold are left out of that fold for all models.
+    scores; an ensemble where its members do. Cases that a model lacks in a fold are left out there for all models.
 
     Raises:
         UserError: nothing is left.
@@ -68,14 +73,14 @@ def shared_cases(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         counts = part.pivot_table(index="case", columns="setting", values="metric", aggfunc="size", fill_value=0)
         for case, row in counts[counts.ne(counts.max(axis=1), axis=0).any(axis=1)].iterrows():
             lacking = ", ".join(row.index[row < row.max()])
-            lines.append(f"case {case} ({split}, fold {fold}): not scored in full for {lacking}; left out for all models")
+            lines.append(
+                f"case {case} ({split}, fold {fold}): not scored in full for {lacking}; left out for all models"
+            )
             unshared |= (scores["split"] == split) & (scores["fold"] == fold) & (scores["case"] == case)
     return scores[~unshared].reset_index(drop=True), lines
 
 
-def _absent(
-    definition: Definition, results: Path, scored: set[tuple[str, str, str]], model: str
-) -> dict[int, str]:
+def _absent(definition: Definition, results: Path, scored: set[tuple[str, str, str]], model: str) -> dict[int, str]:
     """Why folds of a model cannot be reported, by fold."""
     absent = {}
     for fold in definition.folds[model]:

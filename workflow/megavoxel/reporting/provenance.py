@@ -54,13 +54,15 @@ def flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def _entries(stored: Stored, beginnings: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
-    """Runs by value by key, of the manifests that exist; a run that lacks a key which others have is told of as well."""
+    """Runs by value by key, of the manifests that exist; also of a run that lacks a key which others have."""
     flat = {
         _run(setting, fold): dict(flattened(manifest))
         for setting, manifests in stored.manifests.items()
         for fold, manifest in manifests.items()
     }
-    keys = [key for key in dict.fromkeys(key for entries in flat.values() for key in entries) if key.startswith(beginnings)]
+    keys = [
+        key for key in dict.fromkeys(key for entries in flat.values() for key in entries) if key.startswith(beginnings)
+    ]
     found: dict[str, dict[str, list[str]]] = {key: {} for key in sorted(keys, key=lambda key: _place(key, beginnings))}
     for key, values in found.items():
         for run, entries in flat.items():

@@ -1,8 +1,8 @@
 """A case for the viewer of the page: a small image and its label maps on one grid, in few bytes.
 
-Image and maps are cut to the box around all that a map marks, with a margin, and brought to a grid of nearly equal voxel
-sizes in mm. A voxel of that grid is a block of the case's own: the image shows the mean of the block, a map the value at
-its centre, so that no value appears that the map does not have.
+Image and maps are cut to the box around all that a map marks, with a margin, and brought to a grid of nearly equal
+voxel sizes in mm. A voxel of that grid is a block of the case's own: the image shows the mean of the block, a map the
+value at its centre, so that no value appears that the map does not have.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def reduction_of(box: Box, spacing: Sequence[float], voxels: int) -> Reduction:
     while math.prod(counts) > voxels:
         size *= COARSER
         counts = [max(1, min(own, round(mm / size))) for own, mm in zip(lengths, millimetres, strict=True)]
-    edges = tuple(
-        np.arange(count + 1) * length // count for length, count in zip(lengths, counts, strict=True)
-    )
+    edges = tuple(np.arange(count + 1) * length // count for length, count in zip(lengths, counts, strict=True))
     return Reduction(
         box=box, edges=edges, voxel_mm=tuple(mm / count for mm, count in zip(millimetres, counts, strict=True))
     )

@@ -12,7 +12,8 @@ from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Stored
 
 COMPARISON_COLUMNS = [
-    "model", "baseline", "split", "metric", "cases", "difference", "low", "high", "better", "equal", "worse", "p", "p_holm",
+    "model", "baseline", "split", "metric", "cases", "difference", "low", "high", "better", "equal", "worse", "p",
+    "p_holm",
 ]  # fmt: skip
 EQUAL_DECIMALS = 12
 """Cases count as equal where their scores agree to so many decimals."""
@@ -49,8 +50,8 @@ def summary(stored: Stored) -> pd.DataFrame:
 def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     """Per split, metric and model but the baseline: its difference to the baseline, over the cases that both have.
 
-    `low` and `high` bound the 95 % paired bootstrap interval of the mean difference; `better`, `equal` and `worse` count
-    cases. Difference and p are those of the summary.
+    `low` and `high` bound the 95 % paired bootstrap interval of the mean difference; `better`, `equal` and `worse`
+    count cases. Difference and p are those of the summary.
 
     Args:
         stored: the study; without a baseline there are no lines.

@@ -112,7 +112,9 @@ def load_stored(
     source, missing = results / "scores.csv", []
     scores = stored_scores(results, study) if partial else read_scores(source)
     others = _of_other_models(scores, study)
-    scores, extra = known_cases(scores[scores["setting"].isin(study.models)], cases, source=source, allow_extra=allow_extra)
+    scores, extra = known_cases(
+        scores[scores["setting"].isin(study.models)], cases, source=source, allow_extra=allow_extra
+    )
     test_expected = cases is not None and any(case.label is not None for case in cases.of_split("test"))
     if partial:
         study, scores, missing = existing_part(study, results, scores, test_expected=test_expected)

@@ -247,7 +247,9 @@ def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> 
         seconds=seconds_of_models(tables["inference_time"], split),
         split=split,
     )
-    peaked = {name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()}
+    peaked = {
+        name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
+    }
     return {**tables, **peaked, "published": beside}
 
 

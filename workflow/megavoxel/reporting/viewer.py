@@ -1,4 +1,4 @@
-"""The slices that the page's viewer shows: every case that fits, with the label maps of the models, worst cases first."""
+"""The slices that the page's viewer shows: every case that fits, with the models' label maps, worst cases first."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def build_viewer(stored: Stored, cases: Cases, *, processes: int) -> Viewer:
 
 
 def viewer_jobs(stored: Stored, cases: Cases) -> tuple[list[Job], tuple[str, ...]]:
-    """All scored cases with the predictions that exist, worst first; and the predictions that do not, by their paths."""
+    """All scored cases with the predictions that exist, worst first; and the paths of those that do not."""
     found: dict[str, dict[str, Path]] = {}
     absent = []
     for _, row in case_means(stored.scores).iterrows():
@@ -120,15 +120,17 @@ def encoded_case(job: Job, *, cases: Cases, models: Sequence[str], voxels: int) 
     """A case as the page's script takes it.
 
     Returns:
-        `id`; `shape` (z, y, x) and `voxel_mm` of the small grid; `columns` of the picture; `picture`: the image as WebP,
-        all axial slices from the feet up, each seen with y downwards from the back and x from the patient's left in
-        RAS+ order of the array; `models`: whose maps follow the reference; `maps`: zlib stream of a byte per voxel and
-        map, 0 for background and n for the n-th label by value. Both in base64. `unannotated`: names of labels.
+        `id`; `shape` (z, y, x) and `voxel_mm` of the small grid; `picture`: the image as WebP, all axial slices from
+        the feet up in rows of `columns`, each with its array's rows (y) and columns (x); `models`: whose maps follow the
+        reference; `maps`: a zlib stream with a byte per voxel and map, 0 for background and n for the n-th label by
+        value. Both in base64. `unannotated`: names of labels.
     """
     return naming_case(lambda case: _encode(case, job.predictions, cases, models, voxels), job.case)
 
 
-def _encode(case: Case, predictions: Mapping[str, Path], cases: Cases, models: Sequence[str], voxels: int) -> dict[str, Any]:
+def _encode(
+    case: Case, predictions: Mapping[str, Path], cases: Cases, models: Sequence[str], voxels: int
+) -> dict[str, Any]:
     own = [model for model in models if model in predictions]
     geometry = cases.read_geometry(case)
     shape, spacing = geometry.canonical_shape, geometry.spacing
