@@ -25,6 +25,7 @@ from megavoxel.reporting.budget import (
     MOST_VOXELS,
     budget_for,
     bytes_of_voxel,
+    refitted,
     within_budget,
 )
 from megavoxel.reporting.case_scores import case_data, ranked_cases
@@ -150,6 +151,15 @@ def test_few_cases_are_shown_finely_and_many_coarsely():
     # 62 500 bytes per case, 0.10 for a voxel of the image and 0.014 for one of each of 14 maps.
     assert asked.voxels == int(62_500 / (0.10 + 14 * 0.014))
     assert asked.cases * asked.voxels * bytes_of_voxel(13) <= BYTES
+
+
+def test_the_grid_is_fitted_to_what_cases_turn_out_to_take():
+    asked = budget_for(240, 13)
+    allowed = 0.95 * BYTES / 240
+    assert refitted(asked, allowed) == asked.voxels
+    assert refitted(asked, allowed / 2) == pytest.approx(2 * asked.voxels, abs=1)
+    assert refitted(asked, 4 * allowed) == pytest.approx(asked.voxels / 8, abs=1)
+    assert refitted(asked, 1) == MOST_VOXELS
 
 
 def test_models_are_left_out_before_cases():

@@ -6,8 +6,8 @@ The rule, in this order:
 2. Where a grid of `FEWEST_VOXELS` does not fit, models are left out, but no fewer than `FEWEST_MODELS` are shown.
 3. Where that does not suffice, cases are left out: those with the best scores.
 
-What a voxel takes was measured: see docs/performance.md. Where cases turn out larger than that, `within_budget` leaves
-out the last of them.
+What a voxel takes is first guessed (`IMAGE_BYTES`, `MAP_BYTES`, measured on CHAOS and OpenKBP) and then seen on a few
+cases (`refitted`). Where the others turn out larger, `within_budget` leaves out the last of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ MAP_BYTES = 0.014
 MOST_VOXELS = 1_000_000
 FEWEST_VOXELS = 100_000
 FEWEST_MODELS = 8
+FILLED = 0.95
+"""Share of the bytes that is aimed at, since cases differ."""
+SURFACE = 1.5
+"""Power by which voxels go with the bytes of their outlines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,16 @@ def budget_for(cases: int, models: int) -> Budget:
     shown_cases = max(1, min(cases, int(BYTES / (FEWEST_VOXELS * bytes_of_voxel(shown_models)))))
     voxels = min(MOST_VOXELS, int(BYTES / shown_cases / bytes_of_voxel(shown_models)))
     return Budget(cases=shown_cases, models=shown_models, voxels=voxels)
+
+
+def refitted(budget: Budget, bytes_of_case: float) -> int:
+    """Voxels of a case's grid by what cases took on the grid of the budget, on average.
+
+    Outlines grow with the surface of organs and not with their volume: half the bytes need less than half the voxels.
+    """
+    share = FILLED * BYTES / budget.cases / bytes_of_case
+    voxels = int(budget.voxels * (share if share > 1 else share**SURFACE))
+    return max(1, min(MOST_VOXELS, voxels))
 
 
 def bytes_of_voxel(models: int) -> float:

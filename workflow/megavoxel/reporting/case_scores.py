@@ -29,8 +29,8 @@ def case_data(stored: Stored) -> dict[str, Any]:
 
     Returns:
         `models`, `labels`, `metrics`, `cases` (`id`, `split`, `fold`; in the order of `ranked_cases`) and `scores`:
-        nested lists [metric][model][case][label] of whole numbers, `parts` of which are 1, None where there is no value;
-        a case that a model does not have is None as a whole.
+        nested lists [metric][model][case][label] of whole numbers, `parts` of which are 1; None where there is no
+        value, and for a case that a model does not have.
     """
     cases = ranked_cases(stored)
     keys = cases[["case", "split"]].itertuples(index=False, name=None)

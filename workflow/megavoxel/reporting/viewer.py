@@ -16,7 +16,7 @@ from megavoxel.data.check import compare_grids
 from megavoxel.data.nifti import Geometry, read_image, read_labels
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
-from megavoxel.reporting.budget import budget_for, within_budget
+from megavoxel.reporting.budget import budget_for, refitted, within_budget
 from megavoxel.reporting.case_scores import ranked_cases
 from megavoxel.reporting.overlays import prediction_path, window_of
 from megavoxel.reporting.slices import (
@@ -34,6 +34,8 @@ from megavoxel.reporting.slices import (
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
 
+PROBES = 5
+"""Cases that are made small first, to see how many bytes they take."""
 MOST_LABELS = 255
 """A label is one byte."""
 
@@ -70,7 +72,7 @@ class Viewer:
 
 
 def build_viewer(stored: Stored, cases: Cases, *, processes: int) -> Viewer:
-    """Reads image, reference and predictions of each case once.
+    """Reads image, reference and predictions of each case once, of a few cases twice.
 
     Raises:
         UserError: a file cannot be read, or a prediction lies on another grid than its case; the case is named.
@@ -82,8 +84,11 @@ def build_viewer(stored: Stored, cases: Cases, *, processes: int) -> Viewer:
         return Viewer(cases=(), models=(), cases_left_out=left_out, models_left_out=ordered, absent=absent)
     budget = budget_for(len(jobs), len(ordered))
     shown = [model for model in stored.definition.models if model in ordered[: budget.models]]
-    work = partial(encoded_case, cases=cases, models=shown, voxels=budget.voxels)
-    encoded = map_cases(work, jobs[: budget.cases], processes=processes, title="slices of the page")
+    chosen = jobs[: budget.cases]
+    work = partial(encoded_case, cases=cases, models=shown)
+    probes = [_size(work(job, voxels=budget.voxels)) * 3 // 4 for job in evenly(chosen, PROBES)]
+    voxels = refitted(budget, sum(probes) / len(probes))
+    encoded = map_cases(partial(work, voxels=voxels), chosen, processes=processes, title="slices of the page")
     kept = within_budget([_size(case) * 3 // 4 for case in encoded])
     return Viewer(
         cases=tuple(encoded[:kept]),
@@ -108,6 +113,13 @@ def viewer_jobs(stored: Stored, cases: Cases) -> tuple[list[Job], tuple[str, ...
     return [Job(case=cases.case(name), predictions=found[name]) for name in ranked], tuple(absent)
 
 
+def evenly(items: Sequence[Job], count: int) -> list[Job]:
+    """So many of the items from the first to the last, at even distances; all where there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
+
+
 def ranked_models(stored: Stored) -> tuple[str, ...]:
     """In the order in which models are kept where not all fit: baseline, ensembles, their members, all others."""
     definition = stored.definition
@@ -121,8 +133,8 @@ def encoded_case(job: Job, *, cases: Cases, models: Sequence[str], voxels: int) 
 
     Returns:
         `id`; `shape` (z, y, x) and `voxel_mm` of the small grid; `picture`: the image as WebP, all axial slices from
-        the feet up in rows of `columns`, each with its array's rows (y) and columns (x); `models`: whose maps follow the
-        reference; `maps`: a zlib stream with a byte per voxel and map, 0 for background and n for the n-th label by
+        the feet up in rows of `columns`, each with its array's rows (y) and columns (x); `models`: whose maps follow
+        the reference; `maps`: a zlib stream with a byte per voxel and map, 0 for background and n for the n-th label by
         value. Both in base64. `unannotated`: names of labels.
     """
     return naming_case(lambda case: _encode(case, job.predictions, cases, models, voxels), job.case)
