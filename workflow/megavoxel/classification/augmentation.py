@@ -55,9 +55,7 @@ def transform(
     # From a pixel of the result to that of the source: back by the shift, the angle and the zoom, then flipped.
     rows = ((mirror_x * cosine, -mirror_x * sine), (mirror_y * sine, mirror_y * cosine))
     coefficients = [value for a, b in rows for value in (a, b, centre - a * dx - b * dy)]
-    return image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
 def shade(image: Image.Image, *, brightness: float = 1.0, contrast: float = 1.0) -> Image.Image:

@@ -121,7 +121,7 @@ def _row(
         "images_per_class": plan.images_per_class,
         "workers": plan.workers,
         "batch": plan.batch,
-        "learning_rate": plan.training.learning_rate,
+        "learning_rate": plan.learning_rate,
         "peak_gib": round(peak, 2),
         "mib_per_image": float(f"{cost.image_bytes / MIB:.3g}"),
         "seconds_per_image": None if seconds is None else float(f"{seconds / plan.batch:.3g}"),

@@ -39,7 +39,9 @@ def read_image(path: Path, side: int) -> Image.Image:
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, which is taken for an attack") from None
+        raise UserError(
+            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, which is taken for an attack"
+        ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such image") from None
     except Exception as fault:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …

@@ -118,7 +118,9 @@ def _from_table(root: Path, keys: Classification) -> tuple[list[ImageCase], list
         patient = row.get(columns.patient) or None
         # What the column says is looked at once the classes are chosen.
         cases.append(
-            ImageCase(id=found[0], label=row[columns.label], split=row.get(columns.split) or "training", patient=patient)
+            ImageCase(
+                id=found[0], label=row[columns.label], split=row.get(columns.split) or "training", patient=patient
+            )
         )
     return cases, findings
 

@@ -19,7 +19,7 @@ Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def confusion(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weight of the images of each class (rows) that each class was predicted for (columns): (..., classes, classes)."""
+    """Weight of the images by their class (rows) and predicted class (columns): (..., classes, classes)."""
     classes = probabilities.shape[1]
     pairs = np.eye(classes**2)[target * classes + probabilities.argmax(axis=1)]
     return (weights @ pairs).reshape(*weights.shape[:-1], classes, classes)

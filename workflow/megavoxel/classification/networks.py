@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Channels of the convolutions between two poolings: configuration D of Simonyan and Zisserman (arXiv:1409.1556, 2014)."""
+"""Channels of the convolutions between two poolings."""
 SMALL_WIDTHS = (16, 32, 64, 96)
 CHANNELS_PER_GROUP = 8
 
@@ -58,8 +58,9 @@ class Residual(nn.Module):
 class SmallNetwork(nn.Module):
     """Nine convolutions, group norm and a mean over the plane: about 200 thousand weights, for CPUs.
 
-    A convolution of stride 2, then on each of four levels another one and a residual one. Group norm, because its result
-    does not depend on the other images of a batch: a step of several workers is that of one with all their images.
+    A convolution of stride 2, then on each of four levels another one and a residual one. Group norm, because its
+    result does not depend on the other images of a batch: a step of several workers is that of one with all their
+    images.
     """
 
     def __init__(self, classes: int) -> None:

@@ -57,6 +57,13 @@ class ClassifierPlan:
         kept = {key: value for key, value in plain.items() if key not in ("study", "setting", "notes")}
         return content_hash(kept | {"training": training})
 
+    @property
+    def learning_rate(self) -> float:
+        """The initial learning rate, scaled for the batch of all workers together."""
+        from megavoxel.training.optimizer import learning_rate  # which brings PyTorch
+
+        return learning_rate(self.training.warmup_epochs, self.training, self.batch * self.workers)
+
 
 def classifier_plan(
     setting: ClassifierSetting, *, study: str, dataset: str, classes: tuple[str, ...], seed: int
@@ -102,9 +109,7 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
     lines = []
     for number in folds:
         where = f"setting {plan.setting}, fold {number}"
-        drawn = draw_images(
-            cases.select(splits.folds[number].training), plan.images_per_class, plan.seed, where=where
-        )
+        drawn = draw_images(cases.select(splits.folds[number].training), plan.images_per_class, plan.seed, where=where)
         shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, setting=plan.setting)
         sizes = f", private shares of {', '.join(map(str, shares.sizes))}" if _is_divided(plan) else ""
         lines.append(

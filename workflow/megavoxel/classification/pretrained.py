@@ -40,14 +40,14 @@ def fetch_weights(weights: PublishedWeights, target: Path) -> None:
                 pooch.retrieve(weights.url, known_hash=None, fname=partial.name, path=partial.parent)
             except OSError as fault:  # what requests raises is one
                 raise UserError(
-                    f"{weights.url}: could not be fetched ({fault}); bring the file by hand and name it as 'file' under "
-                    "weights of the study"
+                    f"{weights.url}: could not be fetched ({fault}); bring the file by hand and name it as 'file' "
+                    "under weights of the study"
                 ) from None
         found = file_sha256(partial)
         if weights.sha256 is not None and not found.startswith(weights.sha256):
             raise UserError(
-                f"{weights.file or weights.url}: wrong SHA-256: expected {weights.sha256}, the file has {found}; bring a "
-                "good copy, or correct the checksum in the study"
+                f"{weights.file or weights.url}: wrong SHA-256: expected {weights.sha256}, the file has {found}; "
+                "bring a good copy, or correct the checksum in the study"
             )
 
 

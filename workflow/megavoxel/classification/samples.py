@@ -1,4 +1,4 @@
-"""Training images as tensors. Each is a function of its number, the epoch and the seed: nothing has to be remembered."""
+"""Training images as tensors. Each is a function of its number, the epoch and the seed: no state has to be kept."""
 
 from __future__ import annotations
 

@@ -89,9 +89,7 @@ def deal_patients(cases: Iterable[ImageCase], parts: int, seed: tuple[int, ...])
     for case in sorted(cases, key=lambda case: case.id):
         patients[case.owner].append(case)
     order = np.random.default_rng(seed).permutation(len(patients))
-    queue = sorted(
-        (list(patients.values())[number] for number in order), key=lambda own: (_main_label(own), -len(own))
-    )
+    queue = sorted((list(patients.values())[number] for number in order), key=lambda own: (_main_label(own), -len(own)))
     dealt: list[list[ImageCase]] = [[] for _ in range(parts)]
     counts = [Counter() for _ in range(parts)]
     for own in queue:
@@ -100,6 +98,21 @@ def deal_patients(cases: Iterable[ImageCase], parts: int, seed: tuple[int, ...])
         dealt[part] += own
         counts[part].update(case.label for case in own)
     return [tuple(sorted(part, key=lambda case: case.id)) for part in dealt]
+
+
+def require_whole_patients(cases: ImageCases, splits: Splits, *, source: object) -> None:
+    """Holds ready-made folds against the patients.
+
+    Raises:
+        UserError: a patient has images in training and in validation of a fold.
+    """
+    for number, fold in enumerate(splits.folds):
+        both = sorted(owners(cases.select(fold.training)) & owners(cases.select(fold.validation)))
+        if both:
+            raise UserError(
+                f"{source}: fold {number}: {both[0]} has images in training and in validation; all images of a patient "
+                "belong to one of them"
+            )
 
 
 def owners(cases: Iterable[ImageCase]) -> set[str]:

@@ -10,7 +10,6 @@ from megavoxel.config.records import from_plain
 from megavoxel.config.schema import read_yaml, validate
 from megavoxel.errors import UserError
 
-
 KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}
 
 
