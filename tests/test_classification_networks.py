@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -176,12 +177,7 @@ def test_networks_compute_what_their_papers_say_with_the_published_names(name, f
 
 def test_older_names_of_dense_layers_are_known_and_counters_may_be_there():
     tensors = published("densenet169")
-    older = {}
-    for key, value in tensors.items():
-        for part in ("norm1", "norm2", "conv1", "conv2"):
-            if "denselayer" in key:
-                key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.")
-        older[key] = value
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in tensors.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     older["features.norm0.num_batches_tracked"] = torch.tensor(3)
     one, two = build_network("densenet169", 2), build_network("densenet169", 2)

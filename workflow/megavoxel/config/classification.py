@@ -19,7 +19,7 @@ class PublishedWeights:
     file: str | None = None
     """A file on this machine."""
     url: str | None = None
-    """Its address."""
+    """Where it is fetched from."""
     sha256: str | None = None
     """Its SHA-256, or at least the first 8 hexadecimal digits, which stand in the names of torchvision's own files;
     needed beside `url`."""
