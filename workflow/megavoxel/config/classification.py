@@ -145,8 +145,17 @@ class ClassificationStudy:
     """Published weights by network, for settings with `pretrained`."""
     settings: tuple[ClassifierSetting, ...]
     ensembles: tuple[ClassifierEnsemble, ...] = ()
-    cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Settings that are repeats of one another, by the name that the study file gave them."""
+
+    @property
+    def cells(self) -> dict[str, tuple[str, ...]]:
+        """Settings that are repeats of one another (NAME-seedN), by the name that the study file gave them."""
+        names = {setting.name for setting in self.settings}
+        found: dict[str, tuple[str, ...]] = {}
+        for setting in self.settings:
+            family = setting.name.removesuffix(f"-seed{setting.seed}")
+            cell = setting.name if family in names else family
+            found[cell] = (*found.get(cell, ()), setting.name)
+        return found
 
     def setting(self, name: str) -> ClassifierSetting:
         """The setting of that name; KeyError where there is none."""

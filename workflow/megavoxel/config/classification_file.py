@@ -50,7 +50,6 @@ def parse_classification(values: dict[str, Any], written: dict[str, Any], *, sou
             network: from_plain(PublishedWeights, keys, where=f"{source}: weights.{network}")
             for network, keys in values.get("weights", {}).items()
         },
-        cells={name: tuple(repeats) for name, repeats in families.items()},
         **{key: values[key] for key in OWN_KEYS if key in values},
     )
     _check(study, source)
