@@ -93,10 +93,16 @@ def pool(run: ClassifierRun, share: Tensor) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     statistics = [buffer for buffer in run.network.buffers() if buffer.is_floating_point()]
-    own = [parameter.grad.flatten() for parameter in parameters] + [share * buffer.flatten() for buffer in statistics]
-    pooled = run.group.sum(torch.cat(own)).split([part.numel() for part in own])
-    for tensor, value in zip([*(parameter.grad for parameter in parameters), *statistics], pooled, strict=True):
-        tensor.copy_(value.view(tensor.shape))
+    for buffer in statistics:
+        buffer.mul_(share)
+    tensors = [*(parameter.grad for parameter in parameters), *statistics]
+    sizes = [tensor.numel() for tensor in tensors]
+    # Copied part by part: joining them would first copy each that lies with its channels last.
+    own = torch.empty(sum(sizes), device=run.device)
+    for part, tensor in zip(own.split(sizes), tensors, strict=True):
+        part.view(tensor.shape).copy_(tensor)
+    for part, tensor in zip(run.group.sum(own).split(sizes), tensors, strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def measured_step(run: ClassifierRun, image: Tensor, target: Tensor) -> Tensor:
