@@ -13,6 +13,8 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+
+
 if STUDY.task == "classification":
 
     include: "workflow/rules/classification.smk"

@@ -18,17 +18,6 @@ DEFINITION = json.dumps(
 )
 
 
-def workers_of(amount):
-    """What a training job needs, where it grows with its workers."""
-    return lambda wildcards: amount * SETTINGS[wildcards.setting].workers
-
-
-def published_weights(wildcards):
-    """The published weights that a setting begins with; nothing for other settings."""
-    setting = SETTINGS[wildcards.setting]
-    return expand(rules.fetch_weights.output.weights, network=setting.network) if setting.pretrained else []
-
-
 localrules:
     fetch_weights,
     plan,
@@ -324,7 +313,9 @@ rule report:
     output:
         page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),
         tables=report(
-            expand(f"{REPORT}/tables/{{table}}.csv", table=["summary", "distributed", "cost", "confusion", "published"]),
+            expand(
+                f"{REPORT}/tables/{{table}}.csv", table=["summary", "distributed", "cost", "confusion", "published"]
+            ),
             caption="../report/classification_tables.rst",
             category="Tables",
         ),

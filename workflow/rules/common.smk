@@ -220,6 +220,17 @@ def training_devices(wildcards, input):
     return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
 
 
+def workers_of(amount):
+    """What a classifier's training job needs, where it grows with its workers."""
+    return lambda wildcards: amount * SETTINGS[wildcards.setting].workers
+
+
+def published_weights(wildcards):
+    """The published weights that a classifier begins with; nothing for other settings."""
+    setting = SETTINGS[wildcards.setting]
+    return f"data/weights/{setting.network}.pth" if setting.pretrained else []
+
+
 def timed_runs():
     """Networks whose predictions are timed: of test cases that of each setting's first fold, else all of them."""
     if not SEGMENTS or STUDY.timing is None:
