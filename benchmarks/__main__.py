@@ -29,6 +29,7 @@ PROGRAMS = (
     "large_volumes",
     "expanded_patch",
     "whole_image",
+    "image_loading",
     "metrics",
     "forecast",
     "overhead",
