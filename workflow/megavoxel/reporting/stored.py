@@ -12,7 +12,7 @@ import pandas as pd
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Sweep
 from megavoxel.data.cases import Cases, load_cases
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import Plan, load_plan
@@ -140,7 +140,7 @@ def load_stored(
         },
         manifests={
             setting: {
-                fold: read_json(folder / "manifest.json", what="manifest")
+                fold: read_manifest(folder / "manifest.json")
                 for fold, folder in folds.items()
                 if (folder / "manifest.json").exists()
             }
@@ -150,6 +150,18 @@ def load_stored(
         missing=tuple(missing),
         ignored=(*others, *extra),
     )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a training.
+
+    Raises:
+        UserError: the file is missing or no manifest.
+    """
+    found = read_json(path, what="manifest")
+    expect(isinstance(found, dict), str(path), "a manifest of a training, which is an object")
+    expect(isinstance(found.get("peak_memory"), dict | None), f"{path}: peak_memory", "an object")
+    return found
 
 
 def load_definition(text: str) -> Definition:
