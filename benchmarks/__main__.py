@@ -31,6 +31,7 @@ PROGRAMS = (
     "whole_image",
     "metrics",
     "forecast",
+    "report",
 )
 """One module of this package each; `run()` gives its rows."""
 
