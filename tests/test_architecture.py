@@ -10,7 +10,7 @@ import pytest
 
 LAYERS = (
     {"errors", "files", "parallel"},
-    {"config"},
+    {"config", "containers"},
     {"data"},
     {"planning"},
     {"preprocessing"},
@@ -20,6 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"inference"},
     {"forecast"},
+    {"classification"},
     {"reporting"},
     {"stages"},
     {"cli"},

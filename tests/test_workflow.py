@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -75,8 +76,11 @@ def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
 
     runs = sum(
         len(written(name, "folds", range(values["folds"]))) * len(written(name, "seeds", [1]))
-        for name in values["settings"]
+        for name in values.get("settings", {})
     )
+    for entry in values.get("grid", []):
+        cells = math.prod(len(value) for key, value in entry.items() if isinstance(value, list))
+        runs += cells * len(values["defaults"].get("seeds", [1]))
     counted = next(line.split()[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("train "))
     assert int(counted) == runs
 

@@ -24,6 +24,7 @@ localrules:
 rule report:
     """Everything a reader sees, beside the scores."""
     input:
+        image=used(CPU_IMAGE),
         scores=rules.collect_scores.output.scores,
         cases=rules.check.output.cases,
         plans=expand(rules.plan_setting.output.plan, setting=SETTINGS),
@@ -102,6 +103,8 @@ rule report:
 
 rule tables:
     """Tables and score figures again, from what is stored and nothing else: no input, so that nothing is trained."""
+    input:
+        image=used(CPU_IMAGE),
     log:
         f"{LOGS}/tables.log",
     conda:

@@ -195,12 +195,15 @@ def read_history(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such history; run 'megavoxel train' for this setting and fold") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+    except (OSError, OverflowError, ValueError) as fault:
         raise UserError(f"{path}: cannot be read as CSV ({fault}); train this setting and fold again") from None
     missing = [column for column in HISTORY_COLUMNS if column not in table]
     if missing or table.empty:
         what = f"the column {missing[0]} is missing" if missing else "there is no epoch in it"
         raise UserError(f"{path}: {what}; train this setting and fold again")
+    words = [column for column in HISTORY_COLUMNS if not pd.api.types.is_numeric_dtype(table[column])]
+    if words:
+        raise UserError(f"{path}: the column {words[0]} holds something else than numbers; train it again")
     return table
 
 

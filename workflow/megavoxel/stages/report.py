@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
+    from megavoxel.reporting.classification.stored import is_classification_report
+
+    if is_classification_report(arguments.definition):
+        from megavoxel.stages.classification.report import run_report
+
+        run_report(arguments)
+        return
     from megavoxel.reporting.figures import write_figures
     from megavoxel.reporting.memory_figure import write_memory_figure
     from megavoxel.reporting.published import read_published
