@@ -33,6 +33,7 @@ PROGRAMS = (
     "metrics",
     "forecast",
     "overhead",
+    "report",
 )
 """One module of this package each; `run()` gives its rows."""
 

@@ -139,11 +139,19 @@ def test_runs_made_with_other_software_or_data_are_named(fake, scored):
     shutil.copy(scored.results / "scores.csv", fake.results)
     change_manifest(fake, "large/fold-1", versions={"python": "3.11.4", "torch": "2.12.0"})
     change_manifest(fake, "small/fold-0", container={"path": "gpu.sif", "digest": "sha256:12ab"})
+    change_manifest(fake, "large/fold-0", container=None)
     (fake.results / "small/fold-1/manifest.json").unlink()
     stored = load_stored(fake.results, str(fake.definition), need_cases=True)
     lines = differing(stored)
     assert "versions.torch: 2.13.0 (2 of 4: small fold 0, large fold 0); 2.12.0 (1 of 4: large fold 1)" in lines
-    assert any(line.startswith("container.digest: sha256:12ab (1 of 4: small fold 0); not recorded") for line in lines)
+    containers = [line for line in lines if line.startswith("container")]
+    assert containers == [
+        "container: none (1 of 4: large fold 0); not recorded (1 of 4: large fold 1)",
+        "container.path: gpu.sif (1 of 4: small fold 0); none (1 of 4: large fold 0); "
+        "not recorded (1 of 4: large fold 1)",
+        "container.digest: sha256:12ab (1 of 4: small fold 0); none (1 of 4: large fold 0); "
+        "not recorded (1 of 4: large fold 1)",
+    ]
     assert not any(line.startswith("versions.python") for line in lines)
     assert without_manifest(stored) == ["small fold 1"]
     assert report_study(fake) == 0

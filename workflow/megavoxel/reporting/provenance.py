@@ -9,7 +9,7 @@ import pandas as pd
 
 from megavoxel.reporting.stored import Stored
 
-MISSING = "not recorded"
+MISSING, NONE = "not recorded", "none"
 RUNS_NAMED = 6
 TOOLS = ("code.", "container", "versions.", "hardware.", "device", "devices", "precision.name", "threads")
 """Beginnings of the keys that tell with what a run was made."""
@@ -66,9 +66,18 @@ def _entries(stored: Stored, beginnings: tuple[str, ...]) -> dict[str, dict[str,
     found: dict[str, dict[str, list[str]]] = {key: {} for key in sorted(keys, key=lambda key: _place(key, beginnings))}
     for key, values in found.items():
         for run, entries in flat.items():
-            value = entries.get(key)
-            values.setdefault(MISSING if value is None else str(value), []).append(run)
+            values.setdefault(_value(entries, key), []).append(run)
+        values.pop("", None)
     return found
+
+
+def _value(entries: Mapping[str, Any], key: str) -> str:
+    """What a run says of a key; nothing where it says more than one thing, under keys of their own."""
+    if key in entries:
+        return NONE if entries[key] is None else str(entries[key])
+    if any(other.startswith(f"{key}.") for other in entries):
+        return ""
+    return NONE if key.rpartition(".")[0] in entries else MISSING
 
 
 def _place(key: str, beginnings: tuple[str, ...]) -> int:
