@@ -17,6 +17,7 @@ import yaml
 from megavoxel.classification import loop
 from megavoxel.classification.forecast import step_cost
 from megavoxel.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.classification.networks import build_network
 from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
 from megavoxel.classification.splits import make_image_splits
 from megavoxel.classification.step import measured_step
@@ -143,6 +144,19 @@ def test_loaders_change_nothing(images, tmp_path):
 def test_classes_that_differ_are_learnt(images, tmp_path):
     run = trained(images, tmp_path, training={"epochs": 6, "learning_rate": 0.001})
     assert run.history[-1]["validation_accuracy"] == 1.0
+
+
+def test_training_begins_with_the_published_weights_it_is_given(images, tmp_path):
+    plan, cases = classifier(network="resnet50", pretrained=True), image_cases(images, 10)
+    other = build_network("resnet50", 1000, seed=5).state_dict()
+    torch.save(other, tmp_path / "resnet50.pth")
+    fold = make_image_splits(cases, 1, seed=1).folds[0]
+    begun = start_run(plan, fold_of(plan, cases, fold, 0, weights=tmp_path / "resnet50.pth"), CPU, Group())
+    own = begun.network.state_dict()
+    assert torch.equal(own["layer4.2.conv3.weight"], other["layer4.2.conv3.weight"])
+    assert own["fc.weight"].shape == (2, 2048)
+    plain, published = (fold_of(plan, cases, fold, 0, weights_data=data).key(plan) for data in (None, "0"))
+    assert plain != published  # states of runs from other weights are not gone on with
 
 
 @pytest.mark.parametrize(("network", "optimizer"), [("small", "adam"), ("resnet50", "sgd"), ("densenet169", "adam")])

@@ -29,10 +29,12 @@ COLUMNS = (
     "mib_per_image", "seconds_per_image", "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 MIB = 2**20
+LARGE_BATCHES = (64, 128)
+"""Batches whose peaks are those of activations, not of the optimiser's step."""
 BLIND_SPOTS = (
     "peak_gib: of a worker in training: weights, gradients, optimiser, activations and, with several workers, the "
     "buffer of the exchange, from the network itself on fake tensors, plus the device's overhead_gib and workspace; "
-    "mib_per_image: what an image more in the batch adds to the tensors.\n"
+    "mib_per_image: what each image of a large batch adds to the tensors.\n"
     "seconds_per_image, hours_per_fold: operations of convolutions at the device's sustained rate, with decoding "
     "keeping up; of several workers, seconds of each for its own images. Rates of config/hardware.yaml are those of 3D "
     "networks: small images, whose steps are many small operations, take longer than that. hours_per_fold is empty "
@@ -47,7 +49,7 @@ class StepCost:
     peak_bytes: int
     """Most memory of tensors at any time."""
     image_bytes: float
-    """What an image more in the batch adds."""
+    """What each image of a large batch adds."""
     workspace_bytes: int
     """Input and output of the largest convolution in float32."""
     flops: int
@@ -59,15 +61,13 @@ def step_cost(plan: ClassifierPlan, precision: str) -> StepCost:
 
     With several workers, the buffer of the exchange, and the copy that is summed, are there once activations are gone.
     """
-    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
-    peak, resident, workspace, flops, parameters = _traced(plan, *keys, plan.batch, precision)
-    smaller = max(1, plan.batch // 2) if plan.batch > 1 else 2
-    other = _traced(plan, *keys, smaller, precision)[0]
+    peak, resident, workspace, flops, parameters = _traced(plan, plan.batch, precision)
     if plan.workers > 1:
         peak = max(peak, resident + 3 * parameters)
+    few, many = (_traced(plan, images, precision)[0] for images in LARGE_BATCHES)
     return StepCost(
         peak_bytes=peak,
-        image_bytes=(peak - other) / (plan.batch - smaller) if plan.workers == 1 else _own_slope(plan, keys, precision),
+        image_bytes=(many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0]),
         workspace_bytes=workspace,
         flops=flops,
         parameter_bytes=parameters,
@@ -157,15 +157,10 @@ def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]
     return True, f"{peak:.1f} of {device.memory_gib:g} GiB"
 
 
-def _own_slope(plan: ClassifierPlan, keys: tuple, precision: str) -> float:
-    """Bytes of an image, from two batches without the buffer of the exchange."""
-    one, two = (_traced(plan, *keys, count, precision)[0] for count in (plan.batch, plan.batch + 1))
-    return two - one
-
-
-def _traced(plan: ClassifierPlan, *keys: object) -> tuple[int, int, int, int, int]:
-    """Peak, resident, workspace, operations and bytes of weights; the same for plans with the same keys."""
-    return _step(_Plan(plan, keys), keys[-2], keys[-1])
+def _traced(plan: ClassifierPlan, images: int, precision: str) -> tuple[int, int, int, int, int]:
+    """Peak, resident, workspace, operations and bytes of weights of a step with so many images."""
+    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
+    return _step(_Plan(plan, keys), images, precision)
 
 
 class _Plan:
