@@ -48,8 +48,6 @@ class StepCost:
 
     peak_bytes: int
     """Most memory of tensors at any time."""
-    image_bytes: float
-    """What each image of a large batch adds."""
     workspace_bytes: int
     """Input and output of the largest convolution in float32."""
     flops: int
@@ -64,14 +62,13 @@ def step_cost(plan: ClassifierPlan, precision: str) -> StepCost:
     peak, resident, workspace, flops, parameters = _traced(plan, plan.batch, precision)
     if plan.workers > 1:
         peak = max(peak, resident + 3 * parameters)
+    return StepCost(peak_bytes=peak, workspace_bytes=workspace, flops=flops, parameter_bytes=parameters)
+
+
+def image_bytes(plan: ClassifierPlan, precision: str) -> float:
+    """What each image of a large batch adds to the peak."""
     few, many = (_traced(plan, images, precision)[0] for images in LARGE_BATCHES)
-    return StepCost(
-        peak_bytes=peak,
-        image_bytes=(many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0]),
-        workspace_bytes=workspace,
-        flops=flops,
-        parameter_bytes=parameters,
-    )
+    return (many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
 
 
 def forecast_study(
@@ -124,7 +121,7 @@ def _row(
         "batch": plan.batch,
         "learning_rate": plan.learning_rate,
         "peak_gib": round(peak, 2),
-        "mib_per_image": float(f"{cost.image_bytes / MIB:.3g}"),
+        "mib_per_image": float(f"{image_bytes(plan, precision) / MIB:.3g}"),
         "seconds_per_image": None if seconds is None else float(f"{seconds / plan.batch:.3g}"),
         "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
         "gpu_hours": None if gpu_hours is None else float(f"{gpu_hours:.3g}"),
