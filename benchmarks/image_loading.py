@@ -1,7 +1,7 @@
 """Images per second that one process decodes and augments, against three times what a training step of `small` takes.
 
-One thread each, in turns. Images are grey JPEGs of 1024 x 1024 pixels and about 120 KB, as the radiographs of the small
-study are; decoding, augmentation and normalisation are those of training.
+One thread each, in turns. Images are grey JPEGs of 1024 x 1024 pixels and about 140 KB, much like the radiographs of
+the small study; decoding, augmentation and normalisation are those of training.
 """
 
 from __future__ import annotations

@@ -219,7 +219,9 @@ def test_one_fold_trains_on_all():
 
 def test_more_images_per_class_hold_the_fewer():
     cases = image_cases(Path("x"), 20).cases
-    few, more, other = (draw_images(cases, count, seed, where="s") for count, seed in ((5, 1), (9, 1), (5, 2)))
+    few, more, other = (
+        draw_images(cases, count, seed, classes=CLASSES, where="s") for count, seed in ((5, 1), (9, 1), (5, 2))
+    )
     assert Counter(case.label for case in few) == {"bright": 5, "dark": 5}
     assert {*few} < {*more}
     assert few != other
@@ -231,6 +233,13 @@ def test_a_class_with_too_few_images_is_named():
     splits = make_image_splits(small, 1, seed=1)
     with pytest.raises(UserError, match="setting a, fold 0: images_per_class is 4, but the class dark has 3 training"):
         check_images_suffice(classifier(images_per_class=4), small, splits, (0,))
+
+
+def test_a_class_without_any_training_image_is_named():
+    cases = [case for case in image_cases(Path("x"), 4).cases if case.label == "bright"]
+    for count in (2, None):
+        with pytest.raises(UserError, match="but the class dark has 0 training images"):
+            draw_images(cases, count, 1, classes=CLASSES, where="s")
 
 
 def test_private_shares_are_disjoint_whole_patients_and_fixed():
@@ -247,6 +256,11 @@ def test_an_empty_share_is_refused():
     cases = image_cases(Path("x"), per_class=3, images_per_patient=3).cases
     with pytest.raises(UserError, match="2 patients cannot be shared among 3 workers: the share of worker 2 would be"):
         assign(cases, 3, "private", 3, setting="s")
+
+
+def test_few_validation_images_may_leave_a_worker_without_any():
+    cases = image_cases(Path("x"), per_class=1).cases
+    assert sorted(assign(cases, 3, "private", 3, setting="s", allow_empty=True).sizes) == [0, 1, 1]
 
 
 def test_an_epoch_shows_every_image_once_in_nearly_equal_batches():

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from megavoxel.classification import loop
-from megavoxel.classification.forecast import step_cost
+from megavoxel.classification.forecast import image_bytes, step_cost
 from megavoxel.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.classification.networks import build_network
 from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
 from megavoxel.classification.splits import make_image_splits
 from megavoxel.classification.step import measured_step
@@ -145,7 +146,20 @@ def test_classes_that_differ_are_learnt(images, tmp_path):
     assert run.history[-1]["validation_accuracy"] == 1.0
 
 
-@pytest.mark.parametrize(("network", "optimizer"), [("small", "adam"), ("resnet50", "sgd"), ("densenet169", "adam")])
+def test_training_begins_with_the_published_weights_it_is_given(images, tmp_path):
+    plan, cases = classifier(network="resnet50", pretrained=True), image_cases(images, 10)
+    other = build_network("resnet50", 1000, seed=5).state_dict()
+    torch.save(other, tmp_path / "resnet50.pth")
+    fold = make_image_splits(cases, 1, seed=1).folds[0]
+    begun = start_run(plan, fold_of(plan, cases, fold, 0, weights=tmp_path / "resnet50.pth"), CPU, Group())
+    own = begun.network.state_dict()
+    assert torch.equal(own["layer4.2.conv3.weight"], other["layer4.2.conv3.weight"])
+    assert own["fc.weight"].shape == (2, 2048)
+    plain, published = (fold_of(plan, cases, fold, 0, weights_data=data).key(plan) for data in (None, "0"))
+    assert plain != published  # states of runs from other weights are not gone on with
+
+
+@pytest.mark.parametrize(("network", "optimizer"), [("small", "adam"), ("resnet50", "sgd")])
 def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer):
     plan = classifier(network=network, resolution=64, batch=3, training={"optimizer": optimizer})
     cases = image_cases(images, 10)
@@ -153,6 +167,11 @@ def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer)
     run = start_run(plan, data, CPU, Group())
     measured_step(run, torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0]))
     assert step_cost(plan, "float32").peak_bytes / 2**30 == pytest.approx(run.peak_memory["gib"], rel=0.02)
+
+
+def test_memory_per_image_goes_with_the_area():
+    small, large = (image_bytes(classifier(resolution=side), "float32") for side in (64, 128))
+    assert large == pytest.approx(4 * small, rel=0.02)
 
 
 def test_probabilities_are_averaged_and_checked(tmp_path):

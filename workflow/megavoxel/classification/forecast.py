@@ -29,10 +29,12 @@ COLUMNS = (
     "mib_per_image", "seconds_per_image", "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 MIB = 2**20
+LARGE_BATCHES = (64, 128)
+"""Batches whose peaks are those of activations, not of the optimiser's step."""
 BLIND_SPOTS = (
     "peak_gib: of a worker in training: weights, gradients, optimiser, activations and, with several workers, the "
     "buffer of the exchange, from the network itself on fake tensors, plus the device's overhead_gib and workspace; "
-    "mib_per_image: what an image more in the batch adds to the tensors.\n"
+    "mib_per_image: what each image of a large batch adds to the tensors.\n"
     "seconds_per_image, hours_per_fold: operations of convolutions at the device's sustained rate, with decoding "
     "keeping up; of several workers, seconds of each for its own images. Rates of config/hardware.yaml are those of 3D "
     "networks: small images, whose steps are many small operations, take longer than that. hours_per_fold is empty "
@@ -46,8 +48,6 @@ class StepCost:
 
     peak_bytes: int
     """Most memory of tensors at any time."""
-    image_bytes: float
-    """What an image more in the batch adds."""
     workspace_bytes: int
     """Input and output of the largest convolution in float32."""
     flops: int
@@ -59,19 +59,16 @@ def step_cost(plan: ClassifierPlan, precision: str) -> StepCost:
 
     With several workers, the buffer of the exchange, and the copy that is summed, are there once activations are gone.
     """
-    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
-    peak, resident, workspace, flops, parameters = _traced(plan, *keys, plan.batch, precision)
-    smaller = max(1, plan.batch // 2) if plan.batch > 1 else 2
-    other = _traced(plan, *keys, smaller, precision)[0]
+    peak, resident, workspace, flops, parameters = _traced(plan, plan.batch, precision)
     if plan.workers > 1:
         peak = max(peak, resident + 3 * parameters)
-    return StepCost(
-        peak_bytes=peak,
-        image_bytes=(peak - other) / (plan.batch - smaller) if plan.workers == 1 else _own_slope(plan, keys, precision),
-        workspace_bytes=workspace,
-        flops=flops,
-        parameter_bytes=parameters,
-    )
+    return StepCost(peak_bytes=peak, workspace_bytes=workspace, flops=flops, parameter_bytes=parameters)
+
+
+def image_bytes(plan: ClassifierPlan, precision: str) -> float:
+    """What each image of a large batch adds to the peak."""
+    few, many = (_traced(plan, images, precision)[0] for images in LARGE_BATCHES)
+    return (many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
 
 
 def forecast_study(
@@ -124,7 +121,7 @@ def _row(
         "batch": plan.batch,
         "learning_rate": plan.learning_rate,
         "peak_gib": round(peak, 2),
-        "mib_per_image": float(f"{cost.image_bytes / MIB:.3g}"),
+        "mib_per_image": float(f"{image_bytes(plan, precision) / MIB:.3g}"),
         "seconds_per_image": None if seconds is None else float(f"{seconds / plan.batch:.3g}"),
         "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
         "gpu_hours": None if gpu_hours is None else float(f"{gpu_hours:.3g}"),
@@ -157,15 +154,10 @@ def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]
     return True, f"{peak:.1f} of {device.memory_gib:g} GiB"
 
 
-def _own_slope(plan: ClassifierPlan, keys: tuple, precision: str) -> float:
-    """Bytes of an image, from two batches without the buffer of the exchange."""
-    one, two = (_traced(plan, *keys, count, precision)[0] for count in (plan.batch, plan.batch + 1))
-    return two - one
-
-
-def _traced(plan: ClassifierPlan, *keys: object) -> tuple[int, int, int, int, int]:
-    """Peak, resident, workspace, operations and bytes of weights; the same for plans with the same keys."""
-    return _step(_Plan(plan, keys), keys[-2], keys[-1])
+def _traced(plan: ClassifierPlan, images: int, precision: str) -> tuple[int, int, int, int, int]:
+    """Peak, resident, workspace, operations and bytes of weights of a step with so many images."""
+    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
+    return _step(_Plan(plan, keys), images, precision)
 
 
 class _Plan:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 
 from megavoxel.classification.cases import ImageCase
+from megavoxel.classification.probabilities import CASE
 from megavoxel.config.dataset import Classification, Dataset
 from megavoxel.data.check import Finding
 from megavoxel.data.folder import visible_files
@@ -146,6 +147,8 @@ def _places(root: Path) -> dict[str, list[str]]:
 
 def _chosen_classes(cases: Iterable[ImageCase], keys: Classification, root: Path) -> tuple[str, ...]:
     counts = Counter(case.label for case in cases)
+    if CASE in counts:
+        raise UserError(f"{root}: no class can be called '{CASE}', which heads a column of every table; rename it")
     if not isinstance(keys.classes, int):
         empty = [name for name in keys.classes if not counts[name]]
         if empty:

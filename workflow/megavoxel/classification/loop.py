@@ -79,7 +79,9 @@ def fold_of(plan: ClassifierPlan, cases: ImageCases, fold: Fold, number: int, **
         UserError: a class has too few images, or a share would be empty.
     """
     where = f"setting {plan.setting}, fold {number}"
-    training = draw_images(cases.select(fold.training), plan.images_per_class, plan.seed, where=where)
+    training = draw_images(
+        cases.select(fold.training), plan.images_per_class, plan.seed, classes=plan.classes, where=where
+    )
     validation = cases.select(fold.validation)
     deal = partial(assign, workers=plan.workers, partition=plan.data_partition, seed=plan.seed, setting=plan.setting)
     return ClassifierFold(
@@ -88,7 +90,7 @@ def fold_of(plan: ClassifierPlan, cases: ImageCases, fold: Fold, number: int, **
         training=training,
         validation=validation,
         shares=deal(training),
-        validation_shares=deal(validation) if validation else NOTHING,
+        validation_shares=deal(validation, allow_empty=True) if validation else NOTHING,
         **facts,
     )
 

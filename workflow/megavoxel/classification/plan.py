@@ -109,7 +109,13 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
     lines = []
     for number in folds:
         where = f"setting {plan.setting}, fold {number}"
-        drawn = draw_images(cases.select(splits.folds[number].training), plan.images_per_class, plan.seed, where=where)
+        drawn = draw_images(
+            cases.select(splits.folds[number].training),
+            plan.images_per_class,
+            plan.seed,
+            classes=plan.classes,
+            where=where,
+        )
         shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, setting=plan.setting)
         sizes = f", private shares of {', '.join(map(str, shares.sizes))}" if _is_divided(plan) else ""
         lines.append(

@@ -56,20 +56,22 @@ class Assignment:
         return [np.array_split(part, len(self.shares))[rank] for part in np.array_split(together, steps)]
 
 
-def assign(cases: Sequence[ImageCase], workers: int, partition: str, seed: int, *, setting: str) -> Assignment:
+def assign(
+    cases: Sequence[ImageCase], workers: int, partition: str, seed: int, *, setting: str, allow_empty: bool = False
+) -> Assignment:
     """Deals images to workers: `private` shares are disjoint, by whole patients, with nearly equal parts of each class.
 
     They follow from the list of ids, classes and patients alone: no image is opened for it.
 
     Raises:
-        UserError: a private share would be empty.
+        UserError: a private share would be empty, and that is not allowed, as it is where images are only scored.
     """
     numbers = {case.id: number for number, case in enumerate(cases)}
     if workers == 1 or partition != PRIVATE:
         return Assignment(partition=partition, shares=(tuple(range(len(cases))),) * workers)
     parts = deal_patients(cases, workers, (seed, SHARES))
     empty = [str(rank) for rank, part in enumerate(parts) if not part]
-    if empty:
+    if empty and not allow_empty:
         raise UserError(
             f"setting {setting}: {len(owners(cases))} patients cannot be shared among {workers} workers: the share of "
             f"worker {', '.join(empty)} would be empty; lower 'workers', or raise 'images_per_class'"

@@ -45,32 +45,35 @@ def make_image_splits(cases: ImageCases, folds: int, seed: int) -> Splits:
     )
 
 
-def draw_images(cases: Sequence[ImageCase], per_class: int | None, seed: int, *, where: str) -> tuple[ImageCase, ...]:
+def draw_images(
+    cases: Sequence[ImageCase], per_class: int | None, seed: int, *, classes: Sequence[str], where: str
+) -> tuple[ImageCase, ...]:
     """`per_class` images of each class in order of their ids; with the same seed, more images hold all of fewer.
 
     Args:
         cases: to draw from.
         per_class: None: all of them.
         seed: of the draw.
+        classes: all of the dataset.
         where: names the setting, and the fold, in errors.
 
     Raises:
         UserError: a class has fewer images.
     """
-    if per_class is None:
-        return tuple(sorted(cases, key=lambda case: case.id))
-    by_class = defaultdict(list)
+    by_class: dict[str, list[ImageCase]] = {name: [] for name in sorted(classes)}
     for case in sorted(cases, key=lambda case: case.id):
         by_class[case.label].append(case)
-    few = [f"{name} has {len(own)}" for name, own in sorted(by_class.items()) if len(own) < per_class]
+    few = [f"{name} has {len(own)}" for name, own in by_class.items() if len(own) < (per_class or 1)]
     if few:
         raise UserError(
-            f"{where}: images_per_class is {per_class}, but the class {few[0]} training images"
+            f"{where}: images_per_class is {per_class or 'not given'}, but the class {few[0]} training images"
             f"{f' (and {len(few) - 1} more classes have too few)' if len(few) > 1 else ''}; lower images_per_class, or "
             "keep fewer images for test and validation"
         )
+    if per_class is None:
+        return tuple(sorted(cases, key=lambda case: case.id))
     drawn = []
-    for number, name in enumerate(sorted(by_class)):
+    for number, name in enumerate(by_class):
         order = np.random.default_rng((seed, DRAW, number)).permutation(len(by_class[name]))
         drawn += [by_class[name][index] for index in order[:per_class]]
     return tuple(sorted(drawn, key=lambda case: case.id))

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", type=Path, help="hardware file that describes the study's device, with --study")
     parser.add_argument("--study-name", help="name of the study, with --definition")
     parser.add_argument("--seed", type=int, help="seed of the study, with --definition")
-    parser.add_argument("--folds", type=int, help="folds of the study, with --definition or --splits")
+    parser.add_argument("--folds", type=int, help="folds of the study, with --definition")
     parser.add_argument("--device", help="the study's device as JSON, with --definition")
     parser.add_argument("--dataset", help="name that the dataset of the cases must have, with --definition")
     parser.add_argument("--output", type=Path, required=True, help="where plan.json goes")
