@@ -19,15 +19,15 @@ SAME = ("code.version", "code.commit", "container", "versions.", "data.checksums
 
 
 def provenance_table(stored: Stored) -> pd.DataFrame:
-    """One line per entry and value: `Entry`, `Value`, and the `Runs` that have it; hours come last."""
+    """One line per entry and value: `Entry`, `Value`, and the `Runs` that have it; the hours of all runs come first."""
+    hours = sum(history["seconds"].sum() for _, history in _histories(stored)) / 3600
+    first = {"Entry": "training hours, all runs", "Value": f"{hours:.3g}", "Runs": _all(_run_count(stored))}
     rows = [
         {"Entry": key, "Value": value, "Runs": _named(runs, _run_count(stored))}
         for key, values in _entries(stored, (*DATA, *TOOLS)).items()
         for value, runs in values.items()
     ]
-    hours = sum(history["seconds"].sum() for _, history in _histories(stored)) / 3600
-    rows.append({"Entry": "training hours, all runs", "Value": f"{hours:.3g}", "Runs": _all(_run_count(stored))})
-    return pd.DataFrame(rows, columns=["Entry", "Value", "Runs"])
+    return pd.DataFrame([first, *rows], columns=["Entry", "Value", "Runs"])
 
 
 def differing(stored: Stored) -> list[str]:
