@@ -115,6 +115,14 @@ def test_a_header_that_claims_more_voxels_than_the_file_holds_takes_no_memory(tm
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
+def test_an_axis_without_voxels_does_not_hide_a_huge_one(tmp_path):
+    content = bytearray(nibabel.Nifti2Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes())
+    content[24:48] = np.array([0, 0, 2**62], np.int64).tobytes()
+    (tmp_path / "some.nii").write_bytes(bytes(content))
+    with pytest.raises(DamagedFileError, match="more than the file can hold"):
+        read_geometry(tmp_path / "some.nii")
+
+
 def test_an_empty_volume_that_packs_well_is_read(tmp_path):
     """Zeros are as small as gzip makes anything: 1 / 1029 here."""
     image = nibabel.Nifti1Image(np.zeros((200, 200, 200), np.float64), np.eye(4))
