@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slurm bench lint format setup clean
+.PHONY: demo test fuzz test-slurm bench lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -22,8 +22,12 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 	@cat results/demo/report/tables/summary.md
 	@echo "report: results/demo/report/index.html"
 
+# Tests of a file stay in one process, and share what it has made.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+fuzz: $(INSTALLED) ## 10 000 broken files of all kinds, others each time
+	MEGAVOXEL_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -s
 
 test-slurm: $(INSTALLED) ## on a Slurm of its own; skipped with a reason where none can be started
 	$(BIN)/python -m pytest tests/cluster

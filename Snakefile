@@ -29,6 +29,9 @@ else:
     include: "workflow/rules/report.smk"
 
 
+include: "workflow/rules/containers.smk"
+
+
 report: "workflow/report/workflow.rst"
 
 

@@ -32,6 +32,8 @@ PROGRAMS = (
     "image_loading",
     "metrics",
     "forecast",
+    "overhead",
+    "report",
 )
 """One module of this package each; `run()` gives its rows."""
 

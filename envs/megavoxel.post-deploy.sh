@@ -6,4 +6,6 @@ if [[ ! -f pyproject.toml || ! -d workflow/megavoxel ]]; then
     echo "$PWD is no checkout of megavoxel: run 'snakemake --sdm conda' from the root of the checkout" >&2
     exit 1
 fi
+# Nothing to do where megavoxel.yaml was read; a pin file beside it stands for that file, and names no packages of pip.
+python -m pip install --disable-pip-version-check --requirement requirements.lock
 python -m pip install --disable-pip-version-check --no-deps --editable .

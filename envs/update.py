@@ -6,6 +6,7 @@ Local version suffixes (`torch==2.13.0+cpu`) are left out, so that the index giv
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from packaging.requirements import Requirement
 FOLDER = Path(__file__).parent
 ENVIRONMENT = FOLDER / "megavoxel.yaml"
 LOCK = FOLDER.parent / "requirements.lock"
-HEAD = """\
+PYTHON = "python=3.11"
+PINNED = re.compile(r"https://conda\.anaconda\.org/conda-forge/[a-z0-9-]+/[\w.+-]+\.(conda|tar\.bz2)#[0-9a-f]{32}")
+HEAD = f"""\
 # For `snakemake --sdm conda`. Written by `python envs/update.py` from requirements.lock: do not edit the pins here.
 channels:
   - conda-forge
   - nodefaults
 dependencies:
-  - python=3.11
+  - {PYTHON}
   - pip
   - pip:
 """
@@ -44,6 +47,16 @@ def environment(lock: str) -> str:
     return HEAD + "".join(f"      - {pin}\n" for pin in locked(lock))
 
 
+def pin_faults(pins: str) -> list[str]:
+    """What is wrong with the text of a pin file: an explicit list of conda-forge's packages, each with its MD5."""
+    lines = [line.strip() for line in pins.splitlines() if line.strip() and not line.startswith("#")]
+    faults = [] if lines[:1] == ["@EXPLICIT"] else ["it is no explicit list: the first line must be @EXPLICIT"]
+    faults += [f"no package of conda-forge with its MD5: {line}" for line in lines[1:] if not PINNED.fullmatch(line)]
+    if f"/{PYTHON.replace('=', '-')}." not in pins:
+        faults.append(f"there is no {PYTHON} in it, which {ENVIRONMENT.name} asks for")
+    return faults
+
+
 def main() -> int:
     """Writes or checks the file; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,7 +67,10 @@ def main() -> int:
     elif ENVIRONMENT.read_text() != wanted:
         print(f"{ENVIRONMENT}: out of date; run 'python envs/update.py'", file=sys.stderr)
         return 1
-    return 0
+    pins = sorted(FOLDER.glob("*.pin.txt"))
+    faults = [f"{path}: {fault}" for path in pins for fault in pin_faults(path.read_text())]
+    print("\n".join(faults), end="\n" if faults else "", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, save_case
+from megavoxel.training.loop import Fold
+from megavoxel.training.run import Run
 
 
 def preprocessing_plan(**changes) -> PreprocessingPlan:
@@ -81,6 +84,18 @@ def store_case(
     foreground = {label: np.argwhere(labels == label) for label in (1, 2) if (labels == label).any()}
     save_case(folder, properties(case, shape), image[None].astype(np.float32), labels, foreground, (8, 12, 12))
     return labels
+
+
+def three_cases(folder: Path) -> Fold:
+    """A fold of three made cases below `folder`: two to train, one to validate."""
+    for number in range(3):
+        store_case(folder / "cases", f"case{number}", seed=number)
+    return Fold(number=0, preprocessed=folder / "cases", training=("case0", "case1"), validation=("case2",))
+
+
+def weights_of(run: Run) -> list[torch.Tensor]:
+    """Copies of a run's weights and running statistics."""
+    return [value.clone() for value in run.network.state_dict().values()]
 
 
 def full_after(calls: int, real: object) -> object:

@@ -10,7 +10,7 @@ import pytest
 
 LAYERS = (
     {"errors", "files", "parallel"},
-    {"config"},
+    {"config", "containers"},
     {"data"},
     {"planning"},
     {"preprocessing"},

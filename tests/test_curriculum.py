@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers import preprocessing_plan, store_case, tiny_plan
+from helpers import preprocessing_plan, three_cases, tiny_plan, weights_of
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Network, Parallel, Phase, Setting, Timing, Training
 from megavoxel.config.study_file import parse_study
@@ -48,13 +48,7 @@ def curriculum(**changes) -> Plan:
 
 @pytest.fixture
 def fold(tmp_path) -> Fold:
-    for number in range(3):
-        store_case(tmp_path / "cases", f"case{number}", seed=number)
-    return Fold(number=0, preprocessed=tmp_path / "cases", training=("case0", "case1"), validation=("case2",))
-
-
-def weights_of(run) -> list[torch.Tensor]:
-    return [value.clone() for value in run.network.state_dict().values()]
+    return three_cases(tmp_path)
 
 
 def check_equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:

@@ -122,7 +122,7 @@ def test_the_post_deploy_script_stops_outside_of_a_checkout(repository, tmp_path
     assert "from the root of the checkout" in ended.stderr
 
 
-def test_the_post_deploy_script_installs_the_checkout_and_nothing_else(repository, tmp_path):
+def test_the_post_deploy_script_installs_the_lock_then_the_checkout(repository, tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$PWD: $*"\n')
     python.chmod(0o755)
@@ -131,7 +131,20 @@ def test_the_post_deploy_script_installs_the_checkout_and_nothing_else(repositor
     ended = subprocess.run(
         ["bash", script], cwd=repository, env=environment, capture_output=True, text=True, check=True
     )
-    folder, command = ended.stdout.strip().split(": ")
-    assert folder == str(repository)
-    assert command.startswith("-m pip install ")
-    assert {"--no-deps", "--editable", "."} <= set(command.split())
+    commands = [line.removeprefix(f"{repository}: ").split() for line in ended.stdout.strip().splitlines()]
+    assert [command[:3] for command in commands] == [["-m", "pip", "install"]] * 2
+    assert commands[0][-2:] == ["--requirement", "requirements.lock"]
+    assert commands[1][-3:] == ["--no-deps", "--editable", "."]
+
+
+def test_pin_files_are_explicit_lists_with_checksums_or_named(update, repository):
+    """A pin file stands for the whole YAML file, so that it must have a Python of its own."""
+    channel = "https://conda.anaconda.org/conda-forge/linux-64"
+    sound = f"# platform: linux-64\n@EXPLICIT\n{channel}/python-3.11.9-h_0_cpython.conda#{'0' * 32}\n"
+    assert update.pin_faults(sound) == []
+    assert len(update.pin_faults(sound.replace("@EXPLICIT\n", ""))) == 1
+    assert "python=3.11" in update.pin_faults(sound.replace("python-3.11", "python-3.12"))[0]
+    assert "with its MD5" in update.pin_faults(sound.replace("#" + "0" * 32, ""))[0]
+    assert "with its MD5" in update.pin_faults(sound.replace("conda-forge", "defaults"))[0]
+    for path in (repository / "envs").glob("*.pin.txt"):
+        assert update.pin_faults(path.read_text()) == []

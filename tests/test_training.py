@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import store_case, tiny_plan
+from helpers import store_case, three_cases, tiny_plan, weights_of
 from megavoxel.cli import main
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
@@ -35,13 +35,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fold(tmp_path) -> Fold:
-    for number in range(3):
-        store_case(tmp_path / "cases", f"case{number}", seed=number)
-    return Fold(number=0, preprocessed=tmp_path / "cases", training=("case0", "case1"), validation=("case2",))
-
-
-def weights_of(run) -> list[torch.Tensor]:
-    return [value.clone() for value in run.network.state_dict().values()]
+    return three_cases(tmp_path)
 
 
 def test_training_learns_bright_and_dark(fold, tmp_path):

@@ -261,6 +261,35 @@ def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path)
 
 
 @pytest.mark.slow
+def test_snakemake_makes_its_own_report_with_captions_and_categories(repository, finished, tmp_path):
+    done = snakemake(repository, finished, "--configfile", "tiny.yaml", "--report", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "report.html").read_text()
+    for word in (
+        "index.html",
+        "comparison.csv",
+        "training_curves.png",
+        "paired bootstrap interval",
+        "Overlays",
+        "Figures",
+    ):
+        assert word in text
+
+
+@pytest.mark.slow
+def test_a_page_comes_of_what_there_is_of_a_study(repository, finished, tmp_path):
+    shutil.copytree(finished / "results", tmp_path / "results", ignore=shutil.ignore_patterns("report", "preprocessed"))
+    for name in ("tiny.yaml", "phantom.yaml"):
+        shutil.copy(finished / name, tmp_path)
+    shutil.copytree(finished / "data", tmp_path / "data", symlinks=True)
+    (tmp_path / "results/tiny/context/fold-1/history.csv").unlink()
+    done = snakemake(repository, tmp_path, "partial_report", "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "results/tiny/report/index.html").read_text()
+    assert "context, fold 1: not trained to its end" in page
+
+
+@pytest.mark.slow
 def test_a_damaged_image_ends_the_study_with_its_name(repository, finished, tmp_path):
     shutil.copytree(finished / "data/small-phantom", tmp_path / "source", symlinks=False)
     image = next((tmp_path / "source/imagesTr").glob("*.nii.gz"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from get_apptainer import get_apptainer
 from site_of_user import BIN, check_out
 from slurm_cluster import Cluster, why_not
 from training_job import SETTINGS, STUDY, UNDISTURBED
@@ -41,6 +43,16 @@ def cluster() -> Iterator[Cluster]:
 def accounting_cluster() -> Iterator[Cluster]:
     """A cluster that keeps accounts."""
     yield from started(accounting=True)
+
+
+@pytest.fixture(scope="session")
+def apptainer(tmp_path_factory) -> dict[str, str]:
+    """Variables by which a real Apptainer is found: that of this machine, or Debian's in a folder of its own."""
+    if shutil.which("apptainer"):
+        return {}
+    if os.geteuid() != 0 or not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        pytest.skip("no apptainer here, and to unpack Debian's for the test takes root and apt-get")
+    return get_apptainer(tmp_path_factory.mktemp("apptainer"))
 
 
 @pytest.fixture(scope="session")

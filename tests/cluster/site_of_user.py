@@ -12,7 +12,12 @@ import yaml
 from slurm_cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
-CHECKED_OUT = ("Snakefile", "workflow", "config", "profiles", "slurm", "envs")
+CHECKED_OUT = (
+    "Snakefile", "workflow", "config", "profiles", "slurm", "envs", "containers",
+    "requirements.lock", "pyproject.toml", "README.md", "LICENSE",
+)  # fmt: skip
+# What a user made in the checkout that these tests run from.
+NOT_CHECKED_OUT = shutil.ignore_patterns("images", "wheels", "site.yaml", "__pycache__")
 BIN = Path(sys.executable).parent
 DEVICE = {
     "kind": "gpu", "memory_gib": 4, "most_devices": 4, "devices_per_node": 2, "gpu_model": "pretended",
@@ -50,8 +55,10 @@ def check_out(folder: Path, site: dict) -> Path:
     """A checkout in `folder` with what a site adds to it: devices in config/hardware.yaml, and slurm/site.yaml."""
     for name in CHECKED_OUT:
         source = REPOSITORY / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, folder / name, **({"symlinks": True} if source.is_dir() else {}))
+        if source.is_dir():
+            shutil.copytree(source, folder / name, symlinks=True, ignore=NOT_CHECKED_OUT)
+        else:
+            shutil.copy(source, folder / name)
     hardware = folder / "config" / "hardware.yaml"
     devices = yaml.safe_load(hardware.read_text())
     devices["devices"] |= {"pretended": DEVICE, "tight": DEVICE | {"host_memory_mb": 500}}
@@ -67,14 +74,20 @@ def take_site(checkout: Path, site: dict) -> None:
 
 
 def start_snakemake(
-    cluster: Cluster, checkout: Path, definition: dict, *arguments: str, name: str | None = None
+    cluster: Cluster,
+    checkout: Path,
+    definition: dict,
+    *arguments: str,
+    name: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.Popen:
     """`snakemake --profile slurm` in a checkout; what it prints goes to NAME.log there, by default the study's name."""
     name = name or definition["study"]
     file = checkout / f"{name}.yaml"
     file.write_text(yaml.safe_dump(definition, sort_keys=False))
-    environment = os.environ | cluster.environment | {"OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{cluster.environment['PATH']}{os.pathsep}{BIN}"
+    places = [cluster.environment["PATH"], (environment or {}).get("PATH"), str(BIN)]
+    environment = os.environ | (environment or {}) | cluster.environment | {"OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join(filter(None, places))
     with (checkout / f"{name}.log").open("a") as log:
         return subprocess.Popen(
             [BIN / "snakemake", *arguments, "--profile", "slurm", "--configfile", file.name],

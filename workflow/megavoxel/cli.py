@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from megavoxel import __version__
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, printable
 
 STAGES = {
     "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
@@ -33,6 +33,9 @@ STAGES = {
     "postprocess": "keep largest components where cross-validation improves",
     "evaluate": "score label maps: DSC and NSD",
     "report": "tables, figures and a page from the scores",
+    "wheels": "download the packages of a container image",
+    "image": "build a container image",
+    "lock-images": "write what container images hold",
 }
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -48,7 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stage.run(parser.parse_args(arguments[1:]))
     except UserError as error:
-        print(f"megavoxel {arguments[0]}: error: {error}", file=sys.stderr)
+        print(printable(f"megavoxel {arguments[0]}: error: {error}"), file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(
+            f"megavoxel {arguments[0]}: error: memory ran out; run it with more memory, or fewer --processes where "
+            "there are several",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         if error.errno not in FULL_DISK:

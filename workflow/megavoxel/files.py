@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, shown
 
 
 @contextmanager
@@ -104,13 +104,30 @@ def read_json(path: Path, *, what: str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which can be written nowhere, if it is not one of a pair
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: this {what} does not exist; run the stage that writes it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (OSError, RecursionError, ValueError) as fault:
         raise UserError(
             f"{path}: this {what} cannot be read as JSON ({fault}); delete it and run its stage again"
         ) from None
+
+
+def require_file_name(name: str, where: str) -> None:
+    """Refuses what cannot be the name of a file in a folder of ours, with a suffix of ours behind it.
+
+    Raises:
+        UserError: the name is empty, a way to another folder, longer than 180 bytes, or has control characters.
+    """
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & {"/", "\\"} or len(name.encode()) > 180:
+        raise UserError(
+            f"{where}: {shown(name)} cannot be the name of a file: allowed are up to 180 letters, digits and signs "
+            "that can be printed, but no slash; rename it"
+        )
 
 
 def file_sha256(path: Path) -> str:

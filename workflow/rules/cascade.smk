@@ -5,6 +5,7 @@
 rule stage1_validation:
     """Bring the first stage's labels of a fold's validation cases to the second stage's grid."""
     input:
+        image=used(CPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
@@ -36,6 +37,7 @@ rule stage1_validation:
 
 use rule stage1_validation as stage1_test with:
     input:
+        image=used(CPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,

@@ -37,6 +37,8 @@ wildcard_constraints:
 
 rule fetch_weights:
     """Bring the published weights of a network."""
+    input:
+        image=used(CPU_IMAGE),
     output:
         weights="data/weights/{network}.pth",
     log:
@@ -59,6 +61,7 @@ rule fetch_weights:
 rule plan_setting:
     """Write down a setting, if every fold has images enough for it."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
     output:
@@ -87,6 +90,8 @@ rule plan_setting:
 
 rule plan:
     """Forecast memory and time of every setting. Nothing is declared that it makes: so plan.tsv is always printed."""
+    input:
+        image=used(CPU_IMAGE),
     log:
         f"{LOGS}/plan.log",
     conda:
@@ -110,6 +115,7 @@ rule plan:
 # declared outputs: a killed or repeated job finds them.
 rule train:
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
@@ -129,15 +135,15 @@ rule train:
         GPU_IMAGE
     threads: workers_of(DEVICE.cpus_per_job)
     resources:
-        cpus_per_task=by_devices(DEVICE.cpus_per_job),
-        gpu=on_one_node(by_devices(DEVICE.gpus)),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, devices_of_a_node),
+        gpu=on_one_node(by_devices(DEVICE.gpus, devices_of_a_node)),
         gpu_model=on_one_node(lambda wildcards, input: DEVICE.gpu_model),
         nodes=training_nodes,
         mpi=on_several_nodes(lambda wildcards, input: "srun"),
         tasks=on_several_nodes(training_nodes),
         gres=on_several_nodes(gpus_of_a_node),
         tasks_per_gpu=on_several_nodes(lambda wildcards, input: 0),
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, devices_of_a_node),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         weights=lambda wildcards, input: f"--weights {shlex.quote(input.weights)}" if input.get("weights") else "",
@@ -154,6 +160,7 @@ rule train:
 rule predict_validation:
     """Classify the validation images of a fold by the network that did not see them."""
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
@@ -184,6 +191,7 @@ rule predict_validation:
 
 use rule predict_validation as predict_test with:
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
@@ -203,6 +211,7 @@ use rule predict_validation as predict_test with:
 rule ensemble_validation:
     """Average the members' probabilities."""
     input:
+        image=used(CPU_IMAGE),
         probabilities=of_members(f"{RESULTS}/{{member}}/fold-{{fold}}/validation.csv"),
     output:
         probabilities=f"{RESULTS}/ensembles/{{ensemble}}/fold-{{fold}}/validation.csv",
@@ -226,6 +235,7 @@ rule ensemble_validation:
 
 use rule ensemble_validation as ensemble_test with:
     input:
+        image=used(CPU_IMAGE),
         probabilities=of_members(f"{RESULTS}/{{member}}/test.csv"),
     output:
         probabilities=f"{RESULTS}/ensembles/{{ensemble}}/test.csv",
@@ -238,6 +248,7 @@ use rule ensemble_validation as ensemble_test with:
 rule evaluate_validation:
     """Probabilities and truth of every image, and the metrics."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         probabilities=f"{RESULTS}/{{model}}/fold-{{fold}}/validation.csv",
@@ -265,6 +276,7 @@ rule evaluate_validation:
 
 use rule evaluate_validation as evaluate_test with:
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         probabilities=f"{RESULTS}/{{model}}/test.csv",
@@ -283,6 +295,7 @@ use rule evaluate_validation as evaluate_test with:
 rule collect_scores:
     """All scores of the study in one table."""
     input:
+        image=used(CPU_IMAGE),
         validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model, fold in VALIDATED],
         test=[f"{RESULTS}/{model}/scores-test.csv" for model in MODELS],
     output:
@@ -305,6 +318,7 @@ rule collect_scores:
 rule report:
     """Everything a reader sees, beside the scores."""
     input:
+        image=used(CPU_IMAGE),
         scores=rules.collect_scores.output.scores,
         plans=expand(rules.plan_setting.output.plan, setting=SETTINGS),
         histories=[f"{RESULTS}/{setting}/fold-{fold}/history.csv" for setting, fold in RUNS],
@@ -358,6 +372,8 @@ rule report:
 
 rule tables:
     """Tables and figures again, from what is stored and nothing else: no input, so that nothing is trained."""
+    input:
+        image=used(CPU_IMAGE),
     log:
         f"{LOGS}/tables.log",
     conda:

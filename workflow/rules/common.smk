@@ -15,14 +15,15 @@ from megavoxel.config.hardware import load_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
+from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import WHOLE, predicting_devices
+from snakemake.settings.types import DeploymentMethod
 
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
-CPU_IMAGE = "containers/images/cpu.sif"
-GPU_IMAGE = "containers/images/gpu.sif"
+IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 
 def load_configuration():
@@ -48,6 +49,9 @@ DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"
 JOBS = f"benchmarks/jobs/{STUDY.name}"
 MIRROR = config.get("mirror", "")
+CPU_IMAGE = "containers/images/cpu.sif"
+# Training and prediction: a study for CPUs needs no second image.
+GPU_IMAGE = "containers/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
 CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.stage1}
@@ -143,14 +147,14 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
-def by_devices(amount):
-    """What a training job needs on each of its nodes, where it grows with the devices there."""
-    return lambda wildcards, input: amount * devices_of_a_node(wildcards, input)
+def by_devices(amount, devices):
+    """A resource that grows with the devices of a job; `devices` is a function of wildcards and input."""
+    return lambda wildcards, input: amount * devices(wildcards, input)
 
 
-def by_devices_and_attempt(amount):
+def by_devices_and_attempt(amount, devices):
     """The same, growing with each attempt of the job as well."""
-    return lambda wildcards, input, attempt: amount * attempt * devices_of_a_node(wildcards, input)
+    return lambda wildcards, input, attempt: amount * attempt * devices(wildcards, input)
 
 
 def on_one_node(value):
@@ -173,6 +177,8 @@ def launcher(wildcards, resources):
     """What starts the stage once on every node of a job; nothing where there is one node."""
     if not resources.get("mpi"):
         return ""
+    if IN_CONTAINERS:
+        sys.exit(f"Error: training of {wildcards.setting} takes several nodes, which --sdm apptainer cannot start")
     gpus = f" --gres={resources.gres}" if resources.get("gres") else ""
     return (
         f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} "
@@ -191,21 +197,10 @@ def training_nodes(wildcards, input):
     return DEVICE.nodes(training_devices(wildcards, input))
 
 
-def by_predicting_devices(amount):
-    """A resource of a job that predicts, which grows with its devices."""
-    return lambda wildcards, input: amount * predicting_devices_of(wildcards, input)
-
-
-def by_predicting_devices_and_attempt(amount):
-    """A resource of a job that predicts, which grows with its devices and with each attempt."""
-    return lambda wildcards, input, attempt: amount * attempt * predicting_devices_of(wildcards, input)
-
-
 def predicting_devices_of(wildcards, input):
     """Devices of a job that predicts: whole images take the pipeline of training. Before a plan, a dry run shows TBD."""
     setting = SETTINGS[wildcards.setting]
-    last = setting.phases[-1].patch or setting.patch if setting.phases else setting.patch
-    if WHOLE not in (last, setting.inference.window):
+    if WHOLE not in (setting.last_patch, setting.inference.window):
         return 1
     if setting.parallel is not None:
         return setting.parallel.pipeline
@@ -237,6 +232,40 @@ def timed_runs():
         return []
     every = STUDY.timing.split == "validation"
     return [(setting, fold) for setting in SETTINGS for fold in (folds_of(setting) if every else folds_of(setting)[:1])]
+
+
+def used(image):
+    """An image as an input, where images are used: Snakemake itself would know it by its name, and not see a new one."""
+    return image if IN_CONTAINERS else []
+
+
+def index_of_wheels(wildcards, output):
+    """Where pip looks as well for the packages of an image; asked with `output`, it triggers no job, as for `mirror`."""
+    index = config.get(f"{wildcards.kind}_index")
+    return f"--index {shlex.quote(index)}" if index else ""
+
+
+def enter_containers(images, lock):
+    """Makes sure that the images are there, and tells Apptainer of GPUs and of data outside of the working directory."""
+    missing = [image for image in images if not os.path.exists(image)]
+    if missing:
+        sys.exit(f"Error: {missing[0]} is not there; build it first, without --sdm apptainer: snakemake images")
+    if workflow.is_main_process and Path(lock).is_file():
+        warn_of_old_images(images, lock)
+    if DEVICE.gpus:
+        os.environ.update(APPTAINER_NV="1")
+    outside = [
+        os.path.realpath(folder) for folder in (MIRROR, DATASET.source.folder) if folder and os.path.isdir(folder)
+    ]
+    os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside])))
+
+
+def warn_of_old_images(images, lock):
+    """Says which images were built from other sources than those of this checkout."""
+    records, sources = read_lock(Path(lock)), hash_of_sources(Path(workflow.basedir))
+    for image in images:
+        if records.get(os.path.basename(image), {}).get("sources") != sources:
+            print(f"Warning: {image} was built from other sources than these: snakemake images", file=sys.stderr)
 
 
 def planning_device(setting):

@@ -6,6 +6,8 @@ localrules:
 
 rule fetch:
     """Download, link or make the dataset."""
+    input:
+        image=used(CPU_IMAGE),
     output:
         description=f"{DATA}/dataset.json",
         checksums=f"{DATA}/checksums.tsv",
@@ -33,6 +35,7 @@ rule fetch:
 rule check:
     """Look at every case; checks.csv stays where a fault stops the workflow, as logs do."""
     input:
+        image=used(CPU_IMAGE),
         description=rules.fetch.output.description,
     output:
         cases=f"{RESULTS}/cases.json",
@@ -61,6 +64,7 @@ rule check:
 rule fingerprint:
     """Measure shapes, spacings and intensities."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
     output:
         fingerprint=f"{RESULTS}/fingerprint.json",
@@ -84,6 +88,7 @@ rule fingerprint:
 rule split:
     """Divide the training cases into folds."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
     output:
         splits=f"{RESULTS}/splits.json",

@@ -6,6 +6,7 @@ localrules:
 
 rule evaluate_validation:
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/fold-{{fold}}/validation",
@@ -35,6 +36,7 @@ rule evaluate_validation:
 
 use rule evaluate_validation as evaluate_test with:
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/test",
@@ -55,6 +57,7 @@ use rule evaluate_validation as evaluate_test with:
 rule collect_scores:
     """All scores of the study in one table."""
     input:
+        image=used(CPU_IMAGE),
         validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model in MODELS for fold in folds_of(model)],
         test=[f"{RESULTS}/{model}/scores-test.csv" for model in MODELS],
     output:
@@ -77,6 +80,7 @@ rule collect_scores:
 rule time_prediction:
     """Seconds per image of a fold's network; nothing else should run on the device meanwhile."""
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
@@ -94,10 +98,10 @@ rule time_prediction:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
-        gpu=by_predicting_devices(DEVICE.gpus),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
+        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
         gpu_model=DEVICE.gpu_model,
-        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
@@ -116,6 +120,7 @@ rule time_prediction:
 rule collect_timings:
     """All timings of the study in one table."""
     input:
+        image=used(CPU_IMAGE),
         timings=TIMINGS,
     output:
         timings=f"{RESULTS}/timings.csv",

@@ -6,6 +6,7 @@ localrules:
 rule predict_validation:
     """Label the validation cases of a fold by the network that did not see them."""
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
@@ -26,10 +27,10 @@ rule predict_validation:
     threads: DEVICE.cpus_per_job
     resources:
         # Threads cannot wait for a plan, resources can.
-        cpus_per_task=by_predicting_devices(DEVICE.cpus_per_job),
-        gpu=by_predicting_devices(DEVICE.gpus),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
+        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
         gpu_model=DEVICE.gpu_model,
-        mem_mb=by_predicting_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,
@@ -59,6 +60,7 @@ use rule predict_validation as predict_validation_for_ensembles with:
 
 use rule predict_validation as predict_test with:
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         shards=preprocessed_shards,
@@ -97,6 +99,7 @@ use rule predict_test as predict_test_for_ensembles with:
 rule ensemble_validation:
     """Average the members on a fold's validation cases, each after its own post-processing."""
     input:
+        image=used(GPU_IMAGE),
         logits=of_members(f"{RESULTS}/{{member}}/fold-{{fold}}/logits"),
         predictions=of_members(f"{RESULTS}/{{member}}/fold-{{fold}}/validation"),
         postprocessing=of_members(f"{RESULTS}/{{member}}/postprocessing.json"),
@@ -124,6 +127,7 @@ rule ensemble_validation:
 
 use rule ensemble_validation as ensemble_test with:
     input:
+        image=used(GPU_IMAGE),
         logits=of_members(f"{RESULTS}/{{member}}/test-logits"),
         predictions=of_members(f"{RESULTS}/{{member}}/test-raw"),
         postprocessing=of_members(f"{RESULTS}/{{member}}/postprocessing.json"),
@@ -138,6 +142,7 @@ use rule ensemble_validation as ensemble_test with:
 rule postprocess_determine:
     """Find the components to keep on the cross-validation of a setting or ensemble."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         predictions=lambda wildcards: expand(
             f"{RESULTS}/{{model}}/fold-{{fold}}/validation", model=wildcards.model, fold=folds_of(wildcards.model)
@@ -165,6 +170,7 @@ rule postprocess_determine:
 rule postprocess_apply:
     """Apply them to the test split."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         predictions=f"{RESULTS}/{{model}}/test-raw",
         postprocessing=rules.postprocess_determine.output.postprocessing,

@@ -8,6 +8,7 @@ localrules:
 rule plan_preprocessing:
     """Choose spacing, axis order and normalisation."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         fingerprint=rules.fingerprint.output.fingerprint,
     output:
@@ -33,6 +34,7 @@ rule plan_preprocessing:
 rule plan_setting:
     """Choose patch, batch and network of a setting where the study leaves them open."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         preprocessing=lambda wildcards: f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/plan.json",
     output:
@@ -64,6 +66,7 @@ rule plan:
     """Forecast memory and hours of every setting. Nothing is declared that it makes: so plan.tsv is always printed."""
     input:
         **FACTS,
+        image=used(CPU_IMAGE),
     log:
         f"{LOGS}/plan.log",
     conda:
@@ -87,6 +90,7 @@ rule plan:
 rule preprocess:
     """Crop, normalise and resample one share of the cases."""
     input:
+        image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         plan=rules.plan_preprocessing.output.plan,
     output:

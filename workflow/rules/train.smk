@@ -2,6 +2,7 @@
 # them. Its states lie outside of the declared outputs: a killed or repeated job finds them.
 rule train:
     input:
+        image=used(GPU_IMAGE),
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         checksums=rules.fetch.output.checksums,
@@ -23,8 +24,8 @@ rule train:
     threads: DEVICE.cpus_per_job
     resources:
         # Threads cannot wait for a plan, resources can.
-        cpus_per_task=by_devices(DEVICE.cpus_per_job),
-        gpu=on_one_node(by_devices(DEVICE.gpus)),
+        cpus_per_task=by_devices(DEVICE.cpus_per_job, devices_of_a_node),
+        gpu=on_one_node(by_devices(DEVICE.gpus, devices_of_a_node)),
         gpu_model=on_one_node(lambda wildcards, input: DEVICE.gpu_model),
         nodes=training_nodes,
         # On several nodes: a task on each, which starts the processes there. `gpu` would be a total, spread as Slurm
@@ -33,7 +34,7 @@ rule train:
         tasks=on_several_nodes(training_nodes),
         gres=on_several_nodes(gpus_of_a_node),
         tasks_per_gpu=on_several_nodes(lambda wildcards, input: 0),
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb),
+        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, devices_of_a_node),
         runtime=by_attempt(DEVICE.runtime_minutes),
     params:
         preprocessed=preprocessed_folder,

@@ -28,7 +28,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
 from megavoxel.planning.splits import Fold
-from megavoxel.training.checkpoint import load_state, save_state
+from megavoxel.training.checkpoint import StateWriter, load_state, state_writer
 from megavoxel.training.lock import Lock
 from megavoxel.training.loop import peak_memory_mib
 from megavoxel.training.optimizer import build_optimizer, learning_rate
@@ -126,10 +126,11 @@ def train_classifier(
     folder = state_folder / key
     run = start_run(plan, fold, device, group, load_state(folder, key=key))
     require_same(group, run.epoch, f"epoch in {folder}")
-    save = partial(_save, run, folder, key, lock)
     if run.epoch < plan.training.epochs:
-        with saving(group, save, minutes=plan.training.checkpoint_minutes) as keeper:
-            _train_to_the_end(run, fold, keeper)
+        with state_writer(folder) as writer:
+            save = partial(_save, run, writer, key, lock)
+            with saving(group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+                _train_to_the_end(run, fold, keeper)
     group.all(0.0)  # none goes on before the leading one has written the state
     return run
 
@@ -269,13 +270,15 @@ def _training_batches(run: ClassifierRun, fold: ClassifierFold, steps: int) -> I
     return training_loader(dataset, fold.shares, place, fold=fold.number, pin=run.device.type == "cuda")
 
 
-def _save(run: ClassifierRun, folder: Path, key: str, lock: Lock | None) -> None:
-    """The leading process writes the state of all."""
+def _save(run: ClassifierRun, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
+    """The leading process writes the state of all, while training goes on unless it is to `wait`."""
     state = run.state_dict()
     if run.group.leads:
         if lock is not None:
             lock.check()
-        save_state(folder, {"key": key, **state})
+        writer.write({"key": key, **state})
+        if wait:
+            writer.wait()
 
 
 def _report(row: dict[str, float], epochs: int) -> None:

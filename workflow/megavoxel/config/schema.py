@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,16 @@ from typing import Any
 import jsonschema
 import yaml
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, shown
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 CHARACTERS = "allowed: letters, digits, '-' and '_', beginning with a letter or digit, at most 64"
+UNREADABLE = (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError)
+"""What comes of a file that is no YAML: values of a type that a tag promises and the text is not, among them."""
+MOST_VALUES, MOST_LEVELS = 100_000, 30
+MOST_WORDS = 500
+"""Characters of a validator's own message."""
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -26,12 +34,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
-        detail = " ".join(str(fault).split())
+    except UNREADABLE as fault:
+        detail = " ".join(str(fault).split())[:500]
         raise UserError(f"{path}: cannot be read as YAML ({detail})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    require_plain(content, str(path))
     return content
+
+
+def require_plain(content: Any, source: str) -> None:
+    """Refuses what no file for people holds: aliases that multiply, values inside themselves, keys that are no text.
+
+    Raises:
+        UserError: more than `MOST_VALUES` values where every alias is written out, more than `MOST_LEVELS` levels, or
+            a key or text that is none.
+    """
+    waiting, seen = [(content, 0)], 0
+    while waiting:
+        value, level = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES or level > MOST_LEVELS:
+            raise UserError(
+                f"{source}: more than {MOST_VALUES} values or {MOST_LEVELS} levels, with all aliases written out; "
+                "write less, or fewer aliases"
+            )
+        if isinstance(value, dict):
+            odd = [key for key in value if not isinstance(key, str)]
+            if odd:
+                raise UserError(f"{source}: the key {shown(odd[0])} is no text; put it in quotes, or correct it")
+            waiting += [(part, level + 1) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list):
+            waiting += [(part, level + 1) for part in value]
+        elif isinstance(value, str) and not value.isascii() and HALF_CHARACTER.search(value):
+            raise UserError(f"{source}: the text {shown(value)} has half a character in it; write it anew")
 
 
 @cache
@@ -40,13 +76,23 @@ def load_schema(name: str) -> dict[str, Any]:
     return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text())
 
 
-def validate(values: dict[str, Any], schema: str, *, source: str) -> None:
-    """Checks plain data against a schema.
+def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+    """JSON Schema's `$` is the end of the text; Python's is also the place before a last newline."""
+    if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), instance):
+        yield jsonschema.ValidationError(f"{shown(instance)} does not match {pattern!r}")
+
+
+VALIDATOR = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
+
+
+def validate(values: dict[str, Any], schema: str, *, source: str, part: str | None = None) -> None:
+    """Checks plain data against a schema, or against one of its parts (a name in its `$defs`).
 
     Raises:
         UserError: one line with the file, the key and what is allowed there.
     """
-    validator = jsonschema.Draft202012Validator(load_schema(schema))
+    whole = load_schema(schema)
+    validator = VALIDATOR(whole if part is None else {"$ref": f"#/$defs/{part}", "$defs": whole["$defs"]})
     fault = jsonschema.exceptions.best_match(validator.iter_errors(values))
     if fault is not None:
         raise UserError(f"{source}: {_explain(fault)}")
@@ -69,18 +115,20 @@ def _reason(fault: jsonschema.ValidationError) -> str:
     description = _description(fault)
     match fault.validator:
         case "pattern":
-            reason = f"{fault.instance!r} is not allowed; {description or CHARACTERS}"
+            reason = f"{shown(fault.instance)} is not allowed; {description or CHARACTERS}"
         case "required":
             missing = [name for name in fault.validator_value if name not in fault.instance]
             reason = f"the key '{missing[0]}' is missing; needed: {', '.join(fault.validator_value)}"
         case "enum":
             allowed = [str(value) for value in fault.validator_value]
             near = closest(fault.instance, allowed)
-            reason = f"{fault.instance!r} is not allowed; allowed: {', '.join(allowed)}{near}"
+            reason = f"{shown(fault.instance)} is not allowed; allowed: {', '.join(allowed)}{near}"
         case "oneOf" | "anyOf":
-            reason = f"{fault.instance!r} is not allowed; {description or 'see config/README.md'}"
+            reason = f"{shown(fault.instance)} is not allowed; {description or 'see config/README.md'}"
         case _:
-            reason = " ".join(fault.message.split()) + (f" ({description})" if description else "")
+            message = " ".join(fault.message.split())
+            message = message if len(message) < MOST_WORDS else f"{message[:MOST_WORDS]}..."
+            reason = message + (f" ({description})" if description else "")
     return reason
 
 

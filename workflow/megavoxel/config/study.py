@@ -291,6 +291,11 @@ class Setting:
     postprocess: bool = True
     """Whether the largest component is kept where cross-validation says that it helps."""
 
+    @property
+    def last_patch(self) -> tuple[int, ...] | str | None:
+        """The patch that training ends with."""
+        return (self.phases[-1].patch if self.phases else None) or self.patch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:

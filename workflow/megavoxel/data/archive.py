@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from megavoxel.errors import UserError
+from megavoxel.files import require_file_name
 
 DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -111,6 +112,8 @@ def _safe_name(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{archive}: '{name}' leads out of the archive's folder; nothing was extracted")
+    for part in path.parts if not _is_hidden(path) else ():
+        require_file_name(part, str(archive))
     return path
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.nifti import Geometry, read_geometry, read_image, read_labels
-from megavoxel.errors import UserError
-from megavoxel.files import read_json, write_json
+from megavoxel.errors import UserError, expect
+from megavoxel.files import read_json, require_file_name, write_json
 
 Result = TypeVar("Result")
 
@@ -116,7 +116,29 @@ def load_cases(path: Path) -> Cases:
     Raises:
         UserError: the file is missing or not what `megavoxel check` writes.
     """
-    return from_plain(Cases, read_json(path, what="list of cases"), where=str(path))
+    cases = from_plain(Cases, read_json(path, what="list of cases"), where=str(path))
+    _check(cases, str(path))
+    return cases
+
+
+def _check(cases: Cases, where: str) -> None:
+    """Refuses what `megavoxel check` never writes: names that lead elsewhere, or labels without a value."""
+    values = [*cases.labels.values()]
+    expect(len(cases.channels) > 0, f"{where}: channels", "one name or more")
+    expect(len(values) > 0 and len(set(values)) == len(values), f"{where}: labels", "a value of its own for each")
+    expect(all(0 < value <= 65535 for value in values), f"{where}: labels", "values from 1 to 65535")
+    expect(set(cases.labels) <= set(cases.nsd_tolerance_mm), f"{where}: nsd_tolerance_mm", "a number for each label")
+    expect(
+        all(value >= 0 for value in cases.nsd_tolerance_mm.values()), f"{where}: nsd_tolerance_mm", "no negative one"
+    )
+    expect(len({case.id for case in cases.cases}) == len(cases.cases), f"{where}: cases", "each id once")
+    for case in cases.cases:
+        require_file_name(case.id, f"{where}: cases")
+        files = [PurePosixPath(name) for name in (*case.images, *filter(None, [case.label]))]
+        is_inside = all(not file.is_absolute() and ".." not in file.parts for file in files)
+        expect(is_inside and len(case.images) > 0, f"{where}: case {case.id}", "files below the dataset's folder")
+        expect(case.split in ("training", "test"), f"{where}: case {case.id}: split", "training or test")
+        expect(set(case.unseen) <= set(cases.labels), f"{where}: case {case.id}: unannotated", "names of labels")
 
 
 def _without_empty(plain: dict[str, Any], *keys: str) -> dict[str, Any]:

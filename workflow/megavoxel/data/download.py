@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from megavoxel.config.dataset import Source
 from megavoxel.errors import UserError
+from megavoxel.files import require_file_name
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 2.0
@@ -26,11 +27,12 @@ def archive_name(url: str) -> str:
     """The file name at the end of an address.
 
     Raises:
-        UserError: the address ends in no name.
+        UserError: the address ends in no name, or in one that no file should have.
     """
     name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
     if name in ("", ".", ".."):
         raise UserError(f"{url}: this address ends in no file name; give the address of the archive itself")
+    require_file_name(name, url)
     return name
 
 

@@ -19,8 +19,8 @@ from megavoxel.config.dataset import Dataset
 from megavoxel.data.adjustments import adjusted_cases
 from megavoxel.data.annotations import annotated_cases, with_recorded
 from megavoxel.data.cases import Case
-from megavoxel.errors import UserError
-from megavoxel.files import read_json
+from megavoxel.errors import UserError, shown
+from megavoxel.files import read_json, require_file_name
 
 SUFFIXES = (".nii.gz", ".nii")
 FOLDERS = {
@@ -71,6 +71,8 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     if not cases:
         hint = f"{' and '.join(map(repr, splits))} are empty" if listed else "imagesTr has no CASE_0000.nii.gz"
         raise UserError(f"{root}: there are no cases: {hint}")
+    for case in cases:
+        require_file_name(case.id, f"{source}: case")
     kept, excluded = adjusted_cases(cases, dataset, root)
     recorded = with_recorded(dataset, content.get("unannotated", {}), source)
     annotated = annotated_cases(kept, recorded, tuple(labels), {case.id for case in cases})
@@ -182,6 +184,8 @@ def _names(folder: Path) -> list[str]:
 
 def _inside(name: str, source: Path) -> PurePosixPath:
     path = PurePosixPath(name)
+    for part in path.parts[path.is_absolute() :]:
+        require_file_name(part.replace("..", "-"), f"{source}: the file {shown(name)}")
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UserError(f"{source}: the file '{name}' lies outside the dataset's folder; name files below it")
     return path

@@ -8,6 +8,7 @@ channel first. `restore` brings a canonical label map back to the voxels of the 
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
+MOST_RATIO = {".nii": 1, ".nii.gz": 1032}
+"""By suffix, bytes that a byte of a file can stand for; 1032 is the most that deflate can do (zlib.net)."""
 UNREADABLE = (
     EOFError,
     OSError,
@@ -163,11 +166,21 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     """
     try:
         file = nibabel.load(path, keep_file_open=True) if keep_open else nibabel.load(path)
+        _require_room(file, path)
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
     if len(file.shape) not in (3, 4):
         raise UserError(f"{path}: expected three axes, or four with the channels last; the file has shape {file.shape}")
     return file
+
+
+def _require_room(file: nibabel.Nifti1Image, path: Path) -> None:
+    """Refuses a header that claims more voxels than the file can hold, before anybody makes room for them."""
+    most = next((ratio for suffix, ratio in MOST_RATIO.items() if str(path).endswith(suffix)), math.inf)
+    claimed = math.prod(map(int, file.shape)) * file.get_data_dtype().itemsize
+    room = Path(path).stat().st_size * most
+    if claimed > room:
+        raise ValueError(f"its header claims {claimed} bytes of voxels, which is more than the file can hold")
 
 
 def voxels_of(file: nibabel.Nifti1Image, path: Path, kind: type | None = None) -> np.ndarray:

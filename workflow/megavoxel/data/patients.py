@@ -18,7 +18,7 @@ from megavoxel.data.folder import visible_files
 from megavoxel.data.nifti import Geometry, label_type, write_nifti
 from megavoxel.data.volume_file import SUFFIXES, read_volume
 from megavoxel.errors import UserError
-from megavoxel.files import write_json
+from megavoxel.files import require_file_name, write_json
 
 LISTED_FAULTS = 20
 STORED = (np.uint8, np.int16, np.uint16, np.int32, np.float32)
@@ -105,6 +105,8 @@ def _found(origin: Path, dataset: Dataset) -> list[Patient]:
             f"({', '.join(SUFFIXES)}); correct the pattern under patients.image, or the folder"
         )
     names = [home.name for home in homes]
+    for name in names:
+        require_file_name(name, f"dataset {dataset.name}: patients: folder")
     twice = [home for home in homes if names.count(home.name) > 1]
     if twice:
         raise UserError(

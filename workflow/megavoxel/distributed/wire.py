@@ -13,6 +13,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from megavoxel.network.stages import Form
+
 
 class Work(Protocol):
     """A tensor that is on its way, as PyTorch's `torch.distributed.Work`."""
@@ -60,6 +62,10 @@ class Wire:
         """Begins to receive a tensor; between two processes they arrive in the order in which they were sent."""
         tensor = torch.empty(shape, dtype=dtype, device=self.device, memory_format=_memory_format(channels_last))
         return Arrival(work=self._begin_to_receive(_in_one_piece(tensor, channels_last), stage), tensor=tensor)
+
+    def expect(self, form: Form, stage: int) -> Arrival:
+        """The same for what a form describes: a transfer, or the gradient of one."""
+        return self.receive(form.shape, form.dtype, stage, channels_last=form.channels_last)
 
     def finish(self) -> None:
         """Waits until all has left."""

@@ -16,9 +16,10 @@ from scipy.ndimage import find_objects
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.components import labelled_components
 from megavoxel.data.nifti import read_labels, write_labels
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
 
+CONNECTIVITIES = (6, 18, 26)
 CONNECTIVITY = 26
 
 
@@ -82,7 +83,9 @@ def load_postprocessing(path: Path) -> Postprocessing:
     values = read_json(path, what="post-processing")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected what 'megavoxel postprocess --determine' writes; run it again")
-    return from_plain(Postprocessing, values, where=str(path))
+    found = from_plain(Postprocessing, values, where=str(path))
+    expect(found.connectivity in CONNECTIVITIES, f"{path}: connectivity", "6, 18 or 26")
+    return found
 
 
 def apply_postprocessing(

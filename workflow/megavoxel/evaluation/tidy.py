@@ -41,20 +41,43 @@ def score_rows(scores: Iterable[Score], *, setting: str, split: str, fold: str) 
             yield setting, split, fold, score.case, score.label, metric, value
 
 
+def read_text(path: Path, columns: Sequence[str], *, missing: str, unreadable: str) -> pd.DataFrame:
+    """Reads a CSV file whose columns are fixed; all of them are text.
+
+    Args:
+        path: of the file.
+        columns: that it must have, in this order.
+        missing: what is said of a file that is not there.
+        unreadable: what is said of one that cannot be read, with `{fault}` for why.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or has other columns.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as fault:
+        raise UserError(f"{path}: {missing.format(fault=fault)}") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
+        raise UserError(f"{path}: {unreadable.format(fault=fault)}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of lines
+        raise UserError(f"{path}: has lines with more values than the {len(table.columns)} of its first line")
+    if list(table.columns) != list(columns):
+        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(columns)}")
+    return table
+
+
 def read_scores(path: Path) -> pd.DataFrame:
     """Reads a score file; all columns are text but `value`, which is float64 with NaN for an empty field.
 
     Raises:
         UserError: the file is missing, has other columns, or a value that is not a number.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such score file; run 'megavoxel evaluate'") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
-        raise UserError(f"{path}: cannot be read as CSV ({fault}); run 'megavoxel evaluate' again") from None
-    if list(table.columns) != COLUMNS:
-        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    table = read_text(
+        path,
+        COLUMNS,
+        missing="no such score file; run 'megavoxel evaluate'",
+        unreadable="cannot be read as CSV ({fault}); run 'megavoxel evaluate' again",
+    )
     numbers = pd.to_numeric(table["value"].replace("", "nan"), errors="coerce")
     wrong = table.index[numbers.isna() & (table["value"] != "")]
     if len(wrong):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel, Partitions
-from megavoxel.files import atomic_path
 from megavoxel.forecast.hours import Workload
 from megavoxel.forecast.setting import cut_of, forecast_setting, most_stages
 from megavoxel.network.unet import unet_blocks
@@ -73,12 +71,6 @@ def partitions(plan: Plan, keys: Partitions, device: Device, workload: Workload)
             if found[-1].fits_gib == tuple(sorted(keys.memory_gib)):
                 break
     return found
-
-
-def save_partitions(path: Path, rows: pandas.DataFrame) -> None:
-    """Writes `partitions.tsv`."""
-    with atomic_path(path) as partial:
-        rows.to_csv(partial, sep="\t", index=False)
 
 
 def partition_table(found: Sequence[Partition]) -> pandas.DataFrame:

@@ -107,7 +107,7 @@ def describe(planned: PlannedSetting) -> str:
 
 
 def save_table(path: Path, rows: pandas.DataFrame) -> None:
-    """Writes `plan.tsv`."""
+    """Writes `plan.tsv` or `partitions.tsv`."""
     with atomic_path(path) as partial:
         rows.to_csv(partial, sep="\t", index=False)
 

@@ -19,7 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
 from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
-from megavoxel.preprocessing.store import CaseProperties, open_array
+from megavoxel.preprocessing.store import CaseProperties, check_properties, open_array
 
 CHUNK_COLUMNS = 512
 """Most voxels of a chunk along the second axis."""
@@ -152,6 +152,7 @@ def open_logits(folder: Path, case: str) -> Logits:
     """
     where = Path(folder) / f"{case}.json"
     header = from_plain(LogitsHeader, read_json(where, what="header of logits"), where=str(where))
+    check_properties(header.properties, case, str(where))
     array = open_array(Path(folder) / f"{case}.logits.b2nd")
     if array.shape != (len(header.labels) + 1, *header.properties.shape):
         raise UserError(

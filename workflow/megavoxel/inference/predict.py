@@ -5,17 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megavoxel.distributed.group import Group
+from megavoxel.errors import UserError, shown
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
 from megavoxel.inference.staged import StagedNetwork
-from megavoxel.network.device import Precision
+from megavoxel.network.device import TYPES, Precision
 from megavoxel.network.unet import SegmentationNetwork
-from megavoxel.network.weights import load_weights
+from megavoxel.network.weights import fill_network, load_weights
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import prediction_window
 from megavoxel.preprocessing.store import CaseProperties
@@ -42,8 +44,11 @@ class CasePredictor:
         # On the CPU, channels last is about a tenth faster here, and its copies take half as much memory again.
         self.memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last_3d
         contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
-        self.precision = usable_precision(contents[0]["precision"], device)
-        self.networks = [self._load(number, content["weights"]) for number, content in enumerate(contents)]
+        self.precision = usable_precision(_precision(contents[0], weights[0]), device)
+        self.networks = [
+            self._load(number, path, content["weights"])
+            for number, (path, content) in enumerate(zip(weights, contents, strict=True))
+        ]
 
     def slabs(self, image, scratch: Path | None = None) -> Iterator[Slab]:
         """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`."""
@@ -87,15 +92,22 @@ class CasePredictor:
 
         return predict
 
-    def _load(self, number: int, weights: dict[str, Tensor]) -> SegmentationNetwork | StagedNetwork:
+    def _load(self, number: int, path: Path, weights: dict[str, Tensor]) -> SegmentationNetwork | StagedNetwork:
         network = SegmentationNetwork(self.plan.network)
-        network.load_state_dict(weights)
+        fill_network(network, weights, path)
         if self.group.size > 1:
             return StagedNetwork(
                 network, number, plan=self.plan, group=self.group, precision=self.precision,
                 memory_format=self.memory_format,
             )  # fmt: skip
         return network.to(self.device, memory_format=self.memory_format).eval()
+
+
+def _precision(content: dict[str, Any], path: Path) -> str:
+    name = content.get("precision")
+    if not isinstance(name, str) or name not in TYPES:
+        raise UserError(f"{path}: damaged: its precision is {shown(name)}; allowed: {', '.join(TYPES)}; train it again")
+    return name
 
 
 def usable_precision(name: str, device: torch.device) -> Precision:

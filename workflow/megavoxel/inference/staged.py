@@ -69,7 +69,7 @@ class StagedNetwork:
         if window is not None:
             state = entering_state(self.plan.network, self.network.pad(window))
         else:
-            arriving = {way.name: self._receive(way, forms[way]) for way in line.stage.receives}
+            arriving = {way.name: line.wire.expect(forms[way], way.source) for way in line.stage.receives}
             tensors = {name: arrival.wait() for name, arrival in arriving.items()}
             state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
             del arriving, tensors  # else skips that have been used would be kept
@@ -81,9 +81,6 @@ class StagedNetwork:
             line.wire.send(self.network.cropped(state.logits[head_name(0)], 0, shape).float(), 0)
         if line.stage.number > 0:
             line.wire.finish()
-
-    def _receive(self, way: Transfer, form: Form):
-        return self.line.wire.receive(form.shape, form.dtype, way.source, channels_last=form.channels_last)
 
     def _forms_of(self, shape: tuple[int, ...]) -> dict[Transfer, Form]:
         if shape not in self._forms:

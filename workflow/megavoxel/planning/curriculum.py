@@ -30,9 +30,8 @@ def with_numbers(setting: Setting, preprocessing: PreprocessingPlan) -> tuple[Se
             f"setting {setting.name}: patch 'whole' needs the largest shape of the cases, which the preprocessing plan "
             "does not have; run 'megavoxel plan-preprocessing' again"
         )
-    last = setting.phases[-1].patch or setting.patch if setting.phases else setting.patch
     inference = setting.inference
-    if last == WHOLE and inference.window is None:
+    if setting.last_patch == WHOLE and inference.window is None:
         inference = replace(inference, window=WHOLE)
     phases = (replace(phase, patch=largest) if phase.patch == WHOLE else phase for phase in setting.phases)
     changed = replace(
@@ -55,7 +54,7 @@ def as_last_phase(setting: Setting) -> Setting:
         network = replace(network, for_patch=tuple(min(sides) for sides in zip(*patches, strict=True)))
     return replace(
         setting,
-        patch=last.patch or setting.patch,
+        patch=setting.last_patch,
         batch=last.batch or setting.batch,
         network=network,
         training=_training(setting.training, last),

@@ -15,7 +15,7 @@ from megavoxel.data.cases import Case, Cases, case_generator, naming_case
 from megavoxel.data.crop import bounding_box, crop, nonzero_mask
 from megavoxel.data.grid import rounded_spacing
 from megavoxel.data.slabs import LARGE_VOXELS, stored_shape
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
 from megavoxel.planning.large_case import Foreground, sample_large_case
@@ -128,7 +128,17 @@ def load_fingerprint(path: Path) -> Fingerprint:
     Raises:
         UserError: the file is missing or not what `megavoxel fingerprint` writes.
     """
-    return from_plain(Fingerprint, read_json(path, what="fingerprint"), where=str(path))
+    fingerprint = from_plain(Fingerprint, read_json(path, what="fingerprint"), where=str(path))
+    expect(len(fingerprint.cases) > 0, f"{path}: cases", "one case or more")
+    for case in fingerprint.cases:
+        sizes = (case.spacing, case.shape, case.cropped_shape)
+        is_sound = all(len(size) == 3 and min(size) > 0 for size in sizes)
+        expect(is_sound, f"{path}: case {case.id}", "spacing and shapes of three numbers above 0")
+    by_modality = fingerprint.modalities or {"intensities": fingerprint.intensities}
+    for name, intensities in by_modality.items():
+        is_sound = len(intensities) == len(fingerprint.channels) > 0
+        expect(is_sound, f"{path}: {name}", "intensities of each channel")
+    return fingerprint
 
 
 def _check_modalities(cases: Cases, training: Sequence[Case]) -> None:

@@ -12,6 +12,7 @@ from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, read_json, write_json
+from megavoxel.planning.soundness import check_plan, check_preprocessing_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +249,9 @@ def load_plan(path: Path) -> Plan:
     Raises:
         UserError: the file is missing or not what `megavoxel plan` writes.
     """
-    return from_plain(Plan, read_json(path, what="plan"), where=str(path))
+    plan = from_plain(Plan, read_json(path, what="plan"), where=str(path))
+    check_plan(plan, str(path))
+    return plan
 
 
 def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
@@ -257,7 +260,9 @@ def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
     Raises:
         UserError: the file is missing or not what `megavoxel plan-preprocessing` writes.
     """
-    return from_plain(PreprocessingPlan, read_json(path, what="preprocessing plan"), where=str(path))
+    plan = from_plain(PreprocessingPlan, read_json(path, what="preprocessing plan"), where=str(path))
+    check_preprocessing_plan(plan, str(path))
+    return plan
 
 
 def require_first_stage(plan: Plan, folders: Sequence[Path], *, option: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.files import read_json, write_json
+from megavoxel.files import read_json, require_file_name, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +129,12 @@ def load_splits(path: Path) -> Splits:
     """Reads `splits.json`.
 
     Raises:
-        UserError: the file is missing or not what `megavoxel split` writes.
+        UserError: the file is missing or not what `megavoxel split` writes; a case's name leads to another folder.
     """
-    return from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
+    splits = from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
+    for name in {*splits.test, *(name for fold in splits.folds for name in (*fold.training, *fold.validation))}:
+        require_file_name(name, str(path))
+    return splits
 
 
 def cases_of(splits: Splits, split: str, fold: int | None) -> tuple[str, ...]:

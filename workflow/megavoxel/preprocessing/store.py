@@ -17,7 +17,7 @@ import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.data.nifti import Geometry
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.files import atomic_path, read_json, write_json, writing
 
 CHUNK_BYTES = 6 * 2**20
@@ -215,13 +215,34 @@ def open_case(folder: Path, case: str) -> StoredCase:
     folder = Path(folder)
     where = folder / f"{case}.json"
     properties = from_plain(CaseProperties, read_json(where, what="preprocessed case"), where=str(where))
-    labels = labels_path(folder, case)
+    check_properties(properties, case, str(where))
+    image, labels = open_array(image_path(folder, case)), labels_path(folder, case)
+    expect(image.shape[1:] == properties.shape, f"{where}: shape", "that of the stored image")
     return StoredCase(
         properties=properties,
-        image=open_array(image_path(folder, case)),
+        image=image,
         labels=open_array(labels) if labels.exists() else None,
         foreground=_read_foreground(folder / f"{case}.foreground.npz"),
     )
+
+
+def check_properties(properties: CaseProperties, case: str, where: str) -> None:
+    """Refuses properties that no preprocessing writes.
+
+    Raises:
+        UserError: they are of another case, or a shape, box, spacing or affine is none.
+    """
+    expect(properties.case == case, f"{where}: case", f"'{case}'")
+    for key in ("file_shape", "full_shape", "spacing", "shape"):
+        sizes = getattr(properties, key)
+        expect(len(sizes) == 3 and min(sizes) > 0, f"{where}: {key}", "three numbers above 0")
+    expect(sorted(properties.file_shape) == sorted(properties.full_shape), f"{where}: full_shape", "that of the file")
+    box, affine = properties.box, np.array(properties.affine, dtype=object)
+    is_box = len(box) == 3 and all(len(side) == 2 for side in box)
+    is_inside = is_box and all(0 <= a < b <= size for (a, b), size in zip(box, properties.full_shape, strict=True))
+    expect(is_inside, f"{where}: box", "two ends per axis inside of full_shape")
+    is_affine = affine.shape == (4, 4) and abs(np.linalg.det(affine.astype(float)[:3, :3])) > 0
+    expect(is_affine, f"{where}: affine", "4 x 4 numbers that can be inverted")
 
 
 def stored_classes(folder: Path, case: str) -> set[int]:

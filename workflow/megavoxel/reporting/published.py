@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.tidy import METRICS
+from megavoxel.evaluation.tidy import METRICS, read_text
 from megavoxel.reporting.memory import Peak, largest, with_peaks
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
@@ -33,12 +33,8 @@ def read_published(path: Path | None) -> pd.DataFrame:
     """
     if path is None:
         return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"value": float})
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
-        raise UserError(f"{path}: published numbers cannot be read ({fault})") from None
-    if list(table.columns) != COLUMNS:
-        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    fault = "published numbers cannot be read ({fault})"
+    table = read_text(path, COLUMNS, missing=fault, unreadable=fault)
     unknown = table.index[~table["metric"].str.fullmatch(METRIC)]
     if len(unknown):
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.published import SECONDS, SECONDS_SD, Key
 from megavoxel.reporting.stored import Definition
 
@@ -124,14 +125,7 @@ def _ratio(own: pd.DataFrame, baseline: pd.DataFrame, window: str) -> float:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of timings") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
-        raise UserError(f"{path}: timings cannot be read ({fault})") from None
-    if list(table.columns) != COLUMNS:
-        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(COLUMNS)}")
+    table = read_text(path, COLUMNS, missing="no such file of timings", unreadable="timings cannot be read ({fault})")
     unknown = table.index[~table["split"].isin(SPLITS)]
     if len(unknown):
         raise UserError(

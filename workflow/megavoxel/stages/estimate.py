@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
     from megavoxel.data.cases import load_cases
-    from megavoxel.forecast.partition import partition_table, save_partitions
+    from megavoxel.forecast.partition import partition_table
     from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table
     from megavoxel.planning.declared import declared_dataset
     from megavoxel.planning.fingerprint import load_fingerprint
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         save_table(arguments.output, rows)
         if study.partitions:
-            save_partitions(arguments.output.with_name("partitions.tsv"), cuts)
+            save_table(arguments.output.with_name("partitions.tsv"), cuts)
     memory = f"{device.memory_gib:g} GiB" if device.memory_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
     print(rows.drop(columns="reason").to_string(index=False, na_rep=""))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # both are loaded when there is something to time
 
     from megavoxel.inference.predict import CasePredictor
 
-COLUMNS = ("setting", "split", "fold", "case", "repeat", "seconds", "window")
 NEEDED = ("plan", "weights", "preprocessed", "splits", "split", "fold")
 
 
@@ -55,13 +54,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _read(path: Path) -> pandas.DataFrame:
     import pandas
 
+    from megavoxel.reporting.timing import COLUMNS
+
     if not path.is_file():
         raise UserError(f"--collect {path}: no such file; run 'megavoxel time' for it")
     try:
         rows = pandas.read_csv(path)
     except ValueError:  # pandas' errors of reading are all of this kind
         rows = pandas.DataFrame()
-    if tuple(rows.columns) != COLUMNS:
+    if list(rows.columns) != COLUMNS:
         raise UserError(f"--collect {path}: expected the columns {','.join(COLUMNS)}; run 'megavoxel time' again")
     return rows
 
@@ -92,6 +93,7 @@ def _timed(predictor: CasePredictor, names: Sequence[str], arguments: argparse.N
     from megavoxel.inference.first_stage import with_first_stage
     from megavoxel.inference.timing import time_cases
     from megavoxel.preprocessing.store import open_case
+    from megavoxel.reporting.timing import COLUMNS
 
     plan, whole_images = predictor.plan, WholeImages.of(predictor)
     stored = {name: open_case(arguments.preprocessed, name) for name in names}

@@ -22,19 +22,20 @@ from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table
-from megavoxel.training.checkpoint import load_state, save_state
+from megavoxel.training.checkpoint import StateWriter, load_state, state_writer
 from megavoxel.training.class_weights import class_weights
 from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
+from megavoxel.training.resuming import precision_of, take_up
 from megavoxel.training.run import Part, Run
 from megavoxel.training.saving import Saving, saving
 from megavoxel.training.start import load_start, starting_weights
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
-from megavoxel.training.whole import load_weights, whole_network, whole_state
+from megavoxel.training.whole import whole_network, whole_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +131,10 @@ def _train_phase(
     run = start_run(plan, fold, group.device, load_state(state_folder, key=key), group, weights)
     require_same(group, run.epoch, f"epoch in {state_folder}")
     if not has_ended(run.history, plan.training):
-        save = partial(_save, run, state_folder, key, lock)
-        with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
-            _train_to_the_end(run, fold, keeper)
+        with state_writer(state_folder) as writer:
+            save = partial(_save, run, writer, key, lock)
+            with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+                _train_to_the_end(run, fold, keeper)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
     group.all(0.0)  # none goes on before the leading one has written the state
@@ -150,10 +152,10 @@ def start_run(
     """A new run, from `weights` of the whole network if there are any, or the one that `state` was taken of.
 
     Raises:
-        UserError: the weights are of another network.
+        UserError: the weights are of another network, or the state is damaged.
     """
     group = group or Group(device=device)
-    precision = Precision(**state["precision"]) if state else _common_precision(plan, device, group)
+    precision = precision_of(state, plan) if state else _common_precision(plan, device, group)
     seed = plan.seed + fold.number
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
     if weights is not None and state is None:
@@ -174,10 +176,7 @@ def start_run(
         annotated=annotation_table(plan, device),
     )
     if state:
-        load_weights(run, state)
-        run.scaler.load_state_dict(state["scaler"])
-        run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
-        run.losses = _own_losses(run, state.get("losses"))
+        take_up(run, state)
         print(f"going on after {run.progress} of {plan.training.epochs}", flush=True)
     return run
 
@@ -203,20 +202,15 @@ def _train_to_the_end(run: Run, fold: Fold, keeper: Saving) -> None:
         keeper.after_epoch(run.progress, is_last=has_ended(run.history, training))
 
 
-def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
-    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
-    if losses is None:
-        return []
-    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
-
-
-def _save(run: Run, folder: Path, key: str, lock: Lock | None) -> None:
-    """The leading process writes the state of all."""
+def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
+    """The leading process writes the state of all, while training goes on unless it is to `wait`."""
     state = whole_state(run)
     if run.group.leads:
         if lock is not None:
             lock.check()
-        save_state(folder, {"key": key, **state})
+        writer.write({"key": key, **state})
+        if wait:
+            writer.wait()
 
 
 def training_batches(run: Run, fold: Fold) -> Iterable[Part]:

@@ -13,6 +13,7 @@ import torch
 
 import megavoxel
 from megavoxel.config.records import to_plain
+from megavoxel.files import file_sha256
 from megavoxel.network.unet import parameter_count
 from megavoxel.training.absent import cases_without_annotation, labels_never_seen
 from megavoxel.training.loop import Fold
@@ -37,7 +38,7 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
         "run_key": fold.key(run.plan),
         "seed": run.plan.seed,
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
-        "container": os.environ.get("APPTAINER_CONTAINER"),
+        "container": container(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "data": {
             "dataset": run.plan.dataset,
@@ -60,6 +61,19 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
         "peak_memory_mib": max(row["peak_memory_mib"] for row in run.history),
         "peak_memory": {**(run.peak_memory or {}), "forecast_gib": forecast_gib},
     }
+
+
+def container() -> dict[str, str | None] | None:
+    """The image that this process runs in, by its file's name and SHA-256; None outside of containers.
+
+    The digest is None where the file cannot be seen from inside.
+    """
+    # Set by Apptainer and by Singularity in whatever they start.
+    path = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
+    if not path:
+        return None
+    image = Path(path)
+    return {"image": image.name, "sha256": file_sha256(image) if image.is_file() else None}
 
 
 def package_versions() -> dict[str, str]:

@@ -116,14 +116,8 @@ def _expect(run: Run) -> dict[Transfer | None, Arrival]:
         shape = (plan.batch // plan.parallel.parts, *plan.patch)
         arrivals[None] = line.wire.receive(shape, TARGET_DTYPE, 0)
     for transfer in line.stage.receives:
-        arrivals[transfer] = _receive(line, transfer, transfer.source)
+        arrivals[transfer] = line.wire.expect(line.forms[transfer], transfer.source)
     return arrivals
-
-
-def _receive(line: Line, transfer: Transfer, stage: int) -> Arrival:
-    """Begins to receive a transfer, or the gradient of one."""
-    form = line.forms[transfer]
-    return line.wire.receive(form.shape, form.dtype, stage, channels_last=form.channels_last)
 
 
 def _run_micro_batch(
@@ -217,7 +211,7 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
     ways = [transfer for transfer in line.stage.sends if line.forms[transfer].needs_gradient]
     while held:
         one = held.pop()
-        one.returning.update((way, _receive(line, way, way.target)) for way in ways)
+        one.returning.update((way, line.wire.expect(line.forms[way], way.target)) for way in ways)
         roots = one.roots
         if losses:
             loss = _weighted(run, one, losses) / share

@@ -22,8 +22,8 @@ LOOK_SECONDS = 2.0
 class Saving:
     """Asked after every step and epoch by all processes of a group, which get the same answers."""
 
-    def __init__(self, group: Group, save: Callable[[], None], *, minutes: float) -> None:
-        """`save` writes the state; `minutes` lie between two states, 0: one after each epoch."""
+    def __init__(self, group: Group, save: Callable[..., None], *, minutes: float) -> None:
+        """`save(wait=...)` writes the state; `minutes` lie between two states, 0: one after each epoch."""
         self.group, self._save, self.seconds = group, save, 60 * minutes
         self.told: int = 0
         self._saved = self._looked = time.monotonic()
@@ -49,7 +49,8 @@ class Saving:
         # All processes have to agree: a pipeline's state is gathered from them, and one may be told to end a step late.
         told = round(max(self.group.all(self.told)))
         if self.group.all(is_due)[0] or told:
-            self._save()
+            # A process that ends takes the others with it: then the state has to be there before any goes on.
+            self._save(wait=bool(told))
             self._saved = time.monotonic()
         self._plan_next_look()
         if told:
@@ -65,7 +66,7 @@ class Saving:
 
 
 @contextmanager
-def saving(group: Group, save: Callable[[], None], *, minutes: float) -> Iterator[Saving]:
+def saving(group: Group, save: Callable[..., None], *, minutes: float) -> Iterator[Saving]:
     """A `Saving` that knows, within a `with` block, what signals tell this process."""
     found = Saving(group, save, minutes=minutes)
 

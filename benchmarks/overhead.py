@@ -1,0 +1,118 @@
+"""What comes on top of the work itself: Snakemake around the stages, states beside training, the start of a job.
+
+The demo runs on one core, so that stages come one after the other; their work is what Snakemake's `benchmark:` files
+say of each, from the start of its process to its end. The cost of states is what training takes longer with one state
+after every few steps, per state, over the default time between two. A job's start is a whole training job of a
+single step: imports, data, that step, and its files, so somewhat more than the start alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import torch
+
+from benchmarks.data_parallel import prepare
+from benchmarks.measure import Row, smaller_is_better
+from megavoxel.config.study import Parallel, Training
+from megavoxel.planning.plan import NetworkPlan, Plan, save_plan
+from megavoxel.planning.splits import load_splits
+from megavoxel.training.checkpoint import StateWriter, state_writer
+from megavoxel.training.loop import Fold, start_run, training_batches
+from megavoxel.training.run import Part, Run
+from megavoxel.training.step import train_step
+
+REPOSITORY = Path(__file__).parents[1]
+CHECKED_OUT = ("Snakefile", "workflow", "config", "profiles")
+MOST_OVERHEAD, MOST_FOR_STATES, MOST_SECONDS = 15.0, 2.0, 6.0
+"""The project's bounds: percent, percent and seconds."""
+FEATURES = (32, 64, 128, 256, 320)
+"""Of nnU-Net's network: 30 million weights or so, and as many numbers of the optimiser."""
+STEPS, ROUNDS = 6, 7
+"""Steps to a state, and how often both ways take turns."""
+
+
+def run() -> list[Row]:
+    """The three costs beside their bounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = [overhead_of_snakemake(root / "demo")]
+        plan = prepare(root)
+        rows.append(start_of_job(root, plan))
+        rows.append(cost_of_states(root, plan))
+    return rows
+
+
+def overhead_of_snakemake(folder: Path) -> Row:
+    """Percent of the stages' time by which the demo takes longer on one core."""
+    folder.mkdir()
+    for name in CHECKED_OUT:
+        (folder / name).symlink_to(REPOSITORY / name)
+    begin = time.perf_counter()
+    command = [Path(sys.executable).with_name("snakemake"), "--cores", "1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    wall = time.perf_counter() - begin
+    work = sum(pandas.read_csv(path, sep="\t")["s"].sum() for path in folder.glob("benchmarks/jobs/demo/**/*.tsv"))
+    print(f"demo on one core: {wall:.0f} s, its stages {work:.0f} s", flush=True)
+    title = "Snakemake's own time, demo on one core, of the stages' time"
+    return smaller_is_better(title, "bound", 100 * (wall - work) / work, MOST_OVERHEAD, "%")
+
+
+def start_of_job(root: Path, plan: Plan) -> Row:
+    """Seconds of a training job of one step, the median of three."""
+    training = replace(plan.training, epochs=1, iterations_per_epoch=1)
+    save_plan(root / "plan.json", replace(plan, batch=1, parallel=Parallel(), training=training))
+    seconds = []
+    for turn in range(3):
+        output = root / f"start-{turn}"
+        command = [sys.executable, "-m", "megavoxel", "train"]
+        command += ["--plan", root / "plan.json", "--splits", root / "splits.json", "--preprocessed", root / "cases"]
+        command += ["--fold", 0, "--state", output / "state", "--output", output, "--device", "cpu"]
+        begin = time.perf_counter()
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    return smaller_is_better("a training job of one step", "bound", statistics.median(seconds), MOST_SECONDS, "s")
+
+
+def cost_of_states(root: Path, plan: Plan) -> Row:
+    """Percent of the time of training that states take at the default interval, with nnU-Net's network."""
+    levels = len(FEATURES)
+    network = NetworkPlan(
+        channels=1, classes=plan.network.classes, features=FEATURES, kernels=((3, 3, 3),) * levels,
+        strides=((1, 1, 1), *((2, 2, 2),) * (levels - 1)),
+    )  # fmt: skip
+    split = load_splits(root / "splits.json").folds[0]
+    fold = Fold(number=0, preprocessed=root / "cases", training=split.training, validation=split.validation)
+    started = start_run(replace(plan, batch=2, network=network), fold, torch.device("cpu"))
+    batch = next(iter(training_batches(started, fold)))
+    plain, saving = [], []
+    with state_writer(root / "state") as writer:
+        for turn in range(ROUNDS + 1):
+            seconds = [seconds_of_steps(started, batch, None), seconds_of_steps(started, batch, writer)]
+            if turn:  # the first steps make the optimiser's numbers
+                plain.append(seconds[0])
+                saving.append(seconds[1])
+    per_state = statistics.median(saving) - statistics.median(plain)
+    size = (root / "state" / "checkpoint.pt").stat().st_size / 2**20
+    print(f"a state of {size:.0f} MiB: {per_state:.2f} s longer than {statistics.median(plain):.2f} s", flush=True)
+    percent = 100 * max(per_state, 0.01) / (60 * Training().checkpoint_minutes)
+    return smaller_is_better(f"states of {size:.0f} MiB, of training time", "bound", percent, MOST_FOR_STATES, "%")
+
+
+def seconds_of_steps(started: Run, batch: Part, writer: StateWriter | None) -> float:
+    """Seconds of some steps; with a writer a state is written from the first one on, and waited for."""
+    begin = time.perf_counter()
+    for step in range(STEPS):
+        train_step(started, *batch)
+        if writer is not None and step == 0:
+            writer.write({"key": "benchmark", **started.state_dict()})
+    if writer is not None:
+        writer.wait()
+    return time.perf_counter() - begin

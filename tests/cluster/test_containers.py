@@ -1,0 +1,103 @@
+"""Real images by `snakemake images`, and studies in them: on this machine and through Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from site_of_user import BIN, check_out, finish, start_snakemake, study
+
+from megavoxel.containers.lock import read_lock
+from megavoxel.files import file_sha256
+from megavoxel.network.weights import load_tensors
+
+IN_CONTAINER = ("--sdm", "apptainer", "--apptainer-args", "--net --network none")
+IMAGE = "containers/images/cpu.sif"
+SMALL = study("small", {"plain": {"folds": [0]}}, hardware="cpu-core")
+PROBE = f"""
+rule probe:
+    output: "seen.txt"
+    container: "{IMAGE}"
+    shell: "echo home=$HOME cache=$MPLCONFIGDIR path=$PYTHONPATH > seen.txt; "
+        "ls /sys/class/net >> seen.txt; ls -d {{config[home]}} >> seen.txt 2>&1 || true"
+"""
+
+
+def snakemake(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """What Snakemake prints on its way to success."""
+    command = [BIN / "snakemake", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(apptainer, tmp_path_factory) -> Path:
+    """A checkout with its images built."""
+    folder = check_out(
+        tmp_path_factory.mktemp("containers"), {"options": {"slurm-init-seconds-before-status-checks": 5}}
+    )
+    said = snakemake(folder, apptainer, "images")
+    assert (folder / IMAGE).is_file(), said
+    return folder
+
+
+def test_the_lock_says_what_the_image_holds(place, repository):
+    record = read_lock(place / "containers/images.lock")["cpu.sif"]
+    assert record["sha256"] == file_sha256(place / IMAGE)
+    locked = (repository / "requirements.lock").read_text().split("\n")
+    inside = {pin.partition("==")[0].lower().replace("_", "-"): pin.partition("==")[2] for pin in record["packages"]}
+    for pin in filter(None, locked):
+        name, _, version = pin.partition("==")
+        assert inside[name.lower().replace("_", "-")].partition("+")[0] == version
+
+
+def test_an_image_that_fits_its_sources_is_not_built_again(place, apptainer):
+    said = snakemake(place, apptainer, "images", "-n")
+    assert "rule image:" not in said
+
+
+def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(place, apptainer, tmp_path):
+    (place / "probe.smk").write_text(PROBE)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = apptainer | {"HOME": str(home), "PYTHONPATH": str(tmp_path)}
+    snakemake(place, environment, "--snakefile", "probe.smk", *IN_CONTAINER, "--cores=1", "--config", f"home={home}")
+    first, *others = (place / "seen.txt").read_text().splitlines()
+    words = dict(word.partition("=")[::2] for word in first.split())
+    assert (words["home"], words["path"]) == (str(place), "")
+    assert not words["cache"].startswith(str(place))
+    assert others[0] == "lo"
+    assert "No such file" in others[-1]
+
+
+def test_weights_from_inside_are_those_from_outside(place, apptainer, tmp_path):
+    outside = check_out(tmp_path, {})
+    for folder, environment, options in ((place, apptainer, IN_CONTAINER), (outside, {}, ())):
+        (folder / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+        target = "results/small/plain/fold-0/model.pt"
+        snakemake(folder, environment, target, *options, "--cores=2", "--configfile", "small.yaml")
+    ours, theirs = (load_tensors(folder / target)["weights"] for folder in (place, outside))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert json.loads((outside / target).with_name("manifest.json").read_text())["container"] is None
+
+
+def test_the_demo_in_containers_and_through_slurm_reaches_its_report(place, apptainer, cluster, repository):
+    demo = yaml.safe_load((repository / "config/config.yaml").read_text())
+    finish(start_snakemake(cluster, place, demo, *IN_CONTAINER, environment=apptainer), place / "demo.log")
+    results = place / "results/demo"
+    assert (results / "report/index.html").stat().st_size > 0
+    manifests = [json.loads(path.read_text()) for path in results.glob("*/fold-*/manifest.json")]
+    assert len(manifests) == 4
+    assert {manifest["container"]["sha256"] for manifest in manifests} == {file_sha256(place / IMAGE)}
+    assert not list(place.glob(".cache*"))
+    # Jobs ran on the nodes of the cluster, not beside Snakemake.
+    comments = cluster.run("squeue", "--states=all", "--noheader", "--format=%k")
+    assert "rule_train_wildcards_small-patch_0" in comments

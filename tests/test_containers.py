@@ -1,0 +1,227 @@
+"""Container images without a container: what Apptainer is asked, what the lock says, and what a study wants of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megavoxel.cli import main
+from megavoxel.containers.apptainer import build_image
+from megavoxel.containers.debian import mirror_of_host
+from megavoxel.containers.lock import hash_of_sources, read_lock, source_files
+from megavoxel.containers.wheels import collect_wheels
+from megavoxel.errors import UserError
+from megavoxel.files import file_sha256
+
+# In place of Apptainer: writes down its arguments, and makes an "image" of the definition.
+STAND_IN = """\
+#!/bin/sh
+echo "$@" >> {calls}
+case "$1 $2" in *--version*) echo "apptainer version 1.4.5"; exit;; esac
+for word in "$@"; do last=$word; done
+case "$*" in
+  *build*) echo "words on standard output"; echo "words on standard error" >&2
+    grep -q broken "$last" && exit 3
+    shift $(($# - 2)); cp "$2" "$1";;
+  *inspect*) echo '{{"data": {{"attributes": {{"labels": {labels}}}}}}}';;
+  *exec*) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+esac
+"""
+LABELS = '{"sources": "abc", "org.label-schema.usage.apptainer.version": "1.4.5"}'
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch) -> Path:
+    """A stand-in for Apptainer on PATH, under no other name; the file to which it writes its arguments."""
+    return stand_in(tmp_path, monkeypatch, LABELS)
+
+
+def stand_in(folder: Path, monkeypatch, labels: str) -> Path:
+    calls = folder / "calls.txt"
+    program = folder / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text(STAND_IN.format(calls=calls, labels=labels))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    return calls
+
+
+def test_a_build_hands_its_arguments_on_and_leaves_a_whole_image(calls, tmp_path, capfd):
+    definition = tmp_path / "a.def"
+    definition.write_text("Bootstrap: localimage")
+    build_image(definition, tmp_path / "images" / "a.sif", {"mirror": "https://example.org/a b", "base": "b.sif"})
+    assert (tmp_path / "images" / "a.sif").read_text() == "Bootstrap: localimage"
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.sif"]
+    assert "--build-arg mirror=https://example.org/a b --build-arg base=b.sif" in calls.read_text()
+    said = capfd.readouterr().out
+    assert "words on standard output" in said
+    assert "words on standard error" in said
+
+
+def test_a_build_that_fails_leaves_the_older_image(calls, tmp_path):
+    definition, image = tmp_path / "a.def", tmp_path / "a.sif"
+    definition.write_text("broken")
+    image.write_text("older")
+    with pytest.raises(UserError, match=r"a\.def: Apptainer could not build .*a\.sif"):
+        build_image(definition, image, {})
+    assert image.read_text() == "older"
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_without_apptainer_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a.def").write_text("")
+    assert main(["image", "--definition", str(tmp_path / "a.def"), "--output", str(tmp_path / "a.sif")]) == 1
+    assert "no apptainer on this machine's PATH" in capsys.readouterr().err
+
+
+def test_the_lock_has_digest_sources_and_packages_of_each_image(calls, tmp_path, capsys):
+    images = [tmp_path / "gpu.sif", tmp_path / "cpu.sif"]
+    for image in images:
+        image.write_text(image.name)
+    lock = tmp_path / "images.lock"
+    assert main(["lock-images", "--images", *map(str, images), "--output", str(lock)]) == 0
+    records = read_lock(lock)
+    assert list(records) == ["cpu.sif", "gpu.sif"]
+    assert records["cpu.sif"] == {
+        "sha256": file_sha256(images[1]),
+        "bytes": 7,
+        "sources": "abc",
+        "apptainer": "1.4.5",
+        "packages": ["annotated-types==0.8.0", "torch==2.13.0"],
+    }
+    assert f"cpu.sif: sha256 {file_sha256(images[1])}, 2 packages" in capsys.readouterr().out
+
+
+def test_an_image_of_another_origin_is_named(tmp_path, monkeypatch, capsys):
+    stand_in(tmp_path, monkeypatch, "{}")
+    (tmp_path / "other.sif").write_text("")
+    command = ["lock-images", "--images", str(tmp_path / "other.sif"), "--output", str(tmp_path / "images.lock")]
+    assert main(command) == 1
+    assert "other.sif: does not say from what it was built" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[", "- a\n", "cpu.sif: text\n"])
+def test_a_broken_lock_is_named(tmp_path, text):
+    (tmp_path / "images.lock").write_text(text)
+    with pytest.raises(UserError, match=r"images\.lock"):
+        read_lock(tmp_path / "images.lock")
+
+
+def test_sources_are_known_by_names_and_content_and_not_by_place(tmp_path):
+    def checkout(name: str, module: str, text: str) -> Path:
+        package = tmp_path / name / "workflow" / "megavoxel"
+        (package / "__pycache__").mkdir(parents=True)
+        (package / module).write_text(text)
+        (package / "__pycache__" / "a.pyc").write_text(name)
+        return tmp_path / name
+
+    first = hash_of_sources(checkout("first", "a.py", "1"))
+    assert hash_of_sources(checkout("second", "a.py", "1")) == first
+    assert hash_of_sources(checkout("third", "a.py", "2")) != first
+    assert hash_of_sources(checkout("fourth", "b.py", "1")) != first
+
+
+def test_all_that_the_definition_copies_is_among_the_sources(repository):
+    text = (repository / "containers" / "megavoxel.def").read_text()
+    copied = [line.split()[0] for line in text.split("%files")[1].split("%post")[0].splitlines() if line.strip()]
+    sources = {str(path.relative_to(repository)) for path in source_files(repository)}
+    for name in set(copied) - {"{{", "README.md", "LICENSE"}:
+        assert any(source == name or source.startswith(f"{name}/") for source in sources), name
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/apt/sources.list.d/debian.sources", "Types: deb\nURIs: https://one.example/debian\nSuites: a\n"),
+        ("etc/apt/sources.list", "# deb https://two.example x\ndeb [arch=amd64] https://one.example/debian a main\n"),
+        ("etc/apt/sources.list", "deb https://one.example/debian a main\n"),
+    ],
+)
+def test_the_mirror_of_a_debian_machine_is_that_of_its_packages(tmp_path, file, text):
+    for name, content in (("etc/os-release", 'NAME="Debian"\nID=debian\n'), (file, text)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert mirror_of_host(tmp_path) == "https://one.example/debian"
+
+
+def test_on_another_system_the_mirror_is_asked_for(tmp_path):
+    (tmp_path / "etc/apt").mkdir(parents=True)
+    (tmp_path / "etc/os-release").write_text("ID=ubuntu\n")
+    (tmp_path / "etc/apt/sources.list").write_text("deb https://one.example/ubuntu a main\n")
+    with pytest.raises(UserError, match="--config debian_mirror=ADDRESS"):
+        mirror_of_host(tmp_path)
+
+
+def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
+    (tmp_path / "requirements.lock").write_text(
+        "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
+    )
+    with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
+def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("megavoxel.containers.wheels.PYTHON_OF_IMAGE", (3, 9))
+    with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
+
+
+def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """A dry run in another working directory, with the stand-in for Apptainer."""
+    snakemake = Path(sys.executable).with_name("snakemake")
+    command = [str(snakemake), *arguments, "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
+    return subprocess.run([*command, "-n"], capture_output=True, text=True, check=False, cwd=folder, timeout=300)
+
+
+def put_images(folder: Path, *kinds: str, **record: str) -> None:
+    for kind in kinds:
+        image = folder / "containers" / "images" / f"{kind}.sif"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_text(kind)
+    lock = {f"{kind}.sif": {"sources": "old", **record} for kind in kinds}
+    (folder / "containers" / "images.lock").write_text(yaml.safe_dump(lock))
+
+
+def test_a_study_without_its_images_says_how_to_build_them(calls, repository, tmp_path):
+    done = dry_run(repository, tmp_path, "--sdm", "apptainer")
+    assert done.returncode != 0
+    assert "containers/images/cpu.sif is not there; build it first" in done.stderr
+
+
+def test_every_rule_with_a_container_has_it_as_an_input(calls, repository, tmp_path):
+    put_images(tmp_path, "cpu", "gpu")
+    study = yaml.safe_load((repository / "config/config.yaml").read_text()) | {"hardware": "a100-80"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    done = dry_run(repository, tmp_path, "--sdm", "apptainer", "--configfile", "study.yaml")
+    assert done.returncode == 0, done.stderr
+    jobs = dict(re.findall(r"rule (\w+):\n    input: (.*)\n", done.stdout + done.stderr))
+    del jobs["all"]
+    assert len(jobs) > 15
+    on_gpus = {name for name, inputs in jobs.items() if "containers/images/gpu.sif" in inputs}
+    predicting = {"predict_validation_for_ensembles", "predict_test_for_ensembles"}
+    assert on_gpus == {"train", *predicting, "ensemble_validation", "ensemble_test"}
+    for name in set(jobs) - on_gpus:
+        assert "containers/images/cpu.sif" in jobs[name], name
+
+
+def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path):
+    put_images(tmp_path, "cpu")
+    done = dry_run(repository, tmp_path, "--sdm", "apptainer")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: containers/images/cpu.sif was built from other sources" in done.stderr
+    put_images(tmp_path, "cpu", sources=hash_of_sources(repository))
+    assert "other sources" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+
+
+def test_without_containers_no_rule_asks_for_an_image(repository, tmp_path):
+    done = dry_run(repository, tmp_path)
+    assert ".sif" not in done.stdout + done.stderr

@@ -1,0 +1,207 @@
+"""Broken input of every kind is refused by a message or taken; nothing else happens.
+
+Each example is a file that was sound before it was changed in a few places. It must not end in another exception than
+`UserError`, run longer than 30 s, take more than 2 GiB, write outside of the output folder, start a process, open a
+connection or unpickle anything (`fuzz_guard.py`).
+
+    make fuzz                                    10 000 examples, others each time
+    MEGAVOXEL_FUZZ=500 python -m pytest tests/test_fuzz.py -s
+
+Without that variable there are a few hundred, the same each time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from broken_inputs import CSV_PIECES, broken_bytes, broken_documents, broken_json, broken_lines, broken_yaml
+from fuzz_bench import CUT, DATASET, HARDWARE, PATIENTS, STUDY, Bench
+
+TOTAL = int(os.environ.get("MEGAVOXEL_FUZZ", "300"))
+SHARES = {"study": 0.2, "dataset": 0.12, "dataset.json": 0.2, "volume": 0.25, "checkpoint": 0.13, "contract": 0.1}
+HEADER_BYTES = 352
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Bench:
+    """Sound files; the working directory and the folder for temporary files are watched as well."""
+    root = tmp_path_factory.mktemp("fuzz")
+    made = Bench(root)
+    before = tempfile.tempdir, Path.cwd(), torch.get_num_threads()
+    (root / "here").mkdir()
+    os.chdir(root / "here")
+    tempfile.tempdir = str(made.out)
+    torch.set_num_threads(1)
+    yield made
+    assert not list((root / "here").iterdir())
+    tempfile.tempdir = before[0]
+    os.chdir(before[1])
+    torch.set_num_threads(before[2])
+
+
+def readers(bench: Bench) -> dict[str, dict[str, Callable[[], bool]]]:
+    """By kind, the files that are broken and what reads them."""
+    study = "fake/results"
+    contracts = {
+        f"{study}/cases.json": bench.read_cases,
+        f"{study}/splits.json": bench.read_splits,
+        f"{study}/fingerprint.json": bench.read_fingerprint,
+        f"{study}/pre/plan.json": bench.read_preprocessing_plan,
+        f"{study}/small/plan.json": lambda: bench.predict() and bench.read_results(),
+        f"{study}/small/fold-0/manifest.json": bench.read_results,
+        "fake/definition.json": bench.read_results,
+        "postprocessing.json": bench.read_postprocessing,
+        "preprocessed/case_4.json": bench.predict,
+        f"{study}/scores.csv": bench.read_scores,
+        f"{study}/small/fold-0/history.csv": bench.read_results,
+        "published.csv": bench.read_results,
+        "timings.csv": bench.read_results,
+    }
+    volumes = [
+        f"one-{ending}/{place}Tr/case_0.{ending}" for ending in ("nii", "nii.gz") for place in ("images", "labels")
+    ]
+    return {
+        "study": {"study.yaml": bench.read_study, "hardware.yaml": bench.read_hardware},
+        "dataset": {
+            "dataset.yaml": bench.read_dataset,
+            "cut.yaml": lambda: bench.read_dataset("cut.yaml"),
+            "patients.yaml": lambda: bench.read_dataset("patients.yaml", "patients"),
+        },
+        "dataset.json": {"mirror/some/dataset.json": bench.read_description},
+        "volume": {name: (lambda name=name: bench.read_volume(name)) for name in volumes},
+        "checkpoint": {"model.pt": bench.read_weights, "state/checkpoint.pt": bench.read_state},
+        "contract": contracts,
+    }
+
+
+def broken_file(bench: Bench, name: str) -> st.SearchStrategy[bytes]:
+    """Contents that the file of that name may be given."""
+    sound = bench.sound(name)
+    if name.endswith(".yaml"):
+        texts = {"study.yaml": STUDY, "hardware.yaml": HARDWARE, "cut.yaml": CUT, "patients.yaml": PATIENTS}
+        text = texts.get(name, DATASET)
+        return broken_yaml([text], [yaml.safe_load(text)])
+    if name.endswith(".json"):
+        return broken_json([json.loads(sound)])
+    if name.endswith(".csv"):
+        text = sound.decode()
+        return st.one_of(broken_lines([text], [*CSV_PIECES, *text.splitlines()[:2]]), broken_bytes([sound], CSV_PIECES))
+    return broken_volumes(sound, name) if ".nii" in name else broken_checkpoints(sound)
+
+
+def broken_volumes(sound: bytes, name: str) -> st.SearchStrategy[bytes]:
+    """NIfTI files with fields of the header set to something odd, bytes changed, or broken off."""
+    packed = name.endswith(".gz")
+    plain = gzip.decompress(sound) if packed else sound
+    turned = nibabel.Nifti1Image.from_bytes(plain)
+    other = nibabel.Nifti2Image.from_image(turned).to_bytes()
+    changed = st.one_of(broken_headers(plain), broken_headers(plain), broken_bytes([plain, other], head=HEADER_BYTES))
+    if not packed:
+        return changed
+    return st.one_of(changed.map(lambda content: gzip.compress(content, 1)), broken_bytes([sound]))
+
+
+@st.composite
+def broken_headers(draw: st.DrawFn, plain: bytes) -> bytes:
+    """A header with one to three fields of other values, in front of the same voxels."""
+    header = np.frombuffer(plain[:348], nibabel.Nifti1Header.template_dtype).copy().reshape(())
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(["dim", "dim", "datatype", "bitpix", "pixdim", "vox_offset", *header.dtype.names]))
+        field = header[name]
+        if name == "dim" and draw(st.integers(0, 3)) == 0:  # more than any memory holds
+            field[0], field[1:5] = draw(st.sampled_from([3, 4])), draw(st.sampled_from([30000, 3000, 1000]))
+            continue
+        if field.dtype.kind == "S":
+            header[name] = draw(st.sampled_from([b"", b"n+1", b"ni1", b"n+2", b"\xff\xff\xff\xff"]))
+            continue
+        values = [0, -1, 1, 2, 3, 7, 8, 16, 64, 128, 256, 512, 768, 1024, 1792, 2304, 30000, 32767, -32768]
+        if field.dtype.kind == "f":
+            values = [0, -1, 1, 0.5, np.nan, np.inf, -np.inf, 1e-38, 1e-10, 1e10, 1e38, 352, 353, 348, 1e6, -352]
+        value = np.array(draw(st.sampled_from(values))).astype(field.dtype)
+        if field.ndim and draw(st.booleans()):
+            field[draw(st.integers(0, field.shape[0] - 1))] = value
+        else:
+            header[name] = value
+    return header.tobytes() + plain[348:]
+
+
+def broken_checkpoints(sound: bytes) -> st.SearchStrategy[bytes]:
+    """Files of PyTorch with other content, other forms of a file, and spoilt bytes."""
+    content = torch.load(io.BytesIO(sound), weights_only=True)
+    changed = st.builds(_saved, broken_documents([content]), st.sampled_from(["", "", "", "legacy", "pickle", 3, 4, 5]))
+    return st.one_of(changed, changed, broken_bytes([sound], head=4000), broken_bytes([sound]))
+
+
+def _saved(content: object, form: str | int) -> bytes:
+    if form == "pickle":
+        return pickle.dumps(content)
+    buffer = io.BytesIO()
+    options = {"pickle_protocol": form} if isinstance(form, int) else {}
+    torch.save(content, buffer, _use_new_zipfile_serialization=form != "legacy", **options)
+    return buffer.getvalue()
+
+
+def note_fault(faults: dict[str, str], bench: Bench, name: str, content: bytes, fault: Exception) -> None:
+    """Keeps the first example of a fault beside the bench, and how it went wrong."""
+    frames = [frame for frame in traceback.extract_tb(fault.__traceback__) if "megavoxel" in frame.filename]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    key = f"{name} {type(fault).__name__} {places[-1:]}"
+    if key not in faults:
+        kept = bench.root / f"fault-{len(list(bench.root.glob('fault-*')))}-{Path(name).name}"
+        kept.write_bytes(content)
+        faults[key] = f"{name}: {type(fault).__name__}: {str(fault)[:300]}\n    {kept}\n    {' < '.join(places[::-1])}"
+
+
+@pytest.mark.parametrize("kind", SHARES)
+def test_sound_files_are_accepted(bench, kind):
+    for name, reader in readers(bench)[kind].items():
+        assert bench.accepts(name, bench.sound(name), reader), name
+
+
+@pytest.mark.parametrize("kind", SHARES)
+def test_broken_files_are_refused_or_taken(bench, kind):
+    named = readers(bench)[kind]
+    outcomes: Counter[str] = Counter()
+    faults: dict[str, str] = {}
+    contents = {name: broken_file(bench, name) for name in named}
+
+    @settings(
+        max_examples=max(1, round(TOTAL * SHARES[kind])),
+        derandomize="MEGAVOXEL_FUZZ" not in os.environ,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(sorted(named)).flatmap(lambda name: st.tuples(st.just(name), contents[name])))
+    def run(example: tuple[str, bytes]) -> None:
+        name, content = example
+        try:
+            outcomes["taken" if bench.accepts(name, content, named[name]) else "refused"] += 1
+        except Exception as fault:  # all faults of a run are collected, one for each place that they come from
+            outcomes["faults"] += 1
+            note_fault(faults, bench, name, content, fault)
+
+    begin = time.monotonic()
+    run()
+    seconds = time.monotonic() - begin
+    print(f"{kind}: {outcomes['refused']} refused, {outcomes['taken']} taken, {seconds:.0f} s")
+    assert not faults, f"{outcomes['faults']} of them went wrong:\n" + "\n".join(faults.values())
+    assert outcomes["refused"] > 0

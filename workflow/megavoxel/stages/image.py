@@ -1,0 +1,35 @@
+"""Build a container image by Apptainer from a definition file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megavoxel.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument("--definition", type=Path, required=True, help="definition file: containers/*.def")
+    parser.add_argument(
+        "--argument", action="append", default=[], metavar="NAME=VALUE", help="value of {{ NAME }} in the definition"
+    )
+    parser.add_argument(
+        "--mirror", metavar="ADDRESS", help="Debian mirror as value of {{ mirror }}; host: this machine's own"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="image to make, ending in .sif")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the image."""
+    from megavoxel.containers.apptainer import build_image
+    from megavoxel.containers.debian import mirror_of_host
+
+    values = dict(argument.partition("=")[::2] for argument in arguments.argument)
+    empty = [name for name, value in values.items() if not value]
+    if empty:
+        raise UserError(f"--argument {empty[0]}: has no value; write NAME=VALUE")
+    if arguments.mirror:
+        values["mirror"] = mirror_of_host() if arguments.mirror == "host" else arguments.mirror
+    build_image(arguments.definition, arguments.output, values)
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 2**20:.0f} MiB")

@@ -1,0 +1,82 @@
+"""A run that goes on from a state, whose content is looked at before anything is taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megavoxel.errors import UserError
+from megavoxel.network.device import TYPES, Precision
+from megavoxel.planning.plan import Plan
+from megavoxel.training.run import Run
+from megavoxel.training.whole import load_weights
+
+UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What comes of a state with other content than the one that the run wrote."""
+
+
+def precision_of(state: dict[str, Any], plan: Plan) -> Precision:
+    """The precision that a state was trained in.
+
+    Raises:
+        UserError: the state says none.
+    """
+    with _explained(plan):
+        name, reason = state["precision"]["name"], state["precision"]["reason"]
+        if name not in TYPES or not isinstance(reason, str):
+            raise ValueError("'precision'")
+        return Precision(name=name, reason=reason)
+
+
+def take_up(run: Run, state: dict[str, Any]) -> None:
+    """Gives a new run all that a state holds.
+
+    Raises:
+        UserError: the state has other content than one of this run.
+    """
+    with _explained(run.plan):
+        _require(isinstance(state["epoch"], int) and 0 <= state["epoch"] == len(state["history"]), "epoch")
+        _require(all(isinstance(row, dict) for row in state["history"]), "history")
+        _require(isinstance(state["peak_memory"], dict | None), "peak_memory")
+        load_weights(run, state)
+        _require_sound_optimizer(run.optimizer)
+        run.scaler.load_state_dict(state["scaler"])
+        run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
+        run.losses = _own_losses(run, state.get("losses"))
+
+
+def _require_sound_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses numbers that are not one per weight, or one for all."""
+    for parameter, found in optimizer.state.items():
+        sizes = {tuple(value.shape) for value in found.values() if isinstance(value, Tensor)}
+        _require(isinstance(parameter, Tensor) and sizes <= {(), tuple(parameter.shape)}, "optimizer")
+
+
+def _require(is_sound: bool, key: str) -> None:
+    if not is_sound:
+        raise ValueError(f"'{key}'")
+
+
+def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
+    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
+    if losses is None:
+        return []
+    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
+
+
+@contextmanager
+def _explained(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except UNFIT as fault:
+        detail = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+        raise UserError(
+            f"setting {plan.setting}: its training state is not what this run writes ({detail}); remove its folder of "
+            "states, and training begins anew"
+        ) from None
