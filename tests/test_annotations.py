@@ -123,7 +123,12 @@ def test_shares_that_hide_nothing_or_everything_are_refused(tmp_path, share):
 
 def test_cases_json_keeps_both_kinds_and_old_files_load_unchanged(tmp_path):
     cases = Cases(
-        dataset="d", root="r", channels=("CT",), labels={"one": 1}, nsd_tolerance_mm={"one": 1.0}, cases=tuple(made(2))
+        dataset="d",
+        root="r",
+        channels=("CT",),
+        labels={"one": 1, "two": 2},
+        nsd_tolerance_mm={"one": 1.0, "two": 1.0},
+        cases=tuple(made(2)),
     )
     save_cases(tmp_path / "old.json", cases)
     assert "unannotated" not in (tmp_path / "old.json").read_text()
