@@ -132,7 +132,7 @@ def _read_file(
 
     name = case_name(path)
     if is_large([path], LARGE_VOXELS if large_voxels is None else large_voxels):
-        preprocess_large_image(path, plan.preprocessing, name, modality, scratch, plan.patch)
+        preprocess_large_image([path], plan.preprocessing, name, modality, scratch, plan.patch)
         return _read_stored(scratch, name, scratch)
     image, geometry = read_image(path)
     return preprocess_image(image, geometry, plan.preprocessing, name, modality)
