@@ -20,7 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"inference"},
     {"forecast"},
-    {"reporting"},
+    {"reporting", "models"},
     {"stages"},
     {"cli"},
     {"__main__"},

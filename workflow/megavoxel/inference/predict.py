@@ -52,9 +52,7 @@ class CasePredictor:
         """The same with networks that have their weights already, trained in `precision`."""
         predictor = cls.__new__(cls)
         predictor._settle(plan, precision, device, None)
-        predictor.networks = [
-            network.to(device, memory_format=predictor.memory_format).eval() for network in networks
-        ]
+        predictor.networks = [network.to(device, memory_format=predictor.memory_format).eval() for network in networks]
         return predictor
 
     def _settle(self, plan: Plan, precision: str, device: torch.device, group: Group | None) -> None:

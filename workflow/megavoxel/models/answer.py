@@ -40,8 +40,10 @@ def write_probabilities(path: Path, logits: Logits, scratch: Path, source: Sourc
     if source.converted and _is_nifti(scan):
         image = _on_stated_grid(np.asanyarray(image.dataobj), scan.files[0])
     image.header.set_xyzt_units("mm")
-    with compressed_file(path) as compressed:
+    ready = scratch / "probabilities.nii.gz"
+    with compressed_file(ready) as compressed:
         image.to_stream(compressed)
+    os.replace(ready, path)
 
 
 def write_answer(scan: Scan, source: Source, labels: Path, target: Path) -> None:

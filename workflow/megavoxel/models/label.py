@@ -114,10 +114,11 @@ def _label(scan: Scan, predictor: CasePredictor, labelling: Labelling) -> None:
         source = source_of(scan, plan.channels, labelling.reading, scratch)
         image, properties = prepared(scan, source, predictor.plan, labelling.reading, scratch)
         WholeImages.of(predictor).check(scan.case, image.shape[1:])
-        predictor.write(image, properties, scratch, scratch if labelling.probabilities else None)
+        logits = scratch / "logits" if labelling.probabilities else None
+        predictor.write(image, properties, scratch, logits)
         *probabilities, target = labelling.outputs(scan)
         for path in probabilities:
-            write_probabilities(path, open_logits(scratch, scan.case), scratch, source, scan)
+            write_probabilities(path, open_logits(logits, scan.case), scratch, source, scan)
         labels = scratch / f"{scan.case}.nii.gz"
         postprocess_in_place(labels, labelling.postprocessing, plan.labels)
         write_answer(scan, source, labels, target)

@@ -54,9 +54,7 @@ class Source:
     """Whether the first file is not the scan's own."""
 
 
-def prepared(
-    scan: Scan, source: Source, plan: Plan, reading: Reading, scratch: Path
-) -> tuple[Any, CaseProperties]:
+def prepared(scan: Scan, source: Source, plan: Plan, reading: Reading, scratch: Path) -> tuple[Any, CaseProperties]:
     """Image (channels, network grid) of a scan, in memory or in `scratch`, and the way back to the grid of its source.
 
     Raises:
