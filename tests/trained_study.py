@@ -12,12 +12,12 @@ STUDY = {
     "study": "little",
     "folds": 2,
     "defaults": {
-        "patch": [8, 16, 16],
+        "patch": [8, 24, 24],
         "batch": 2,
         "network": {"base_features": 4, "levels": 3},
         "training": {
-            "epochs": 2, "iterations_per_epoch": 60, "validation_iterations": 1, "workers": 0, "precision": "float32",
-            "checkpoint_minutes": 0, "learning_rate": 0.03,
+            "epochs": 2, "iterations_per_epoch": 40, "validation_iterations": 1, "workers": 0, "precision": "float32",
+            "checkpoint_minutes": 0, "learning_rate": 0.03, "class_weights": [0.1, 1, 1, 1, 1],
         },
         "augmentation": {"rotation": 0, "scaling": 0, "low_resolution": 0},
     },

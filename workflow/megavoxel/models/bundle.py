@@ -69,7 +69,6 @@ def metadata(model: ModelDescription, plan: Plan) -> dict[str, Any]:
         "pytorch_version": torch.__version__.split("+", maxsplit=1)[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"megavoxel": __version__, "nibabel": version("nibabel")},
-        "optional_packages_version": {"fire": "0.7.1", "SimpleITK": "2.5.7"},
         "supported_apps": {},
         "name": model.name,
         "task": f"Segmentation of {', '.join(model.labels)}",
