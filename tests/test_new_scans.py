@@ -298,6 +298,31 @@ def test_a_series_with_a_missing_slice_is_refused(tmp_path):
         label(tmp_path, tmp_path / "patient")
 
 
+def test_a_series_of_a_tilted_gantry_is_refused(tmp_path):
+    write_dicom(tmp_path / "patient", scan("LPS"))
+    for number in range(SHAPE[2]):
+        path = tmp_path / "patient" / f"1.2.3-{(7 * number) % 100:02}.dcm"
+        part = itk.ReadImage(str(path))
+        x, y, z = map(float, part.GetMetaData("0020|0032").split("\\"))
+        part.SetMetaData("0020|0032", f"{x}\\{y + number}\\{z}")
+        writer = itk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(path))
+        writer.Execute(part)
+    with pytest.raises(UserError, match=r"or their stack is not straight .*the gantry was tilted"):
+        label(tmp_path, tmp_path / "patient")
+
+
+@pytest.mark.parametrize(("suffix", "key"), [(".mha", b"DimSize = "), (".nrrd", b"sizes: ")])
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path, suffix, key):
+    path = write(tmp_path / f"a{suffix}", scan())
+    sizes = key + b"14 12 9"
+    assert path.read_bytes().count(sizes) == 1
+    path.write_bytes(path.read_bytes().replace(sizes, key + b"30000 30000 30000"))
+    with pytest.raises(UserError, match="its header claims 27000000000000 voxels, which is more than the file can"):
+        label(tmp_path, path)
+
+
 def test_a_folder_without_scans_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.txt").write_text("nothing here")

@@ -5,6 +5,7 @@ ITK's world is LPS+, that of NIfTI RAS+: the first two axes change their sign.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import nibabel
 import numpy as np
 
-from megavoxel.data.nifti import DamagedFileError
+from megavoxel.data.nifti import MOST_RATIO, DamagedFileError
 from megavoxel.errors import UserError
 
 if TYPE_CHECKING:
-    from SimpleITK import Image
+    from SimpleITK import Image, ImageFileReader
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -54,6 +55,7 @@ def read_itk(path: Path) -> Image:
     itk = simpleitk(path)
     if not Path(path).is_file():
         raise DamagedFileError(f"{path}: no such file")
+    _require_room(path)
     image = itk_result(path, lambda: itk.ReadImage(str(path)))
     if image.GetDimension() not in (3, 4) or "complex" in image.GetPixelIDTypeAsString():
         raise UserError(
@@ -61,6 +63,27 @@ def read_itk(path: Path) -> Image:
             f"{image.GetDimension()} axes of {image.GetPixelIDTypeAsString()}"
         )
     return image
+
+
+def _require_room(path: Path) -> None:
+    """Refuses a header that claims more voxels than there are bytes for, before anybody makes room for them."""
+    header = _header_of(path)
+    voxels = math.prod(header.GetSize()) * header.GetNumberOfComponents()
+    beside = path.parent.iterdir() if path.suffix.lower() in (".mhd", ".nhdr") else [path]
+    room = sum(file.stat().st_size for file in beside if file.is_file()) * MOST_RATIO[".nii.gz"]
+    if voxels > room:
+        raise DamagedFileError(
+            f"{path}: its header claims {voxels} voxels, which is more than the file can hold; the file is damaged: "
+            "copy it again"
+        )
+
+
+def _header_of(path: Path) -> ImageFileReader:
+    """A reader that has read a file's header, and no voxels."""
+    reader = simpleitk(path).ImageFileReader()
+    reader.SetFileName(str(path))
+    itk_result(path, reader.ReadImageInformation)
+    return reader
 
 
 def itk_result(path: Path, read: Callable[[], Any]) -> Any:
@@ -114,10 +137,7 @@ def save_as_nifti(image: Image, target: Path, affine: np.ndarray) -> None:
 
 def write_labels_like(path: Path, labels: np.ndarray, source: Path) -> None:
     """Writes a label map (i, j, k) in the format of `path`, compressed, on the grid that the file `source` states."""
-    itk = simpleitk(path)
-    reader = itk.ImageFileReader()
-    reader.SetFileName(str(source))
-    itk_result(source, reader.ReadImageInformation)
+    itk, reader = simpleitk(path), _header_of(source)
     axes = reader.GetDimension()
     image = itk.GetImageFromArray(np.ascontiguousarray(labels.T))
     image.SetSpacing(reader.GetSpacing()[:3])

@@ -17,6 +17,7 @@ from megavoxel.files import read_json, write_json
 from megavoxel.models.scans import Scan
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
+    from megavoxel.forecast.whole_image import WholeImages
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
 
@@ -71,10 +72,13 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     Raises:
         UserError: the faults of all scans that could not be labelled, after the others were.
     """
+    from megavoxel.forecast.whole_image import WholeImages
+
+    whole_images = WholeImages.of(predictor)
     faults, begin = [], time.monotonic()
     with tqdm(total=len(scans), desc="predict", unit="case", disable=None) as bar:
         for number, scan in enumerate(scans, start=1):
-            fault = _fault_of(scan, predictor, labelling)
+            fault = _fault_of(scan, predictor, whole_images, labelling)
             if fault:
                 faults.append(fault)
             seconds = time.monotonic() - begin
@@ -88,10 +92,10 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
         raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults))
 
 
-def _fault_of(scan: Scan, predictor: CasePredictor, labelling: Labelling) -> str | None:
+def _fault_of(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> str | None:
     """Labels a scan; what is wrong with it where that cannot be done."""
     try:
-        _label(scan, predictor, labelling)
+        _label(scan, predictor, whole_images, labelling)
     except UserError as error:
         named = scan.case in str(error)
         return str(error) if named else f"case {scan.case}: {error}"
@@ -100,8 +104,7 @@ def _fault_of(scan: Scan, predictor: CasePredictor, labelling: Labelling) -> str
     return None
 
 
-def _label(scan: Scan, predictor: CasePredictor, labelling: Labelling) -> None:
-    from megavoxel.forecast.whole_image import WholeImages
+def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
     from megavoxel.inference.logits import open_logits
     from megavoxel.models.answer import postprocess_in_place, write_answer, write_probabilities
     from megavoxel.models.prepare import prepared, source_of
@@ -113,7 +116,7 @@ def _label(scan: Scan, predictor: CasePredictor, labelling: Labelling) -> None:
     try:
         source = source_of(scan, plan.channels, labelling.reading, scratch)
         image, properties = prepared(scan, source, predictor.plan, labelling.reading, scratch)
-        WholeImages.of(predictor).check(scan.case, image.shape[1:])
+        whole_images.check(scan.case, image.shape[1:])
         logits = scratch / "logits" if labelling.probabilities else None
         predictor.write(image, properties, scratch, logits)
         *probabilities, target = labelling.outputs(scan)
