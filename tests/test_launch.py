@@ -55,7 +55,7 @@ def test_devices_that_nodes_cannot_share_are_refused(monkeypatch):
 
 def test_options_without_a_value_are_handed_on_where_they_were_given(monkeypatch):
     started = []
-    monkeypatch.setattr("os.execve", lambda program, words, environment: started.extend(words))
+    monkeypatch.setattr("os.execve", lambda *given: started.extend(given[1]))
     options = argparse.Namespace(device="cpu", threads=1, probabilities=True, any_modality=False, series=[])
     start_group("predict", options, processes=2, setting="big")
     assert started[started.index("predict") + 1 :] == ["--device", "cpu", "--threads", "1", "--probabilities"]
