@@ -14,16 +14,16 @@ import yaml
 from PIL import Image
 
 from megavoxel.classification.augmentation import shade, transform
-from megavoxel.classification.cases import load_image_cases
+from megavoxel.classification.cases import load_image_cases, save_image_cases
 from megavoxel.classification.check import check_images
 from megavoxel.classification.images import DEVIATION, MEAN, read_image, to_tensor
 from megavoxel.classification.layout import read_image_layout
 from megavoxel.classification.plan import check_images_suffice
 from megavoxel.classification.shares import Assignment, assign
-from megavoxel.classification.splits import draw_images, make_image_splits, require_whole_patients
+from megavoxel.classification.splits import draw_images, load_image_splits, make_image_splits, require_whole_patients
 from megavoxel.config.dataset import Classification, Dataset, Source, TableColumns, load_dataset
 from megavoxel.errors import UserError
-from megavoxel.planning.splits import Fold, Splits
+from megavoxel.planning.splits import Fold, Splits, save_splits
 from small_images import CLASSES, classifier, image_cases, write_folders, write_image
 
 
@@ -192,6 +192,19 @@ def test_dataset_files_that_contradict_themselves_are_refused(tmp_path, change, 
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=message):
         load_dataset(tmp_path / "a.yaml")
+
+
+def test_cases_that_lead_out_of_the_folder_are_refused(tmp_path):
+    cases = image_cases(tmp_path, 1)
+    save_image_cases(tmp_path / "cases.json", replace(cases, cases=(replace(cases.cases[0], id="../a.png"),)))
+    with pytest.raises(UserError, match="leads out of the dataset's folder"):
+        load_image_cases(tmp_path / "cases.json")
+
+
+def test_splits_of_images_hold_paths(tmp_path):
+    splits = make_image_splits(image_cases(tmp_path, 3), 1, seed=1)
+    save_splits(tmp_path / "splits.json", splits)
+    assert load_image_splits(tmp_path / "splits.json") == splits
 
 
 def test_folds_keep_patients_whole_and_classes_even():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError
@@ -83,7 +83,11 @@ def load_image_cases(path: Path) -> ImageCases:
     """
     if not is_classification(path, what="list of cases"):
         raise UserError(f"{path}: these cases are volumes to be segmented; the study says 'task: classification'")
-    return from_plain(ImageCases, read_json(path, what="list of cases"), where=str(path))
+    cases = from_plain(ImageCases, read_json(path, what="list of cases"), where=str(path))
+    for case in cases.cases:
+        if PurePosixPath(case.id).is_absolute() or ".." in PurePosixPath(case.id).parts:
+            raise UserError(f"{path}: {case.id!r} leads out of the dataset's folder; run 'megavoxel check' again")
+    return cases
 
 
 def is_classification(path: Path, *, what: str) -> bool:

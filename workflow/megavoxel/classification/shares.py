@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -105,8 +104,3 @@ def foreign_cases(cases: Sequence[ImageCase], assignment: Assignment, rank: int)
     """The images that a worker must not open."""
     own = set(assignment.shares[rank])
     return [case for number, case in enumerate(cases) if number not in own]
-
-
-def own_paths(cases: ImageCases, images: Sequence[ImageCase], numbers: Iterable[int]) -> list[Path]:
-    """Files of some images."""
-    return [cases.path(images[number]) for number in numbers]

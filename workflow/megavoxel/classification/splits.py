@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from megavoxel.classification.cases import ImageCase, ImageCases
+from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
+from megavoxel.files import read_json
 from megavoxel.planning.splits import Fold, Splits
 
 FOLDS, DRAW, SHARES = 1, 2, 3
@@ -43,6 +46,15 @@ def make_image_splits(cases: ImageCases, folds: int, seed: int) -> Splits:
         ),
         test=test,
     )
+
+
+def load_image_splits(path: Path) -> Splits:
+    """Reads `splits.json` of images, whose ids are paths; what they name is looked up among the checked cases.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel split` writes.
+    """
+    return from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
 
 
 def draw_images(

@@ -57,12 +57,22 @@ def series_of(stored: StoredClassification) -> dict[str, str]:
     return {cell: _series(stored, cell, detailed=detailed) for cell in cells}
 
 
+def series_colours(series: dict[str, str]) -> dict[str, tuple[float, float, float]]:
+    """A colour per series; serial and distributed training with as many images share one, and differ in their lines."""
+    names = list(dict.fromkeys(series.values()))
+    amounts = {name: name.rpartition(", ")[2] for name in names}
+    if max(Counter(amounts.values()).values()) > len((SERIAL, DISTRIBUTED)):
+        return palette(names)
+    shared = palette(list(dict.fromkeys(amounts.values())))
+    return {name: shared[amounts[name]] for name in names}
+
+
 def accuracy_figure(stored: StoredClassification, summary: pd.DataFrame, published: pd.DataFrame) -> Figure:
     """Accuracy on the split that is reported last: a panel per network, a line per series; published values hollow."""
     split, series = stored.splits[-1], series_of(stored)
     own = summary[(summary["split"] == split) & summary["row"].isin(series)]
     figure, axes = _panels(stored)
-    colours = palette(list(dict.fromkeys(series.values())))
+    colours = series_colours(series)
     printed = published[published["metric"] == "accuracy"].set_index("row")["published"]
     for network, ax in axes.items():
         part = own[own["network"] == network]
@@ -93,7 +103,7 @@ def cost_figure(stored: StoredClassification, cost: pd.DataFrame) -> Figure:
     series = series_of(stored)
     networks = list(dict.fromkeys(cost["network"]))
     figure = Figure(figsize=(2 * PANEL, 3.4 * len(networks) + 0.8), layout="constrained")
-    colours = palette(list(dict.fromkeys(series.values())))
+    colours = series_colours(series)
     for network, pair in zip(networks, figure.subplots(len(networks), 2, squeeze=False), strict=True):
         part = cost[cost["network"] == network].rename(columns={"cell": "row"})
         for ax, (column, title) in zip(pair, COST_AXES.items(), strict=True):
@@ -113,7 +123,7 @@ def curves_figure(stored: StoredClassification) -> Figure:
     places = list(dict.fromkeys((stored.cell_plan(cell).network, stored.cell_plan(cell).resolution) for cell in series))
     figure = Figure(figsize=(max(2, len(places)) * 3.2, 5.6), layout="constrained")
     axes = figure.subplots(2, len(places), squeeze=False, sharey="row")
-    colours = palette(list(dict.fromkeys(series.values())))
+    colours = series_colours(series)
     for cell, name in series.items():
         plan = stored.cell_plan(cell)
         column = places.index((plan.network, plan.resolution))

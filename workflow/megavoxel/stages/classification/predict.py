@@ -9,8 +9,9 @@ from pathlib import Path
 from megavoxel.classification.cases import load_image_cases
 from megavoxel.classification.layout import SUFFIXES
 from megavoxel.classification.plan import load_classifier_plan
+from megavoxel.classification.splits import load_image_splits
 from megavoxel.errors import UserError
-from megavoxel.planning.splits import cases_of, load_splits
+from megavoxel.planning.splits import cases_of
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
@@ -31,7 +32,7 @@ def _of_study(arguments: argparse.Namespace) -> tuple[Sequence[str], list[Path]]
     if not (arguments.cases and arguments.splits and arguments.split):
         raise UserError("a classifier predicts --input, or the images of --cases, --splits and --split")
     cases = load_image_cases(arguments.cases)
-    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
+    names = cases_of(load_image_splits(arguments.splits), arguments.split, arguments.fold)
     return names, [cases.path(case) for case in cases.select(names)]
 
 

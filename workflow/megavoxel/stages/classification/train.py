@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from megavoxel.classification.cases import load_image_cases
 from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
+from megavoxel.classification.splits import load_image_splits
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_json
-from megavoxel.planning.splits import load_splits
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
     from megavoxel.classification.loop import ClassifierFold
@@ -55,7 +55,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 def _fold(arguments: argparse.Namespace, plan: ClassifierPlan) -> ClassifierFold:
     from megavoxel.classification.loop import fold_of
 
-    cases, folds = load_image_cases(arguments.cases), load_splits(arguments.splits).folds
+    cases, folds = load_image_cases(arguments.cases), load_image_splits(arguments.splits).folds
     if not 0 <= arguments.fold < len(folds):
         raise UserError(f"--fold {arguments.fold}: {arguments.splits} has the folds 0 to {len(folds) - 1}")
     if plan.pretrained != (arguments.weights is not None):
