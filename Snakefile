@@ -13,12 +13,22 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
-include: "workflow/rules/preprocess.smk"
-include: "workflow/rules/cascade.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/predict.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/report.smk"
+
+
+if STUDY.task == "classification":
+
+    include: "workflow/rules/classification.smk"
+
+else:
+
+    include: "workflow/rules/preprocess.smk"
+    include: "workflow/rules/cascade.smk"
+    include: "workflow/rules/train.smk"
+    include: "workflow/rules/predict.smk"
+    include: "workflow/rules/evaluate.smk"
+    include: "workflow/rules/report.smk"
+
+
 include: "workflow/rules/containers.smk"
 
 

@@ -29,9 +29,11 @@ PROGRAMS = (
     "large_volumes",
     "expanded_patch",
     "whole_image",
+    "image_loading",
     "metrics",
     "forecast",
     "overhead",
+    "report",
 )
 """One module of this package each; `run()` gives its rows."""
 

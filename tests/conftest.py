@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fake_study import FakeStudy, make_study, report_study
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -23,3 +25,16 @@ def real_data() -> Path:
     if not (folder / "hippocampus" / "dataset.json").is_file():
         pytest.skip(f"no real images: {folder} has no hippocampus/dataset.json; set MEGAVOXEL_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory) -> FakeStudy:
+    """A study by hand with its scores; tests must not change it."""
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def reported(scored) -> FakeStudy:
+    """The same after `megavoxel report`."""
+    assert report_study(scored) == 0
+    return scored

@@ -20,6 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"inference"},
     {"forecast"},
+    {"classification"},
     {"reporting", "models"},
     {"stages"},
     {"cli"},

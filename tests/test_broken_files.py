@@ -18,14 +18,17 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.records import from_plain
 from megavoxel.config.schema import read_yaml
 from megavoxel.config.study import Inference, Parallel, Preprocessing, Training
+from megavoxel.data.cases import Case
+from megavoxel.data.cut import list_cases
 from megavoxel.data.nifti import DamagedFileError, Geometry, read_geometry, read_image
 from megavoxel.errors import UserError, shown
 from megavoxel.evaluation.postprocessing import load_postprocessing
+from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.preprocessing.properties import case_properties
 from megavoxel.preprocessing.store import open_case
-from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history
+from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
 from megavoxel.training.loop import Fold, start_run
 
 BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
@@ -110,6 +113,14 @@ def test_a_header_that_claims_more_voxels_than_the_file_holds_takes_no_memory(tm
         with pytest.raises(DamagedFileError, match="claims 216000000000000 bytes of voxels"):
             read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_an_axis_without_voxels_does_not_hide_a_huge_one(tmp_path):
+    content = bytearray(nibabel.Nifti2Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes())
+    content[24:48] = np.array([0, 0, 2**62], np.int64).tobytes()
+    (tmp_path / "some.nii").write_bytes(bytes(content))
+    with pytest.raises(DamagedFileError, match="more than the file can hold"):
+        read_geometry(tmp_path / "some.nii")
 
 
 def test_an_empty_volume_that_packs_well_is_read(tmp_path):
@@ -212,6 +223,26 @@ def test_a_history_with_words_is_named(tmp_path):
     (tmp_path / "history.csv").write_text(",".join(HISTORY_COLUMNS) + "\n1,2,3,4,5,much\n")
     with pytest.raises(UserError, match="peak_memory_mib holds something else than numbers"):
         read_history(tmp_path / "history.csv")
+
+
+def test_scores_with_more_values_than_columns_are_named(tmp_path):
+    (tmp_path / "scores.csv").write_text(",".join(COLUMNS) + "\n1,2,3,4,5,6,7,8,9\n")
+    with pytest.raises(UserError, match="lines with more values than the 7 of its first line"):
+        read_scores(tmp_path / "scores.csv")
+
+
+@pytest.mark.parametrize(("text", "words"), [("null", "which is an object"), ('{"peak_memory": 1}', "peak_memory")])
+def test_a_manifest_that_is_none_is_named(tmp_path, text, words):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=rf"manifest\.json.*{words}"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_numbers_that_json_does_not_know_are_not_written_back(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"numTraining": 1, "release": NaN}')
+    case = Case(id="a", split="training", images=("imagesTr/a.nii",), label="labelsTr/a.nii")
+    with pytest.raises(UserError, match=r"dataset\.json: has NaN or Infinity as a value"):
+        list_cases(tmp_path / "dataset.json", [case])
 
 
 @pytest.mark.parametrize(

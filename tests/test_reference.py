@@ -141,10 +141,13 @@ def test_a_stale_page_and_one_without_markers_are_refused(page, tmp_path, monkey
 
 
 def test_the_examples_of_the_page_are_valid(page):
-    study, dataset, hardware = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    study, images, dataset, hardware = (
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    )
     parsed = parse_study(study, source="example")
     assert parsed.setting("large-dice").patch == (128, 224, 224)
     assert (parsed.setting("large-dice").training.epochs, parsed.setting("large-dice").training.loss) == (500, "dice")
+    assert "resnet50-224-10pc-4w" in parse_study(images, source="example").cells
     validate(dataset, "dataset", source="example")
     validate(hardware, "hardware", source="example")
 

@@ -12,27 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fake_study import ENSEMBLES, SETTINGS, TOLERANCES, FakeStudy, make_plan, make_study, report_study
+from fake_study import ENSEMBLES, SETTINGS, TOLERANCES, FakeStudy, make_plan, report_study
 from megavoxel.cli import main
 from megavoxel.data.cases import load_cases
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.plan import save_plan
 
-TABLES = ("summary", "labels", "sweeps", "cost", "inference_time", "published")
+TABLES = ("summary", "comparison", "labels", "sweeps", "cost", "inference_time", "published")
 FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "sweep-patch")
-
-
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """A scored study; tests must not change it."""
-    return make_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def reported(scored):
-    """The same after `megavoxel report`."""
-    assert report_study(scored) == 0
-    return scored
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -75,8 +76,11 @@ def test_every_shipped_study_plans_without_data(repository, tmp_path, study):
 
     runs = sum(
         len(written(name, "folds", range(values["folds"]))) * len(written(name, "seeds", [1]))
-        for name in values["settings"]
+        for name in values.get("settings", {})
     )
+    for entry in values.get("grid", []):
+        cells = math.prod(len(value) for key, value in entry.items() if isinstance(value, list))
+        runs += cells * len(values["defaults"].get("seeds", [1]))
     counted = next(line.split()[1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("train "))
     assert int(counted) == runs
 
@@ -254,6 +258,35 @@ def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path)
     for table in ("summary.csv", "labels.tex", "cost.md"):
         expected = (finished / "results/tiny/report/tables" / table).read_bytes()
         assert (results / "report/tables" / table).read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_snakemake_makes_its_own_report_with_captions_and_categories(repository, finished, tmp_path):
+    done = snakemake(repository, finished, "--configfile", "tiny.yaml", "--report", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "report.html").read_text()
+    for word in (
+        "index.html",
+        "comparison.csv",
+        "training_curves.png",
+        "paired bootstrap interval",
+        "Overlays",
+        "Figures",
+    ):
+        assert word in text
+
+
+@pytest.mark.slow
+def test_a_page_comes_of_what_there_is_of_a_study(repository, finished, tmp_path):
+    shutil.copytree(finished / "results", tmp_path / "results", ignore=shutil.ignore_patterns("report", "preprocessed"))
+    for name in ("tiny.yaml", "phantom.yaml"):
+        shutil.copy(finished / name, tmp_path)
+    shutil.copytree(finished / "data", tmp_path / "data", symlinks=True)
+    (tmp_path / "results/tiny/context/fold-1/history.csv").unlink()
+    done = snakemake(repository, tmp_path, "partial_report", "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "results/tiny/report/index.html").read_text()
+    assert "context, fold 1: not trained to its end" in page
 
 
 @pytest.mark.slow

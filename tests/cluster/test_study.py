@@ -85,5 +85,5 @@ def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, settin
 def test_light_steps_are_no_jobs_and_test_scores_share_one_with_post_processing(finished, cluster):
     comments = cluster.run("squeue", "--states=all", "--noheader", "--format=%k")
     assert "rule_test_scores_" in comments
-    for rule in ("fetch", "split", "plan", "postprocess", "evaluate_test", "collect_scores", "report"):
+    for rule in ("fetch", "split", "plan", "postprocess", "evaluate_test", "collect_scores"):
         assert f"rule_{rule}" not in comments

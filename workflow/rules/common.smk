@@ -36,10 +36,14 @@ def load_configuration():
         device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
     except UserError as error:
         sys.exit(f"Error: {error}")
-    return with_memory(study, device.memory_gib), os.path.relpath(dataset_file), dataset, device
+    if (study.task == "classification") != (dataset.classification is not None):
+        sys.exit(f"Error: {source}: dataset: {dataset.name} is not for a study of 'task: {study.task}'")
+    study = study if study.task == "classification" else with_memory(study, device.memory_gib)
+    return study, os.path.relpath(dataset_file), dataset, device
 
 
 STUDY, DATASET_FILE, DATASET, DEVICE = load_configuration()
+SEGMENTS = STUDY.task == "segmentation"
 RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"
@@ -50,7 +54,7 @@ CPU_IMAGE = "containers/images/cpu.sif"
 GPU_IMAGE = "containers/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
-CASCADES = {setting.name for setting in STUDY.settings if setting.stage1}
+CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.stage1}
 MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members}
 
 
@@ -211,9 +215,20 @@ def training_devices(wildcards, input):
     return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
 
 
+def workers_of(amount):
+    """What a classifier's training job needs, where it grows with its workers."""
+    return lambda wildcards: amount * SETTINGS[wildcards.setting].workers
+
+
+def published_weights(wildcards):
+    """The published weights that a classifier begins with; nothing for other settings."""
+    setting = SETTINGS[wildcards.setting]
+    return f"data/weights/{setting.network}.pth" if setting.pretrained else []
+
+
 def timed_runs():
     """Networks whose predictions are timed: of test cases that of each setting's first fold, else all of them."""
-    if STUDY.timing is None:
+    if not SEGMENTS or STUDY.timing is None:
         return []
     every = STUDY.timing.split == "validation"
     return [(setting, fold) for setting in SETTINGS for fold in (folds_of(setting) if every else folds_of(setting)[:1])]
@@ -267,7 +282,7 @@ def facts_for_planning():
 
 
 MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
-PREPROCESSINGS = {preprocessing_key(name): setting.preprocessing for name, setting in SETTINGS.items()}
+PREPROCESSINGS = {preprocessing_key(name): SETTINGS[name].preprocessing for name in SETTINGS if SEGMENTS}
 FACTS = facts_for_planning()
 RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
 TIMINGS = [f"{RESULTS}/{setting}/fold-{fold}/timings.csv" for setting, fold in timed_runs()]

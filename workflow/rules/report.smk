@@ -17,8 +17,8 @@ DEFINITION = json.dumps(
 
 
 localrules:
-    report,
     tables,
+    partial_report,
 
 
 rule report:
@@ -37,6 +37,7 @@ rule report:
     output:
         page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),
         summary=report(f"{REPORT}/tables/summary.csv", caption="../report/summary.rst", category="Tables"),
+        comparison=report(f"{REPORT}/tables/comparison.csv", caption="../report/comparison.rst", category="Tables"),
         labels=report(f"{REPORT}/tables/labels.csv", caption="../report/labels.rst", category="Tables"),
         cost=report(f"{REPORT}/tables/cost.csv", caption="../report/cost.rst", category="Tables"),
         sweeps=report(f"{REPORT}/tables/sweeps.csv", caption="../report/sweeps.rst", category="Tables"),
@@ -44,7 +45,7 @@ rule report:
         published=f"{REPORT}/tables/published.csv",
         typeset=expand(
             f"{REPORT}/tables/{{table}}.{{kind}}",
-            table=["summary", "labels", "sweeps", "cost", "inference_time", "published"],
+            table=["summary", "comparison", "labels", "sweeps", "cost", "inference_time", "published"],
             kind=["md", "tex"],
         ),
         figures=report(
@@ -86,16 +87,17 @@ rule report:
         "../../envs/megavoxel.yaml"
     container:
         CPU_IMAGE
+    threads: 4
     resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(120),
     params:
         results=subpath(input.scores, parent=True),
         definition=DEFINITION,
         published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
         timings=f"--timings {RESULTS}/timings.csv" if TIMINGS else "",
     shell:
-        "megavoxel report --results {params.results:q} --definition {params.definition:q} "
+        "megavoxel report --results {params.results:q} --definition {params.definition:q} --processes {threads} "
         "{params.published} {params.timings} > {log:q} 2>&1"
 
 
@@ -120,3 +122,24 @@ rule tables:
     shell:
         "megavoxel report --tables-only --results {params.results:q} --definition {params.definition:q} "
         "{params.published} {params.timings} > {log:q} 2>&1"
+
+
+rule partial_report:
+    """The page of what there is of a study, with what is missing at its top: no input, so that nothing is trained."""
+    log:
+        f"{LOGS}/partial_report.log",
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    threads: 4
+    resources:
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(120),
+    params:
+        results=RESULTS,
+        definition=DEFINITION,
+        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+    shell:
+        "megavoxel report --partial --results {params.results:q} --definition {params.definition:q} "
+        "--processes {threads} {params.published} > {log:q} 2>&1"

@@ -10,6 +10,8 @@ from megavoxel.config.records import from_plain
 from megavoxel.config.schema import read_yaml, validate
 from megavoxel.errors import UserError
 
+KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phantom:
@@ -75,6 +77,48 @@ class Blocks:
     def margins(self) -> tuple[int, ...]:
         """Voxels left out between two blocks along z, y, x."""
         return (self.margin,) * 3 if isinstance(self.margin, int) else tuple(self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableColumns:
+    """Names of the columns of a table of images, where they are others."""
+
+    file: str = "file"
+    """Path of the image below the source folder; a bare name is found in whatever folder it lies."""
+    label: str = "label"
+    """Name of its class."""
+    split: str = "split"
+    """`training` or `test`; the column may be missing."""
+    patient: str = "patient"
+    """Whose image it is: a patient's images stay together. The column may be missing: each image is then a patient's
+    own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """How 2D images (JPEG or PNG, 8 bits) and their classes lie in a source folder without dataset.json: in a folder
+    per class, or in a table."""
+
+    classes: int | tuple[str, ...]
+    """Names of the classes; or how many: those with most images, of equally many the first in the alphabet."""
+    folder: str = "."
+    """The folder that holds one per class, below the source folder; without `table`."""
+    table: str | None = None
+    """A CSV file below the source folder with a line per image; None: the folder of an image names its class. Lines of
+    other classes are left out and counted."""
+    columns: TableColumns = field(default_factory=TableColumns)
+    """Its columns."""
+    test_list: str | None = None
+    """A text file below the source folder with the test images, a name per line; in place of a column `split`."""
+    test_per_class: int | None = None
+    """In place of both, how many images of each class to draw for the test split, by whole patients."""
+    test_seed: int = 0
+    """Same seed, same `test_per_class` images."""
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +196,16 @@ class Dataset:
     labels are annotated in all cases."""
     hidden: Hidden | None = None
     """Takes annotations that are there away from training, for a study on missing ones."""
+    classification: Classification | None = None
+    """Makes it a dataset of images with a class each, for studies of `task: classification`."""
     declared: Declared | None = None
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
     @property
     def known_ahead(self) -> bool:
-        """Whether a study can be planned before the data is there: it is declared, or made by the workflow."""
-        return self.declared is not None or self.source.phantom is not None
+        """Whether a study can be planned before the data is there: it is declared, made by the workflow, or says how
+        many classes it has, which is all that networks of classification depend on."""
+        return self.declared is not None or self.source.phantom is not None or self.classification is not None
 
     def tolerance(self, label: str) -> float:
         """NSD tolerance of a label in mm.
@@ -206,6 +253,8 @@ def _check_together(values: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: test_seed: it draws cases only beside 'test_count', which is missing")
     if "patients" in values:
         _check_patients(values, source)
+    if "classification" in values:
+        _check_classification(values, source)
     if "blocks" in values and "phantom" in values["source"]:
         raise UserError(f"{source}: blocks: phantoms are not cut; say how many there are, and how large, under phantom")
 
@@ -223,6 +272,23 @@ def _check_patients(values: dict[str, Any], source: str) -> None:
         raise UserError(
             f"{source}: patients.masks: 'labels' and 'masks' must have the same names; only one of them has {odd}"
         )
+
+
+def _check_classification(values: dict[str, Any], source: str) -> None:
+    if "folder" not in values["source"]:
+        raise UserError(f"{source}: classification: images are read from a folder; name it under source as 'folder'")
+    odd = sorted(set(values) - KEYS_OF_CLASSIFICATION)
+    if odd:
+        raise UserError(f"{source}: {odd[0]}: this key is for segmentation; leave it or 'classification' out")
+    keys = values["classification"]
+    if "folder" in keys and "table" in keys:
+        raise UserError(f"{source}: classification: images lie in a folder per class or in a table; keep one of them")
+    if "columns" in keys and "table" not in keys:
+        raise UserError(f"{source}: classification.columns: it needs 'table' beside it")
+    if "test_list" in keys and "test_per_class" in keys:
+        raise UserError(f"{source}: classification.test_list: it names the test images already; drop test_per_class")
+    if "test_seed" in keys and "test_per_class" not in keys:
+        raise UserError(f"{source}: classification.test_seed: it draws images only beside 'test_per_class'")
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from megavoxel.config import dataset, hardware, study
+from megavoxel.config import classification, dataset, hardware, study
 from megavoxel.config.allowed import allowed_values, properties, resolve
 from megavoxel.config.schema import load_schema
 from megavoxel.errors import UserError
@@ -33,6 +33,7 @@ WORDS = {
     "defaults": "Keys that all settings share; where a setting says something else, the setting counts.",
     "settings": "What is compared, by name.",
     "ensembles": "Ensembles of settings, by name.",
+    "grid": "Settings by the combinations of lists. Their names are NETWORK-RESOLUTION-IMAGESpc-WORKERSw.",
     "sweeps": "Tables of the report that compare some of the settings, by name.",
     "devices": "Devices by name.",
     "description": "For the reader.",
@@ -50,7 +51,7 @@ class Section:
     title: str
     """Heading, in Markdown."""
     schema: str
-    """`study`, `dataset` or `hardware`."""
+    """`study`, `classification`, `dataset` or `hardware`."""
     place: str = ""
     """Where the mapping lies in that schema: keys joined by '/'."""
     record: type | None = None
@@ -68,6 +69,12 @@ class Section:
     def introduction(self) -> str:
         """What the mapping is."""
         return _for_readers(self.node.get("description") or inspect.cleandoc(self.record.__doc__))
+
+
+def _of_classifier(key: str, record: type) -> Section:
+    return Section(
+        title=f"`{key}` of a classification setting", schema="classification", place=f"$defs/{key}", record=record
+    )
 
 
 def _of_setting(key: str, record: type) -> Section:
@@ -97,12 +104,52 @@ SECTIONS = (
     Section(title="`partitions` of a study", schema="study", place="$defs/partitions", record=study.Partitions),
     Section(title="`timing` of a study", schema="study", place="$defs/timing", record=study.Timing),
     Section(title="A sweep", schema="study", place="$defs/sweep", record=study.Sweep),
+    Section(
+        title="A study file of `task: classification`",
+        schema="classification",
+        record=classification.ClassificationStudy,
+    ),
+    Section(
+        title="A classification setting",
+        schema="classification",
+        place="$defs/setting",
+        record=classification.ClassifierSetting,
+    ),
+    Section(
+        title="An entry of `grid`",
+        schema="classification",
+        place="$defs/cells",
+        record=classification.ClassifierSetting,
+    ),
+    Section(
+        title="An ensemble of classifiers",
+        schema="classification",
+        place="$defs/ensemble",
+        record=classification.ClassifierEnsemble,
+    ),
+    _of_classifier("training", classification.ClassifierTraining),
+    _of_classifier("augmentation", classification.ClassifierAugmentation),
+    Section(
+        title="`weights` of a network",
+        schema="classification",
+        place="$defs/weights",
+        record=classification.PublishedWeights,
+    ),
     Section(title="A dataset file", schema="dataset", record=dataset.Dataset),
     Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),
     Section(title="`phantom` of a source", schema="dataset", place="$defs/phantom", record=dataset.Phantom),
     Section(title="`patients` of a dataset", schema="dataset", place="$defs/patients", record=dataset.Patients),
     Section(title="`blocks` of a dataset", schema="dataset", place="$defs/blocks", record=dataset.Blocks),
     Section(title="`hidden` of a dataset", schema="dataset", place="$defs/hidden", record=dataset.Hidden),
+    Section(
+        title="`classification` of a dataset",
+        schema="dataset",
+        place="$defs/classification",
+        record=dataset.Classification,
+    ),
+    Section(
+        title="`columns` of a table of images", schema="dataset", place="$defs/columns", record=dataset.TableColumns
+    ),
     Section(title="`declared` of a dataset", schema="dataset", place="$defs/declared", record=dataset.Declared),
     Section(title="The hardware file", schema="hardware"),
     Section(

@@ -351,6 +351,8 @@ class Study:
     name: str
     dataset: str
     """A name in config/datasets/ or the path of a dataset file."""
+    task: str = "segmentation"
+    """`segmentation`; a study of `classification` has keys of its own."""
     hardware: str = "cpu"
     """A name in config/hardware.yaml."""
     folds: int = 5

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megavoxel.config.classification import ClassificationStudy
+from megavoxel.config.classification_file import grid_settings, parse_classification
 from megavoxel.config.records import from_plain
 from megavoxel.config.references import check_references, require_name
 from megavoxel.config.repeats import named_repeats, repeat_settings
@@ -14,7 +16,7 @@ from megavoxel.config.study import Ensemble, Partitions, Setting, Study, Sweep, 
 from megavoxel.errors import UserError
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path) -> Study | ClassificationStudy:
     """Reads, checks and resolves a study file.
 
     Raises:
@@ -23,11 +25,14 @@ def load_study(path: Path) -> Study:
     return parse_study(read_yaml(path), source=str(path))
 
 
-def parse_study(values: dict[str, Any], *, source: str) -> Study:
+def parse_study(values: dict[str, Any], *, source: str) -> Study | ClassificationStudy:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
+    if values.get("task") == "classification":
+        written = {**grid_settings(values, source), **values.get("settings", {})}
+        return parse_classification(values, _inherited(written, values, source), source=source)
     validate(values, "study", source=source)
     written = values["settings"]
-    whole = {name: _spelled_out(_inherit(name, written, values.get("defaults", {}), source, ())) for name in written}
+    whole = {name: _spelled_out(keys) for name, keys in _inherited(written, values, source).items()}
     resolved, families = repeat_settings(whole, source)
     ensembles = values.get("ensembles", {})
     study = Study(
@@ -64,6 +69,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def _inherited(written: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """The keys of each setting with the study's defaults and what it inherits."""
+    return {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
 
 
 def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tuple[str, ...]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def cut_training_cases(folder: Path, dataset: Dataset) -> str:
     cut = list(chain.from_iterable(map(work, cases)))
     for name in {name for case in cases for name in _files(case)}:
         (folder / name).unlink()
-    _list_cases(folder / "dataset.json", cut)
+    list_cases(folder / "dataset.json", cut)
     return f"training cases are cut into blocks, {len(cut)} from {len(cases)}"
 
 
@@ -116,8 +116,12 @@ def _keep_codes(whole: nibabel.Nifti1Header, block: nibabel.Nifti1Header, start:
             getattr(block, f"set_{form}")(affine @ moved, int(code))
 
 
-def _list_cases(description: Path, cases: list[Case]) -> None:
-    """Rewrites what dataset.json says of the training cases; where it has no list of them, their number alone."""
+def list_cases(description: Path, cases: list[Case]) -> None:
+    """Rewrites what dataset.json says of the training cases; where it has no list of them, their number alone.
+
+    Raises:
+        UserError: it has a value that cannot be written back.
+    """
     content = read_json(description, what="dataset description")
     if "training" in content:
         content["training"] = [
@@ -128,4 +132,7 @@ def _list_cases(description: Path, cases: list[Case]) -> None:
         content["unannotated"] = {label: [case.id for case in cases if label in case.unannotated] for label in labels}
     if "numTraining" in content:
         content["numTraining"] = len(cases)
-    write_json(description, content)
+    try:
+        write_json(description, content)
+    except ValueError:
+        raise UserError(f"{description}: has NaN or Infinity as a value, which JSON does not know; remove it") from None

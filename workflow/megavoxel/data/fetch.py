@@ -15,6 +15,7 @@ from megavoxel.data.patients import write_patients
 from megavoxel.data.phantom import write_phantoms
 from megavoxel.data.recorded import RECORDS, record_checksum, recorded_checksum
 from megavoxel.errors import UserError
+from megavoxel.files import write_json
 
 
 def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | None = None, copy: bool = False) -> str:
@@ -50,6 +51,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
             merged = write_patients(origin, folder, dataset)
         elif origin.is_dir():
             link_folder(origin, folder, copy=copy)
+            if dataset.classification is not None:
+                write_json(folder / "dataset.json", {"name": dataset.name, "task": "classification"})
         else:
             extract_dataset(origin, folder)
         cut = "" if dataset.blocks is None else f"; {cut_training_cases(folder, dataset)}"
@@ -91,12 +94,17 @@ def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
     named = Path(dataset.source.folder).expanduser()
     places = [named] if named.is_absolute() else [*([mirror / named] if mirror is not None else []), named]
     for place in places:
-        if place.is_dir() if dataset.patients is not None else (place / "dataset.json").is_file():
+        if place.is_dir() if _is_bare(dataset) else (place / "dataset.json").is_file():
             return place
-    content = "" if dataset.patients is not None else "/dataset.json"
+    content = "" if _is_bare(dataset) else "/dataset.json"
     looked = " nor ".join(f"{place.absolute()}{content}" for place in places)
     hint = "" if named.is_absolute() else "; give the folder it lies in by --config mirror=DIR (--mirror DIR here)"
     raise UserError(f"dataset {dataset.name}: its source folder was not found: there is no {looked}{hint}")
+
+
+def _is_bare(dataset: Dataset) -> bool:
+    """Whether its source folder has no dataset.json."""
+    return dataset.patients is not None or dataset.classification is not None
 
 
 def _find_in_mirror(name: str, source: Source, mirror: Path, remedy: str) -> Path | None:

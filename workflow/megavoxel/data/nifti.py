@@ -177,7 +177,8 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
 def _require_room(file: nibabel.Nifti1Image, path: Path) -> None:
     """Refuses a header that claims more voxels than the file can hold, before anybody makes room for them."""
     most = next((ratio for suffix, ratio in MOST_RATIO.items() if str(path).endswith(suffix)), math.inf)
-    claimed = math.prod(map(int, file.shape)) * file.get_data_dtype().itemsize
+    # An axis of no voxels does not make a huge one beside it smaller: work goes along each.
+    claimed = math.prod(max(1, int(size)) for size in file.shape) * file.get_data_dtype().itemsize
     room = Path(path).stat().st_size * most
     if claimed > room:
         raise ValueError(f"its header claims {claimed} bytes of voxels, which is more than the file can hold")

@@ -59,6 +59,8 @@ def read_text(path: Path, columns: Sequence[str], *, missing: str, unreadable: s
         raise UserError(f"{path}: {missing.format(fault=fault)}") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
         raise UserError(f"{path}: {unreadable.format(fault=fault)}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of lines
+        raise UserError(f"{path}: has lines with more values than the {len(table.columns)} of its first line")
     if list(table.columns) != list(columns):
         raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(columns)}")
     return table

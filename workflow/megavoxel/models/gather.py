@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megavoxel.classification.cases import is_classification
 from megavoxel.config.dataset import Dataset, load_dataset
 from megavoxel.config.schema import read_yaml
 from megavoxel.errors import UserError
@@ -46,7 +47,7 @@ def find_runs(paths: Sequence[Path]) -> Runs:
 
     Raises:
         UserError: a folder is none of these, is not trained yet, or of another setting than the first one; or it is a
-            cascade's second stage, or an ensemble of settings.
+            cascade's second stage, a classifier, or an ensemble of settings.
     """
     named = [_folds_named(Path(path)) for path in paths]
     settings = sorted({setting for setting, _ in named})
@@ -56,6 +57,8 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             "them to a folder of its own"
         )
     setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds})
+    if is_classification(setting / "plan.json", what="plan"):
+        raise UserError(f"{setting}: it classifies images; only models that segment scans are exported")
     plan = load_plan(setting / "plan.json")
     if plan.stage1:
         raise UserError(

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from megavoxel.data.cases import Cases
 from megavoxel.errors import UserError
 
+CASES_NAMED = 8
+"""Of the cases that an error names; the others are counted."""
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
 
 
@@ -42,6 +45,44 @@ def check_complete(
         row = twice.iloc[0]
         raise UserError(f"{source}: {row['setting']}: {row['split']} case {row['case']} is scored more than once")
     return selected
+
+
+def known_cases(
+    scores: pd.DataFrame, cases: Cases | None, *, source: Path, allow_extra: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """Scores of the study's own cases, each in its own split, and a line that names the others.
+
+    Args:
+        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
+        cases: None: they are not known, and all scores are taken.
+        source: names the score file in errors.
+        allow_extra: whether scores of other cases are left out rather than refused.
+
+    Raises:
+        UserError: names the cases that are not in the study.
+    """
+    if cases is None:
+        return scores, []
+    splits = {"validation": "training", "test": "test"}
+    own = pd.MultiIndex.from_tuples(
+        [(split, case.id) for split, kind in splits.items() for case in cases.of_split(kind)]
+    )
+    known = pd.MultiIndex.from_frame(scores[["split", "case"]]).isin(own)
+    if known.all():
+        return scores, []
+    extra = [
+        f"{case} ({split})"
+        for split, case in sorted(set(scores.loc[~known, ["split", "case"]].itertuples(index=False)))
+    ]
+    named = ", ".join(extra[:CASES_NAMED]) + (
+        f" and {len(extra) - CASES_NAMED} more" if len(extra) > CASES_NAMED else ""
+    )
+    if not allow_extra:
+        raise UserError(
+            f"{source}: scores of {len(extra)} cases that the study does not have: {named}; score this study's cases "
+            "again, or leave these out by --allow-extra"
+        )
+    return scores[known].reset_index(drop=True), [f"scores of cases that the study does not have: {named}"]
 
 
 def _check_same_cases(scores: pd.DataFrame, source: Path) -> None:

@@ -2,85 +2,164 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
+from megavoxel.reporting.case_scores import case_data
+from megavoxel.reporting.embedded import drawing_uri, photo_uri
 from megavoxel.reporting.memory import how_measured
 from megavoxel.reporting.memory_figure import panels
+from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
 from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.style import palette
 from megavoxel.reporting.tables import NONE
+from megavoxel.reporting.viewer import Viewer
 
 FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
 TIMED_FIGURE = "dsc_against_seconds"
+SCRIPTS = ("tables.js", "cases.js", "viewer.js")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
+COMPARED = ("DSC − baseline", "DSC p (Holm)", "NSD − baseline", "NSD p (Holm)")
+"""Columns of the summary that have a table of their own on the page."""
+NAMES_SHOWN = 12
+"""Of a list in a sentence; the others are counted."""
 
 
 def write_page(
-    stored: Stored, tables: Mapping[str, pd.DataFrame], comparisons: Sequence[Shown], figures: Path, path: Path
+    stored: Stored,
+    tables: Mapping[str, pd.DataFrame],
+    comparisons: Sequence[Shown],
+    viewer: Viewer,
+    report: Path,
 ) -> None:
-    """Writes the page.
+    """Writes `index.html`.
 
     Args:
         tables: as `megavoxel.reporting.tables.write_tables` returns them.
         comparisons: as `megavoxel.reporting.side_by_side.write_comparisons` returns them.
-        figures: folder of the figures, from which they are copied into the page.
-        path: the page.
+        viewer: as `megavoxel.reporting.viewer.build_viewer` returns it.
+        report: folder of the report, whose tables and figures are copied into the page.
 
     Raises:
-        UserError: a figure is missing, or checks.csv or a postprocessing.json is damaged.
+        UserError: a table or figure is missing, or checks.csv or a postprocessing.json is damaged.
     """
     environment = Environment(
-        loader=PackageLoader("megavoxel", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("megavoxel", "reporting/template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    definition = stored.definition
-    timed = "Seconds per image" in tables["inference_time"].columns
+    environment.filters["listed"] = listed
+    template = files("megavoxel.reporting") / "template"
     text = environment.get_template("page.html.j2").render(
-        definition=definition,
+        definition=stored.definition,
         splits=stored.splits,
-        findings=read_findings(stored.results / "checks.csv"),
-        findings_shown=FINDINGS_SHOWN,
-        never_seen=labels_never_seen(stored),
         tables=tables,
-        settings=settings_table(stored),
-        notes={name: plan.notes for name, plan in stored.plans.items() if plan.notes},
-        postprocessing=postprocessing_table(stored),
-        manifests={name: manifest_table(found) for name, found in stored.manifests.items() if found},
-        tolerances=stored.tolerances,
-        both_empty=both_empty(stored),
-        scored_values=int((stored.scores["metric"] == "DSC").sum()),
-        timed=timed,
-        memory_how=how_measured(stored),
-        label_panels=len(panels(stored)) > 1,
-        figures={name: data_uri(figures / f"{name}.png") for name in (*FIGURES, *([TIMED_FIGURE] if timed else []))},
-        sweeps={sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in definition.sweeps},
-        sweep_figures={sweep.name: data_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
-        comparisons={shown.caption: data_uri(figures / "comparisons" / shown.file) for shown in comparisons},
-        overlays={name: data_uri(figures / "overlays" / f"{name}.png") for name in definition.models},
+        style=Markup((template / "page.css").read_text(encoding="utf-8")),
+        scripts=[Markup((template / name).read_text(encoding="utf-8")) for name in SCRIPTS],
+        exports={name: _text(report / "tables" / f"{name}.csv") for name in tables},
+        viewer=viewer,
+        case_data=case_data(stored) | {"colours": label_colours(stored)},
+        **_notices(stored),
+        **_numbers(stored, tables),
+        **_pictures(stored, tables, comparisons, report / "figures"),
+        **_runs(stored),
     )
-    write_text(path, text.rstrip() + "\n")
+    write_text(report / "index.html", text.rstrip() + "\n")
 
 
-def data_uri(path: Path) -> str:
-    """A PNG file as a data URI.
+def _notices(stored: Stored) -> dict[str, Any]:
+    """What stands at the top: what is missing, left out or odd."""
+    return {
+        "missing": stored.missing,
+        "ignored": stored.ignored,
+        "findings": read_findings(stored.results / "checks.csv"),
+        "findings_shown": FINDINGS_SHOWN,
+        "never_seen": labels_never_seen(stored),
+        "differing": differing(stored),
+        "without_manifest": without_manifest(stored),
+    }
 
-    Raises:
-        UserError: the file is missing.
-    """
+
+def _numbers(stored: Stored, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """What the captions of the tables say."""
+    return {
+        "tolerances": stored.tolerances,
+        "both_empty": both_empty(stored),
+        "scored_values": int((stored.scores["metric"] == "DSC").sum()),
+        "summary": tables["summary"].drop(columns=[name for name in COMPARED if name in tables["summary"]]),
+        "case_counts": {split: _case_count(stored, split) for split in stored.splits},
+        "run_count": sum(map(len, stored.histories.values())),
+        "timed": is_timed(tables),
+        "memory_how": how_measured(stored),
+        "label_panels": len(panels(stored)) > 1,
+        "sweeps": {sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in stored.definition.sweeps},
+    }
+
+
+def _pictures(
+    stored: Stored, tables: Mapping[str, pd.DataFrame], comparisons: Sequence[Shown], figures: Path
+) -> dict[str, Any]:
+    """All pictures as data URIs."""
+    definition = stored.definition
+    names = (*FIGURES, *([TIMED_FIGURE] if is_timed(tables) else []))
+    return {
+        "figures": {name: drawing_uri(figures / f"{name}.png") for name in names},
+        "sweep_figures": {sweep.name: drawing_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
+        "comparisons": {shown.caption: photo_uri(figures / "comparisons" / shown.file) for shown in comparisons},
+        "overlays": {name: photo_uri(figures / "overlays" / f"{name}.png") for name in definition.models},
+    }
+
+
+def _runs(stored: Stored) -> dict[str, Any]:
+    """With what the study was run."""
+    return {
+        "provenance": provenance_table(stored),
+        "settings": settings_table(stored),
+        "notes": {name: plan.notes for name, plan in stored.plans.items() if plan.notes},
+        "postprocessing": postprocessing_table(stored),
+        "manifests": {name: manifest_table(found) for name, found in stored.manifests.items() if found},
+    }
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence; of many only the first ones, and the number of the others."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def is_timed(tables: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether inference was timed."""
+    return "Seconds per image" in tables["inference_time"].columns
+
+
+def _case_count(stored: Stored, split: str) -> int:
+    return stored.scores.loc[stored.scores["split"] == split, "case"].nunique()
+
+
+def label_colours(stored: Stored) -> list[str]:
+    """The colours of the labels in pictures, as `#rrggbb`, in their order."""
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in palette(stored.labels).values()]
+
+
+def _text(path: Path) -> str:
     try:
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: this figure is missing; run 'megavoxel report' without --tables-only") from None
+        raise UserError(f"{path}: this table is missing; run 'megavoxel report' again") from None
 
 
 def read_findings(path: Path) -> list[dict[str, str]]:
@@ -152,7 +231,7 @@ def postprocessing_table(stored: Stored) -> pd.DataFrame:
 
 def manifest_table(manifests: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
     """All entries of the manifests of a setting's folds; a value that all folds share stands once."""
-    flat = {fold: dict(_flatten(manifest)) for fold, manifest in manifests.items()}
+    flat = {fold: {key: _shown(value) for key, value in flattened(manifest)} for fold, manifest in manifests.items()}
     rows = []
     for key in dict.fromkeys(key for entries in flat.values() for key in entries):
         values = {fold: entries.get(key, NONE) for fold, entries in flat.items()}
@@ -170,17 +249,10 @@ def both_empty(stored: Stored) -> int:
     return int(dsc.isna().sum())
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in mapping.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
-        elif isinstance(value, list) and len(value) > ENTRIES_SHOWN:
-            yield name, f"{len(value)} entries"
-        elif isinstance(value, list):
-            yield name, ", ".join(map(str, value)) or NONE
-        else:
-            yield name, NONE if value is None else str(value)
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries" if len(value) > ENTRIES_SHOWN else ", ".join(map(str, value)) or NONE
+    return NONE if value is None else str(value)
 
 
 def _times(numbers: Iterable[float]) -> str:

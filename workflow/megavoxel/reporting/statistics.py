@@ -11,6 +11,12 @@ from megavoxel.evaluation.tidy import METRICS
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Stored
 
+COMPARISON_COLUMNS = [
+    "model", "baseline", "split", "metric", "cases", "difference", "low", "high", "better", "equal", "worse", "p",
+    "p_holm",
+]  # fmt: skip
+EQUAL_DECIMALS = 12
+"""Cases count as equal where their scores agree to so many decimals."""
 DEVICES_UNSAID = 1
 """Devices of a run whose manifest does not state them."""
 
@@ -39,6 +45,33 @@ def summary(stored: Stored) -> pd.DataFrame:
     columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("mean", "sd", "low", "high")]
     columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("difference", "p", "p_holm")]
     return pd.DataFrame(rows, columns=columns)
+
+
+def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
+    """Per split, metric and model but the baseline: its difference to the baseline, over the cases that both have.
+
+    `low` and `high` bound the 95 % paired bootstrap interval of the mean difference; `better`, `equal` and `worse`
+    count cases. Difference and p are those of the summary.
+
+    Args:
+        stored: the study; without a baseline there are no lines.
+        summarised: as `summary` gives it.
+    """
+    baseline, means = stored.definition.baseline, case_means(stored.scores)
+    rows = []
+    for metric in METRICS if baseline is not None else ():
+        for line in summarised[summarised["model"] != baseline].to_dict("records"):
+            own, other = (_part(means, model, line["split"]) for model in (line["model"], baseline))
+            changes = differences(own, other)[metric].dropna().round(EQUAL_DECIMALS)
+            low, high = mean_interval(changes)
+            row = {"model": line["model"], "baseline": baseline, "split": line["split"], "metric": metric}
+            row |= {"cases": len(changes), "low": low, "high": high}
+            row |= {"better": (changes > 0).sum(), "equal": (changes == 0).sum(), "worse": (changes < 0).sum()}
+            row |= {key: line[f"{metric.lower()}_{key}"] for key in ("difference", "p", "p_holm")}
+            rows.append(row)
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+    order = {split: number for number, split in enumerate(stored.splits)}
+    return table.sort_values("split", key=lambda splits: splits.map(order), kind="stable", ignore_index=True)
 
 
 def labels(stored: Stored) -> pd.DataFrame:

@@ -12,11 +12,12 @@ import pandas as pd
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Sweep
 from megavoxel.data.cases import Cases, load_cases
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import Plan, load_plan
-from megavoxel.reporting.completeness import check_complete
+from megavoxel.reporting.completeness import check_complete, known_cases
+from megavoxel.reporting.partial import existing_part, stored_scores
 
 HISTORY_COLUMNS = ("epoch", "training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib")
 
@@ -64,6 +65,10 @@ class Stored:
     """By setting and fold; only those that exist."""
     device_forecast_gib: dict[str, float]
     """What plan.tsv forecasts of a device, in GiB by setting; empty where there is none."""
+    missing: tuple[str, ...] = ()
+    """A line about each part of the study that is not there."""
+    ignored: tuple[str, ...] = ()
+    """A line about each kind of scores that are there and do not belong to the study."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -87,24 +92,37 @@ class Stored:
         return self.results / "ensembles" / model if model in self.definition.ensembles else self.results / model
 
 
-def load_stored(results: Path, definition: str, *, need_cases: bool) -> Stored:
+def load_stored(
+    results: Path, definition: str, *, need_cases: bool, partial: bool = False, allow_extra: bool = False
+) -> Stored:
     """Reads scores, plans, histories and manifests of a study.
 
     Args:
         results: folder of the study.
         definition: as `load_definition` takes it.
         need_cases: whether cases.json must exist.
+        partial: take what there is of the study; `Stored.missing` tells what is not there.
+        allow_extra: leave out scores of cases that the study does not have.
 
     Raises:
-        UserError: a file is missing or wrong, or a model, fold or case has no scores.
+        UserError: a file is missing or wrong; a model, fold or case has no scores, or a case is not in the study.
     """
     study = load_definition(definition)
     cases = load_cases(Path(study.cases)) if need_cases or Path(study.cases).exists() else None
+    source, missing = results / "scores.csv", []
+    scores = stored_scores(results, study) if partial else read_scores(source)
+    others = _of_other_models(scores, study)
+    scores, extra = known_cases(
+        scores[scores["setting"].isin(study.models)], cases, source=source, allow_extra=allow_extra
+    )
+    test_expected = cases is not None and any(case.label is not None for case in cases.of_split("test"))
+    if partial:
+        study, scores, missing = existing_part(study, results, scores, test_expected=test_expected)
     scores = check_complete(
-        read_scores(results / "scores.csv"),
-        source=results / "scores.csv",
+        scores,
+        source=source,
         folds={model: study.folds[model] for model in study.models},
-        test_expected=cases is not None and any(case.label is not None for case in cases.of_split("test")),
+        test_expected=test_expected,
     )
     folders = {
         setting: {fold: results / setting / f"fold-{fold}" for fold in study.folds[setting]}
@@ -122,14 +140,28 @@ def load_stored(results: Path, definition: str, *, need_cases: bool) -> Stored:
         },
         manifests={
             setting: {
-                fold: read_json(folder / "manifest.json", what="manifest")
+                fold: read_manifest(folder / "manifest.json")
                 for fold, folder in folds.items()
                 if (folder / "manifest.json").exists()
             }
             for setting, folds in folders.items()
         },
         device_forecast_gib=read_forecast(results / "plan.tsv"),
+        missing=tuple(missing),
+        ignored=(*others, *extra),
     )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a training.
+
+    Raises:
+        UserError: the file is missing or no manifest.
+    """
+    found = read_json(path, what="manifest")
+    expect(isinstance(found, dict), str(path), "a manifest of a training, which is an object")
+    expect(isinstance(found.get("peak_memory"), dict | None), f"{path}: peak_memory", "an object")
+    return found
 
 
 def load_definition(text: str) -> Definition:
@@ -157,6 +189,12 @@ def load_definition(text: str) -> Definition:
     if without:
         raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
     return definition
+
+
+def _of_other_models(scores: pd.DataFrame, definition: Definition) -> list[str]:
+    """A line that names the models that are scored and are not, or no longer, in the study."""
+    others = sorted(set(scores["setting"]) - set(definition.models))
+    return [f"scores of {', '.join(others)}: not in the study's definition"] if others else []
 
 
 def read_history(path: Path) -> pd.DataFrame:

@@ -17,10 +17,11 @@ from megavoxel.reporting.timing import seconds_of_models, time_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
+NO_BASELINE = "This study names no baseline to hold the others against."
 NO_SWEEPS = "This study has no sweeps."
 NO_TIMINGS = "No inference of this study was timed."
 MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
-"""The column of a table that names the models of a row, with spaces between them."""
+"""The column of a table that names the models of a row, with spaces between them; such tables state peak memory."""
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
@@ -66,6 +67,26 @@ def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     )
     without_baseline = table["dsc_difference"].isna().all()
     return shown.drop(columns=[name for name in shown if without_baseline and name.endswith(("baseline", "(Holm)"))])
+
+
+def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """The comparison with rounded numbers, or the sentence that there is no baseline."""
+    if table.empty:
+        return pd.DataFrame({"Comparison": [NO_BASELINE]})
+    return pd.DataFrame(
+        {
+            "Model": table["model"],
+            "Split": table["split"],
+            "Metric": table["metric"],
+            "Cases": table["cases"].astype(str),
+            "− baseline [95 %]": _with_interval(table["difference"], table["low"], table["high"], _signed),
+            "Better": table["better"].astype(str),
+            "Equal": table["equal"].astype(str),
+            "Worse": table["worse"].astype(str),
+            "p": table["p"].map(_p),
+            "p (Holm)": table["p_holm"].map(_p),
+        }
+    )
 
 
 def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
@@ -175,12 +196,13 @@ def show_published(table: pd.DataFrame) -> pd.DataFrame:
 
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """What is shown of a table, with peak memory, measured and forecast, where one of its rows has it."""
-    stated = {head: table[name] for name, head in PEAK_HEADS.items() if table[name].notna().any()}
+    stated = {head: table[name] for name, head in PEAK_HEADS.items() if name in table and table[name].notna().any()}
     return shown.assign(**{head: peaks.map(lambda value: _number(value, ".3g")) for head, peaks in stated.items()})
 
 
 SHOWN = {
     "summary": show_summary,
+    "comparison": show_comparison,
     "labels": show_labels,
     "sweeps": show_sweeps,
     "cost": show_cost,
@@ -205,10 +227,11 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All tables by name, with full numbers; each ends with the peak memory of the models that a row is about."""
-    split, peaks = stored.splits[-1], own_peaks(stored)
+    """All tables by name, with full numbers; those of `MODELS` end with the peak memory of a row's models."""
+    split, peaks, summary = stored.splits[-1], own_peaks(stored), statistics.summary(stored)
     tables = {
-        "summary": statistics.summary(stored),
+        "summary": summary,
+        "comparison": statistics.comparison(stored, summary),
         "labels": statistics.labels(stored),
         "sweeps": sweep_table(stored, published),
         "cost": statistics.cost(stored),
@@ -224,8 +247,10 @@ def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> 
         seconds=seconds_of_models(tables["inference_time"], split),
         split=split,
     )
-    whole = {name: with_peaks(table, table[MODELS[name]].str.split(), peaks) for name, table in tables.items()}
-    return {**whole, "published": beside}
+    peaked = {
+        name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
+    }
+    return {**tables, **peaked, "published": beside}
 
 
 def _unannotated(table: pd.DataFrame) -> dict[str, pd.Series]:

@@ -2,7 +2,8 @@
 
 Looked at are: every file can be read to its end; image and label have the same shape, spacing (0.1 %) and place (5 % of
 the smallest voxel side); intensities are finite and not constant; the channels are as many as declared; labels are
-whole numbers that are declared; training cases have a label map.
+whole numbers that are declared; training cases have a label map. Of images to be classified: every file can be decoded
+to its end; no file has two lines in a table; no patient is in training and in test; grey images among colour ones.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--processes {arguments.processes}: allowed: 1 or more")
     arguments.output.unlink(missing_ok=True)  # an older list would contradict the faults found now
     dataset = load_dataset(arguments.dataset)
+    if dataset.classification is not None:
+        _check_images(arguments, dataset)
+        return
     layout = read_layout(arguments.data, dataset)
     tolerances = {label: dataset.tolerance(label) for label in layout.labels}
     findings = check_layout(
         arguments.data, layout, background_values=dataset.background_values, processes=arguments.processes
     )
-    write_findings(arguments.checks, findings)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        raise UserError(_report(arguments, dataset, errors, len(layout.cases)))
+    _write_checks(arguments, dataset, findings, len(layout.cases))
     cases = Cases(
         dataset=dataset.name,
         root=str(arguments.data),
@@ -54,6 +55,31 @@ def run(arguments: argparse.Namespace) -> None:
     )
     save_cases(arguments.output, cases)
     _print_outcome(findings, cases)
+
+
+def _check_images(arguments: argparse.Namespace, dataset: Dataset) -> None:
+    """The same of images to be classified."""
+    from megavoxel.classification.cases import save_image_cases
+    from megavoxel.classification.check import check_images, describe_cases
+
+    cases, findings = check_images(arguments.data, dataset, processes=arguments.processes)
+    _write_checks(arguments, dataset, findings, len(cases.cases))
+    save_image_cases(arguments.output, cases)
+    for finding in findings:
+        print(f"{finding.severity}: {finding.case}: {finding.check}: {finding.message}")
+    print("\n".join(describe_cases(cases)))
+
+
+def _write_checks(arguments: argparse.Namespace, dataset: Dataset, findings: list[Finding], total: int) -> None:
+    """Writes checks.csv.
+
+    Raises:
+        UserError: there are errors among the findings.
+    """
+    write_findings(arguments.checks, findings)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise UserError(_report(arguments, dataset, errors, total))
 
 
 def _report(arguments: argparse.Namespace, dataset: Dataset, errors: list[Finding], total: int) -> str:

@@ -1,4 +1,4 @@
-"""Average the probabilities of several settings, each after its own post-processing."""
+"""Average the probabilities of several settings; of label maps, each after its own post-processing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from megavoxel.files import atomic_directory
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
     parser.add_argument("--members", nargs="+", required=True, help="names of the settings, for messages")
-    parser.add_argument("--logits", type=Path, nargs="+", required=True, help="folder of logits of each member")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--logits", type=Path, nargs="+", help="folder of logits of each member")
+    source.add_argument("--probabilities", type=Path, nargs="+", help="CSV of each member, for classifiers")
     parser.add_argument(
-        "--predictions", type=Path, nargs="+", required=True, help="folder of label maps of each member"
+        "--predictions", type=Path, nargs="+", default=[], help="folder of label maps of each member, beside --logits"
     )
     parser.add_argument(
-        "--postprocessing", type=Path, nargs="+", required=True, help="postprocessing.json of each member"
+        "--postprocessing", type=Path, nargs="+", default=[], help="postprocessing.json of each, beside --logits"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz; of classifiers, a CSV"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Averages case by case; the folder of label maps appears when all are done."""
+    if arguments.probabilities:
+        from megavoxel.stages.classification.ensemble import run_ensemble
+
+        run_ensemble(arguments)
+        return
     from megavoxel.evaluation.postprocessing import load_postprocessing
     from megavoxel.inference.ensemble import Member, write_ensemble
     from megavoxel.network.device import set_threads

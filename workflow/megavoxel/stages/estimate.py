@@ -47,6 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     study, source = _study(arguments)
     device = load_device(arguments.hardware, study.hardware, source=source)
+    if study.task == "classification":
+        from megavoxel.stages.classification.estimate import run_estimate
+
+        run_estimate(arguments, study, device, _dataset(study, arguments.datasets, source))
+        return
     if (arguments.cases is None) != (arguments.fingerprint is None):
         raise UserError("--cases and --fingerprint: give both or neither")
     if arguments.cases is None:

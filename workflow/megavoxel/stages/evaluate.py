@@ -1,4 +1,4 @@
-"""Score label maps: DSC and NSD per case and label, as a table and as CSV.
+"""Score label maps: DSC and NSD per case and label, as a table and as CSV; or the probabilities of a classifier.
 
 Two folders, matched by file name:
   megavoxel evaluate PREDICTIONS REFERENCES --tolerance 2.0 --output scores.csv
@@ -15,13 +15,16 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from megavoxel.classification.cases import is_classification
 from megavoxel.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("predictions", type=Path, nargs="?", help="folder of predicted label maps (.nii.gz)")
+    parser.add_argument(
+        "predictions", type=Path, nargs="?", help="folder of predicted label maps (.nii.gz); of a classifier, its CSV"
+    )
     parser.add_argument("references", type=Path, nargs="?", help="folder of reference label maps of the same names")
     parser.add_argument("--output", type=Path, help="score file to write: setting,split,fold,case,label,metric,value")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
@@ -87,6 +90,11 @@ def _score_study(arguments: argparse.Namespace) -> None:
     from megavoxel.planning.splits import load_splits
 
     _check_study_options(arguments)
+    if is_classification(arguments.cases, what="list of cases"):
+        from megavoxel.stages.classification.evaluate import run_evaluate
+
+        run_evaluate(arguments)
+        return
     cases = load_cases(arguments.cases)
     selection = select_pairs(
         cases,

@@ -16,8 +16,10 @@ from megavoxel.data.fetch import fetch
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
-    parser.add_argument("--dataset", type=Path, required=True, help="dataset file, config/datasets/NAME.yaml")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, data/NAME")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", type=Path, help="dataset file, config/datasets/NAME.yaml")
+    source.add_argument("--weights", metavar="JSON", help="published weights of a classifier: file or url, and sha256")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, data/NAME; of weights, a file")
     parser.add_argument(
         "--mirror", type=Path, help="folder that may hold the archive, or a folder of the dataset's name"
     )
@@ -28,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the dataset's folder."""
+    """Writes the dataset's folder, or the file of weights."""
+    if arguments.weights is not None:
+        from megavoxel.stages.classification.fetch import run_fetch_weights
+
+        run_fetch_weights(arguments)
+        return
     dataset = load_dataset(arguments.dataset)
     origin = fetch(
         dataset, arguments.output, downloads=arguments.downloads, mirror=arguments.mirror, copy=arguments.copy

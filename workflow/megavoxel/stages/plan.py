@@ -35,7 +35,9 @@ class Request:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
     parser.add_argument("--cases", type=Path, required=True, help="cases.json of the dataset")
-    parser.add_argument("--preprocessing-plan", type=Path, required=True, help="plan of the setting's preprocessing")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--preprocessing-plan", type=Path, help="plan of the setting's preprocessing")
+    task.add_argument("--splits", type=Path, help="splits.json, for a setting of a classification study")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--study", type=Path, help="study file; with --setting")
     source.add_argument("--definition", help="the setting as JSON; with --study-name and --seed")
@@ -51,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes plan.json and prints its notes."""
+    if arguments.splits is not None:
+        from megavoxel.stages.classification.plan import run_plan
+
+        run_plan(arguments)
+        return
     from megavoxel.planning.plan import load_preprocessing_plan, save_plan
     from megavoxel.planning.planner import plan_setting
 

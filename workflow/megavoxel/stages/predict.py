@@ -1,4 +1,4 @@
-"""Label images by the sliding window: the cases of a study's fold or test split, or any images.
+"""Label images by the sliding window, or classify them: the cases of a study's fold or test split, or any images.
 
 New scans by a model that 'megavoxel export' wrote:
   megavoxel predict --model DIR --input SCAN... --output FOLDER
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megavoxel.classification.cases import is_classification
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
@@ -23,7 +24,18 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
 
-NOT_WITH_MODEL = ("plan", "weights", "logits", "preprocessed", "splits", "split", "fold", "stage1", "stage1_labels")
+NOT_WITH_MODEL = (
+    "plan",
+    "weights",
+    "logits",
+    "cases",
+    "preprocessed",
+    "splits",
+    "split",
+    "fold",
+    "stage1",
+    "stage1_labels",
+)
 ONLY_WITH_MODEL = ("probabilities", "any_modality", "series", "assume_orientation", "one_file_per_case")
 
 
@@ -32,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--plan", type=Path, help="plan.json of the setting")
     parser.add_argument("--weights", type=Path, nargs="+", help="model.pt of one or several folds")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz; of a classifier, a CSV"
+    )
     parser.add_argument("--logits", type=Path, help="folder for the logits, which an ensemble needs")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
     study = parser.add_argument_group("cases of a study")
     study.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
+    study.add_argument("--cases", type=Path, help="cases.json, for a classifier")
     study.add_argument("--splits", type=Path, help="splits.json of the study")
     study.add_argument("--split", choices=["validation", "test"], help="which cases")
     study.add_argument("--fold", type=int, help="the fold of --split validation")
@@ -91,6 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not (arguments.plan and arguments.weights):
         raise UserError("give either --model, or --plan and --weights")
     _refuse_options(arguments, "with --plan and --weights", ONLY_WITH_MODEL)
+    if is_classification(arguments.plan, what="plan"):
+        from megavoxel.stages.classification.predict import run_predict
+
+        run_predict(arguments)
+        return
     plan = load_plan(arguments.plan)
     if arguments.input:
         require_first_stage(plan, arguments.stage1_labels, option="--stage1-labels")

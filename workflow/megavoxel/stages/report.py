@@ -37,10 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds of inference: setting,split,fold,case,repeat,seconds,window, a line per repeat",
     )
     parser.add_argument("--tables-only", action="store_true", help="no overlays and no page")
+    parser.add_argument(
+        "--partial", action="store_true", help="report what there is of the study, and name what is missing"
+    )
+    parser.add_argument(
+        "--allow-extra", action="store_true", help="leave out scores of cases that the study does not have"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that share the cases of the page's viewer (default: 1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
+    from megavoxel.reporting.classification.stored import is_classification_report
+
+    if is_classification_report(arguments.definition):
+        from megavoxel.stages.classification.report import run_report
+
+        run_report(arguments)
+        return
     from megavoxel.reporting.figures import write_figures
     from megavoxel.reporting.memory_figure import write_memory_figure
     from megavoxel.reporting.published import read_published
@@ -51,7 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.reporting.timing import read_timings
 
     published, timings = read_published(arguments.published), read_timings(arguments.timings)
-    stored = load_stored(arguments.results, arguments.definition, need_cases=not arguments.tables_only)
+    stored = load_stored(
+        arguments.results,
+        arguments.definition,
+        need_cases=not arguments.tables_only,
+        partial=arguments.partial,
+        allow_extra=arguments.allow_extra,
+    )
+    for line in (*stored.missing, *stored.ignored):
+        print(f"left out: {line}", flush=True)
     report = arguments.results / "report"
     tables = write_tables(stored, published, timings, report / "tables")
     print(f"tables: {report / 'tables'}", flush=True)
@@ -65,8 +89,10 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.reporting.overlays import write_overlays
     from megavoxel.reporting.page import write_page
     from megavoxel.reporting.side_by_side import write_comparisons
+    from megavoxel.reporting.viewer import build_viewer
 
     write_overlays(stored, stored.cases, report / "figures" / "overlays")
     comparisons = write_comparisons(stored, stored.cases, report / "figures" / "comparisons")
-    write_page(stored, tables, comparisons, report / "figures", report / "index.html")
+    viewer = build_viewer(stored, stored.cases, processes=arguments.processes)
+    write_page(stored, tables, comparisons, viewer, report)
     print(f"page: {report / 'index.html'}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megavoxel.classification.cases import is_classification
 from megavoxel.data.cases import load_cases
 
 
@@ -21,6 +22,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes splits.json."""
     from megavoxel.planning.splits import import_splits, make_splits, save_splits
 
+    if is_classification(arguments.cases, what="list of cases"):
+        from megavoxel.stages.classification.split import run_split
+
+        run_split(arguments)
+        return
     cases = load_cases(arguments.cases)
     if arguments.splits is None:
         splits = make_splits(cases, arguments.folds, arguments.seed)

@@ -26,7 +26,9 @@ PATIENCE = 90.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
     parser.add_argument("--plan", type=Path, required=True, help="plan.json of the setting")
-    parser.add_argument("--preprocessed", type=Path, required=True, help="folder of the preprocessed cases")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
+    data.add_argument("--cases", type=Path, help="cases.json, for a setting of a classification study")
     parser.add_argument("--splits", type=Path, required=True, help="splits.json of the study")
     parser.add_argument("--fold", type=int, required=True, help="the fold, counted from 0")
     parser.add_argument(
@@ -36,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage1", type=Path, nargs="+", default=[], help="folders that 'megavoxel stage1' wrote, one per fold"
     )
-    parser.add_argument("--weights", type=Path, help="model.pt to begin with, for a setting with 'start'")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="model.pt to begin with, for a setting with 'start'; published ones for 'pretrained'",
+    )
     parser.add_argument("--checksums", type=Path, help="checksums.tsv of the dataset, for the manifest")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
@@ -44,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, then writes the three files; model.pt comes last. Several devices: as a group of processes."""
+    if arguments.cases is not None:
+        from megavoxel.stages.classification.train import run_train
+
+        run_train(arguments)
+        return
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
     from megavoxel.forecast.fit import check_fits, explained_out_of_memory

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from megavoxel.config.classification import ClassifierTraining
 from megavoxel.config.study import Training
 
 POLY_EXPONENT = 0.9
@@ -18,7 +19,9 @@ RULES: dict[str, Callable[[float], float]] = {
 """Factor of the learning rate by the ratio of two batches."""
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], training: Training) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], training: Training | ClassifierTraining
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants."""
     adaptive = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
     if training.optimizer in adaptive:
@@ -32,7 +35,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], training: Training
     )
 
 
-def learning_rate(epoch: int, training: Training, batch: int) -> float:
+def learning_rate(epoch: int, training: Training | ClassifierTraining, batch: int) -> float:
     """Learning rate of an epoch counted from 0: linear warm-up, then poly (nnU-Net), cosine or constant.
 
     It begins at `training.learning_rate`, by `learning_rate_rule` as it is, or times the batch over

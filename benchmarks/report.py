@@ -1,0 +1,87 @@
+"""The page of a large study, 12 settings x 5 folds x 240 cases with 15 labels: its size, and when it can be seen.
+
+Volumes have 96 x 128 x 128 voxels of 5 x 2.7 x 2.7 mm, so that they are written in minutes: the field of view of a scan
+of the abdomen, and more voxels than the page shows of it. What reading full scans takes is measured on a few of
+100 x 512 x 512 voxels. First paint is that of a headless Chromium, and left out where there is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.large_study import make_results
+from benchmarks.measure import Row, smaller_is_better
+from megavoxel.cli import main
+from megavoxel.data.cases import load_cases
+from megavoxel.reporting.stored import load_stored
+from megavoxel.reporting.viewer import build_viewer
+
+SETTINGS, FOLDS, CASES = 12, 5, 240
+SHAPE, SPACING = (96, 128, 128), (5.0, 2.7, 2.7)
+SCAN_SHAPE, SCAN_SPACING, SCANS = (100, 512, 512), (5.0, 0.7, 0.7), 4
+BOUND_MEGABYTES, BOUND_PAINT_SECONDS = 30.0, 3.0
+BOUND_TABLES_SECONDS = 10.0
+BOUND_READING_SECONDS = 1800.0
+"""Of 240 scans with 13 label maps each, in one process."""
+MEGABYTE = 1_000_000
+
+
+def run() -> list[Row]:
+    """Size, first paint, and seconds for the tables and for reading the scans."""
+    title = f"report of {SETTINGS} settings x {FOLDS} folds x {CASES} cases"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        definition = make_results(root, settings=SETTINGS, folds=FOLDS, cases=CASES, shape=SHAPE, spacing=SPACING)
+        options = ["--results", str(root / "results"), "--definition", definition]
+        tables = timed(lambda: main(["report", *options, "--tables-only"]))
+        page = timed(lambda: main(["report", *options]))
+        path = root / "results/report/index.html"
+        rows = [
+            smaller_is_better(f"{title}: page", "own bound", path.stat().st_size / MEGABYTE, BOUND_MEGABYTES, "MB"),
+            smaller_is_better(f"{title}: tables of 93 600 scores", "own bound", tables, BOUND_TABLES_SECONDS, "s"),
+            smaller_is_better(f"{title}: page, one process", "own bound", page, BOUND_READING_SECONDS, "s"),
+        ]
+        paint = first_paint_seconds(path)
+        if paint is not None:
+            rows.append(smaller_is_better(f"{title}: first paint", "own bound", paint, BOUND_PAINT_SECONDS, "s"))
+    return [*rows, reading_row()]
+
+
+def reading_row() -> Row:
+    """Seconds to read full scans for the viewer, scaled from a few to all."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        definition = make_results(root, settings=SETTINGS, folds=2, cases=SCANS, shape=SCAN_SHAPE, spacing=SCAN_SPACING)
+        stored = load_stored(root / "results", definition, need_cases=True)
+        cases = load_cases(root / "results/cases.json")
+        seconds = timed(lambda: build_viewer(stored, cases, processes=1)) * CASES / SCANS
+    title = f"slices of {CASES} scans of 100 x 512 x 512 with 13 predictions, one process, from {SCANS}"
+    return smaller_is_better(title, "own bound", seconds, BOUND_READING_SECONDS, "s")
+
+
+def timed(work) -> float:
+    """Seconds of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def first_paint_seconds(path: Path) -> float | None:
+    """When Chromium first paints a page, counted from the navigation; None without Chromium or Playwright."""
+    browser_path = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    if browser_path is None:
+        return None
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(path.resolve().as_uri())
+        milliseconds = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        browser.close()
+    return milliseconds / 1000

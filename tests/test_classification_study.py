@@ -1,0 +1,279 @@
+"""A classification study: its file and grid, training that goes on where it stopped, and the chain by Snakemake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from megavoxel.classification import loop
+from megavoxel.classification.forecast import image_bytes, step_cost
+from megavoxel.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.classification.networks import build_network
+from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
+from megavoxel.classification.splits import make_image_splits
+from megavoxel.classification.step import measured_step
+from megavoxel.config.study_file import load_study, parse_study
+from megavoxel.distributed.group import Group
+from megavoxel.errors import UserError
+from small_images import CLASSES, classifier, image_cases, write_folders
+
+CPU = torch.device("cpu")
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+STUDY = {
+    "study": "tiny",
+    "task": "classification",
+    "dataset": "small.yaml",
+    "hardware": "cpu-core",
+    "baseline": "small-32-6pc-1w",
+    "defaults": {
+        "network": "small",
+        "images_per_class": 6,
+        "batch": 4,
+        "training": {"epochs": 2, "learning_rate": 0.01, "loaders": 0, "precision": "float32"},
+    },
+    "grid": [{"resolution": 32, "workers": [1, 2]}],
+    "ensembles": {"both": {"members": ["small-32-6pc-1w", "small-32-6pc-2w"]}},
+}
+
+
+def study(**changes: object) -> dict:
+    kind = {} if "grid" in changes else {"settings": {"a": {}}}
+    return {"study": "s", "task": "classification", "dataset": "cxr2"} | kind | changes
+
+
+def refused(match: str, **changes: object) -> None:
+    with pytest.raises(UserError, match=match):
+        parse_study(study(**changes), source="s.yaml")
+
+
+def test_a_grid_is_all_combinations_of_its_lists():
+    grid = [{"resolution": [112, 224], "workers": [1, 2], "seeds": [1, 2], "learning_rate": 0.5}]
+    found = parse_study(study(grid=grid, defaults={"network": "small"}), source="s")
+    assert list(found.cells) == [f"small-{side}-allpc-{workers}w" for side in (112, 224) for workers in (1, 2)]
+    assert found.cells["small-224-allpc-2w"] == ("small-224-allpc-2w-seed1", "small-224-allpc-2w-seed2")
+    setting = found.setting("small-224-allpc-2w-seed2")
+    assert (setting.resolution, setting.workers, setting.seed, setting.training.learning_rate) == (224, 2, 2, 0.5)
+
+
+def test_lists_of_rates_and_partitions_are_part_of_the_name():
+    grid = [{"data_partition": ["private", "shared"], "learning_rate": [1.0e-5, 0.25]}]
+    found = parse_study(study(grid=grid), source="s")
+    assert "resnet50-224-allpc-1w-shared-lr0_25" in found.cells
+    assert len(found.settings) == 4
+
+
+def test_rates_scale_with_the_batch_of_all_workers():
+    rates = [
+        classifier(workers=workers, training={"learning_rate_rule": "linear", "learning_rate_batch": 4}).learning_rate
+        for workers in (1, 4)
+    ]
+    assert rates == [0.01, 0.04]
+
+
+def test_studies_that_contradict_themselves_are_refused():
+    refused("grid.1: there is a setting 'resnet50-224-5pc-1w' already", grid=[{"images_per_class": 5}] * 2)
+    refused("pretrained: the study has no weights of resnet50", settings={"a": {"pretrained": True}})
+    refused("no published weights of the network 'small'", settings={"a": {"pretrained": True, "network": "small"}})
+    refused("baseline: there is no setting 'b'", baseline="b")
+    refused("there is no fold 3; allowed: 0 to 1", folds=2, settings={"a": {"folds": [3]}})
+    refused("unknown key 'patch'", settings={"a": {"patch": [1, 1, 1]}})
+    refused("exactly one of file and url, the latter with sha256", weights={"vgg16": {"url": "https://a/b.pth"}})
+
+
+@pytest.mark.parametrize("name", ["pandit-2021-sd198", "pandit-2021-nih"])
+def test_published_numbers_are_of_cells_that_the_paper_studies_have(repository, name):
+    found = load_study(repository / "config/studies" / f"{name}.yaml")
+    rows = pd.read_csv(repository / "config/published" / f"{name}.csv")
+    assert set(rows["row"]) <= set(found.cells)
+    for cell in rows["row"]:
+        setting = found.setting(cell)
+        assert setting.batch == (4 if setting.resolution == 1024 else 5)
+        assert setting.workers > 1 or setting.training.learning_rate == 1e-5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_folders(folder, 10)
+    return folder
+
+
+def trained(images: Path, state: Path, **keys: object) -> loop.ClassifierRun:
+    plan, cases = classifier(**keys), image_cases(images, 10)
+    splits = make_image_splits(cases, 2, seed=1)
+    return train_classifier(plan, fold_of(plan, cases, splits.folds[0], 0), state, CPU)
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path, monkeypatch):
+    whole = trained(images, tmp_path / "whole")
+    steps = []
+
+    def ended_in_the_middle(*arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 4:  # the first of three steps of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measured_step(*arguments)
+
+    monkeypatch.setattr(loop, "measured_step", ended_in_the_middle)
+    with pytest.raises(UserError, match="ended by SIGTERM after epoch 1 and 1 step"):
+        trained(images, tmp_path / "parts")
+    again = trained(images, tmp_path / "parts")
+    assert len(steps) == 9
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[key]), key
+    assert [row["training_loss"] for row in whole.history] == [row["training_loss"] for row in again.history]
+
+
+def test_loaders_change_nothing(images, tmp_path):
+    alone, helped = (
+        trained(images, tmp_path / str(count), training={"epochs": 1, "loaders": count}) for count in (0, 2)
+    )
+    for key, value in alone.network.state_dict().items():
+        assert torch.equal(value, helped.network.state_dict()[key]), key
+
+
+def test_classes_that_differ_are_learnt(images, tmp_path):
+    run = trained(images, tmp_path, training={"epochs": 6, "learning_rate": 0.001})
+    assert run.history[-1]["validation_accuracy"] == 1.0
+
+
+def test_training_begins_with_the_published_weights_it_is_given(images, tmp_path):
+    plan, cases = classifier(network="resnet50", pretrained=True), image_cases(images, 10)
+    other = build_network("resnet50", 1000, seed=5).state_dict()
+    torch.save(other, tmp_path / "resnet50.pth")
+    fold = make_image_splits(cases, 1, seed=1).folds[0]
+    begun = start_run(plan, fold_of(plan, cases, fold, 0, weights=tmp_path / "resnet50.pth"), CPU, Group())
+    own = begun.network.state_dict()
+    assert torch.equal(own["layer4.2.conv3.weight"], other["layer4.2.conv3.weight"])
+    assert own["fc.weight"].shape == (2, 2048)
+    plain, published = (fold_of(plan, cases, fold, 0, weights_data=data).key(plan) for data in (None, "0"))
+    assert plain != published  # states of runs from other weights are not gone on with
+
+
+@pytest.mark.parametrize(("network", "optimizer"), [("small", "adam"), ("resnet50", "sgd")])
+def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer):
+    plan = classifier(network=network, resolution=64, batch=3, training={"optimizer": optimizer})
+    cases = image_cases(images, 10)
+    data = fold_of(plan, cases, make_image_splits(cases, 1, seed=1).folds[0], 0)
+    run = start_run(plan, data, CPU, Group())
+    measured_step(run, torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0]))
+    assert step_cost(plan, "float32").peak_bytes / 2**30 == pytest.approx(run.peak_memory["gib"], rel=0.02)
+
+
+def test_memory_per_image_goes_with_the_area():
+    small, large = (image_bytes(classifier(resolution=side), "float32") for side in (64, 128))
+    assert large == pytest.approx(4 * small, rel=0.02)
+
+
+def test_probabilities_are_averaged_and_checked(tmp_path):
+    for name, values in (("a", [[1.0, 0.0], [0.5, 0.5]]), ("b", [[0.0, 1.0], [0.1, 0.9]])):
+        write_probabilities(tmp_path / f"{name}.csv", ["x/1.png", "y/2.png"], CLASSES, pd.DataFrame(values).to_numpy())
+    mean = mean_probabilities([tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert mean.loc["y/2.png"].tolist() == pytest.approx([0.3, 0.7])
+    with pytest.raises(UserError, match="its classes are bright, dark; expected dark, bright"):
+        read_probabilities(tmp_path / "a.csv", CLASSES[::-1])
+    (tmp_path / "c.csv").write_text("case,bright,dark\nx/1.png,0.5,0.6\n")
+    with pytest.raises(UserError, match="its numbers are no probabilities"):
+        read_probabilities(tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_text("case,bright,dark\nx/1.png,0.5,0.5\n")
+    with pytest.raises(UserError, match="different cases"):
+        mean_probabilities([tmp_path / "a.csv", tmp_path / "d.csv"])
+
+
+def snakemake(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [str(SNAKEMAKE), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+    return subprocess.run(
+        [*command, *arguments, "--configfile", "study.yaml"],
+        capture_output=True, text=True, check=False, timeout=500, cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(repository, tmp_path_factory) -> Path:
+    """A tiny study, run to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    write_folders(folder / "source", 10)
+    keys = {"classes": [*CLASSES], "test_per_class": 4}
+    values = {"name": "small", "source": {"folder": "source"}, "classification": keys}
+    (folder / "small.yaml").write_text(yaml.safe_dump(values))
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    done = snakemake(repository, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "results/tiny"
+
+
+@pytest.mark.slow
+def test_a_study_runs_from_images_to_its_report(finished):
+    cell = "small-32-6pc-2w"
+    for name in (
+        "checks.csv", "cases.json", "splits.json", "scores.csv", f"{cell}/plan.json", f"{cell}/fold-0/model.pt",
+        f"{cell}/fold-0/history.csv", f"{cell}/fold-0/manifest.json", f"{cell}/test.csv", "ensembles/both/test.csv",
+        "report/index.html", "report/tables/summary.tex", "report/figures/accuracy_against_resolution.svg",
+    ):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    scores = pd.read_csv(finished / "scores.csv")
+    assert set(scores["setting"]) == {"small-32-6pc-1w", cell, "both"}
+    # 8 test images: probabilities of 2 classes and the truth; 5 metrics
+    assert (scores.groupby("setting").size() == 8 * 3 + 5).all()
+
+
+@pytest.mark.slow
+def test_the_report_says_what_a_reader_has_to_know(finished):
+    page = (finished / "report/index.html").read_text()
+    assert "2 of 2 settings began with random weights" in page
+    table = pd.read_csv(finished / "report/tables/distributed.csv")
+    assert table[["resolution", "images_per_class", "workers", "partition"]].to_numpy().tolist() == [
+        [32, 6, 2, "private"]
+    ]
+    summary = pd.read_csv(finished / "report/tables/summary.csv").set_index("row")
+    counts = pd.read_csv(finished / "report/tables/confusion.csv")
+    own = counts[counts["row"] == "both"]
+    right = own[own["class"] == own["predicted"]]["images"].sum()
+    assert summary.loc["both", "accuracy"] == pytest.approx(right / 8)
+    cost = pd.read_csv(finished / "report/tables/cost.csv")
+    assert (cost["peak_gib"] > 0).all()
+    assert cost["forecast_gib"].to_numpy() == pytest.approx(cost["peak_gib"].to_numpy(), rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finished):
+    manifest = json.loads((finished / "small-32-6pc-2w/fold-0/manifest.json").read_text())
+    assert manifest["published_weights"] == "none: all weights began at random"
+    shares = manifest["data"]["shares"]
+    assert [len(share) for share in shares] == [6, 6]
+    assert not set(shares[0]) & set(shares[1])
+    assert manifest["devices"] == 2
+
+
+@pytest.mark.slow
+def test_new_images_are_classified_and_tables_made_again(finished, repository):
+    from megavoxel.cli import main
+
+    cell = finished / "small-32-6pc-1w"
+    weights = ["--weights", str(cell / "fold-0/model.pt"), "--output", str(finished / "new.csv")]
+    source = str(finished.parents[1] / "source/dark")
+    assert main(["predict", "--plan", str(cell / "plan.json"), *weights, "--input", source]) == 0
+    assert len(read_probabilities(finished / "new.csv", CLASSES)) == 10
+    (finished / "report/tables/summary.csv").unlink()
+    done = snakemake(repository, finished.parents[1], "tables")
+    assert done.returncode == 0, done.stderr
+    assert (finished / "report/tables/summary.csv").exists()
+
+
+def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "dataset": "phantom"}))
+    done = snakemake(repository, tmp_path, "-n")
+    assert done.returncode != 0
+    assert (
+        "Error: study.yaml: dataset: phantom is not for a study of 'task: classification'" in done.stdout + done.stderr
+    )

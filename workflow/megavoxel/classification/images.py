@@ -1,0 +1,77 @@
+"""JPEG and PNG files as square images of a given side."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from megavoxel.errors import UserError
+
+GREY, COLOUR = "L", "RGB"
+MODES = {"1": GREY, "L": GREY, "LA": GREY, "P": COLOUR, "PA": COLOUR, "RGB": COLOUR, "RGBA": COLOUR, "CMYK": COLOUR}
+"""What Pillow may call an image of 8 bits or less, and what it is read as; transparency is dropped."""
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the colours of ImageNet from 0 to 1, as torchvision's published weights expect them; used for all networks."""
+
+
+def read_image(path: Path, side: int) -> Image.Image:
+    """An image brought to `side` x `side` pixels, grey or colour; the aspect ratio is not kept.
+
+    A JPEG is decoded at the smallest of 1, 1/2, 1/4, 1/8 of its size that is no smaller than that. The rest of the way
+    is a triangular filter as wide as the reduction (Pillow's BILINEAR). A camera's note of its orientation is followed.
+
+    Raises:
+        UserError: the file cannot be read to its end, or is no image of at most 8 bits.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                file.draft(None, (side, side))
+                mode = _mode(file, path)
+                file.load()
+                image = ImageOps.exif_transpose(file).convert(mode)
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(
+            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, which is taken for an attack"
+        ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except Exception as fault:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+        raise UserError(
+            f"{path}: cannot be read as an image ({' '.join(str(fault).split())}); bring a whole copy, or leave it out "
+            "by 'exclude' of the dataset file"
+        ) from None
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def image_mode(path: Path) -> str:
+    """Whether an image is `L` (grey) or `RGB`, from its whole content.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    return read_image(path, 32).mode
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """float32 (3, height, width), normalised by `MEAN` and `DEVIATION`; the grey of grey images stands for all three
+    colours."""
+    values = torch.from_numpy(np.array(image))
+    planes = values.expand(3, *values.shape) if image.mode == GREY else values.permute(2, 0, 1)
+    mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
+    scale, offset = (1 / (255 * deviation)).view(3, 1, 1), (mean / deviation).view(3, 1, 1)
+    return planes.to(torch.float32).mul_(scale).sub_(offset) if image.mode != GREY else planes * scale - offset
+
+
+def _mode(file: Image.Image, path: Path) -> str:
+    if file.mode not in MODES:
+        raise UserError(f"{path}: its pixels are of the kind '{file.mode}'; expected grey or colour of at most 8 bits")
+    return MODES[file.mode]

@@ -1,0 +1,127 @@
+"""Accuracy, balanced accuracy, macro F1, AUROC, ECE and the confusion matrix, of weighted images.
+
+An image's weight is how often it counts: 1 for the figure itself, and its number of draws in a bootstrap resample. All
+functions take many sets of weights at once, so that thousands of resamples are a few operations of NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+BINS = 15
+"""Bins of equal width of the ECE (Guo et al., ICML 2017)."""
+CONFIDENCE, RESAMPLES, SEED, TOGETHER = 0.95, 9999, 12345, 500
+"""As of all intervals of the report; `TOGETHER` resamples are held in memory at once."""
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Of targets int (images), probabilities (images, classes) and weights (..., images); gives (...)."""
+
+
+def confusion(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weight of the images by their class (rows) and predicted class (columns): (..., classes, classes)."""
+    classes = probabilities.shape[1]
+    pairs = np.eye(classes**2)[target * classes + probabilities.argmax(axis=1)]
+    return (weights @ pairs).reshape(*weights.shape[:-1], classes, classes)
+
+
+def accuracy(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of the images whose most probable class is theirs."""
+    correct = probabilities.argmax(axis=1) == target
+    return weights @ correct / weights.sum(axis=-1)
+
+
+def balanced_accuracy(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over classes of the share of their images that was found; a class without images is left out."""
+    table = confusion(target, probabilities, weights)
+    found = np.diagonal(table, axis1=-2, axis2=-1)
+    return _mean_of_present(found, table.sum(axis=-1))
+
+
+def macro_f1(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over classes of 2 found / (images + predictions); a class with neither is left out."""
+    table = confusion(target, probabilities, weights)
+    found = 2 * np.diagonal(table, axis1=-2, axis2=-1)
+    return _mean_of_present(found, table.sum(axis=-1) + table.sum(axis=-2))
+
+
+def auroc(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Probability that a random image of a class has a larger probability of it than one of another class, ties counted
+    half; with several classes the mean of one against the rest (of two, both are the same). A class without images, or
+    with all of them, is left out.
+    """
+    values = []
+    for number in range(probabilities.shape[1]):
+        _, rank = np.unique(probabilities[:, number], return_inverse=True)
+        of_rank = np.eye(rank.max() + 1)[rank]
+        positive = (weights * (target == number)) @ of_rank
+        negative = (weights * (target != number)) @ of_rank
+        below = np.cumsum(negative, axis=-1) - negative
+        won = (positive * (below + negative / 2)).sum(axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values.append(won / (positive.sum(axis=-1) * negative.sum(axis=-1)))
+    return _nanmean(np.stack(values, axis=-1))
+
+
+def expected_calibration_error(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """ECE (Guo et al., ICML 2017, eq. 3): images in 15 equal bins of their largest probability; the mean, over images,
+    of their bin's distance between accuracy and mean probability. 0 is best."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == target
+    # Bins are open below and closed above, as in the paper.
+    number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gap = weights @ (np.eye(BINS)[number] * (correct - confidence)[:, None])
+    return np.abs(gap).sum(axis=-1) / weights.sum(axis=-1)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+    "auroc": auroc,
+    "ece": expected_calibration_error,
+}
+
+
+def values(target: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All metrics of some images."""
+    weights = np.ones(len(target))
+    return {name: float(metric(target, probabilities, weights)) for name, metric in METRICS.items()}
+
+
+def intervals(target: np.ndarray, repeats: list[np.ndarray]) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap interval of each metric's mean over repeats (Efron and Tibshirani 1993, chapter 13).
+
+    Images are drawn, and the predictions of all repeats with them.
+
+    Args:
+        target: (images,).
+        repeats: probabilities (images, classes) of the same images by several runs.
+
+    Returns:
+        Lower and upper end by metric, the same for the same values; NaN where there are fewer than two images.
+    """
+    count = len(target)
+    if count < 2:
+        return dict.fromkeys(METRICS, (float("nan"), float("nan")))
+    random, found = np.random.default_rng(SEED), {name: [] for name in METRICS}
+    for first in range(0, RESAMPLES, TOGETHER):
+        draws = random.integers(count, size=(min(TOGETHER, RESAMPLES - first), count))
+        weights = np.stack([np.bincount(draw, minlength=count) for draw in draws]).astype(float)
+        for name, metric in METRICS.items():
+            found[name].append(np.mean([metric(target, own, weights) for own in repeats], axis=0))
+    tail = 50 * (1 - CONFIDENCE)
+    ends = {name: np.nanpercentile(np.concatenate(own), [tail, 100 - tail]) for name, own in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def _mean_of_present(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _nanmean(parts / wholes)
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is a number; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)

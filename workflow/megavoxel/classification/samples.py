@@ -1,0 +1,121 @@
+"""Training images as tensors. Each is a function of its number, the epoch and the seed: no state has to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from megavoxel.classification.augmentation import augment
+from megavoxel.classification.cases import ImageCase, ImageCases
+from megavoxel.classification.images import read_image, to_tensor
+from megavoxel.classification.plan import ClassifierPlan
+from megavoxel.classification.shares import Assignment
+from megavoxel.training.saving import leave_signals_to_the_parent
+
+ORDER, AUGMENTATION = 1, 2
+"""Streams of random numbers."""
+Key = tuple[int, int]
+"""An epoch and the number of an image."""
+
+
+class TrainingImages(Dataset):
+    """Augmented images by epoch and number.
+
+    Args:
+        plan: the setting.
+        cases: where the files lie.
+        images: all that the run trains on, of all workers: numbers and draws do not depend on shares.
+        fold: part of the seed.
+    """
+
+    def __init__(self, plan: ClassifierPlan, cases: ImageCases, images: Sequence[ImageCase], *, fold: int) -> None:
+        self.plan = plan
+        self.seed = (plan.seed, fold, AUGMENTATION)
+        self.files = [cases.path(case) for case in images]
+        self.targets = [cases.target(case) for case in images]
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """float32 (3, height, width) and the number of the class."""
+        epoch, number = key
+        random = np.random.default_rng((*self.seed, epoch, number))
+        image = augment(read_image(self.files[number], self.plan.resolution), self.plan.augmentation, random)
+        return to_tensor(image), self.targets[number]
+
+
+class PlainImages(Dataset):
+    """Images as they are, by number: for validation and prediction."""
+
+    def __init__(self, files: Sequence[object], resolution: int) -> None:
+        self.files, self.resolution = list(files), resolution
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """float32 (3, height, width)."""
+        return to_tensor(read_image(self.files[number], self.resolution))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A worker among those that train together, and how far they are."""
+
+    rank: int = 0
+    first_step: int = 0
+    """Steps of the whole run that were done before."""
+
+
+class Batches(Sampler):
+    """Keys of a worker's images of each step, to the end of the run; a batch may be empty where shares are unequal."""
+
+    def __init__(self, plan: ClassifierPlan, assignment: Assignment, place: Place, *, fold: int) -> None:
+        self.plan, self.assignment, self.place, self.fold = plan, assignment, place, fold
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        steps = self.assignment.steps_per_epoch(self.plan.batch)
+        begun, done = divmod(self.place.first_step, steps)
+        for epoch in range(begun, self.plan.training.epochs):
+            seed = (self.plan.seed, self.fold, ORDER, epoch)
+            batches = self.assignment.batches(self.place.rank, self.plan.batch, seed)
+            for numbers in batches[done if epoch == begun else 0 :]:
+                yield [(epoch, int(number)) for number in numbers]
+
+
+def training_loader(
+    dataset: TrainingImages, assignment: Assignment, place: Place, *, fold: int, pin: bool
+) -> DataLoader:
+    """A worker's batches: float32 (images, 3, height, width) and int64 (images)."""
+    loaders = dataset.plan.training.loaders
+    return DataLoader(
+        dataset,
+        batch_sampler=Batches(dataset.plan, assignment, place, fold=fold),
+        collate_fn=collate,
+        num_workers=loaders,
+        pin_memory=pin,
+        persistent_workers=loaders > 0,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=leave_signals_to_the_parent,
+        multiprocessing_context="fork" if loaders else None,  # the bar on foreign files goes with a fork
+    )
+
+
+def plain_loader(dataset: PlainImages, *, batch: int, loaders: int) -> DataLoader:
+    """Batches of images in order: float32 (images, 3, height, width)."""
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        num_workers=loaders,
+        worker_init_fn=leave_signals_to_the_parent,
+        multiprocessing_context="fork" if loaders else None,
+    )
+
+
+def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Samples as a batch; of no samples, an empty one."""
+    images = torch.stack([image for image, _ in samples]) if samples else torch.empty(0, 3, 1, 1)
+    return images, torch.tensor([target for _, target in samples], dtype=torch.int64)

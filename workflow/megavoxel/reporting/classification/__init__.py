@@ -1,0 +1,1 @@
+"""The report of a classification study: tables, figures and a page."""

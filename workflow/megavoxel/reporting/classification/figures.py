@@ -1,0 +1,199 @@
+"""Accuracy, time and memory against resolution (figure 2 of Pandit et al., 2021), and the training curves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from megavoxel.reporting.classification.statistics import repeat_values
+from megavoxel.reporting.classification.stored import StoredClassification
+from megavoxel.reporting.figures import legend_above
+from megavoxel.reporting.style import figure_style, palette, save_figure
+
+SERIAL, DISTRIBUTED = "serial", "distributed"
+PANEL = 4.2
+SPREAD = 0.012
+"""By how much the points of series at one resolution stand apart, as a fraction of it."""
+COST_AXES = {"ms_per_image": "ms per training image", "peak_gib": "peak memory of a worker (GiB)"}
+CURVE_AXES = {"training_loss": "training loss", "training_accuracy": "training accuracy"}
+
+
+def write_figures(stored: StoredClassification, tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Writes `accuracy_against_resolution`, `cost_against_resolution` and `training_curves`, each as .png and .svg.
+
+    Args:
+        stored: the study.
+        tables: with full numbers, as `write_tables` returns them.
+        folder: report/figures.
+    """
+    with figure_style():
+        figures = {
+            "accuracy_against_resolution": accuracy_figure(stored, tables["summary"], tables["published"]),
+            "cost_against_resolution": cost_figure(stored, tables["cost"]),
+            "training_curves": curves_figure(stored),
+        }
+        for name, figure in figures.items():
+            save_figure(figure, folder / f"{name}.png", folder / f"{name}.svg")
+
+
+def series_of(stored: StoredClassification) -> dict[str, str]:
+    """The line that each cell is a point of: its images per class, and serial or distributed training.
+
+    Where several distributed cells would be at the same place of a line, workers and partition tell lines apart.
+    """
+    cells = list(stored.definition.cells)
+    coarse = {cell: _series(stored, cell, detailed=False) for cell in cells}
+    places = Counter(
+        (coarse[cell], stored.cell_plan(cell).network, stored.cell_plan(cell).resolution) for cell in cells
+    )
+    detailed = max(places.values()) > 1
+    return {cell: _series(stored, cell, detailed=detailed) for cell in cells}
+
+
+def series_colours(series: dict[str, str]) -> dict[str, tuple[float, float, float]]:
+    """A colour per series; serial and distributed training with as many images share one, and differ in their lines."""
+    names = list(dict.fromkeys(series.values()))
+    amounts = {name: name.rpartition(", ")[2] for name in names}
+    if max(Counter(amounts.values()).values()) > len((SERIAL, DISTRIBUTED)):
+        return palette(names)
+    shared = palette(list(dict.fromkeys(amounts.values())))
+    return {name: shared[amounts[name]] for name in names}
+
+
+def accuracy_figure(stored: StoredClassification, summary: pd.DataFrame, published: pd.DataFrame) -> Figure:
+    """Accuracy on the split that is reported last: a panel per network, a line per series; published values hollow."""
+    split, series = stored.splits[-1], series_of(stored)
+    own = summary[(summary["split"] == split) & summary["row"].isin(series)]
+    figure, axes = _panels(stored)
+    colours = series_colours(series)
+    printed = published[published["metric"] == "accuracy"].set_index("row")["published"]
+    for network, ax in axes.items():
+        part = own[own["network"] == network]
+        for number, (name, line) in enumerate(_lines(part, series)):
+            x = line["resolution"] * (1 + SPREAD * (number - (len(colours) - 1) / 2))
+            style = {"color": colours[name], "linestyle": "--" if DISTRIBUTED in name else "-"}
+            # An interval of many images may lie beside a mean over repeats by the resamples' own chance.
+            below = (line["accuracy"] - line["accuracy_low"]).clip(lower=0)
+            above = (line["accuracy_high"] - line["accuracy"]).clip(lower=0)
+            ax.errorbar(x, line["accuracy"], yerr=[below, above], marker="o", markersize=5, capsize=2, **style)
+            _draw_repeats(ax, stored, line["row"], x, split, colours[name])
+            known = line["row"].isin(printed.index).to_numpy()
+            if known.any():
+                values = printed.loc[line["row"][known]]
+                ax.plot(x[known], values, marker="s", markerfacecolor="none", linewidth=0.6, **style)
+        ax.axhline(1 / len(stored.classes), color="0.6", linewidth=0.8, linestyle=":")
+        ax.set(title=network, xlabel="resolution (pixels per side)", ylabel=f"accuracy ({split})")
+        _resolution_axis(ax, part["resolution"])
+    extra = [Line2D([], [], color="0.6", linestyle=":", label="chance")]
+    if len(printed):
+        extra.append(Line2D([], [], color="0.3", marker="s", markerfacecolor="none", linewidth=0.6, label="published"))
+    legend_above(figure, [*_handles(colours), *extra])
+    return figure
+
+
+def cost_figure(stored: StoredClassification, cost: pd.DataFrame) -> Figure:
+    """Milliseconds per training image, of all workers together, and peak memory of one; a row per network."""
+    series = series_of(stored)
+    networks = list(dict.fromkeys(cost["network"]))
+    figure = Figure(figsize=(2 * PANEL, 3.4 * len(networks) + 0.8), layout="constrained")
+    colours = series_colours(series)
+    for network, pair in zip(networks, figure.subplots(len(networks), 2, squeeze=False), strict=True):
+        part = cost[cost["network"] == network].rename(columns={"cell": "row"})
+        for ax, (column, title) in zip(pair, COST_AXES.items(), strict=True):
+            for name, line in _lines(part, series):
+                style = {"color": colours[name], "linestyle": "--" if DISTRIBUTED in name else "-"}
+                ax.plot(line["resolution"], line[column], marker="o", **style)
+            ax.set(title=network, xlabel="resolution (pixels per side)", ylabel=title, ylim=(0, None))
+            _resolution_axis(ax, part["resolution"])
+    legend_above(figure, _handles(colours))
+    return figure
+
+
+def curves_figure(stored: StoredClassification) -> Figure:
+    """Training loss and accuracy by epoch: a column per network and resolution, a line per series, the mean over its
+    repeats and folds in a band that is their range."""
+    series = series_of(stored)
+    places = list(dict.fromkeys((stored.cell_plan(cell).network, stored.cell_plan(cell).resolution) for cell in series))
+    figure = Figure(figsize=(max(2, len(places)) * 3.2, 5.6), layout="constrained")
+    axes = figure.subplots(2, len(places), squeeze=False, sharey="row")
+    colours = series_colours(series)
+    for cell, name in series.items():
+        plan = stored.cell_plan(cell)
+        column = places.index((plan.network, plan.resolution))
+        curves = pd.concat(
+            [
+                history[["epoch", *CURVE_AXES]]
+                for setting in stored.definition.cells[cell]
+                for history in stored.histories[setting].values()
+            ]
+        ).groupby("epoch")
+        for ax, key in zip(axes[:, column], CURVE_AXES, strict=True):
+            mean, low, high = (getattr(curves[key], kind)() for kind in ("mean", "min", "max"))
+            ax.plot(
+                mean.index, mean, color=colours[name], linestyle="--" if DISTRIBUTED in name else "-", linewidth=1.2
+            )
+            ax.fill_between(mean.index, low, high, color=colours[name], alpha=0.15, linewidth=0)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes[0, column].set(title=f"{plan.network}, {plan.resolution} pixels")
+        axes[1, column].set(xlabel="epoch")
+    for ax, title in zip(axes[:, 0], CURVE_AXES.values(), strict=True):
+        ax.set(ylabel=title)
+    legend_above(figure, _handles(colours))
+    return figure
+
+
+def _series(stored: StoredClassification, cell: str, *, detailed: bool) -> str:
+    plan = stored.cell_plan(cell)
+    images = "all images" if plan.images_per_class is None else f"{plan.images_per_class} per class"
+    if plan.workers == 1:
+        return f"{SERIAL}, {images}"
+    details = f" ({plan.workers}, {plan.data_partition}, {plan.training.learning_rate:g})" if detailed else ""
+    return f"{DISTRIBUTED}{details}, {images}"
+
+
+def _panels(stored: StoredClassification) -> tuple[Figure, dict[str, Axes]]:
+    networks = list(dict.fromkeys(stored.cell_plan(cell).network for cell in stored.definition.cells))
+    width = PANEL * len(networks) if len(networks) > 1 else 1.6 * PANEL
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
+    return figure, dict(zip(networks, figure.subplots(1, len(networks), squeeze=False, sharey=True)[0], strict=True))
+
+
+def _lines(part: pd.DataFrame, series: dict[str, str]) -> list[tuple[str, pd.DataFrame]]:
+    """The lines of a panel, each with its points in order of resolution."""
+    named = part.assign(series=part["row"].map(series), resolution=part["resolution"].astype(float))
+    names = [name for name in dict.fromkeys(series.values()) if (named["series"] == name).any()]
+    return [(name, named[named["series"] == name].sort_values("resolution")) for name in names]
+
+
+def _draw_repeats(
+    ax: Axes, stored: StoredClassification, rows: pd.Series, x: pd.Series, split: str, colour: tuple
+) -> None:
+    for row, place in zip(rows, x, strict=True):
+        found = [repeat["accuracy"] for repeat in repeat_values(stored, row, split)]
+        if len(found) > 1:
+            ax.plot(np.full(len(found), place), found, ".", color=colour, markersize=3, alpha=0.6)
+
+
+def _resolution_axis(ax: Axes, resolutions: pd.Series) -> None:
+    found = sorted(set(resolutions.astype(int)))
+    if found[-1] > found[0]:
+        ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(found))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels(map(str, found), rotation=45 if len(found) > 4 else 0)
+
+
+def _handles(colours: dict[str, tuple]) -> list[Line2D]:
+    return [
+        Line2D(
+            [], [], color=colour, marker="o", markersize=5, linestyle="--" if DISTRIBUTED in name else "-", label=name
+        )
+        for name, colour in colours.items()
+    ]

@@ -1,0 +1,209 @@
+"""The numbers behind the tables of a classification study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from megavoxel.classification.metrics import METRICS, confusion, intervals, values
+from megavoxel.reporting.classification.stored import StoredClassification
+from megavoxel.reporting.comparison import holm, mean_interval, paired_p
+
+ACCURACY = "accuracy"
+KEYS = ("network", "resolution", "images_per_class", "workers", "data_partition")
+MIB_PER_GIB = 1024
+
+
+def summary(stored: StoredClassification) -> pd.DataFrame:
+    """Per cell or ensemble and split: its keys, repeats, images, and of each metric the mean over repeats, the 95 %
+    bootstrap interval over images, and the standard deviation (n - 1) of the repeats.
+
+    The difference in accuracy to the baseline is over the images that both have, of each image's mean over repeats; p
+    is that of Wilcoxon's signed-rank test over them, corrected by Holm's method for the rows of a split.
+    """
+    rows = []
+    for split in stored.splits:
+        own = [_summary_row(stored, name, split) for name in stored.definition.rows]
+        for row, p in zip(own, holm([row["accuracy_p"] for row in own]), strict=True):
+            rows.append(row | {"accuracy_p_holm": p})
+    return pd.DataFrame(rows)
+
+
+def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 of Pandit et al. (2021): serial training beside each distributed one of the same network, resolution and
+    number of images, in accuracy on the split that is reported last; p as in `summary`, corrected for all rows."""
+    split, cells = stored.splits[-1], list(stored.definition.cells)
+    known = published_by_cell(published)
+    rows = []
+    for name in cells:
+        plan = stored.cell_plan(name)
+        if plan.workers == 1:
+            continue
+        serial = next((other for other in cells if _is_serial_of(stored, other, name)), None)
+        if serial is None:
+            continue
+        own, other = correct(stored, name, split), correct(stored, serial, split)
+        changes = (own - other).dropna()
+        low, high = mean_interval(changes)
+        rows.append(
+            {key: getattr(plan, key) for key in ("network", "resolution", "images_per_class", "workers")}
+            | {
+                "partition": plan.data_partition,
+                "learning_rate": plan.learning_rate,
+                "repeats": len(stored.definition.cells[name]),
+                "images": len(changes),
+                "serial": other.mean(),
+                "distributed": own.mean(),
+                "difference": changes.mean(),
+                "low": low,
+                "high": high,
+                "p": paired_p(changes),
+                "published_serial": known.get((serial, ACCURACY), np.nan),
+                "published_distributed": known.get((name, ACCURACY), np.nan),
+            }
+        )
+    columns = [
+        *KEYS[:4],
+        "partition",
+        "learning_rate",
+        "repeats",
+        "images",
+        "serial",
+        "distributed",
+        "difference",
+        "low",
+    ]
+    columns += ["high", "p", "published_serial", "published_distributed"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.insert(columns.index("p") + 1, "p_holm", holm(table["p"].to_numpy(dtype=float)))
+    return table
+
+
+def cost(stored: StoredClassification) -> pd.DataFrame:
+    """Per cell: what a run is and what it cost, means over repeats and folds.
+
+    `seconds` is a run's training, `ms_per_image` that by images that all workers were shown. `peak_gib` is the most
+    that PyTorch allocated for tensors on one worker, the largest of all runs; `forecast_gib` the same, forecast.
+    """
+    rows = []
+    for name, settings in stored.definition.cells.items():
+        plan = stored.cell_plan(name)
+        manifests = [manifest for setting in settings for manifest in stored.manifests[setting].values()]
+        seconds = [manifest["seconds"] for manifest in manifests]
+        shown = [manifest["epochs"] * _images(manifest) for manifest in manifests]
+        rows.append(
+            {"cell": name}
+            | {key: getattr(plan, key) for key in KEYS}
+            | {
+                "batch": plan.batch,
+                "learning_rate": plan.learning_rate,
+                "epochs": plan.training.epochs,
+                "parameters": manifests[0]["parameters"],
+                "published_weights": "yes" if plan.pretrained else "no",
+                "runs": len(manifests),
+                "seconds": float(np.mean(seconds)),
+                "ms_per_image": 1000 * float(np.mean(np.array(seconds) / np.array(shown))),
+                "peak_gib": max(manifest["peak_memory"].get("gib", np.nan) for manifest in manifests),
+                "forecast_gib": max(manifest["peak_memory"]["forecast_gib"] for manifest in manifests),
+                "process_gib": max(manifest["peak_memory_mib"] for manifest in manifests) / MIB_PER_GIB,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def confusions(stored: StoredClassification) -> pd.DataFrame:
+    """Images by row of the summary, split, class and predicted class; those of several repeats added up."""
+    rows = []
+    for name, models in stored.definition.rows.items():
+        for split in stored.splits:
+            total = sum(_confusion(stored, model, split) for model in models)
+            for true, line in zip(stored.classes, total, strict=True):
+                rows += [
+                    {"row": name, "split": split, "class": true, "predicted": found, "images": round(count)}
+                    for found, count in zip(stored.classes, line, strict=True)
+                ]
+    return pd.DataFrame(rows)
+
+
+def published_table(stored: StoredClassification, published: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
+    """Published values beside the measured ones of the split that is reported last.
+
+    Args:
+        stored: the study.
+        published: as `read_published_accuracy` gives them.
+        numbers: as `summary` gives them.
+    """
+    own = numbers[numbers["split"] == stored.splits[-1]].set_index("row")
+    table = published.rename(columns={"value": "published"})
+    table["measured"] = [
+        own[row.metric].get(row.row, np.nan) if row.metric in own else np.nan for row in table.itertuples()
+    ]
+    table["difference"] = table["measured"] - table["published"]
+    return table[["table", "row", "metric", "published", "measured", "difference", "source"]]
+
+
+def correct(stored: StoredClassification, row: str, split: str) -> pd.Series:
+    """By image, the share of a row's repeats that classify it rightly."""
+    found = []
+    for model in stored.definition.rows[row]:
+        own = stored.predictions[model, split]
+        found.append(pd.Series(own.probabilities.argmax(axis=1) == own.target, index=own.names, dtype=float))
+    return pd.concat(found, axis=1).mean(axis=1)
+
+
+def published_by_cell(published: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Published values by row and metric."""
+    return published.set_index(["row", "metric"])["value"].to_dict()
+
+
+def repeat_values(stored: StoredClassification, row: str, split: str) -> list[dict[str, float]]:
+    """The metrics of each repeat of a row."""
+    found = [stored.predictions[model, split] for model in stored.definition.rows[row]]
+    return [values(own.target, own.probabilities) for own in found]
+
+
+def _summary_row(stored: StoredClassification, name: str, split: str) -> dict[str, object]:
+    models = stored.definition.rows[name]
+    found = [stored.predictions[model, split] for model in models]
+    repeats = pd.DataFrame(repeat_values(stored, name, split))
+    ends = intervals(found[0].target, [own.probabilities for own in found])
+    row: dict[str, object] = {"row": name, "split": split}
+    row |= _keys(stored, name) | {"repeats": len(models), "images": len(found[0].names)}
+    for metric in METRICS:
+        row |= {metric: repeats[metric].mean(), f"{metric}_low": ends[metric][0], f"{metric}_high": ends[metric][1]}
+        row[f"{metric}_repeat_sd"] = repeats[metric].std()
+    return row | _against_baseline(stored, name, split)
+
+
+def _keys(stored: StoredClassification, name: str) -> dict[str, object]:
+    if name not in stored.definition.cells:
+        return dict.fromkeys(KEYS)
+    plan = stored.cell_plan(name)
+    return {key: getattr(plan, key) for key in KEYS}
+
+
+def _against_baseline(stored: StoredClassification, name: str, split: str) -> dict[str, float]:
+    baseline = stored.definition.baseline
+    if baseline in (None, name):
+        return {"accuracy_difference": np.nan, "accuracy_p": np.nan}
+    changes = (correct(stored, name, split) - correct(stored, baseline, split)).dropna()
+    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(changes)}
+
+
+def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
+    """Whether a cell is the serial training that another one is to be compared with."""
+    one, two = stored.cell_plan(other), stored.cell_plan(name)
+    same = ("network", "resolution", "images_per_class", "pretrained")
+    return one.workers == 1 and all(getattr(one, key) == getattr(two, key) for key in same)
+
+
+def _images(manifest: dict) -> int:
+    shares: Sequence[Sequence[str]] = manifest["data"]["shares"]
+    return sum(map(len, shares))
+
+
+def _confusion(stored: StoredClassification, model: str, split: str) -> np.ndarray:
+    own = stored.predictions[model, split]
+    return confusion(own.target, own.probabilities, np.ones(len(own.target)))

@@ -1,0 +1,157 @@
+"""A case for the viewer of the page: a small image and its label maps on one grid, in few bytes.
+
+Image and maps are cut to the box around all that a map marks, with a margin, and brought to a grid of nearly equal
+voxel sizes in mm. A voxel of that grid is a block of the case's own: the image shows the mean of the block, a map the
+value at its centre, so that no value appears that the map does not have.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[slice, slice, slice]
+MARGIN_MM = 10.0
+COARSER = 1.02
+"""By this factor the voxel size grows until the grid is small enough."""
+QUALITY = 50
+"""Of WebP."""
+WIDEST = 16383
+"""Pixels along a side of a WebP picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """How a case is made small."""
+
+    box: Box
+    """Voxels of the case (z, y, x) that are shown."""
+    edges: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """Per axis the first voxel of each block, counted in the box, and the end of the last block."""
+    voxel_mm: tuple[float, float, float]
+    """Mean size of a block (z, y, x)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks per axis (z, y, x)."""
+        return tuple(len(ends) - 1 for ends in self.edges)
+
+
+def marked_box(labels: np.ndarray) -> Box | None:
+    """The smallest box (z, y, x) with everything but 0 of a map; None where there is nothing."""
+    marked = labels != 0
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(found):
+            return None
+        box.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
+
+
+def box_around(boxes: Sequence[Box | None], shape: Sequence[int], spacing: Sequence[float]) -> Box:
+    """The box around all boxes with a margin of `MARGIN_MM`; the whole case where there is none.
+
+    Args:
+        boxes: as `marked_box` gives them.
+        shape: voxels of the case (z, y, x).
+        spacing: voxel size in mm (z, y, x).
+    """
+    found = [box for box in boxes if box is not None]
+    if not found:
+        return tuple(slice(0, length) for length in shape)
+    margins = [math.ceil(MARGIN_MM / size) for size in spacing]
+    return tuple(
+        slice(
+            max(0, min(box[axis].start for box in found) - margins[axis]),
+            min(shape[axis], max(box[axis].stop for box in found) + margins[axis]),
+        )
+        for axis in range(3)
+    )
+
+
+def reduction_of(box: Box, spacing: Sequence[float], voxels: int) -> Reduction:
+    """The finest grid of at most so many voxels; no axis gets more than the case has.
+
+    Args:
+        box: what is shown of the case (z, y, x).
+        spacing: voxel size in mm (z, y, x).
+        voxels: at least 1.
+    """
+    lengths = [part.stop - part.start for part in box]
+    millimetres = [length * size for length, size in zip(lengths, spacing, strict=True)]
+    size, counts = min(spacing), lengths
+    while math.prod(counts) > voxels:
+        size *= COARSER
+        counts = [max(1, min(own, round(mm / size))) for own, mm in zip(lengths, millimetres, strict=True)]
+    edges = tuple(np.arange(count + 1) * length // count for length, count in zip(lengths, counts, strict=True))
+    return Reduction(
+        box=box, edges=edges, voxel_mm=tuple(mm / count for mm, count in zip(millimetres, counts, strict=True))
+    )
+
+
+def averaged(image: np.ndarray, reduction: Reduction) -> np.ndarray:
+    """The mean of each block of an image (z, y, x), as float32; voxels that are no numbers count as 0."""
+    small = np.nan_to_num(image[reduction.box].astype(np.float32, copy=False))
+    for axis, edges in enumerate(reduction.edges):
+        lengths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(3)])
+        small = np.add.reduceat(small, edges[:-1], axis=axis) / lengths.astype(np.float32)
+    return small
+
+
+def sampled(cut: np.ndarray, box: Box, reduction: Reduction) -> np.ndarray:
+    """The value of a map at the centre of each block.
+
+    Args:
+        cut: the map (z, y, x) within `box`; outside of it, it is 0.
+        box: where the cut lies in the case.
+        reduction: the small grid.
+    """
+    places, inside = [], []
+    for edges, shown, part in zip(reduction.edges, reduction.box, box, strict=True):
+        centres = (edges[:-1] + edges[1:]) // 2 + shown.start - part.start
+        within = (centres >= 0) & (centres < part.stop - part.start)
+        places.append(centres[within])
+        inside.append(np.flatnonzero(within))
+    small = np.zeros(reduction.shape, cut.dtype)
+    small[np.ix_(*inside)] = cut[np.ix_(*places)]
+    return small
+
+
+def grey(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Intensities as 0 to 255, between those that are shown black and white."""
+    low, high = window
+    return (np.clip((image - low) / (high - low), 0.0, 1.0) * 255).round().astype(np.uint8)
+
+
+def mosaic_columns(shape: Sequence[int]) -> int:
+    """Slices side by side in a picture of all axial slices that is about as wide as high."""
+    slices, height, width = shape
+    return max(1, min(slices, WIDEST // width, math.ceil(math.sqrt(slices * height / width))))
+
+
+def mosaic(volume: np.ndarray, columns: int) -> np.ndarray:
+    """All axial slices of a volume (z, y, x) in one picture, row by row from the first on; what is left over is 0."""
+    slices, height, width = volume.shape
+    rows = math.ceil(slices / columns)
+    padded = np.zeros((rows * columns, height, width), volume.dtype)
+    padded[:slices] = volume
+    return padded.reshape(rows, columns, height, width).transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+
+
+def picture_bytes(volume: np.ndarray) -> bytes:
+    """The mosaic of a grey volume (z, y, x), uint8, as WebP."""
+    stream = io.BytesIO()
+    Image.fromarray(mosaic(volume, mosaic_columns(volume.shape))).save(stream, "WEBP", quality=QUALITY, method=4)
+    return stream.getvalue()
+
+
+def map_bytes(maps: Sequence[np.ndarray]) -> bytes:
+    """Maps (z, y, x) of uint8 in one zlib stream, the values of a voxel beside one another: maps mostly agree there."""
+    return zlib.compress(np.stack(maps, axis=-1).tobytes(), 9)

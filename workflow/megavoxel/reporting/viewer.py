@@ -1,0 +1,197 @@
+"""The slices that the page's viewer shows: every case that fits, with the models' label maps, worst cases first."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megavoxel.data.cases import Case, Cases, naming_case
+from megavoxel.data.check import compare_grids
+from megavoxel.data.nifti import Geometry, read_image, read_labels
+from megavoxel.errors import UserError
+from megavoxel.parallel import map_cases
+from megavoxel.reporting.budget import budget_for, refitted, within_budget
+from megavoxel.reporting.case_scores import ranked_cases
+from megavoxel.reporting.overlays import prediction_path, window_of
+from megavoxel.reporting.slices import (
+    Box,
+    averaged,
+    box_around,
+    grey,
+    map_bytes,
+    marked_box,
+    mosaic_columns,
+    picture_bytes,
+    reduction_of,
+    sampled,
+)
+from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.stored import Stored
+
+PROBES = 5
+"""Cases that are made small first, to see how many bytes they take."""
+MOST_LABELS = 255
+"""A label is one byte."""
+
+
+NOWHERE: Box = (slice(0, 0),) * 3
+"""Of a map without any label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A case to be shown."""
+
+    case: Case
+    predictions: dict[str, Path]
+    """Label maps by model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """What the viewer shows, and what it does not."""
+
+    cases: tuple[dict[str, Any], ...]
+    """Of each case, worst first, what the page's script needs: see `encoded_case`."""
+    models: tuple[str, ...]
+    cases_left_out: tuple[str, ...]
+    models_left_out: tuple[str, ...]
+    absent: tuple[str, ...]
+    """Predicted label maps that are no longer there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded images and maps, as characters of the page."""
+        return sum(map(_size, self.cases))
+
+
+def build_viewer(stored: Stored, cases: Cases, *, processes: int) -> Viewer:
+    """Reads image, reference and predictions of each case once, of a few cases twice.
+
+    Raises:
+        UserError: a file cannot be read, or a prediction lies on another grid than its case; the case is named.
+    """
+    jobs, absent = viewer_jobs(stored, cases)
+    ordered = ranked_models(stored)
+    if not jobs or len(cases.labels) > MOST_LABELS:
+        left_out = tuple(job.case.id for job in jobs)
+        return Viewer(cases=(), models=(), cases_left_out=left_out, models_left_out=ordered, absent=absent)
+    budget = budget_for(len(jobs), len(ordered))
+    shown = [model for model in stored.definition.models if model in ordered[: budget.models]]
+    chosen = jobs[: budget.cases]
+    work = partial(encoded_case, cases=cases, models=shown)
+    probes = [_size(work(job, voxels=budget.voxels)) * 3 // 4 for job in evenly(chosen, PROBES)]
+    voxels = refitted(budget, sum(probes) / len(probes))
+    encoded = map_cases(partial(work, voxels=voxels), chosen, processes=processes, title="slices of the page")
+    kept = within_budget([_size(case) * 3 // 4 for case in encoded])
+    return Viewer(
+        cases=tuple(encoded[:kept]),
+        models=tuple(shown),
+        cases_left_out=tuple(job.case.id for job in jobs[kept:]),
+        models_left_out=tuple(model for model in stored.definition.models if model not in shown),
+        absent=absent,
+    )
+
+
+def viewer_jobs(stored: Stored, cases: Cases) -> tuple[list[Job], tuple[str, ...]]:
+    """All scored cases with the predictions that exist, worst first; and the paths of those that do not."""
+    found: dict[str, dict[str, Path]] = {}
+    absent = []
+    for _, row in case_means(stored.scores).iterrows():
+        path = prediction_path(stored, row["setting"], row)
+        if path.exists():
+            found.setdefault(row["case"], {})[row["setting"]] = path
+        else:
+            absent.append(str(path.relative_to(stored.results)))
+    ranked = [name for name in ranked_cases(stored)["case"] if name in found]
+    return [Job(case=cases.case(name), predictions=found[name]) for name in ranked], tuple(absent)
+
+
+def evenly(items: Sequence[Job], count: int) -> list[Job]:
+    """So many of the items from the first to the last, at even distances; all where there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
+
+
+def ranked_models(stored: Stored) -> tuple[str, ...]:
+    """In the order in which models are kept where not all fit: baseline, ensembles, their members, all others."""
+    definition = stored.definition
+    members = [name for names in definition.ensembles.values() for name in names]
+    baseline = [definition.baseline] if definition.baseline is not None else []
+    return tuple(dict.fromkeys([*baseline, *definition.ensembles, *members, *definition.models]))
+
+
+def encoded_case(job: Job, *, cases: Cases, models: Sequence[str], voxels: int) -> dict[str, Any]:
+    """A case as the page's script takes it.
+
+    Returns:
+        `id`; `shape` (z, y, x) and `voxel_mm` of the small grid; `picture`: the image as WebP, all axial slices from
+        the feet up in rows of `columns`, each with its array's rows (y) and columns (x); `models`: whose maps follow
+        the reference; `maps`: a zlib stream with a byte per voxel and map, 0 for background and n for the n-th label by
+        value. Both in base64. `unannotated`: names of labels.
+    """
+    return naming_case(lambda case: _encode(case, job.predictions, cases, models, voxels), job.case)
+
+
+def _encode(
+    case: Case, predictions: Mapping[str, Path], cases: Cases, models: Sequence[str], voxels: int
+) -> dict[str, Any]:
+    own = [model for model in models if model in predictions]
+    geometry = cases.read_geometry(case)
+    shape, spacing = geometry.canonical_shape, geometry.spacing
+    cuts = [_cut(cases.read_labels(case)), *(_cut(_prediction(predictions[model], geometry)) for model in own)]
+    reduction = reduction_of(box_around([box for box, _ in cuts], shape, spacing), spacing, voxels)
+    maps = [_numbered(sampled(cut, box or NOWHERE, reduction), cases) for box, cut in cuts]
+    image = averaged(first_channel(cases, case), reduction)
+    return {
+        "id": case.id,
+        "shape": reduction.shape,
+        "voxel_mm": [round(size, 2) for size in reduction.voxel_mm],
+        "columns": mosaic_columns(reduction.shape),
+        "models": own,
+        "unannotated": list(case.unannotated),
+        "picture": _base64(picture_bytes(grey(image, window_of(cases, case, image)))),
+        "maps": _base64(map_bytes(maps)),
+    }
+
+
+def first_channel(cases: Cases, case: Case) -> np.ndarray:
+    """The first channel of a case's image (z, y, x), float32."""
+    return read_image(Path(cases.root) / case.images[0])[0][0]
+
+
+def _prediction(path: Path, geometry: Geometry) -> np.ndarray:
+    labels, own = read_labels(path)
+    differences = compare_grids(geometry, own)
+    if differences:
+        raise UserError(f"{path}: lies on another grid than the case's image: {differences[0][1]}; predict it again")
+    return labels
+
+
+def _cut(labels: np.ndarray) -> tuple[Box | None, np.ndarray]:
+    """A copy of the box that holds all labels of a map, so that the whole map need not stay in memory."""
+    box = marked_box(labels)
+    return box, labels[box or NOWHERE].copy()
+
+
+def _numbered(labels: np.ndarray, cases: Cases) -> np.ndarray:
+    """Values of the dataset as 1, 2, … in their order; any other value as 0."""
+    numbered = np.zeros(labels.shape, np.uint8)
+    for number, value in enumerate(sorted(cases.labels.values()), start=1):
+        numbered[labels == value] = number
+    return numbered
+
+
+def _size(case: Mapping[str, Any]) -> int:
+    return len(case["picture"]) + len(case["maps"])
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

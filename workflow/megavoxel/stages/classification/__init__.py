@@ -1,0 +1,1 @@
+"""What stages do with a study of `task: classification`: arguments in, one call out."""

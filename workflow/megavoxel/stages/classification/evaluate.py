@@ -1,0 +1,24 @@
+"""Scores of a classifier's probabilities."""
+
+from __future__ import annotations
+
+import argparse
+
+from megavoxel.classification.cases import load_image_cases
+from megavoxel.classification.probabilities import read_probabilities
+from megavoxel.classification.scores import image_rows
+from megavoxel.classification.splits import load_image_splits
+from megavoxel.evaluation.tidy import write_scores
+from megavoxel.planning.splits import cases_of
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Writes the score file and prints the metrics."""
+    cases = load_image_cases(arguments.cases)
+    fold = None if arguments.fold == "all" else int(arguments.fold)
+    wanted = cases.select(cases_of(load_image_splits(arguments.splits), arguments.split, fold))
+    table = read_probabilities(arguments.predictions, cases.classes)
+    rows, metrics = image_rows(table, wanted, source=arguments.predictions)
+    place = (arguments.setting, arguments.split, arguments.fold)
+    write_scores(arguments.output, [(*place, *row) for row in rows])
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

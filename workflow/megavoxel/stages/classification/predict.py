@@ -1,0 +1,46 @@
+"""Class probabilities of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from megavoxel.classification.cases import load_image_cases
+from megavoxel.classification.layout import SUFFIXES
+from megavoxel.classification.plan import load_classifier_plan
+from megavoxel.classification.splits import load_image_splits
+from megavoxel.errors import UserError
+from megavoxel.planning.splits import cases_of
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Writes a CSV with a line per image and a column per class."""
+    from megavoxel.classification.predict import predict_images
+    from megavoxel.classification.probabilities import write_probabilities
+    from megavoxel.network.device import choose_device, set_threads
+
+    plan = load_classifier_plan(arguments.plan)
+    names, files = _any_images(arguments.input) if arguments.input else _of_study(arguments)
+    set_threads(arguments.threads)
+    found = predict_images(plan, arguments.weights, files, choose_device(arguments.device))
+    write_probabilities(arguments.output, names, plan.classes, found)
+    print(f"{len(names)} images: {arguments.output}")
+
+
+def _of_study(arguments: argparse.Namespace) -> tuple[Sequence[str], list[Path]]:
+    if not (arguments.cases and arguments.splits and arguments.split):
+        raise UserError("a classifier predicts --input, or the images of --cases, --splits and --split")
+    cases = load_image_cases(arguments.cases)
+    names = cases_of(load_image_splits(arguments.splits), arguments.split, arguments.fold)
+    return names, [cases.path(case) for case in cases.select(names)]
+
+
+def _any_images(paths: Sequence[Path]) -> tuple[list[str], list[Path]]:
+    files = []
+    for path in paths:
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside or not inside[0].is_file():
+            raise UserError(f"--input {path}: no such image, or a folder without {', '.join(SUFFIXES)}")
+        files += inside
+    return [str(file) for file in files], files

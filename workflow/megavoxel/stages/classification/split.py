@@ -1,0 +1,22 @@
+"""Folds of images."""
+
+from __future__ import annotations
+
+import argparse
+
+from megavoxel.classification.cases import load_image_cases
+from megavoxel.classification.splits import make_image_splits, require_whole_patients
+from megavoxel.planning.splits import import_splits, save_splits
+
+
+def run_split(arguments: argparse.Namespace) -> None:
+    """Writes splits.json."""
+    cases = load_image_cases(arguments.cases)
+    if arguments.splits is None:
+        splits = make_image_splits(cases, arguments.folds, arguments.seed)
+    else:
+        splits = import_splits(arguments.splits, cases, arguments.folds)
+        require_whole_patients(cases, splits, source=arguments.splits)
+    save_splits(arguments.output, splits)
+    for number, fold in enumerate(splits.folds):
+        print(f"fold {number}: {len(fold.training)} training, {len(fold.validation)} validation images")
