@@ -21,7 +21,7 @@ LAYERS = (
     {"inference"},
     {"forecast"},
     {"classification"},
-    {"reporting"},
+    {"reporting", "models"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -53,6 +53,14 @@ def test_devices_that_nodes_cannot_share_are_refused(monkeypatch):
         start_group("train", argparse.Namespace(device="cpu", threads=1), processes=3, setting="big")
 
 
+def test_options_without_a_value_are_handed_on_where_they_were_given(monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execve", lambda *given: started.extend(given[1]))
+    options = argparse.Namespace(device="cpu", threads=1, probabilities=True, any_modality=False, series=[])
+    start_group("predict", options, processes=2, setting="big")
+    assert started[started.index("predict") + 1 :] == ["--device", "cpu", "--threads", "1", "--probabilities"]
+
+
 @pytest.mark.parametrize("stage", ["train", "predict", "time"])
 def test_torchrun_takes_no_option_of_a_stage_for_its_own(stage):
     """It would for any that one of its own options begins with, such as --start of --start-method."""

@@ -27,6 +27,7 @@ STAGES = {
     "preprocess": "crop, normalise and resample cases",
     "train": "train a setting on a fold",
     "predict": "label images by the sliding window",
+    "export": "make a model to take away of trained runs",
     "time": "measure seconds per image of a trained setting",
     "stage1": "bring first-stage label maps to the grid of the second stage of a cascade",
     "ensemble": "average the probabilities of several settings",

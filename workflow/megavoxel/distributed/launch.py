@@ -72,5 +72,7 @@ def meeting_point(environment: Mapping[str, str]) -> list[str]:
 
 def _option(key: str, value: object) -> list[str]:
     """An option as words of a command line; none where it was left out."""
+    if isinstance(value, bool):
+        return [f"--{key.replace('_', '-')}"] if value else []
     values = value if isinstance(value, list) else [] if value is None else [value]
     return [f"--{key.replace('_', '-')}", *map(str, values)] if values else []

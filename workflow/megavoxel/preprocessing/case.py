@@ -121,13 +121,18 @@ def preprocess_case(
 
 
 def preprocess_large_image(
-    path: Path, plan: PreprocessingPlan, case_id: str, modality: str | None, folder: Path, patch: Sequence[int]
+    paths: Sequence[Path],
+    plan: PreprocessingPlan,
+    case_id: str,
+    modality: str | None,
+    folder: Path,
+    patch: Sequence[int],
 ) -> CaseProperties:
-    """As `preprocess_image`, but by blocks from the file at `path` to a case without labels in `folder`."""
+    """As `preprocess_image`, but by blocks from one file, or one per channel, to a case without labels in `folder`."""
     begin_case(folder, case_id)
     with tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch:
         properties = store_large_image(
-            [path], plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
+            paths, plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
         )
     finish_case(folder, properties, {})
     return properties

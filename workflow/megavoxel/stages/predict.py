@@ -1,10 +1,14 @@
-"""Label images by the sliding window, or classify them: the cases of a study's fold or test split, or any images."""
+"""Label images by the sliding window, or classify them: the cases of a study's fold or test split, or any images.
+
+New scans by a model that 'megavoxel export' wrote:
+  megavoxel predict --model DIR --input SCAN... --output FOLDER
+"""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,12 +22,28 @@ from megavoxel.planning.splits import cases_of, load_splits
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.inference.predict import CasePredictor
+    from megavoxel.models.prepare import Reading
+
+NOT_WITH_MODEL = (
+    "plan",
+    "weights",
+    "logits",
+    "cases",
+    "preprocessed",
+    "splits",
+    "split",
+    "fold",
+    "stage1",
+    "stage1_labels",
+)
+ONLY_WITH_MODEL = ("probabilities", "any_modality", "series", "assume_orientation", "one_file_per_case")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
-    parser.add_argument("--plan", type=Path, required=True, help="plan.json of the setting")
-    parser.add_argument("--weights", type=Path, nargs="+", required=True, help="model.pt of one or several folds")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--plan", type=Path, help="plan.json of the setting")
+    parser.add_argument("--weights", type=Path, nargs="+", help="model.pt of one or several folds")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz; of a classifier, a CSV"
     )
@@ -54,10 +74,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="for the second stage of a cascade: label maps of the images by each first-stage setting",
     )
+    _add_model_arguments(parser.add_argument_group("new scans by an exported model"))
+
+
+def _add_model_arguments(model: argparse._ArgumentGroup) -> None:
+    model.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="in place of --plan and --weights: a folder of 'megavoxel export'. --input then takes .nii.gz, .nii, "
+        ".nrrd, .mha, folders of them, a folder per case, and DICOM folders; finished cases are skipped",
+    )
+    model.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
+    model.add_argument("--any-modality", action="store_true", help="take scans of another modality than the model's")
+    model.add_argument(
+        "--series", nargs="+", default=[], metavar="UID", help="which DICOM series, where a folder has several"
+    )
+    model.add_argument(
+        "--assume-orientation", metavar="RAS", help="where the axes i, j, k run in scans that do not say it"
+    )
+    model.add_argument(
+        "--one-file-per-case", action="store_true", help="a number at the end of a file's name is no channel's"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Predicts; the folder of label maps appears when all are done."""
+    """Predicts; the folder of label maps appears when all are done, or, with --model, case by case."""
+    if arguments.model:
+        _predict_by_model(arguments)
+        return
+    if not (arguments.plan and arguments.weights):
+        raise UserError("give either --model, or --plan and --weights")
+    _refuse_options(arguments, "with --plan and --weights", ONLY_WITH_MODEL)
     if is_classification(arguments.plan, what="plan"):
         from megavoxel.stages.classification.predict import run_predict
 
@@ -79,6 +127,54 @@ def run(arguments: argparse.Namespace) -> None:
         if predictor is not None:
             with _folders(arguments) as (output, logits):
                 _predict(predictor, items, arguments, output, logits)
+
+
+def _predict_by_model(arguments: argparse.Namespace) -> None:
+    from megavoxel.models.directory import load_model
+    from megavoxel.models.label import Labelling, label_scans, unfinished
+    from megavoxel.models.scans import find_scans
+
+    _refuse_options(arguments, "with --model", NOT_WITH_MODEL)
+    if not arguments.input:
+        raise UserError("--model needs --input: the scans, or folders of them")
+    model = load_model(arguments.model)
+    labelling = Labelling(
+        output=arguments.output,
+        model=model.identity,
+        postprocessing=model.postprocessing,
+        reading=_reading(arguments),
+        probabilities=arguments.probabilities,
+    )
+    scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case)
+    left = unfinished(scans, labelling)
+    if not left:
+        return
+    from megavoxel.inference.job import predictor_of_job
+
+    with predictor_of_job(model.plan, model.weights, "predict", arguments) as predictor:
+        if predictor is not None:
+            label_scans(left, predictor, labelling)
+
+
+def _reading(arguments: argparse.Namespace) -> Reading:
+    from megavoxel.data.slabs import LARGE_VOXELS
+    from megavoxel.models.prepare import Reading, check_orientation_code
+
+    orientation, large = arguments.assume_orientation, arguments.large_voxels
+    return Reading(
+        modality=arguments.modality,
+        any_modality=arguments.any_modality,
+        series=tuple(arguments.series),
+        orientation=check_orientation_code(orientation) if orientation else None,
+        large_voxels=LARGE_VOXELS if large is None else large,
+    )
+
+
+def _refuse_options(arguments: argparse.Namespace, where: str, names: Sequence[str]) -> None:
+    values = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
+    given = [name for name, value in values.items() if not (value is None or value is False or value == [])]
+    if given:
+        raise UserError(f"{', '.join(given)}: not {where}; leave it out")
 
 
 @contextmanager
@@ -141,7 +237,7 @@ def _read_file(
 
     name = case_name(path)
     if is_large([path], LARGE_VOXELS if large_voxels is None else large_voxels):
-        preprocess_large_image(path, plan.preprocessing, name, modality, scratch, plan.patch)
+        preprocess_large_image([path], plan.preprocessing, name, modality, scratch, plan.patch)
         return _read_stored(scratch, name, scratch)
     image, geometry = read_image(path)
     return preprocess_image(image, geometry, plan.preprocessing, name, modality)

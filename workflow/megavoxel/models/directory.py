@@ -1,0 +1,109 @@
+"""A model as one self-contained directory: model.json, plan.json, a file of weights per fold, and a card to read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megavoxel.errors import UserError
+from megavoxel.evaluation.postprocessing import Postprocessing, load_postprocessing
+from megavoxel.files import atomic_directory, file_sha256, write_text
+from megavoxel.models.card import model_card
+from megavoxel.models.description import ModelDescription, load_description, save_description
+from megavoxel.models.gather import Runs, dataset_facts, fold_facts, score_means
+from megavoxel.planning.plan import Plan, load_plan
+
+DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postprocessing.json", "README.md"
+USAGE = """\
+    megavoxel predict --model DIR --input SCAN... --output FOLDER
+
+where DIR is this directory. Scans in NIfTI are read as they are; NRRD, MetaImage and DICOM need `pip install
+'megavoxel[formats]'`. The label map comes back on the scan's own grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An exported model."""
+
+    folder: Path
+    description: ModelDescription
+    plan: Plan
+    postprocessing: Postprocessing | None
+
+    @property
+    def weights(self) -> list[Path]:
+        """Files of the folds."""
+        return [self.folder / fold.weights for fold in self.description.folds]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """By what a folder of label maps knows its model."""
+        return {"model": self.description.name, **self.description.sha256}
+
+
+def describe(runs: Runs, dataset_file: Path | None, authors: str) -> ModelDescription:
+    """The description of a model made of runs, without the checksums of its files.
+
+    Raises:
+        UserError: a file of the runs is missing or damaged, or the dataset file is of another dataset.
+    """
+    plan, rules = runs.plan, runs.postprocessing
+    return ModelDescription(
+        name=f"{plan.study}-{plan.setting}",
+        study=plan.study,
+        setting=plan.setting,
+        channels=plan.preprocessing.channels,
+        modalities=tuple(plan.preprocessing.normalisation_by_modality),
+        labels=plan.preprocessing.labels,
+        dataset=dataset_facts(plan.dataset, dataset_file),
+        folds=tuple(fold_facts(runs, fold) for fold in runs.folds),
+        scores=score_means(runs),
+        postprocessed=rules is not None and load_postprocessing(rules).changes_anything,
+        authors=authors,
+        sha256={},
+    )
+
+
+def write_model(runs: Runs, description: ModelDescription, target: Path) -> None:
+    """Writes the directory of a model, whole or not at all.
+
+    Raises:
+        UserError: there is content at `target`, or weights are damaged or of another plan.
+    """
+    from megavoxel.network.weights import load_weights
+
+    with atomic_directory(target) as folder:
+        shutil.copyfile(runs.setting / "plan.json", folder / PLAN)
+        if runs.postprocessing:
+            shutil.copyfile(runs.postprocessing, folder / POSTPROCESSING)
+        for fold in description.folds:
+            source = runs.folder(fold.fold) / "model.pt"
+            load_weights(source, plan_hash=runs.plan.hash)
+            shutil.copyfile(source, folder / fold.weights)
+        sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        save_description(folder / DESCRIPTION, replace(description, sha256=sums))
+        write_text(folder / CARD, model_card(description, runs.plan, USAGE))
+
+
+def load_model(folder: Path) -> Model:
+    """Reads the directory of a model; its weights are read later, and held to their checksums here.
+
+    Raises:
+        UserError: it is no such directory, or a file of it is missing, damaged or changed.
+    """
+    folder = Path(folder)
+    description = load_description(folder / DESCRIPTION)
+    for name, expected in description.sha256.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
+            raise UserError(
+                f"{folder / name}: missing, damaged or changed since the export; copy the model again, or export it "
+                "again by 'megavoxel export'"
+            )
+    rules = folder / POSTPROCESSING
+    return Model(
+        folder=folder,
+        description=description,
+        plan=load_plan(folder / PLAN),
+        postprocessing=load_postprocessing(rules) if POSTPROCESSING in description.sha256 else None,
+    )

@@ -1,0 +1,209 @@
+"""What is known of trained runs, for those who take them away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megavoxel.classification.cases import is_classification
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.schema import read_yaml
+from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import METRICS, read_scores
+from megavoxel.files import read_json
+from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
+from megavoxel.planning.plan import Plan, load_plan
+
+DATASETS = Path("config/datasets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Trained folds of one setting."""
+
+    setting: Path
+    """results/STUDY/SETTING."""
+    plan: Plan
+    folds: tuple[int, ...]
+    """In ascending order."""
+    is_whole: bool
+    """Whether these are all folds that the setting was trained on."""
+
+    def folder(self, fold: int) -> Path:
+        """Of a fold."""
+        return self.setting / f"fold-{fold}"
+
+    @property
+    def postprocessing(self) -> Path | None:
+        """postprocessing.json of the setting, where there is one."""
+        path = self.setting / "postprocessing.json"
+        return path if path.is_file() else None
+
+
+def find_runs(paths: Sequence[Path]) -> Runs:
+    """The trained folds that folders name: results/STUDY/SETTING for all of a setting, or some of its fold-K.
+
+    Raises:
+        UserError: a folder is none of these, is not trained yet, or of another setting than the first one; or it is a
+            cascade's second stage, a classifier, or an ensemble of settings.
+    """
+    named = [_folds_named(Path(path)) for path in paths]
+    settings = sorted({setting for setting, _ in named})
+    if len(settings) > 1:
+        raise UserError(
+            f"{settings[0]} and {settings[1]} are two settings: a model is one setting with its folds; export each of "
+            "them to a folder of its own"
+        )
+    setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds})
+    if is_classification(setting / "plan.json", what="plan"):
+        raise UserError(f"{setting}: it classifies images; only models that segment scans are exported")
+    plan = load_plan(setting / "plan.json")
+    if plan.stage1:
+        raise UserError(
+            f"{setting}: it is the second stage of a cascade after {' and '.join(plan.stage1)}, whose label maps it "
+            "needs; such models are not exported: predict with both stages by 'megavoxel predict --stage1-labels'"
+        )
+    for fold in folds:
+        if not (setting / f"fold-{fold}" / "model.pt").is_file():
+            raise UserError(
+                f"{setting}/fold-{fold}: there is no model.pt, so it is not trained yet; wait for it, or name the "
+                "folds to export"
+            )
+    return Runs(setting=setting, plan=plan, folds=tuple(folds), is_whole=folds == _all_folds(setting))
+
+
+def fold_facts(runs: Runs, fold: int) -> FoldFacts:
+    """What manifest.json says of a fold.
+
+    Raises:
+        UserError: the file is missing, or not what training writes.
+    """
+    path = runs.folder(fold) / "manifest.json"
+    manifest = read_json(path, what="manifest of a run")
+    try:
+        return _fold_facts(manifest, fold)
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise UserError(
+            f"{path}: damaged, or of another version of megavoxel ({fault}); train the fold again"
+        ) from None
+
+
+def dataset_facts(name: str, file: Path | None) -> DatasetFacts:
+    """What a dataset file says of the dataset; without one, the file of that name in config/datasets.
+
+    Raises:
+        UserError: the file is of another dataset.
+    """
+    dataset = load_dataset(file) if file else _shipped_dataset(name)
+    if dataset is None:
+        print(
+            f"note: there is no file of the dataset {name} in {DATASETS}: its licence and reference are left out; "
+            "name it by --dataset FILE",
+            flush=True,
+        )
+        return DatasetFacts(name=name)
+    if dataset.name != name:
+        raise UserError(f"--dataset {file}: it is the file of {dataset.name}; the model was trained on {name}")
+    return DatasetFacts(
+        name=name,
+        description=dataset.description,
+        licence=dataset.licence,
+        reference=dataset.reference,
+    )
+
+
+def score_means(runs: Runs) -> tuple[Mean, ...]:
+    """Means of the study's scores.csv: of the validation cases of the runs' folds and, where all folds are there, of
+    the test cases. None where nothing is scored yet.
+    """
+    path = runs.setting.parent / "scores.csv"
+    if not path.is_file():
+        print(f"note: there is no {path}: the model goes without scores", flush=True)
+        return ()
+    table = read_scores(path)
+    own = table[table["setting"] == runs.setting.name]
+    chosen = own[(own["split"] == "validation") & own["fold"].isin(map(str, runs.folds))]
+    parts = [("validation", chosen)] + ([("test", own[own["split"] == "test"])] if runs.is_whole else [])
+    return tuple(mean for split, part in parts for mean in _means(split, part, _tolerances(runs)))
+
+
+def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
+    means = []
+    for metric in METRICS:
+        own = scores[scores["metric"] == metric].dropna(subset="value")
+        groups = [(None, own.groupby("case")["value"].mean())]
+        groups += [(str(label), part["value"]) for label, part in own.groupby("label", sort=False)]
+        for label, values in groups:
+            if len(values) == 0:
+                continue
+            stated = {tolerances.get(label)} if label else set(tolerances.values())
+            tolerance = stated.pop() if metric == "NSD" and len(stated) == 1 else None
+            means.append(
+                Mean(
+                    split=split, label=label, metric=metric, mean=float(values.mean()), cases=len(values),
+                    tolerance_mm=tolerance,
+                )
+            )  # fmt: skip
+    return means
+
+
+def _tolerances(runs: Runs) -> dict[str, float]:
+    """Of NSD in mm, by label."""
+    path = runs.setting.parent / "cases.json"
+    if not path.is_file():
+        return {}
+    from megavoxel.data.cases import load_cases
+
+    return load_cases(path).nsd_tolerance_mm
+
+
+def _folds_named(path: Path) -> tuple[Path, list[int]]:
+    """The setting's folder and the folds that a folder stands for."""
+    if (path / "plan.json").is_file() and _all_folds(path):
+        return path, _all_folds(path)
+    number = path.name.removeprefix("fold-")
+    if path.is_dir() and path.name != number and number.isdecimal() and (path.parent / "plan.json").is_file():
+        return path.parent, [int(number)]
+    if path.resolve().parent.name == "ensembles":
+        raise UserError(
+            f"{path}: ensembles of settings are not exported; export their members, each of which is a model with all "
+            "its folds"
+        )
+    raise UserError(
+        f"{path}: no trained run; expected results/STUDY/SETTING with a plan.json and fold-K/model.pt, or such a fold-K"
+    )
+
+
+def _all_folds(setting: Path) -> list[int]:
+    numbers = (path.name.removeprefix("fold-") for path in setting.glob("fold-*") if path.is_dir())
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _fold_facts(manifest: dict[str, Any], fold: int) -> FoldFacts:
+    hardware = manifest["hardware"]
+    return FoldFacts(
+        fold=fold,
+        weights=f"fold-{fold}.pt",
+        training_cases=len(manifest["data"]["training"]),
+        validation_cases=len(manifest["data"]["validation"]),
+        epochs=manifest["epochs"],
+        hours=round(manifest["seconds"] / 3600, 4),
+        seed=manifest["seed"],
+        precision=manifest["precision"]["name"],
+        parameters=manifest["parameters"],
+        data_sha256=manifest["data"]["checksums_sha256"],
+        hardware=str(hardware.get("gpu") or hardware["processor"]),
+        version=manifest["code"]["version"],
+        commit=manifest["code"]["commit"],
+        versions=manifest["versions"],
+    )
+
+
+def _shipped_dataset(name: str) -> Dataset | None:
+    for path in sorted(DATASETS.glob("*.yaml")):
+        values = read_yaml(path)
+        if isinstance(values, dict) and values.get("name") == name:
+            return load_dataset(path)
+    return None

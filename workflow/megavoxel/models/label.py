@@ -1,0 +1,129 @@
+"""Labels new scans, one after the other: finished ones are skipped, faulty ones are named and left out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from megavoxel.errors import UserError, printable
+from megavoxel.evaluation.postprocessing import Postprocessing
+from megavoxel.files import read_json, write_json
+from megavoxel.models.scans import Scan
+
+if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
+    from megavoxel.forecast.whole_image import WholeImages
+    from megavoxel.inference.predict import CasePredictor
+    from megavoxel.models.prepare import Reading
+
+RECORD = "prediction.json"
+"""In the folder of the label maps: by what they were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """Where label maps go, and how they are made."""
+
+    output: Path
+    """Folder."""
+    model: dict[str, str]
+    """Name of the model and checksums of what it is made of: a folder takes label maps of one model."""
+    postprocessing: Postprocessing | None
+    reading: Reading
+    probabilities: bool = False
+    """Whether CASE.probabilities.nii.gz is written, too."""
+
+    def outputs(self, scan: Scan) -> list[Path]:
+        """The files of a scan, the label map last."""
+        labels = self.output / f"{scan.case}{scan.suffix}"
+        return [self.output / f"{scan.case}.probabilities.nii.gz", labels] if self.probabilities else [labels]
+
+
+def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
+    """Begins or goes on with a folder of label maps: the scans whose files are not there yet.
+
+    Raises:
+        UserError: the folder has other content, or label maps of another model.
+    """
+    folder, record = labelling.output, labelling.output / RECORD
+    if record.is_file():
+        if read_json(record, what="record of a prediction") != labelling.model:
+            raise UserError(
+                f"{folder}: its label maps were made by another model, or another state of this one; name a new folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: has content already and is not replaced; name a new folder, or empty this one")
+    else:
+        write_json(record, labelling.model)
+    left = [scan for scan in scans if not all(path.is_file() for path in labelling.outputs(scan))]
+    if len(left) < len(scans):
+        print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
+    return left
+
+
+def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labelling) -> None:
+    """Labels scans, with a line for each.
+
+    Raises:
+        UserError: the faults of all scans that could not be labelled, after the others were.
+    """
+    from megavoxel.forecast.whole_image import WholeImages
+
+    whole_images = WholeImages.of(predictor)
+    faults, begin = [], time.monotonic()
+    with tqdm(total=len(scans), desc="predict", unit="case", disable=None) as bar:
+        for number, scan in enumerate(scans, start=1):
+            fault = _fault_of(scan, predictor, whole_images, labelling)
+            if fault:
+                faults.append(fault)
+            seconds = time.monotonic() - begin
+            left = seconds / number * (len(scans) - number)
+            state = f"not labelled: {fault}" if fault else f"{seconds:.0f} s so far, about {left:.0f} s left"
+            bar.write(printable(f"case {number}/{len(scans)}  {scan.case}  {state}"))
+            bar.update()
+    if len(faults) == len(scans) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults))
+
+
+def _fault_of(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> str | None:
+    """Labels a scan; what is wrong with it where that cannot be done."""
+    try:
+        _label(scan, predictor, whole_images, labelling)
+    except UserError as error:
+        named = scan.case in str(error)
+        return str(error) if named else f"case {scan.case}: {error}"
+    except MemoryError:
+        return f"case {scan.case}: memory ran out; run it with more memory, or with --large-voxels 1"
+    return None
+
+
+def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
+    from megavoxel.inference.logits import open_logits
+    from megavoxel.models.answer import postprocess_in_place, write_answer, write_probabilities
+    from megavoxel.models.prepare import prepared, source_of
+
+    plan = predictor.plan.preprocessing
+    scratch = labelling.output / f".case-{scan.case}"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
+    scratch.mkdir(parents=True)
+    try:
+        source = source_of(scan, plan.channels, labelling.reading, scratch)
+        image, properties = prepared(scan, source, predictor.plan, labelling.reading, scratch)
+        whole_images.check(scan.case, image.shape[1:])
+        logits = scratch / "logits" if labelling.probabilities else None
+        predictor.write(image, properties, scratch, logits)
+        *probabilities, target = labelling.outputs(scan)
+        for path in probabilities:
+            write_probabilities(path, open_logits(logits, scan.case), scratch, source, scan)
+        labels = scratch / f"{scan.case}.nii.gz"
+        postprocess_in_place(labels, labelling.postprocessing, plan.labels)
+        write_answer(scan, source, labels, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

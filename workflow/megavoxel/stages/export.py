@@ -1,0 +1,52 @@
+"""Make a model to take away of trained runs: one self-contained directory, or a MONAI Bundle.
+
+One setting with all its folds, or with some of them, which are averaged:
+  megavoxel export results/STUDY/SETTING --to models/NAME
+  megavoxel export results/STUDY/SETTING/fold-0 results/STUDY/SETTING/fold-1 --to models/NAME
+For MONAI:
+  megavoxel export results/STUDY/SETTING --to bundles/NAME --format bundle
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="results/STUDY/SETTING, or fold-K folders of one setting"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--format",
+        choices=["model", "bundle"],
+        default="model",
+        help="a directory for 'megavoxel predict --model' (default), or a MONAI Bundle",
+    )
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE",
+        help="dataset file, for licence and reference; default: the one of that name in config/datasets",
+    )
+    parser.add_argument("--authors", default="", help="who made the model, for its card")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the folder, whole or not at all."""
+    from megavoxel.models.directory import describe, write_model
+    from megavoxel.models.gather import find_runs
+
+    runs = find_runs(arguments.runs)
+    description = describe(runs, arguments.dataset, arguments.authors)
+    if arguments.format == "bundle":
+        from megavoxel.models.bundle import write_bundle
+
+        write_bundle(runs, description, arguments.to)
+    else:
+        write_model(runs, description, arguments.to)
+    folds = ", ".join(map(str, runs.folds))
+    print(f"{arguments.to}: {description.name}, fold{'s' if len(runs.folds) > 1 else ''} {folds}", flush=True)
