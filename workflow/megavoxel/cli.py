@@ -15,6 +15,7 @@ from megavoxel import __version__
 from megavoxel.errors import UserError, printable
 
 STAGES = {
+    "init": "look at a folder of images, and write a first dataset and study file",
     "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
     "phantom": "make a synthetic labelled CT-like dataset from a seed",
     "check": "look at every case and list all faults",

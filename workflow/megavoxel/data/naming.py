@@ -139,6 +139,8 @@ def _groups(names: Iterable[str]) -> Groups:
     for name in names:
         pattern, case = pattern_of(name)
         groups[pattern].add(case)
+    for pattern in [pattern for pattern in groups if f"{pattern}.gz" in groups]:  # some are compressed
+        groups[f"{pattern}*"] = groups.pop(pattern) | groups.pop(f"{pattern}.gz")
     return groups
 
 
