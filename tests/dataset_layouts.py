@@ -17,7 +17,9 @@ def make_phantoms(folder: Path) -> Path:
     """A Decathlon folder of four labelled cases and a labelled test case, with `Task07_` before its name."""
     root = folder / "Task07_Abdomen"
     root.mkdir(parents=True)
-    write_phantoms(root, Phantom(training_cases=CASES, test_cases=1, shape=(16, 28, 28), spacing=(6.0, 4.0, 4.0), seed=3))
+    write_phantoms(
+        root, Phantom(training_cases=CASES, test_cases=1, shape=(16, 28, 28), spacing=(6.0, 4.0, 4.0), seed=3)
+    )
     return root
 
 
@@ -66,7 +68,9 @@ def bids(phantoms: Path, folder: Path) -> Path:
     (root / "dataset_description.json").write_text(json.dumps({"Name": "phantoms", "BIDSVersion": "1.9.0"}))
     names = {**label_values(phantoms), "never drawn": 77}
     rows = [f"{value}\t{name}" for name, value in names.items()]
-    (root / "derivatives/manual/desc-manual_dseg.tsv").write_text("\n".join(["index\tname", "0\tbackground", *rows]) + "\n")
+    (root / "derivatives/manual/desc-manual_dseg.tsv").write_text(
+        "\n".join(["index\tname", "0\tbackground", *rows]) + "\n"
+    )
     return root
 
 

@@ -34,6 +34,8 @@ STAGES = {
     "postprocess": "keep largest components where cross-validation improves",
     "evaluate": "score label maps: DSC and NSD",
     "report": "tables, figures and a page from the scores",
+    "status": "show how far the runs of a study are",
+    "tensorboard": "write the training curves as event files of TensorBoard",
     "wheels": "download the packages of a container image",
     "image": "build a container image",
     "lock-images": "write what container images hold",

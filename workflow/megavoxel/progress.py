@@ -72,7 +72,7 @@ def progress(title: str, total: int | None, *, unit: str = "case", done: int = 0
 
 
 def time_left(done: int, missing: int, seconds: float) -> str:
-    """`, about 3 min left`, if the rest goes on as the work so far; empty where that is not known, or next to nothing."""
+    """`, about 3 min left`, if the rest goes on like the work so far; empty where that is not known or is little."""
     left = seconds / done * missing if done > 0 else 0.0
     return f", about {duration(left)} left" if left >= SAID_FROM_SECONDS else ""
 

@@ -82,7 +82,7 @@ def dataset_text(
     """
     lines = [
         f"# Written by 'megavoxel init' for {origin}: {layout}.",
-        "# Nothing was copied. Every key is explained in config/README.md, \"A dataset file\".",
+        '# Nothing was copied. Every key is explained in config/README.md, "A dataset file".',
         _key("name", name),
         'description: "" # what is shown, and on which scans',
         'reference: "" # the publication or address to cite',
@@ -97,7 +97,10 @@ def dataset_text(
     lines += [f"{_key('channels', list(channels))} # CT is normalised as CT, anything else by z-score"]
     lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
     lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
-    lines += [f"{_key('nsd_tolerance_mm', tolerance)} # how far apart two good readers draw a surface; one number, or one per label"]
+    lines += [
+        "# How far apart two good readers draw a surface: one number, or one per label.",
+        _key("nsd_tolerance_mm", tolerance),
+    ]
     if excluded:
         lines += ["exclude: # images without a label map", *(f"  - {_flow(case)}" for case in excluded)]
     lines += [
@@ -123,7 +126,9 @@ def study_text(*, name: str, dataset: str, device: Device, path: str, cases: int
         labels: their names: left and right ones are told apart by their side, so that nothing is mirrored.
     """
     sided = any(SIDES.search(label.lower()) for label in labels)
-    augmentation = "  augmentation:\n    mirror_axes: [] # left and right are told apart by their side\n" if sided else ""
+    augmentation = (
+        "  augmentation:\n    mirror_axes: [] # left and right are told apart by their side\n" if sided else ""
+    )
     setting = GPU_SETTING if device.gpus else CPU_SETTING
     head = [
         "# A first study. Every key is explained in config/README.md.",

@@ -19,15 +19,17 @@ from megavoxel.data.layout import SUFFIXES
 from megavoxel.data.pairs import CASE, matching
 from megavoxel.errors import UserError
 
-LABEL_WORDS = frozenset(
-    "annotation annotations dseg groundtruth gt label labels labelstr lbl mask masks seg segm segmentation "
-    "segmentations segs truth".split()
-)
-IMAGE_WORDS = frozenset("image images imagestr imaging img imgs raw scan scans vol volume volumes".split())
-MODALITY_WORDS = frozenset(
-    "adc bold ct cta dwi flair inplanet1 inplanet2 mr mri pd pdw pet swi t1 t1c t1ce t1gd t1n t1w t2 t2f t2star t2w "
-    "us".split()
-)
+LABEL_WORDS = {
+    "annotation", "annotations", "dseg", "groundtruth", "gt", "label", "labels", "labelstr", "lbl", "mask", "masks",
+    "seg", "segm", "segmentation", "segmentations", "segs", "truth",
+}  # fmt: skip
+IMAGE_WORDS = {
+    "image", "images", "imagestr", "imaging", "img", "imgs", "raw", "scan", "scans", "vol", "volume", "volumes",
+}  # fmt: skip
+MODALITY_WORDS = {
+    "adc", "bold", "ct", "cta", "dwi", "flair", "inplanet1", "inplanet2", "mr", "mri", "pd", "pdw", "pet", "swi", "t1",
+    "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2f", "t2star", "t2w", "us",
+}  # fmt: skip
 ROLES = LABEL_WORDS | IMAGE_WORDS
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(_.+)")
 CHANNEL = re.compile(r"(.+)_(\d{4})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -164,7 +163,9 @@ def _described(root: Path, asked: Asked) -> _Layout:
         name="init", source=Source(folder=str(root)), labels=asked.labels or None, channels=asked.channels or None
     )
     layout = read_layout(root, dataset)
-    missing = [name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).is_file()]
+    missing = [
+        name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).is_file()
+    ]
     if missing:
         raise UserError(f"{root}: its dataset.json and file names ask for files that are not there: {listed(missing)}")
     return _Layout(
@@ -239,7 +240,9 @@ def _read_names(path: Path) -> dict[int, str]:
         table = pandas.read_csv(path, sep="\t", dtype={"name": str})
         return {int(value): name for value, name in zip(table["index"], table["name"], strict=True)}
     except (KeyError, ValueError, OSError) as fault:
-        raise UserError(f"{path}: expected the columns 'index' and 'name' of BIDS, separated by tabs ({fault})") from None
+        raise UserError(
+            f"{path}: expected the columns 'index' and 'name' of BIDS, separated by tabs ({fault})"
+        ) from None
 
 
 def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
@@ -247,7 +250,9 @@ def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
     if sum(stored.values()) != len(channels):
         _refuse_volumes(stored, channels)
     grid = read_geometry(root / case.images[0])
-    values = {int(value) for slab in read_label_slabs(root / case.label) for value in pandas.unique(slab.voxels.ravel("K"))}
+    values = {
+        int(value) for slab in read_label_slabs(root / case.label) for value in pandas.unique(slab.voxels.ravel("K"))
+    }
     return _Seen(shape=grid.canonical_shape, spacing=grid.spacing, values=frozenset(values - {0}))
 
 

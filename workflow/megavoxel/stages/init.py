@@ -24,15 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("path", type=Path, metavar="PATH", help="the folder")
     parser.add_argument("--name", help="name of dataset and study; default: by the folder's")
-    parser.add_argument("--gpu", metavar="DEVICE", default="cpu", help="a name in the hardware file; default: %(default)s")
     parser.add_argument(
-        "--to", type=Path, default=CONFIG, metavar="FOLDER", help="gets datasets/NAME.yaml, studies/NAME.yaml; default: %(default)s"
+        "--gpu", metavar="DEVICE", default="cpu", help="a name in the hardware file; default: %(default)s"
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=CONFIG,
+        metavar="FOLDER",
+        help="gets datasets/NAME.yaml, studies/NAME.yaml; default: %(default)s",
     )
     parser.add_argument("--hardware", type=Path, default=CONFIG / "hardware.yaml", help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="replace these files where they are there")
-    parser.add_argument("--image", nargs="+", default=[], metavar="PATTERN", help="the images, as 'images/{case}.nii.gz': a pattern per channel")
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="the images, as 'images/{case}.nii.gz': a pattern per channel",
+    )
     parser.add_argument("--label", metavar="PATTERN", help="the label maps, as 'labels/{case}.nii.gz'")
-    parser.add_argument("--channels", nargs="+", default=[], metavar="NAME", help="names of the channels; CT is normalised as CT")
+    parser.add_argument(
+        "--channels", nargs="+", default=[], metavar="NAME", help="names of the channels; CT is normalised as CT"
+    )
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help="names of the label values")
     parser.add_argument("--leave-out", action="store_true", help="leave out images without a label map")
     parser.add_argument(
@@ -85,7 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
         declared=declared,
     )
     planned = study_text(
-        name=name, dataset=str(dataset), device=device, path=str(study), cases=found.training_cases, labels=[*found.labels]
+        name=name,
+        dataset=str(dataset),
+        device=device,
+        path=str(study),
+        cases=found.training_cases,
+        labels=[*found.labels],
     )
     write_text(dataset, described)
     write_text(study, planned)
@@ -130,7 +149,7 @@ def _refuse_replacing(*files: Path, force: bool) -> None:
     there = [str(file) for file in files if file.exists()]
     if there and not force:
         raise UserError(
-            f"{' and '.join(there)}: already there, and not replaced; give another --name or --to, or --force to replace"
+            f"{' and '.join(there)}: already there, and not replaced; give another --name or --to, or --force"
         )
 
 
