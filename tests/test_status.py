@@ -95,14 +95,14 @@ def finish(root: Path, *, scored: bool) -> None:
         write(outputs / "scores.csv", "\n".join(["setting,split,fold,case,label,metric,value", *rows]) + "\n")
 
 
-def test_a_finished_run_has_the_mean_over_labels_of_its_scores(tmp_path):
+def test_a_finished_run_has_the_mean_of_its_cases(tmp_path):
     finish(tmp_path, scored=False)
     run = one(tmp_path)
     assert (run.state, run.epoch, run.pseudo_dice, run.dsc) == ("trained", "2", 0.75, None)
     finish(tmp_path, scored=True)
     run = one(tmp_path)
     assert run.state == "done"
-    assert run.dsc == pytest.approx((0.75 + 0.25) / 2)
+    assert run.dsc == pytest.approx((0.625 + 0.5) / 2)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_study_is_shown_whole_and_a_folder_by_what_has_begun(tmp_path, monkeyp
     shown = capsys.readouterr().out
     assert shown.startswith("study s: 3 runs: 1 failed, 1 waiting, 1 done\n")
     rows = [line.split() for line in shown.splitlines()[3:6]]
-    assert rows == [["a", "0", "done", "2", "0.7500", "0.5000"], ["a", "1", "waiting"], ["b-1", "1", "failed"]]
+    assert rows == [["a", "0", "done", "2", "0.7500", "0.5625"], ["a", "1", "waiting"], ["b-1", "1", "failed"]]
     assert "logs/s/train/b-1-1.log ends with:\n  megavoxel train: error: no memory\n" in shown
     assert "logs/s/check.log ends with:\n  megavoxel check: error: dataset x: 1 faults\n    case_1: broken\n" in shown
     assert "fetch.log" not in shown

@@ -23,7 +23,7 @@ def matching(files: Iterable[str], pattern: str) -> dict[str, str]:
     Raises:
         UserError: two files belong to one case, or an id cannot be a file's name.
     """
-    known, *more = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(CASE))
+    known, *more = (re.sub(r"(\\\*)+", "[^/]*", re.escape(part)) for part in pattern.split(CASE))
     expression = re.compile(f"{known}(?P<case>[^/]+){'(?P=case)'.join(more)}")
     found: dict[str, str] = {}
     for file in files:

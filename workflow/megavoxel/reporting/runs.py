@@ -46,7 +46,7 @@ class Run:
     seconds_left: float | None = None
     """Of training, or of its phase."""
     dsc: float | None = None
-    """Mean over labels of the mean over validation cases."""
+    """Mean over validation cases of the mean over labels, as in the report."""
     lines: tuple[str, ...] = ()
     """The end of the log of a failed run."""
     log: Path | None = None
@@ -162,8 +162,8 @@ def _mean_dsc(path: Path) -> float | None:
         table = read_scores(path)
     except UserError:  # not there yet
         return None
-    values = table[table["metric"] == "DSC"].groupby("label")["value"].mean().mean()
-    return None if pd.isna(values) else float(values)
+    mean = table[table["metric"] == "DSC"].groupby("case")["value"].mean().mean()
+    return None if pd.isna(mean) else float(mean)
 
 
 def _progress(log: Path) -> dict[str, object]:
