@@ -115,7 +115,6 @@ def test_training_cases_may_be_listed_by_nnunets_own_dataset_json(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([], "dataset: expected {CASE"),
         ({"a": {"images": "a.nii.gz", "label": "b.nii.gz"}}, "dataset: a: expected"),
         ({"a": {"images": [], "label": "b.nii.gz"}}, "dataset: a: expected"),
         ({"a": {"images": ["../a.nii.gz"], "label": "b.nii.gz"}}, "outside the dataset's folder"),
@@ -130,6 +129,11 @@ def test_what_is_wrong_in_nnunets_list_is_named(tmp_path, entries, message):
     with pytest.raises(UserError) as caught:
         read_layout(describe(tmp_path, content), dataset())
     assert message in str(caught.value)
+
+
+def test_a_text_called_dataset_is_no_list(tmp_path):
+    layout = read_layout(describe(tmp_path, {**DECATHLON, "dataset": "of our hospital"}), dataset())
+    assert [case.id for case in layout.cases] == ["a", "b", "x", "y"]
 
 
 def test_files_with_numbers_are_found_where_the_list_has_none(tmp_path):

@@ -40,7 +40,7 @@ def test_a_line_of_an_item_carries_the_count_and_the_time_left(clock, capsys):
     with progress("predict", 2) as shown:
         shown.advance(line="case a")
         shown.advance(line="case b")
-    assert capsys.readouterr().out.splitlines() == ["case a; 1 of 2, about 30 s left", "case b"]
+    assert capsys.readouterr().out.splitlines() == ["case a; 1 of 2, about 30 s left", "case b; 2 of 2"]
 
 
 def test_what_was_there_before_says_nothing_of_the_speed(clock, capsys):

@@ -28,32 +28,23 @@ class Progress:
 
         Args:
             amount: how much more, in units.
-            line: what to say of it, on a terminal as well; None: about ten lines in all, in a log alone.
+            line: what to say of it, on a terminal as well; None: about ten lines in all, and in a log alone.
         """
         before, self._done = self._done, self._done + amount
         self._bar.update(amount)
-        if line is not None:
-            left = time_left(self._done - self._first, self._missing, time.monotonic() - self._begin)
-            self._say(f"{line}; {self._count()}{left}" if left and self._bar.disable else line)
-        elif self._bar.disable and self._total and _tenths(self._done, self._total) > _tenths(before, self._total):
-            left = time_left(self._done - self._first, self._missing, time.monotonic() - self._begin)
-            self._say(f"{self._title}: {self._count()}{left}")
+        if not self._bar.disable:
+            if line is not None:
+                self._bar.write(line)
+        elif self._total and (line is not None or _tenths(self._done, self._total) > _tenths(before, self._total)):
+            said = f"{self._title}: " if line is None else f"{line}; "
+            # A log is read while it is written: Python itself would keep the lines back until they are many.
+            print(f"{said}{self._count(self._total)}", flush=True)
 
-    @property
-    def _missing(self) -> int:
-        return 0 if self._total is None else self._total - self._done
-
-    def _count(self) -> str:
+    def _count(self, total: int) -> str:
+        left = time_left(self._done - self._first, total - self._done, time.monotonic() - self._begin)
         if self._bar.unit == BYTES:
-            return f"{self._done / 1e6:.1f} of {(self._total or self._done) / 1e6:.1f} MB"
-        return f"{self._done} of {self._total}"
-
-    def _say(self, line: str) -> None:
-        # A log is read while it is written: Python itself would keep the lines back until they are many.
-        if self._bar.disable:
-            print(line, flush=True)
-        else:
-            self._bar.write(line)
+            return f"{self._done / 1e6:.1f} of {total / 1e6:.1f} MB{left}"
+        return f"{self._done} of {total}{left}"
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
         raise UserError(f"{source}: expected a JSON object with 'labels' and 'modality' or 'channel_names'")
     labels = _foreground(_labels(content, source) if dataset.labels is None else dataset.labels, source)
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
-    listed = "training" in content and "dataset" not in content and not _is_numbered(root, content, source)
+    listed = "training" in content and not _has_own_list(content) and not _is_numbered(root, content, source)
     _require_section(root, content, dataset, listed)
     splits = {"training": "training"} | ({} if dataset.test_section == "none" else {dataset.test_section: "test"})
     if listed:
@@ -79,6 +79,11 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     recorded = with_recorded(dataset, content.get("unannotated", {}), source)
     annotated = annotated_cases(kept, recorded, tuple(labels), {case.id for case in cases})
     return Layout(channels=channels, labels=labels, cases=annotated, excluded=excluded)
+
+
+def _has_own_list(content: dict[str, Any]) -> bool:
+    """Whether the training cases are listed as nnU-Net does; a text of that name is somebody's description."""
+    return isinstance(content.get("dataset"), dict)
 
 
 def _is_numbered(root: Path, content: dict[str, Any], source: Path) -> bool:
@@ -170,7 +175,7 @@ def _found_cases(
     if ending not in SUFFIXES:
         raise UserError(f"{source}: file_ending: {ending!r} is not read; convert the files to {' or '.join(SUFFIXES)}")
     for section, split in splits.items():
-        if section == "training" and "dataset" in content:
+        if section == "training" and _has_own_list(content):
             yield from _named_cases(content["dataset"], source)
             continue
         images, labels = FOLDERS[section]
@@ -190,10 +195,8 @@ def _found_cases(
             )
 
 
-def _named_cases(entries: Any, source: Path) -> Iterator[Case]:
+def _named_cases(entries: dict[str, Any], source: Path) -> Iterator[Case]:
     """The training cases under "dataset" of nnU-Net's dataset.json."""
-    if not isinstance(entries, dict):
-        raise UserError(f'{source}: dataset: expected {{CASE: {{"images": [FILE, ...], "label": FILE}}}}')
     for case, entry in entries.items():
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         sound = isinstance(images, list) and images and all(isinstance(name, str) for name in images)

@@ -53,7 +53,7 @@ def write_phantoms(folder: Path, phantom: Phantom, *, name: str = "phantom") -> 
             entry = {"image": f"./images{suffix}/{file}", "label": f"./labels{suffix}/{file}"}
             write_case(phantom, index, folder / entry["image"], folder / entry["label"])
             entries[split].append(entry)
-            shown.advance(line=f"{file} ({index + 1} of {total})")
+            shown.advance(line=file)
     write_json(folder / "dataset.json", _description(phantom, name, entries))
 
 

@@ -88,13 +88,13 @@ def _predict(
 
     plan, whole_images = predictor.plan, WholeImages.of(predictor)
     with progress("predict", len(items)) as shown:
-        for number, read in enumerate(items, start=1):
+        for read in items:
             with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
                 image, properties = read(Path(scratch))
                 image = _with_first_stage(image, properties, plan, arguments)
                 whole_images.check(properties.case, image.shape[1:])
                 predictor.write(image, properties, output, logits)
-            shown.advance(line=f"case {number}/{len(items)}  {properties.case}")
+            shown.advance(line=properties.case)
 
 
 def _study_cases(arguments: argparse.Namespace) -> list:
