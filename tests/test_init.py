@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -78,6 +80,17 @@ def test_every_layout_goes_from_folder_to_sound_cases(work, tmp_path, phantoms, 
     assert image.shape[0] == len(channels)
     assert set(np.unique(cases.read_labels(first))) == {0, *values.values()}
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_workflow_takes_patterns_for_cases_and_not_for_wildcards(work, tmp_path, phantoms, repository):
+    assert init(plain(phantoms, tmp_path)) == 0
+    snakemake = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(repository / "Snakefile")]
+    options = ["--directory", str(work), "--cores", "1", "--configfile", "config/studies/new.yaml", "-n"]
+    done = subprocess.run([*snakemake, *options], cwd=work, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    assert ["train", "1"] in counts
 
 
 def test_the_study_suits_the_device(work, phantoms, capsys):
