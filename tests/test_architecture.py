@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"errors", "files", "parallel"},
+    {"errors", "files", "parallel", "progress"},
     {"config", "containers"},
     {"data"},
     {"planning"},

@@ -15,6 +15,7 @@ from megavoxel.config.dataset import Source
 from megavoxel.data import download as download_module
 from megavoxel.data.download import download
 from megavoxel.errors import UserError
+from megavoxel.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +148,7 @@ def test_an_address_without_a_file_name_is_an_error(tmp_path):
 
 
 def test_a_full_disk_in_the_middle_of_a_download_is_passed_up(server, tmp_path, monkeypatch):
-    bar = download_module.tqdm
-    monkeypatch.setattr(bar, "update", full_after(5, bar.update))
+    monkeypatch.setattr(Progress, "advance", full_after(5, Progress.advance))
     with pytest.raises(OSError, match="No space left"):
         bring(server.url, server.content, tmp_path)
     assert server.statuses == [200], "a full disk is no reason to ask again"

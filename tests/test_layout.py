@@ -78,6 +78,79 @@ def test_the_layout_of_nnunet_is_read(tmp_path):
     assert layout.cases[0].images == ("imagesTr/p_0000.nii.gz", "imagesTr/p_0001.nii.gz")
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_cases_are_those_that_nnunet_itself_finds(tmp_path, ending):
+    """Ids with underscores, numbers and dots, and channels beyond nine; nnU-Net tells no image from a lone label."""
+    utilities = pytest.importorskip("nnunetv2.utilities.utils")
+    names = ["BRATS_001", "a", "a_0001", "scan.2024-01-01", "z_b_0000"]
+    content = {"channel_names": {str(n): f"c{n}" for n in range(11)}, "labels": {"background": 0, "one": 1}}
+    folder = describe(tmp_path / "Dataset123_Some", {**content, "file_ending": ending})
+    for case in names:
+        for file in [f"labelsTr/{case}", *(f"imagesTr/{case}_{channel:04d}" for channel in range(11))]:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / f"{file}{ending}").touch()
+    theirs = utilities.get_filenames_of_train_images_and_targets(str(folder))
+    ours = {case.id: case for case in read_layout(folder, dataset()).cases}
+    assert set(ours) == set(theirs) == set(names)
+    for name, entry in theirs.items():
+        assert [str(folder / image) for image in ours[name].images] == entry["images"]
+        assert str(folder / ours[name].label) == entry["label"]
+
+
+def test_training_cases_may_be_listed_by_nnunets_own_dataset_json(tmp_path):
+    utilities = pytest.importorskip("nnunetv2.utilities.utils")
+    entries = {
+        "q": {"images": ["scans/q-t1.nii.gz", "scans/q-t2.nii.gz"], "label": "drawn/q.nii.gz"},
+        "p": {"images": ["scans/p-t1.nii.gz", "scans/p-t2.nii.gz"], "label": "drawn/p.nii.gz"},
+    }
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "one": 1}, "file_ending": ".nii.gz"}
+    folder = describe(tmp_path, {**content, "dataset": entries})
+    assert read_layout(folder, dataset()).cases == tuple(
+        Case(id=case, images=tuple(entries[case]["images"]), label=entries[case]["label"]) for case in ("p", "q")
+    )
+    theirs = utilities.get_filenames_of_train_images_and_targets(str(folder))
+    assert theirs["q"]["images"] == [str(folder / image) for image in entries["q"]["images"]]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": {"images": "a.nii.gz", "label": "b.nii.gz"}}, "dataset: a: expected"),
+        ({"a": {"images": [], "label": "b.nii.gz"}}, "dataset: a: expected"),
+        ({"a": {"images": ["../a.nii.gz"], "label": "b.nii.gz"}}, "outside the dataset's folder"),
+        ({"a": {"images": ["a.nii.gz"], "label": "/b.nii.gz"}}, "outside the dataset's folder"),
+        ({"a": {"images": ["a.mha"], "label": "b.nii.gz"}}, "is no NIfTI file"),
+        ({"../a": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}, "cannot be the name of a file"),
+        ({}, "there are no cases"),
+    ],
+)
+def test_what_is_wrong_in_nnunets_list_is_named(tmp_path, entries, message):
+    content = {"channel_names": {"0": "T1"}, "labels": {"one": 1}, "file_ending": ".nii.gz", "dataset": entries}
+    with pytest.raises(UserError) as caught:
+        read_layout(describe(tmp_path, content), dataset())
+    assert message in str(caught.value)
+
+
+def test_a_text_called_dataset_is_no_list(tmp_path):
+    layout = read_layout(describe(tmp_path, {**DECATHLON, "dataset": "of our hospital"}), dataset())
+    assert [case.id for case in layout.cases] == ["a", "b", "x", "y"]
+
+
+def test_files_with_numbers_are_found_where_the_list_has_none(tmp_path):
+    """nnU-Net v1 lists cases as the Decathlon does, while the files have the number of their channel."""
+    content = {**DECATHLON, "modality": {"0": "T1", "1": "T2"}, "test": []}
+    folder = describe(tmp_path, content)
+    for case in "ab":
+        for file in (f"imagesTr/{case}_0000", f"imagesTr/{case}_0001", f"labelsTr/{case}"):
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / f"{file}.nii.gz").touch()
+    cases = read_layout(folder, dataset()).cases
+    assert [case.images for case in cases] == [
+        (f"imagesTr/{case}_0000.nii.gz", f"imagesTr/{case}_0001.nii.gz") for case in "ab"
+    ]
+    assert [case.label for case in cases] == ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]
+
+
 def test_a_missing_channel_and_a_lone_label_are_not_overlooked(tmp_path):
     folder = nnunet_folder(tmp_path)
     (folder / "labelsTr" / "lone.nii.gz").touch()

@@ -70,7 +70,7 @@ def test_lines_say_how_far_it_is(capsys):
     assert lines[0] == "scoring: 2 of 20"
     assert lines[-1] == "scoring: 20 of 20"
     map_cases(fail_at_never, [7], title="scoring", describe=lambda item, result: f"{item} gave {result}")
-    assert capsys.readouterr().out.splitlines() == ["7 gave 7"]
+    assert capsys.readouterr().out.splitlines() == ["7 gave 7; 1 of 1"]
 
 
 def fail_at_never(number: int) -> int:

@@ -15,6 +15,7 @@ from megavoxel import __version__
 from megavoxel.errors import UserError, printable
 
 STAGES = {
+    "init": "look at a folder of images, and write a first dataset and study file",
     "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
     "phantom": "make a synthetic labelled CT-like dataset from a seed",
     "check": "look at every case and list all faults",
@@ -34,6 +35,8 @@ STAGES = {
     "postprocess": "keep largest components where cross-validation improves",
     "evaluate": "score label maps: DSC and NSD",
     "report": "tables, figures and a page from the scores",
+    "status": "show how far the runs of a study are",
+    "tensorboard": "write the training curves as event files of TensorBoard",
     "wheels": "download the packages of a container image",
     "image": "build a container image",
     "lock-images": "write what container images hold",

@@ -11,9 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from megavoxel.errors import UserError
+from megavoxel.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,7 +21,6 @@ PROBES = 2
 """Items done in this process first; the last of them, which pays for no imports, tells how long the others take."""
 START_SECONDS = 6.0
 """What starting processes costs with their imports; less work than that is done in this process."""
-LINES = 10
 
 
 def map_cases(
@@ -48,13 +46,11 @@ def map_cases(
         UserError: a process was killed; and what `work` raises.
     """
     results: list[Result] = []
-    with tqdm(total=len(items), desc=title, unit=unit, disable=None) as bar:
+    with progress(title, len(items), unit=unit) as shown:
         for result in _results(work, items, processes, title):
+            item = items[len(results)]
             results.append(result)
-            bar.update()
-            line = _line(items[len(results) - 1], len(results), len(items), title, describe, result)
-            if line and (describe or bar.disable):
-                bar.write(line)
+            shown.advance(line=None if describe is None else describe(item, result))
     return results
 
 
@@ -83,19 +79,6 @@ def _by_processes(
             f"{title}: a process was killed, most likely because memory ran out; "
             "run with fewer --processes, or more memory"
         ) from None
-
-
-def _line(
-    item: Item,
-    done: int,
-    total: int,
-    title: str,
-    describe: Callable[[Item, Result], str] | None,
-    result: Result,
-) -> str:
-    if describe is not None:
-        return describe(item, result)
-    return f"{title}: {done} of {total}" if done * LINES // total > (done - 1) * LINES // total else ""
 
 
 @contextmanager

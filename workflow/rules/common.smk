@@ -116,7 +116,8 @@ def fetched_parts(dataset):
     """What `fetch` makes of a dataset file: its source, and how that is cut or merged where it is."""
     if dataset.patients:
         return [dataset.source, dataset.patients, list(dataset.patients.masks), dataset.labels]
-    return [dataset.source, dataset.blocks] if dataset.blocks else dataset.source
+    described = dataset.blocks or dataset.files
+    return [dataset.source, described] if described else dataset.source
 
 
 def as_json(record):

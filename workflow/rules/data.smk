@@ -23,7 +23,8 @@ rule fetch:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        source=as_json(fetched_parts(DATASET)),
+        # Not as a text: Snakemake would take {case} in it for a wildcard.
+        source=lambda wildcards: as_json(fetched_parts(DATASET)),
         dataset=DATASET_FILE,
         folder=subpath(output.description, parent=True),
         # Asking for `output` keeps it out of what triggers jobs: where a copy lies does not change the data.
@@ -53,7 +54,7 @@ rule check:
         mem_mb=by_attempt(8000),
         runtime=by_attempt(60),
     params:
-        definition=as_json(DATASET),
+        definition=lambda wildcards: as_json(DATASET),
         dataset=DATASET_FILE,
         folder=subpath(input.description, parent=True),
     shell:

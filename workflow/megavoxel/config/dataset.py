@@ -45,7 +45,8 @@ class Source:
     """In place of both, where the publisher gives neither: the SHA-256 of the first download is recorded in
     data/archives.tsv, and later ones must have the same."""
     folder: str | None = None
-    """A folder with dataset.json; a relative one is looked for in the mirror, then in the working directory."""
+    """A folder with dataset.json (Medical Segmentation Decathlon, nnU-Net), or one that `patients` or `files` describe;
+    a relative one is looked for in the mirror, then in the working directory."""
     phantom: Phantom | None = None
 
 
@@ -61,6 +62,17 @@ class Patients:
     masks overlap, the later one counts. A label without a mask is unannotated in that patient."""
     spacing: tuple[float, ...] | None = None
     """Voxel size in mm along z, y, x of .npy files, which do not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where images and label maps lie in a source folder without dataset.json. `{case}` stands for the case's id, which
+    has no slash, and is the same wherever it occurs; `*` stands for anything without a slash."""
+
+    images: tuple[str, ...]
+    """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI."""
+    label: str
+    """Pattern of the label maps: `derivatives/manual/sub-*/anat/{case}_dseg.nii.gz`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +195,8 @@ class Dataset:
     """Same seed, same `test_count` cases."""
     patients: Patients | None = None
     """Where the source `folder` has no dataset.json but a folder per patient: how they are laid out."""
+    files: Files | None = None
+    """Where the source `folder` has no dataset.json but an image and a label map per case: what they are called."""
     blocks: Blocks | None = None
     """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
     that name cases then name blocks."""
@@ -255,6 +269,8 @@ def _check_together(values: dict[str, Any], source: str) -> None:
         _check_patients(values, source)
     if "classification" in values:
         _check_classification(values, source)
+    if "files" in values:
+        _check_files(values, source)
     if "blocks" in values and "phantom" in values["source"]:
         raise UserError(f"{source}: blocks: phantoms are not cut; say how many there are, and how large, under phantom")
 
@@ -289,6 +305,23 @@ def _check_classification(values: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: classification.test_list: it names the test images already; drop test_per_class")
     if "test_seed" in keys and "test_per_class" not in keys:
         raise UserError(f"{source}: classification.test_seed: it draws images only beside 'test_per_class'")
+
+
+def _check_files(values: dict[str, Any], source: str) -> None:
+    if "folder" not in values["source"]:
+        raise UserError(f"{source}: files: this layout is read from a folder; name it under source as 'folder'")
+    other = next((key for key in ("patients", "blocks") if key in values), None)
+    if other is not None:
+        raise UserError(f"{source}: files: not beside '{other}'; leave one of them out")
+    missing = next((key for key in ("labels", "channels") if key not in values), None)
+    if missing is not None:
+        raise UserError(f"{source}: files: it also needs '{missing}' in this file, which no dataset.json tells")
+    images, channels = values["files"]["images"], values["channels"]
+    if len(images) > 1 and len(images) != len(channels):
+        raise UserError(
+            f"{source}: files.images: {len(images)} patterns for {len(channels)} channels ({', '.join(channels)}); "
+            "give one pattern per channel"
+        )
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

@@ -139,6 +139,7 @@ SECTIONS = (
     Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),
     Section(title="`phantom` of a source", schema="dataset", place="$defs/phantom", record=dataset.Phantom),
     Section(title="`patients` of a dataset", schema="dataset", place="$defs/patients", record=dataset.Patients),
+    Section(title="`files` of a dataset", schema="dataset", place="$defs/files", record=dataset.Files),
     Section(title="`blocks` of a dataset", schema="dataset", place="$defs/blocks", record=dataset.Blocks),
     Section(title="`hidden` of a dataset", schema="dataset", place="$defs/hidden", record=dataset.Hidden),
     Section(

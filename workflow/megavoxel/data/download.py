@@ -9,11 +9,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import requests
-from tqdm import tqdm
 
 from megavoxel.config.dataset import Source
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name
+from megavoxel.progress import BYTES, progress
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 2.0
@@ -139,15 +139,14 @@ def _append(response: requests.Response, part: Path, have: int) -> bool:
     total = have + int(length) if length.isdigit() else None
     with (
         part.open("r+b" if have else "wb") as target,
-        tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
+        progress(part.stem, total, unit=BYTES, done=have) as shown,
     ):
         target.seek(have)
-        if bar.disable:
-            rest = f" of {total / 1e6:.1f} MB" if total else ""
-            print(f"downloading {response.url}: {have / 1e6:.1f} MB here already{rest}", flush=True)
+        rest = f" of {total / 1e6:.1f} MB" if total else ""
+        print(f"downloading {response.url}: {have / 1e6:.1f} MB here already{rest}", flush=True)
         for piece in response.iter_content(PIECE_BYTES):
             target.write(piece)
-            bar.update(len(piece))
+            shown.advance(len(piece))
         return total is None or target.tell() == total
 
 

@@ -11,6 +11,7 @@ from megavoxel.data.archive import extract_dataset
 from megavoxel.data.cut import cut_training_cases
 from megavoxel.data.download import archive_name, checksum_fault, download
 from megavoxel.data.folder import link_folder, replaced_folder, write_checksums
+from megavoxel.data.pairs import link_pairs
 from megavoxel.data.patients import write_patients
 from megavoxel.data.phantom import write_phantoms
 from megavoxel.data.recorded import RECORDS, record_checksum, recorded_checksum
@@ -49,6 +50,8 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
             write_phantoms(folder, dataset.source.phantom, name=dataset.name)
         elif dataset.patients is not None:
             merged = write_patients(origin, folder, dataset)
+        elif dataset.files is not None:
+            merged = link_pairs(origin, folder, dataset, copy=copy)
         elif origin.is_dir():
             link_folder(origin, folder, copy=copy)
             if dataset.classification is not None:
@@ -61,7 +64,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         record_checksum(records, dataset.source.url, origin, beside=origin.is_relative_to(downloads))
     if origin is None:
         return f"phantoms of seed {dataset.source.phantom.seed}{cut}"
-    if dataset.patients is not None:
+    if _is_described(dataset):
         return f"{merged}, from {origin.resolve()}"
     if origin.is_dir():
         return f"{'copied from' if copy else 'links to'} {origin.resolve()}{cut}"
@@ -94,17 +97,17 @@ def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
     named = Path(dataset.source.folder).expanduser()
     places = [named] if named.is_absolute() else [*([mirror / named] if mirror is not None else []), named]
     for place in places:
-        if place.is_dir() if _is_bare(dataset) else (place / "dataset.json").is_file():
+        if place.is_dir() if _is_described(dataset) else (place / "dataset.json").is_file():
             return place
-    content = "" if _is_bare(dataset) else "/dataset.json"
+    content = "" if _is_described(dataset) else "/dataset.json"
     looked = " nor ".join(f"{place.absolute()}{content}" for place in places)
     hint = "" if named.is_absolute() else "; give the folder it lies in by --config mirror=DIR (--mirror DIR here)"
     raise UserError(f"dataset {dataset.name}: its source folder was not found: there is no {looked}{hint}")
 
 
-def _is_bare(dataset: Dataset) -> bool:
-    """Whether its source folder has no dataset.json."""
-    return dataset.patients is not None or dataset.classification is not None
+def _is_described(dataset: Dataset) -> bool:
+    """Whether the dataset file says how a folder without dataset.json is laid out."""
+    return any((dataset.patients, dataset.files, dataset.classification))
 
 
 def _find_in_mirror(name: str, source: Source, mirror: Path, remedy: str) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, write_text
+from megavoxel.progress import BYTES, progress
 
 CHECKSUMS = "checksums.tsv"
 MARKER = ".made-by-megavoxel"
@@ -71,8 +72,9 @@ def link_folder(source: Path, target: Path, *, copy: bool = False) -> None:
 def write_checksums(folder: Path) -> None:
     """Writes checksums.tsv: file, bytes and SHA-256 of every other visible file of `folder`, sorted by file."""
     rows = ["file\tbytes\tsha256"]
-    for name in visible_files(folder):
-        if name != Path(CHECKSUMS):
-            path = folder / name
-            rows.append(f"{name.as_posix()}\t{path.stat().st_size}\t{file_sha256(path)}")
+    sizes = {name: (folder / name).stat().st_size for name in visible_files(folder) if name != Path(CHECKSUMS)}
+    with progress("checksums", sum(sizes.values()), unit=BYTES) as shown:
+        for name, size in sizes.items():
+            rows.append(f"{name.as_posix()}\t{size}\t{file_sha256(folder / name)}")
+            shown.advance(size)
     write_text(folder / CHECKSUMS, "\n".join(rows) + "\n")

@@ -2,9 +2,11 @@
 
 Two layouts are read: that of the Medical Segmentation Decathlon (dataset.json lists the cases under "training" and
 "test"; channels are volumes of one 4D file) and the raw layout of nnU-Net v2 (cases are found by listing imagesTr and
-imagesTs; one file ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... per channel). Test cases may have labels: an entry
-``{"image": ..., "label": ...}`` under "test", or a file in labelsTs. The dataset file may name "validation" (imagesVa,
-labelsVa) as the test split in place of "test".
+imagesTs; one file ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... per channel). nnU-Net's dataset.json may list the
+training cases itself, under "dataset": ``{CASE: {"images": [...], "label": ...}}``. nnU-Net v1 lists them as the
+Decathlon does, by names that have no number while the files have one. Test cases may have labels: an entry ``{"image":
+..., "label": ...}`` under "test", or a file in labelsTs. The dataset file may name "validation" (imagesVa, labelsVa) as
+the test split in place of "test".
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
         raise UserError(f"{source}: expected a JSON object with 'labels' and 'modality' or 'channel_names'")
     labels = _foreground(_labels(content, source) if dataset.labels is None else dataset.labels, source)
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
-    listed = "training" in content
+    listed = "training" in content and not _has_own_list(content) and not _is_numbered(root, content, source)
     _require_section(root, content, dataset, listed)
     splits = {"training": "training"} | ({} if dataset.test_section == "none" else {dataset.test_section: "test"})
     if listed:
@@ -77,6 +79,19 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     recorded = with_recorded(dataset, content.get("unannotated", {}), source)
     annotated = annotated_cases(kept, recorded, tuple(labels), {case.id for case in cases})
     return Layout(channels=channels, labels=labels, cases=annotated, excluded=excluded)
+
+
+def _has_own_list(content: dict[str, Any]) -> bool:
+    """Whether the training cases are listed as nnU-Net does; a text of that name is somebody's description."""
+    return isinstance(content.get("dataset"), dict)
+
+
+def _is_numbered(root: Path, content: dict[str, Any], source: Path) -> bool:
+    """Whether the listed training images lie on disk by nnU-Net's names, with the number of their channel."""
+    cases = list(_declared_cases(content, {"training": "training"}, source))
+    plain = [root / case.images[0] for case in cases]
+    numbered = [path.with_name(f"{case.id}_0000{_suffix(path.name)}") for case, path in zip(cases, plain, strict=True)]
+    return any(path.is_file() for path in numbered) and not any(path.is_file() for path in plain)
 
 
 def _require_section(root: Path, content: dict[str, Any], dataset: Dataset, listed: bool) -> None:
@@ -160,6 +175,9 @@ def _found_cases(
     if ending not in SUFFIXES:
         raise UserError(f"{source}: file_ending: {ending!r} is not read; convert the files to {' or '.join(SUFFIXES)}")
     for section, split in splits.items():
+        if section == "training" and _has_own_list(content):
+            yield from _named_cases(content["dataset"], source)
+            continue
         images, labels = FOLDERS[section]
         found: dict[str, set[int]] = {}
         for name in _names(root / images):
@@ -177,6 +195,22 @@ def _found_cases(
             )
 
 
+def _named_cases(entries: dict[str, Any], source: Path) -> Iterator[Case]:
+    """The training cases under "dataset" of nnU-Net's dataset.json."""
+    for case, entry in entries.items():
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        sound = isinstance(images, list) and images and all(isinstance(name, str) for name in images)
+        if not sound or not isinstance(label, str | None):
+            raise UserError(
+                f'{source}: dataset: {case}: expected {{"images": [FILE, ...], "label": FILE}}, found {shown(entry)}'
+            )
+        paths = [_inside(name, source) for name in images]
+        for path in paths:
+            _stem(path.name, source)
+        inner = None if label is None else str(_inside(label, source))
+        yield Case(id=case, images=tuple(map(str, paths)), label=inner, split="training")
+
+
 def _names(folder: Path) -> list[str]:
     """File names in a folder that may be absent, without hidden ones."""
     return [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
@@ -189,6 +223,10 @@ def _inside(name: str, source: Path) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UserError(f"{source}: the file '{name}' lies outside the dataset's folder; name files below it")
     return path
+
+
+def _suffix(name: str) -> str:
+    return next(suffix for suffix in SUFFIXES if name.endswith(suffix))
 
 
 def _stem(name: str, source: Path) -> str:

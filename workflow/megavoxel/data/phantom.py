@@ -12,13 +12,13 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from megavoxel.config.dataset import Phantom
 from megavoxel.data.anatomy import LABELS, Grid, draw_anatomy, render, render_fine_slab
 from megavoxel.data.nifti import Geometry, write_nifti
 from megavoxel.data.slabs import scratch_array, slab_places, write_slabs
 from megavoxel.files import write_json
+from megavoxel.progress import progress
 
 NOISE_SIGMA = 0.5  # voxels; neighbours along an axis correlate by about a quarter
 HOUNSFIELD_RANGE = (-1024, 3071)
@@ -45,7 +45,7 @@ def write_phantoms(folder: Path, phantom: Phantom, *, name: str = "phantom") -> 
     """
     total = phantom.training_cases + phantom.test_cases
     entries: dict[str, list[dict[str, str]]] = {"training": [], "test": []}
-    with tqdm(total=total, desc="phantoms", unit="case", disable=None) as bar:
+    with progress("phantoms", total) as shown:
         for index in range(total):
             split = "training" if index < phantom.training_cases else "test"
             suffix = "Tr" if split == "training" else "Ts"
@@ -53,9 +53,7 @@ def write_phantoms(folder: Path, phantom: Phantom, *, name: str = "phantom") -> 
             entry = {"image": f"./images{suffix}/{file}", "label": f"./labels{suffix}/{file}"}
             write_case(phantom, index, folder / entry["image"], folder / entry["label"])
             entries[split].append(entry)
-            bar.update()
-            if bar.disable:
-                print(f"{file} ({index + 1} of {total})", flush=True)
+            shown.advance(line=file)
     write_json(folder / "dataset.json", _description(phantom, name, entries))
 
 

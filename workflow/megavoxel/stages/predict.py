@@ -19,6 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
+from megavoxel.progress import progress
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.inference.predict import CasePredictor
@@ -188,18 +189,17 @@ def _folders(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path | None]
 def _predict(
     predictor: CasePredictor, items: list, arguments: argparse.Namespace, output: Path, logits: Path | None
 ) -> None:
-    from tqdm import tqdm
-
     from megavoxel.forecast.whole_image import WholeImages
 
     plan, whole_images = predictor.plan, WholeImages.of(predictor)
-    for number, read in enumerate(tqdm(items, desc="predict", unit="case", disable=None), start=1):
-        with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
-            image, properties = read(Path(scratch))
-            image = _with_first_stage(image, properties, plan, arguments)
-            whole_images.check(properties.case, image.shape[1:])
-            predictor.write(image, properties, output, logits)
-        print(f"case {number}/{len(items)}  {properties.case}", flush=True)
+    with progress("predict", len(items)) as shown:
+        for read in items:
+            with tempfile.TemporaryDirectory(prefix=".case-", dir=output) as scratch:
+                image, properties = read(Path(scratch))
+                image = _with_first_stage(image, properties, plan, arguments)
+                whole_images.check(properties.case, image.shape[1:])
+                predictor.write(image, properties, output, logits)
+            shown.advance(line=properties.case)
 
 
 def _study_cases(arguments: argparse.Namespace) -> list:

@@ -110,6 +110,21 @@ def held(folder: Path, *, patience: float = float("inf")) -> Iterator[Lock]:
         lock.release()
 
 
+def sign_of_life(folder: Path) -> Holder | None:
+    """Who works on a folder of states, as far as can be seen without writing there; None: nobody seems to.
+
+    Ages are taken by this host's clock, which may be some seconds off that of the file system.
+    """
+    path = folder / "lock.json"
+    other = _holder(path)
+    if other is None or (other.host == _host() and not Path(f"/proc/{other.process}").exists()):
+        return None
+    try:
+        return other if time.time() - path.stat().st_mtime <= MISSED * HEARTBEAT else None
+    except FileNotFoundError:
+        return None
+
+
 def wait_for_others(folder: Path) -> None:
     """Waits until no other job holds the lock of a folder of states; one of the same Slurm job does not count."""
     path, own = _path(folder), Holder()

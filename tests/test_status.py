@@ -1,0 +1,179 @@
+"""`megavoxel status`: what each run is doing, by the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers import tiny_plan
+from megavoxel.cli import main
+from megavoxel.reporting.runs import Folders, look_at
+from megavoxel.training.lock import Holder, held
+from training_jobs import training_command
+
+EPOCHS = """\
+epoch 1/10  loss 0.9000  validation loss 0.8000  pseudo-Dice 0.1000  60.0 s, 9.0 min left
+epoch 2/10  loss 0.5000  validation loss 0.6000  pseudo-Dice 0.4321  60.0 s, 8.0 min left
+"""
+STUDY = {"study": "s", "dataset": "phantom", "folds": 2, "settings": {"a": {}, "b-1": {"folds": [1]}}}
+
+
+def write(path: Path, text: str, *, seconds_ago: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+    return path
+
+
+def one(root: Path) -> object:
+    (run,) = look_at(Folders(study="s", root=root), [("a", 0)])
+    return run
+
+
+def test_a_run_that_left_nothing_waits(tmp_path):
+    assert one(tmp_path).state == "waiting"
+
+
+def test_a_run_that_holds_its_states_is_running_with_the_time_left_since_its_last_line(tmp_path):
+    write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=120)
+    with held(tmp_path / "state/s/a/fold-0/key"):
+        run = one(tmp_path)
+    assert (run.state, run.epoch, run.pseudo_dice) == ("running", "2/10", 0.4321)
+    assert run.seconds_left == pytest.approx(8 * 60 - 120, abs=5)
+
+
+def test_the_phase_of_a_curriculum_is_said(tmp_path):
+    write(tmp_path / "logs/s/train/a-0.log", f"phase 1 of 3\n{EPOCHS}phase 2 of 3\n{EPOCHS}")
+    with held(tmp_path / "state/s/a/fold-0/key"):
+        assert one(tmp_path).epoch == "phase 2/3, 2/10"
+
+
+def test_a_run_without_an_epoch_is_starting(tmp_path):
+    write(tmp_path / "logs/s/train/a-0.log", "")
+    assert one(tmp_path).state == "starting"
+    with held(tmp_path / "state/s/a/fold-0/key"):
+        assert one(tmp_path).state == "starting"
+
+
+def test_a_run_with_an_error_failed_and_its_last_lines_begin_with_it(tmp_path):
+    fault = "megavoxel train: error: setting a: the loss is nan\nfrom here on\n"
+    write(tmp_path / "logs/s/train/a-0.log", f"{EPOCHS}\n{fault}")
+    run = one(tmp_path)
+    assert (run.state, run.epoch, run.seconds_left) == ("failed", "2/10", None)
+    assert run.lines == tuple(fault.splitlines())
+
+
+def test_a_killed_run_fails_when_its_lock_is_old_and_its_log_silent(tmp_path):
+    """Of another host, so that only the age of the lock tells."""
+    log = write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=1000)
+    holder = json.dumps(Holder(host="elsewhere").__dict__)
+    lock = write(tmp_path / "state/s/a/fold-0/key/lock.json", holder, seconds_ago=10)
+    assert one(tmp_path).state == "running"
+    write(lock, holder, seconds_ago=200)
+    run = one(tmp_path)
+    assert run.state == "failed"
+    assert run.lines == tuple(EPOCHS.splitlines())
+    write(log, "", seconds_ago=1000)
+    assert "killed before it said anything" in one(tmp_path).lines[0]
+
+
+def finish(root: Path, *, scored: bool) -> None:
+    outputs = root / "results/s/a/fold-0"
+    write(outputs / "model.pt", "weights")
+    write(outputs / "history.csv", "epoch,pseudo_dice\n1,0.3\n2,0.75\n")
+    if scored:
+        rows = ["a,validation,0,x,liver,DSC,1.0", "a,validation,0,y,liver,DSC,0.5", "a,validation,0,x,spleen,DSC,0.25"]
+        rows += ["a,validation,0,y,spleen,DSC,", "a,validation,0,x,liver,NSD,0"]
+        write(outputs / "scores.csv", "\n".join(["setting,split,fold,case,label,metric,value", *rows]) + "\n")
+
+
+def test_a_finished_run_has_the_mean_of_its_cases(tmp_path):
+    finish(tmp_path, scored=False)
+    run = one(tmp_path)
+    assert (run.state, run.epoch, run.pseudo_dice, run.dsc) == ("trained", "2", 0.75, None)
+    finish(tmp_path, scored=True)
+    run = one(tmp_path)
+    assert run.state == "done"
+    assert run.dsc == pytest.approx((0.625 + 0.5) / 2)
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A `squeue` that lists what a file says."""
+    script = write(tmp_path / "bin/squeue", f"#!/bin/sh\ncat {tmp_path}/queue\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "queue"
+
+
+def test_jobs_in_the_queue_are_told_by_rule_wildcards_and_folder(queue, tmp_path):
+    runs, folders = [("a", 0), ("a", 1), ("b", 0)], Folders(study="s", root=tmp_path)
+    write(
+        queue,
+        f"{tmp_path}|rule_train_wildcards_a_1\n/elsewhere|rule_train_wildcards_b_0\n{tmp_path}|rule_predict_test\n",
+    )
+    write(tmp_path / "logs/s/train/a-1.log", f"{EPOCHS}megavoxel train: error: ended by SIGTERM after epoch 2\n")
+    assert [run.state for run in look_at(folders, runs)] == ["waiting", "queued", "waiting"]
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert [run.state for run in look_at(folders, runs)] == ["waiting", "failed", "waiting"]
+
+
+def test_a_study_is_shown_whole_and_a_folder_by_what_has_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path, scored=True)
+    write(tmp_path / "study.yaml", yaml.safe_dump(STUDY))
+    write(tmp_path / "logs/s/train/b-1-1.log", "megavoxel train: error: no memory\n")
+    write(tmp_path / "logs/s/check.log", "megavoxel check: error: dataset x: 1 faults\n  case_1: broken\n")
+    write(tmp_path / "logs/s/fetch.log", "data/x: links to /y\n")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert main(["status", "--study", "study.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("study s: 3 runs: 1 failed, 1 waiting, 1 done\n")
+    rows = [line.split() for line in shown.splitlines()[3:6]]
+    assert rows == [["a", "0", "done", "2", "0.7500", "0.5625"], ["a", "1", "waiting"], ["b-1", "1", "failed"]]
+    assert "logs/s/train/b-1-1.log ends with:\n  megavoxel train: error: no memory\n" in shown
+    assert "logs/s/check.log ends with:\n  megavoxel check: error: dataset x: 1 faults\n    case_1: broken\n" in shown
+    assert "fetch.log" not in shown
+    for arguments in ([], ["results/s"], [str(tmp_path / "results/s")]):
+        assert main(["status", *arguments]) == 0
+        assert capsys.readouterr().out.startswith("study s: 2 runs: 1 failed, 1 done\n")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 1
+    assert main(["status", "results/x"]) == 1
+    assert "results/x: no such folder; run this where results/ lies" in capsys.readouterr().err
+    assert main(["status", "results/x", "--study", "x.yaml"]) == 1
+
+
+@pytest.mark.slow
+def test_a_real_run_is_starting_running_failed_and_trained(tmp_path):
+    plan = tiny_plan(training={"epochs": 1000, "iterations_per_epoch": 1})
+    command = [*training_command(tmp_path, plan), "--output", "results/s/a/fold-0"]
+    command[command.index("state")] = "state/s/a/fold-0"
+    log = write(tmp_path / "logs/s/train/a-0.log", "")
+    with log.open("w") as target:
+        job = subprocess.Popen(command, cwd=tmp_path, stdout=target, stderr=target)
+    seen = [one(tmp_path).state]
+    while seen[-1] == "starting" and job.poll() is None:
+        time.sleep(0.1)
+        seen.append(one(tmp_path).state)
+    run = one(tmp_path)
+    job.send_signal(signal.SIGTERM)
+    job.wait(timeout=60)
+    assert (seen[0], run.state) == ("starting", "running")
+    assert run.epoch.endswith("/1000")
+    assert run.seconds_left is not None
+    run = one(tmp_path)
+    assert run.state == "failed"
+    assert "ended by SIGTERM" in run.lines[0]

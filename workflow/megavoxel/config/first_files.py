@@ -1,0 +1,155 @@
+"""The first dataset file and study file of a folder: YAML with comments, for people to go on with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from megavoxel.config.dataset import Declared, Files
+from megavoxel.config.hardware import Device
+
+MOST_FOLDS = 5
+SIDES = re.compile(r"(^|[^a-z])(left|right|l|r)([^a-z]|$)")
+
+GPU_SETTING = """\
+defaults:
+  # The cheapest way that fits the GPU: plain, accumulation, several GPUs, checkpointing, a pipeline.
+  parallel: auto
+  training:
+    epochs: 250 # of 250 steps; nnU-Net's own training has 1000
+{augmentation}
+settings:
+  # Patch, batch and network are chosen by nnU-Net's rules for the memory of the GPU.
+  default: {{}}
+  # What to compare it with: a larger patch than the rules choose, spread over GPUs if it has to be.
+  # large-patch: {{patch: [128, 192, 192], batch: 2}}
+"""
+CPU_SETTING = """\
+defaults:
+  # The cheapest way that fits this computer.
+  parallel: auto
+  # One fold first; remove this line for all of them.
+  folds: [0]
+{augmentation}
+settings:
+  # A small network and a short schedule that a few CPU cores can train. A GPU takes far more:
+  # 'megavoxel init PATH --gpu NAME --force' writes a setting for one.
+  small:
+    memory_gib: 1 # patch and network by nnU-Net's rules, as for a GPU of that size
+    batch: 2
+    network:
+      base_features: 16
+    training:
+      epochs: 20
+      iterations_per_epoch: 50
+      validation_iterations: 5
+      optimizer: adamw
+      learning_rate: 0.003
+      schedule: cosine
+      warmup_epochs: 1
+"""
+
+
+def dataset_text(
+    *,
+    name: str,
+    origin: str,
+    layout: str,
+    files: Files | None,
+    channels: Sequence[str],
+    labels: dict[str, int],
+    unnamed: bool,
+    excluded: Sequence[str],
+    tolerance: float,
+    declared: Declared,
+) -> str:
+    """A dataset file with comments.
+
+    Args:
+        name: of the dataset.
+        origin: the folder.
+        layout: what its layout is called.
+        files: what images and label maps are called; None: dataset.json tells.
+        channels: their names.
+        labels: values by name.
+        unnamed: whether the names of the labels are made up.
+        excluded: cases that are left out.
+        tolerance: of NSD in mm.
+        declared: size and number of the cases.
+    """
+    lines = [
+        f"# Written by 'megavoxel init' for {origin}: {layout}.",
+        '# Nothing was copied. Every key is explained in config/README.md, "A dataset file".',
+        _key("name", name),
+        'description: "" # what is shown, and on which scans',
+        'reference: "" # the publication or address to cite',
+        'licence: ""',
+        "source:",
+        f"  {_key('folder', origin)}",
+    ]
+    if files is not None:
+        lines += ["files: # {case} stands for a case's id, * for anything within a name"]
+        lines += ["  images: # one pattern per channel", *(f"    - {_flow(pattern)}" for pattern in files.images)]
+        lines += [f"  {_key('label', files.label)}"]
+    lines += [f"{_key('channels', list(channels))} # CT is normalised as CT, anything else by z-score"]
+    lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
+    lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
+    lines += [
+        "# How far apart two good readers draw a surface, one number or one per label; this is twice the finest voxel.",
+        _key("nsd_tolerance_mm", tolerance),
+    ]
+    if excluded:
+        lines += ["exclude: # images without a label map", *(f"  - {_flow(case)}" for case in excluded)]
+    lines += [
+        "# test_count: 5 # labelled cases to keep out of all folds, drawn at random",
+        "declared: # medians as found by 'megavoxel init', so that 'snakemake plan' needs no data",
+        f"  training_cases: {declared.training_cases}",
+        f"  {_key('shape', list(declared.shape))} # z, y, x",
+        f"  {_key('largest_shape', list(declared.largest_shape))}",
+        f"  {_key('spacing', list(declared.spacing))} # mm",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def study_text(*, name: str, dataset: str, device: Device, path: str, cases: int, labels: Sequence[str]) -> str:
+    """A first study with one setting that suits a device.
+
+    Args:
+        name: of the study.
+        dataset: path of the dataset file.
+        device: what it is to run on.
+        path: of the study file.
+        cases: labelled cases for cross-validation.
+        labels: their names: left and right ones are told apart by their side, so that nothing is mirrored.
+    """
+    sided = any(SIDES.search(label.lower()) for label in labels)
+    augmentation = (
+        "  augmentation:\n    mirror_axes: [] # left and right are told apart by their side\n" if sided else ""
+    )
+    setting = GPU_SETTING if device.gpus else CPU_SETTING
+    head = [
+        "# A first study. Every key is explained in config/README.md.",
+        f"#   snakemake plan --configfile {path}    # memory and hours, before anything runs",
+        f"#   snakemake --configfile {path}",
+        f"#   megavoxel status --study {path}    # how far it is",
+        _key("study", name),
+        _key("dataset", dataset),
+        f"{_key('hardware', device.name)} # a name in config/hardware.yaml",
+        f"folds: {min(MOST_FOLDS, cases)}",
+        "seed: 12345",
+        f"baseline: {'default' if device.gpus else 'small'}",
+    ]
+    return "\n".join(head) + "\n\n" + setting.format(augmentation=augmentation)
+
+
+def _key(key: str, value: Any) -> str:
+    return f"{key}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

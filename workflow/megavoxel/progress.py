@@ -1,0 +1,80 @@
+"""How far a long piece of work is: a bar on a terminal, and in a log plain lines with the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LINES = 10
+"""Lines in a log, where not every item has one of its own."""
+SAID_FROM_SECONDS = 5.0
+"""Less time than that is left unsaid."""
+BYTES = "B"
+"""The unit of work that is counted in bytes."""
+
+
+class Progress:
+    """Counts what is done of one piece of work, and shows it."""
+
+    def __init__(self, bar: tqdm, title: str, total: int | None, done: int) -> None:
+        self._bar, self._title, self._total, self._first, self._done = bar, title, total, done, done
+        self._begin = time.monotonic()
+
+    def advance(self, amount: int = 1, line: str | None = None) -> None:
+        """Some more is done.
+
+        Args:
+            amount: how much more, in units.
+            line: what to say of it, on a terminal as well; None: about ten lines in all, and in a log alone.
+        """
+        before, self._done = self._done, self._done + amount
+        self._bar.update(amount)
+        if not self._bar.disable:
+            if line is not None:
+                self._bar.write(line)
+        elif self._total and (line is not None or _tenths(self._done, self._total) > _tenths(before, self._total)):
+            said = f"{self._title}: " if line is None else f"{line}; "
+            # A log is read while it is written: Python itself would keep the lines back until they are many.
+            print(f"{said}{self._count(self._total)}", flush=True)
+
+    def _count(self, total: int) -> str:
+        left = time_left(self._done - self._first, total - self._done, time.monotonic() - self._begin)
+        if self._bar.unit == BYTES:
+            return f"{self._done / 1e6:.1f} of {total / 1e6:.1f} MB{left}"
+        return f"{self._done} of {total}{left}"
+
+
+@contextmanager
+def progress(title: str, total: int | None, *, unit: str = "case", done: int = 0) -> Iterator[Progress]:
+    """Shows how far the work of a `with` block is.
+
+    Args:
+        title: stands beside the bar and before the count.
+        total: how much there is to do; None: not known, and no lines are written.
+        unit: what is counted; `B`: bytes, shown in MB.
+        done: what was done before, which says nothing of the speed.
+    """
+    with tqdm(total=total, initial=done, desc=title, unit=unit, unit_scale=unit == BYTES, disable=None) as bar:
+        bar.unit = unit  # a switched-off bar does not keep it
+        yield Progress(bar, title, total, done)
+
+
+def time_left(done: int, missing: int, seconds: float) -> str:
+    """`, about 3 min left`, if the rest goes on like the work so far; empty where that is not known or is little."""
+    left = seconds / done * missing if done > 0 else 0.0
+    return f", about {duration(left)} left" if left >= SAID_FROM_SECONDS else ""
+
+
+def duration(seconds: float) -> str:
+    """A time for the reader: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size or (seconds >= size and unit == "h"):
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _tenths(done: int, total: int) -> int:
+    return done * LINES // total

@@ -1,0 +1,183 @@
+"""How far the runs of a study are, read from the files that they leave and, where there is a Slurm, from its queue."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import read_scores
+from megavoxel.training.lock import sign_of_life
+
+EPOCH = re.compile(
+    r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)  loss .*  pseudo-Dice (?P<dice>\S+)  [\d.]+ s, (?P<minutes>[\d.]+) min left"
+)
+PHASE = re.compile(r"phase (\d+) of (\d+)")
+FAULT = re.compile(r"megavoxel \S+: error: |Traceback \(most recent call last\)")
+STARTING_SECONDS = 120
+"""So long a run without a sign of life may take to load its libraries and data."""
+LAST_LINES = 5
+MOST_CHARACTERS = 400
+QUEUE_SECONDS = 15
+NAMES = re.compile(r"(?P<setting>.+)-(?P<fold>\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A setting on a fold."""
+
+    setting: str
+    fold: int
+    state: str
+    """`waiting`, `queued`, `starting`, `running`, `trained` (not yet scored), `done` or `failed`."""
+    epoch: str = ""
+    """The last finished epoch of how many, with the phase where there are several."""
+    pseudo_dice: float | None = None
+    """After that epoch."""
+    seconds_left: float | None = None
+    """Of training, or of its phase."""
+    dsc: float | None = None
+    """Mean over validation cases of the mean over labels, as in the report."""
+    lines: tuple[str, ...] = ()
+    """The end of the log of a failed run."""
+    log: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a study has its files."""
+
+    study: str
+    root: Path
+    """The folder that results/, logs/ and state/ lie in."""
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results" / self.study
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs" / self.study
+
+    def log(self, setting: str, fold: int) -> Path:
+        """The log of a run's training."""
+        return self.logs / "train" / f"{setting}-{fold}.log"
+
+    def states(self, setting: str, fold: int) -> list[Path]:
+        """The folders of a run's states, one per plan and data."""
+        return sorted((self.root / "state" / self.study / setting / f"fold-{fold}").glob("*/"))
+
+
+def begun_runs(folders: Folders) -> list[tuple[str, int]]:
+    """The runs that have left something, where no study file says which there are to be."""
+    places = [*folders.results.glob("*/fold-*/"), *folders.root.glob(f"state/{folders.study}/*/fold-*/")]
+    found = {(path.parent.name, path.name) for path in places}
+    runs = {(setting, int(fold.removeprefix("fold-"))) for setting, fold in found}
+    logs = filter(None, (NAMES.fullmatch(path.stem) for path in folders.logs.glob("train/*.log")))
+    return sorted(runs | {(match["setting"], int(match["fold"])) for match in logs})
+
+
+def look_at(folders: Folders, runs: Iterable[tuple[str, int]]) -> list[Run]:
+    """The state of each run, in the same order."""
+    queued = queued_runs(folders.root)
+    return [_look(folders, setting, fold, f"{setting}_{fold}" in queued) for setting, fold in runs]
+
+
+def failed_logs(folders: Folders) -> list[tuple[Path, tuple[str, ...]]]:
+    """Logs of other stages that end with an error, with their last lines; a stage that runs again writes a new log."""
+    found = []
+    for path in sorted(folders.logs.rglob("*.log")):
+        lines = last_lines(path)
+        if path.parent.name != "train" and any(FAULT.match(line) for line in lines):
+            found.append((path, lines))
+    return found
+
+
+def queued_runs(root: Path) -> set[str]:
+    """Runs as `SETTING_FOLD` that wait in Slurm's queue, submitted from this folder; empty where there is no Slurm.
+
+    The Slurm plugin of Snakemake names the rule and its wildcards in the comment of a job, but not the study.
+    """
+    if shutil.which("squeue") is None:
+        return set()
+    command = ["squeue", "--me", "--noheader", "--states=PENDING", "--format=%Z|%k"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=QUEUE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    jobs = [line.partition("|") for line in done.stdout.splitlines()]
+    own = [comment for folder, _, comment in jobs if os.path.realpath(folder) == os.path.realpath(root)]
+    return {comment.removeprefix("rule_train_wildcards_") for comment in own if comment.startswith("rule_train_")}
+
+
+def last_lines(path: Path) -> tuple[str, ...]:
+    """The last lines of a log that say something; from the last error message on, where they have one."""
+    with path.open(errors="replace") as log:
+        lines = [line.rstrip()[:MOST_CHARACTERS] for line in deque(log, maxlen=10 * LAST_LINES)]
+    lines = [line for line in lines if line]
+    faults = [number for number, line in enumerate(lines) if FAULT.match(line) and "Traceback" not in line]
+    return tuple(lines[faults[-1] :][:LAST_LINES] if faults else lines[-LAST_LINES:])
+
+
+def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> Run:
+    outputs, log = folders.results / setting / f"fold-{fold}", folders.log(setting, fold)
+    if (outputs / "model.pt").is_file():
+        return _finished(outputs, setting, fold)
+    progress = _progress(log) if log.is_file() else {}
+    run = {"setting": setting, "fold": fold, "log": log, **progress}
+    if any(sign_of_life(state) is not None for state in folders.states(setting, fold)):
+        return Run(**run, state="running" if progress else "starting")
+    run["seconds_left"] = None
+    if is_queued:
+        return Run(**run, state="queued")
+    if not log.is_file():
+        return Run(setting=setting, fold=fold, state="waiting")
+    lines = last_lines(log)
+    age = time.time() - log.stat().st_mtime
+    if not any(FAULT.match(line) for line in lines) and age < STARTING_SECONDS:
+        return Run(**run, state="starting")
+    return Run(**run, state="failed", lines=lines or ("the log is empty: the job was killed before it said anything",))
+
+
+def _finished(outputs: Path, setting: str, fold: int) -> Run:
+    last = pd.read_csv(outputs / "history.csv").iloc[-1] if (outputs / "history.csv").is_file() else None
+    epoch = "" if last is None else f"{last['epoch']:.0f}"
+    dice = None if last is None else float(last["pseudo_dice"])
+    dsc = _mean_dsc(outputs / "scores.csv")
+    state = "trained" if dsc is None else "done"
+    return Run(setting=setting, fold=fold, state=state, epoch=epoch, pseudo_dice=dice, dsc=dsc)
+
+
+def _mean_dsc(path: Path) -> float | None:
+    try:
+        table = read_scores(path)
+    except UserError:  # not there yet
+        return None
+    mean = table[table["metric"] == "DSC"].groupby("case")["value"].mean().mean()
+    return None if pd.isna(mean) else float(mean)
+
+
+def _progress(log: Path) -> dict[str, object]:
+    """What the last epoch in a log says, and the time left since then."""
+    phase, last = None, None
+    with log.open(errors="replace") as lines:
+        for line in lines:
+            phase, last = PHASE.match(line) or phase, EPOCH.match(line) or last
+    if last is None:
+        return {}
+    before = f"phase {phase[1]}/{phase[2]}, " if phase else ""
+    left = 60 * float(last["minutes"]) - (time.time() - log.stat().st_mtime)
+    return {
+        "epoch": f"{before}{last['epoch']}/{last['epochs']}",
+        "pseudo_dice": float(last["dice"]),
+        "seconds_left": max(left, 0.0),
+    }

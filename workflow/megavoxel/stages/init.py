@@ -1,0 +1,158 @@
+"""Look at a folder of images and label maps, and write a first dataset file and study file for it.
+
+Read are datasets of the Medical Segmentation Decathlon and of nnU-Net (dataset.json), BIDS with derivatives, and images
+with label maps by any common names. Nothing is copied, and nothing in the folder is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+from pathlib import Path
+
+from megavoxel.errors import UserError
+
+CONFIG = Path("config")
+LEAST_CASES = 2
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("path", type=Path, metavar="PATH", help="the folder")
+    parser.add_argument("--name", help="name of dataset and study; default: by the folder's")
+    parser.add_argument(
+        "--gpu", metavar="DEVICE", default="cpu", help="a name in the hardware file; default: %(default)s"
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=CONFIG,
+        metavar="FOLDER",
+        help="gets datasets/NAME.yaml, studies/NAME.yaml; default: %(default)s",
+    )
+    parser.add_argument("--hardware", type=Path, default=CONFIG / "hardware.yaml", help="default: %(default)s")
+    parser.add_argument("--force", action="store_true", help="replace these files where they are there")
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="the images, as 'images/{case}.nii.gz': a pattern per channel",
+    )
+    parser.add_argument("--label", metavar="PATTERN", help="the label maps, as 'labels/{case}.nii.gz'")
+    parser.add_argument(
+        "--channels", nargs="+", default=[], metavar="NAME", help="names of the channels; CT is normalised as CT"
+    )
+    parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help="names of the label values")
+    parser.add_argument("--leave-out", action="store_true", help="leave out images without a label map")
+    parser.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="cases read at once; default: all cores"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes both files and prints the next command."""
+    from megavoxel.config.dataset import Declared, load_dataset
+    from megavoxel.config.first_files import dataset_text, study_text
+    from megavoxel.config.hardware import load_device
+    from megavoxel.config.schema import CHARACTERS
+    from megavoxel.config.study_file import load_study
+    from megavoxel.data.survey import Asked, survey
+    from megavoxel.files import write_text
+
+    device = load_device(arguments.hardware, arguments.gpu, source="--gpu")
+    asked = Asked(
+        images=tuple(arguments.image),
+        label=arguments.label,
+        channels=tuple(arguments.channels),
+        labels=_labels(arguments.labels),
+        leave_out=arguments.leave_out,
+    )
+    name = arguments.name or _name(arguments.path)
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name}: {CHARACTERS}")
+    dataset, study = (arguments.to / kind / f"{name}.yaml" for kind in ("datasets", "studies"))
+    _refuse_replacing(dataset, study, force=arguments.force)
+    found = survey(arguments.path, asked, processes=arguments.processes)
+    if found.training_cases < LEAST_CASES:
+        raise UserError(f"{found.root}: there is one labelled image; cross-validation takes {LEAST_CASES} at least")
+    declared = Declared(
+        training_cases=found.training_cases,
+        shape=found.shape,
+        largest_shape=found.largest_shape,
+        spacing=found.spacing,
+    )
+    described = dataset_text(
+        name=name,
+        origin=str(found.root),
+        layout=found.layout,
+        files=found.files,
+        channels=found.channels,
+        labels=found.labels,
+        unnamed=found.unnamed,
+        excluded=found.excluded,
+        tolerance=_tolerance(found.spacing),
+        declared=declared,
+    )
+    planned = study_text(
+        name=name,
+        dataset=str(dataset),
+        device=device,
+        path=str(study),
+        cases=found.training_cases,
+        labels=[*found.labels],
+    )
+    write_text(dataset, described)
+    write_text(study, planned)
+    load_dataset(dataset)
+    load_study(study)
+    _say(found, dataset, study)
+
+
+def _say(found: object, dataset: Path, study: Path) -> None:
+    size, spacing = (" x ".join(f"{number:g}" for number in numbers) for numbers in (found.shape, found.spacing))
+    tests = f" and {found.test_cases} to test" if found.test_cases else ""
+    print(f"{found.root}: {found.layout}; {found.training_cases} labelled images{tests}")
+    print(f"channels: {', '.join(found.channels)}; median size {size} voxels of {spacing} mm (z, y, x)")
+    print(f"labels: {', '.join(f'{name} {value}' for name, value in found.labels.items())}")
+    if found.unnamed:
+        print(f"no file names the labels: correct their names in {dataset}")
+    if found.excluded:
+        print(f"left out, because they have no label map: {len(found.excluded)} images")
+    print(f"written: {dataset}, {study}")
+    print(f"next:\n  snakemake --configfile {shlex.quote(str(study))}")
+
+
+def _labels(pairs: list[str]) -> dict[str, int]:
+    labels: dict[str, int] = {}
+    for pair in pairs:
+        name, _, value = pair.rpartition("=")
+        if not name or not value.isdecimal() or not 0 < int(value) <= 65535:
+            raise UserError(f"--labels {pair}: expected NAME=VALUE with a value from 1 to 65535, such as liver=1")
+        if name in labels or int(value) in labels.values():
+            raise UserError(f"--labels {pair}: this name or value is there already; give each name its own value")
+        labels[name] = int(value)
+    return labels
+
+
+def _name(folder: Path) -> str:
+    """The folder's name without the number of the Decathlon or nnU-Net, of letters, digits, '-' and '_' only."""
+    plain = re.sub(r"^(Task\d{2,3}|Dataset\d{3})_", "", folder.resolve().name)
+    return re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")[:64].lower() or "dataset"
+
+
+def _refuse_replacing(*files: Path, force: bool) -> None:
+    there = [str(file) for file in files if file.exists()]
+    if there and not force:
+        raise UserError(
+            f"{' and '.join(there)}: already there, and not replaced; give another --name or --to, or --force"
+        )
+
+
+def _tolerance(spacing: tuple[float, ...]) -> float:
+    """Twice the finest spacing in mm, to one digit: what a reader cannot see."""
+    return float(f"{2 * min(spacing):.1g}")

@@ -1,0 +1,98 @@
+"""Show how far the runs of a study are: waiting, queued, running with epoch, pseudo-Dice and time left, done, failed.
+
+It reads files (results/, logs/, state/) and, where there is a Slurm, its queue; it writes nothing, and works while
+Snakemake runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megavoxel.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from megavoxel.reporting.runs import Folders, Run
+
+ORDER = ("failed", "running", "starting", "queued", "waiting", "trained", "done")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the stage's options."""
+    parser.add_argument(
+        "results", type=Path, nargs="*", help="results/STUDY: the runs that have begun; default: all of results/"
+    )
+    parser.add_argument("--study", type=Path, metavar="FILE", help="study file: all its runs, those to come as well")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a table per study, and the last lines of what failed."""
+    if arguments.study is not None and arguments.results:
+        raise UserError("--study: it names the study already; leave the folder out")
+    if arguments.study is not None:
+        _show_study(arguments.study)
+        return
+    for folder in arguments.results or sorted(Path("results").glob("*/")) or [Path("results")]:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; run this where results/ lies, or name results/STUDY")
+        _show_begun(folder)
+
+
+def _show_study(path: Path) -> None:
+    from megavoxel.config.study_file import load_study
+    from megavoxel.reporting.runs import Folders, look_at
+
+    study = load_study(path)
+    folders = Folders(study=study.name, root=Path())
+    planned = [(setting.name, fold) for setting in study.settings for fold in study.folds_of(setting)]
+    _print(folders, look_at(folders, planned))
+
+
+def _show_begun(folder: Path) -> None:
+    from megavoxel.reporting.runs import Folders, begun_runs, look_at
+
+    folders = Folders(study=folder.resolve().name, root=folder.resolve().parents[1])
+    _print(folders, look_at(folders, begun_runs(folders)))
+
+
+def _print(folders: Folders, runs: list[Run]) -> None:
+    from tabulate import tabulate
+
+    from megavoxel.progress import duration
+    from megavoxel.reporting.runs import failed_logs
+
+    counts = Counter(run.state for run in runs)
+    summary = ", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state])
+    print(f"study {folders.study}: {len(runs)} runs{': ' if summary else ''}{summary}")
+    rows = [
+        [
+            run.setting,
+            run.fold,
+            run.state,
+            run.epoch,
+            _number(run.pseudo_dice),
+            "" if run.seconds_left is None else duration(run.seconds_left),
+            _number(run.dsc),
+        ]
+        for run in runs
+    ]
+    if rows:
+        headers = ["setting", "fold", "state", "epoch", "pseudo-Dice", "left", "DSC"]
+        print(tabulate(rows, headers=headers, disable_numparse=True))
+    for run in runs:
+        if run.state == "failed":
+            _print_end(run.log, run.lines)
+    for log, lines in failed_logs(folders):
+        _print_end(log, lines)
+
+
+def _print_end(log: Path, lines: tuple[str, ...]) -> None:
+    print(f"\n{log} ends with:")
+    for line in lines:
+        print(f"  {printable(line)}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
