@@ -47,7 +47,7 @@ def run(command: str, clone: Path) -> str:
     environment = {**os.environ, "PATH": path, "HOME": str(clone.parent / "home"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(clone / "workflow"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=500
+        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout

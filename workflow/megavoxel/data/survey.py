@@ -26,7 +26,6 @@ MOST_VALUES = 200
 """Values of label maps above which they are taken to be no label maps."""
 AIR = -500
 """An image with lower intensities is taken to be CT, in HU."""
-LISTED_FAULTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +273,7 @@ def _refuse_volumes(stored: dict[str, int], channels: tuple[str, ...]) -> None:
 def _refuse_unnamed(values: dict[int, str], labels: dict[str, int], found: _Layout) -> None:
     unnamed = sorted(set(values) - set(labels.values()))
     if unnamed:
-        where = ", ".join(f"{value} (in {values[value]})" for value in unnamed[:LISTED_FAULTS])
+        where = listed(f"{value} (in {values[value]})" for value in unnamed)
         named = ", ".join(f"{name}={value}" for name, value in labels.items())
         raise UserError(
             f"{found.root}: label maps hold values that have no name: {where}; named are {named}: name all of them by "
@@ -299,5 +298,5 @@ def _sorted(labels: dict[str, int], values: dict[int, str], found: _Layout) -> d
     return dict(sorted(kept.items(), key=lambda item: item[1]))
 
 
-def _whole(sizes: np.ndarray) -> tuple[int, int, int]:
+def _whole(sizes: np.ndarray) -> tuple[int, ...]:
     return tuple(round(float(size)) for size in sizes)
