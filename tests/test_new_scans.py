@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +90,17 @@ def to_itk(image: nibabel.Nifti1Image) -> itk.Image:
     return converted
 
 
+@contextmanager
+def keeping_locale() -> Iterator[None]:
+    """ITK's writer of DICOM leaves the process in the locale C, in which Python reads text as ASCII, in later tests too."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@keeping_locale()
 def write_dicom(folder: Path, image: nibabel.Nifti1Image, uid: str = "1.2.3", modality: str = "MR", **tags) -> None:
     """A file per slice, their names in no order."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +322,8 @@ def test_a_series_of_a_tilted_gantry_is_refused(tmp_path):
         writer = itk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(path))
-        writer.Execute(part)
+        with keeping_locale():
+            writer.Execute(part)
     with pytest.raises(UserError, match=r"or their stack is not straight .*the gantry was tilted"):
         label(tmp_path, tmp_path / "patient")
 
