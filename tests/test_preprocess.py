@@ -253,7 +253,7 @@ def test_the_stage_stores_every_case_and_a_marker(tmp_path, stage, capsys):
     plan = preprocessing_plan(normalisation=(CT,))
     assert marker == {"plan": plan.hash, "shard": 0, "shards": 1, "cases": ["a", "b", "c"]}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a: 6 x 8 x 9 cropped to 6 x 8 x 9, resampled to 12 x 8 x 9"
+    assert lines[0] == "a: 6 x 8 x 9 cropped to 6 x 8 x 9, resampled to 12 x 8 x 9; 1 of 3"
     assert len(lines) == 3
     stored = open_case(tmp_path / "out", "a")
     assert stored.image.shape == (1, 12, 8, 9)

@@ -45,6 +45,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
     origin = _find(dataset, downloads=downloads, mirror=mirror, records=records)
     if origin is not None and origin.is_dir():
         _refuse_overlap(origin, output)
+    merged = None
     with replaced_folder(output) as folder:
         if origin is None:
             write_phantoms(folder, dataset.source.phantom, name=dataset.name)
@@ -64,7 +65,7 @@ def fetch(dataset: Dataset, output: Path, *, downloads: Path, mirror: Path | Non
         record_checksum(records, dataset.source.url, origin, beside=origin.is_relative_to(downloads))
     if origin is None:
         return f"phantoms of seed {dataset.source.phantom.seed}{cut}"
-    if _is_described(dataset):
+    if merged is not None:
         return f"{merged}, from {origin.resolve()}"
     if origin.is_dir():
         return f"{'copied from' if copy else 'links to'} {origin.resolve()}{cut}"
