@@ -92,7 +92,7 @@ def to_itk(image: nibabel.Nifti1Image) -> itk.Image:
 
 @contextmanager
 def keeping_locale() -> Iterator[None]:
-    """ITK's writer of DICOM leaves the process in the locale C, in which Python reads text as ASCII, in later tests too."""
+    """ITK's writer of DICOM leaves the process in the locale C, in which Python reads text as ASCII, also later on."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
