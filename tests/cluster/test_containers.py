@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,8 @@ PROBE = f"""
 rule probe:
     output: "seen.txt"
     container: "{IMAGE}"
-    shell: "echo home=$HOME cache=$MPLCONFIGDIR path=$PYTHONPATH > seen.txt; "
-        "ls /sys/class/net >> seen.txt; ls -d {{config[home]}} >> seen.txt 2>&1 || true"
+    shell: "echo home=$HOME cache=$MPLCONFIGDIR path=${{{{PYTHONPATH:-}}}} > seen.txt; "
+        "ls /sys/class/net >> seen.txt; ls {{config[home]}}/secret >> seen.txt 2>&1 || true"
 """
 
 
@@ -64,10 +66,16 @@ def test_an_image_that_fits_its_sources_is_not_built_again(place, apptainer):
     assert "rule image:" not in said
 
 
-def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(place, apptainer, tmp_path):
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home that does not lie in /tmp, which is mounted."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
+        (Path(folder) / "secret").touch()
+        yield Path(folder)
+
+
+def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(place, apptainer, home, tmp_path):
     (place / "probe.smk").write_text(PROBE)
-    home = tmp_path / "home"
-    home.mkdir()
     environment = apptainer | {"HOME": str(home), "PYTHONPATH": str(tmp_path)}
     snakemake(place, environment, "--snakefile", "probe.smk", *IN_CONTAINER, "--cores=1", "--config", f"home={home}")
     first, *others = (place / "seen.txt").read_text().splitlines()
