@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from test_workflow import PHANTOM
+
 # In place of `megavoxel`: what the stage has written comes into sight some seconds after the stage has ended.
 LATE = """\
 #!/bin/sh
@@ -25,10 +27,6 @@ STUDY = {
     "folds": 2,
     "defaults": {"patch": [8, 16, 16], "batch": 2, "network": {"base_features": 4, "levels": 3}},
     "settings": {"only": {}},
-}
-DATASET = {
-    "name": "small-phantom",
-    "source": {"phantom": {"training_cases": 4, "test_cases": 1, "shape": [16, 28, 28]}},
 }
 TARGETS = ("results/late/splits.json", "results/late/fingerprint.json")
 
@@ -49,7 +47,7 @@ def python_beside_late_stages(folder: Path, seconds: int) -> Path:
 
 def test_files_that_are_seen_late_are_waited_for(repository, tmp_path):
     python = python_beside_late_stages(tmp_path, seconds=6)
-    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(DATASET))
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(PHANTOM))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"dataset": str(tmp_path / "dataset.yaml")}))
 
     def snakemake(*arguments: str) -> subprocess.CompletedProcess:

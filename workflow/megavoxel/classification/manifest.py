@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
@@ -12,7 +11,7 @@ import megavoxel
 from megavoxel.classification.loop import ClassifierFold
 from megavoxel.classification.step import ClassifierRun
 from megavoxel.network.unet import parameter_count
-from megavoxel.training.manifest import code_commit, hardware, package_versions
+from megavoxel.training.manifest import code_commit, container, hardware, package_versions
 
 RANDOM = "none: all weights began at random"
 
@@ -34,7 +33,7 @@ def build_manifest(run: ClassifierRun, fold: ClassifierFold, *, forecast_gib: fl
         "run_key": fold.key(plan),
         "seed": plan.seed,
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
-        "container": os.environ.get("APPTAINER_CONTAINER"),
+        "container": container(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "published_weights": {"sha256": fold.weights_data} if fold.weights else RANDOM,
         "data": {

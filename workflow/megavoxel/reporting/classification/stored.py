@@ -16,10 +16,11 @@ from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
 from megavoxel.classification.scores import PROBABILITY, TRUTH
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
-from megavoxel.evaluation.tidy import read_scores
+from megavoxel.evaluation.tidy import read_scores, read_text
 from megavoxel.files import read_json
+from megavoxel.reporting.published import COLUMNS as PUBLISHED_COLUMNS
+from megavoxel.reporting.stored import read_manifest
 
-PUBLISHED_COLUMNS = ["table", "row", "metric", "value", "source"]
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
 
 
@@ -117,7 +118,7 @@ def load_stored(results: Path, definition: str) -> StoredClassification:
             for setting, folds in folders.items()
         },
         manifests={
-            setting: {fold: read_json(folder / "manifest.json", what="manifest") for fold, folder in folds.items()}
+            setting: {fold: read_manifest(folder / "manifest.json") for fold, folder in folds.items()}
             for setting, folds in folders.items()
         },
         forecast=_forecast(results / "plan.tsv"),
@@ -133,12 +134,8 @@ def read_published_accuracy(path: Path | None) -> pd.DataFrame:
     """
     if path is None:
         return pd.DataFrame(columns=PUBLISHED_COLUMNS, dtype=str).astype({"value": float})
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
-        raise UserError(f"{path}: published numbers cannot be read ({fault})") from None
-    if list(table.columns) != PUBLISHED_COLUMNS:
-        raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(PUBLISHED_COLUMNS)}")
+    fault = "published numbers cannot be read ({fault})"
+    table = read_text(path, PUBLISHED_COLUMNS, missing=fault, unreadable=fault)
     numbers = pd.to_numeric(table["value"], errors="coerce")
     faults = {
         f"unknown metric; allowed: {', '.join(METRICS)}": ~table["metric"].isin(METRICS),
