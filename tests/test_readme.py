@@ -23,7 +23,9 @@ DRY = ("make", "snakemake -n", "snakemake plan", "snakemake --configfile", "snak
 """Commands that are asked what they would do, by `-n`."""
 NAMES = {
     "/path/to/kidneys": "kidneys",
+    "results/kidneys/default": "results/demo/large-patch",
     "results/kidneys": "results/demo",
+    "/path/to/scans": "data/phantom/imagesTs",
     "PREDICTIONS REFERENCES": "results/demo/large-patch/test data/phantom/labelsTs",
     "snakemake tables --configfile my/study.yaml": "snakemake tables --configfile demo.yaml",
 }
@@ -32,7 +34,8 @@ NAMES = {
 
 def commands(page: Path) -> list[str]:
     """The lines that a reader is to type, in order and without their comments."""
-    lines = re.findall(r"(?m)^    ((?:make|megavoxel|snakemake|\.) .*)$", page.read_text())
+    text = page.read_text().replace("\\\n", "")
+    lines = re.findall(r"(?m)^    ((?:make|megavoxel|snakemake|\.) .*)$", text)
     return [re.sub(r"\s+#.*", "", line) for line in lines]
 
 

@@ -76,7 +76,12 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(commands, clone):
     assert "small" in shown[f"snakemake plan --configfile {STUDY}"]
     assert "study abdomen: 1 runs: 1 done" in shown[f"megavoxel status --study {STUDY}"]
     assert "| small" in shown["cat results/abdomen/report/tables/summary.md"]
-    assert [path.name for path in (clone / "predicted").iterdir()] == [f"phantom_{CASES + 1:04d}.nii.gz"]
+    scan = f"phantom_{CASES + 1:04d}"
+    assert {path.name for path in (clone / "predicted").iterdir()} == {
+        f"{scan}.nii.gz",
+        f"{scan}.png",
+        "prediction.json",
+    }
     with (clone / "results/abdomen/scores.csv").open() as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"validation"}
     assert (clone / "data/abdomen/imagesTr/phantom_0001_0000.nii.gz").is_symlink()

@@ -37,11 +37,25 @@ class Labelling:
     reading: Reading
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
+    pictures: bool = False
+    """Whether CASE.png is written, too."""
 
-    def outputs(self, scan: Scan) -> list[Path]:
-        """The files of a scan, the label map last."""
-        labels = self.output / f"{scan.case}{scan.suffix}"
-        return [self.output / f"{scan.case}.probabilities.nii.gz", labels] if self.probabilities else [labels]
+    def label_map(self, scan: Scan) -> Path:
+        """Written last: a scan that has it is finished, but for what was not asked for then."""
+        return self.output / f"{scan.case}{scan.suffix}"
+
+    def probability_map(self, scan: Scan) -> Path | None:
+        """None where nobody asked for it."""
+        return self.output / f"{scan.case}.probabilities.nii.gz" if self.probabilities else None
+
+    def picture(self, scan: Scan) -> Path | None:
+        """None where nobody asked for it."""
+        return self.output / f"{scan.case}.png" if self.pictures else None
+
+    def finished(self, scan: Scan) -> bool:
+        """Whether all files of a scan are there."""
+        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan))
+        return all(path is None or path.is_file() for path in files)
 
 
 def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
@@ -60,7 +74,7 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
         raise UserError(f"{folder}: has content already and is not replaced; name a new folder, or empty this one")
     else:
         write_json(record, labelling.model)
-    left = [scan for scan in scans if not all(path.is_file() for path in labelling.outputs(scan))]
+    left = [scan for scan in scans if not labelling.finished(scan)]
     if len(left) < len(scans):
         print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
     return left
@@ -108,6 +122,7 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
     from megavoxel.inference.logits import open_logits
     from megavoxel.models.answer import postprocess_in_place, write_answer, write_probabilities
     from megavoxel.models.prepare import prepared, source_of
+    from megavoxel.reporting.picture import write_picture
 
     plan = predictor.plan.preprocessing
     scratch = labelling.output / f".case-{scan.case}"
@@ -119,11 +134,13 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
         whole_images.check(scan.case, image.shape[1:])
         logits = scratch / "logits" if labelling.probabilities else None
         predictor.write(image, properties, scratch, logits)
-        *probabilities, target = labelling.outputs(scan)
-        for path in probabilities:
-            write_probabilities(path, open_logits(logits, scan.case), scratch, source, scan)
+        if probabilities := labelling.probability_map(scan):
+            write_probabilities(probabilities, open_logits(logits, scan.case), scratch, source, scan)
         labels = scratch / f"{scan.case}.nii.gz"
         postprocess_in_place(labels, labelling.postprocessing, plan.labels)
-        write_answer(scan, source, labels, target)
+        if picture := labelling.picture(scan):
+            modality = labelling.reading.modality or source.modality or plan.channels[0]
+            write_picture(picture, source.files[0], labels, plan.labels, title=scan.case, modality=modality)
+        write_answer(scan, source, labels, labelling.label_map(scan))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

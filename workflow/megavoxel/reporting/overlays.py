@@ -9,21 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from megavoxel.data.cases import Case, Cases
+from megavoxel.data.cases import Cases
 from megavoxel.data.nifti import read_labels
 from megavoxel.evaluation.pairs import SUFFIX
+from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.style import figure_style, palette, save_figure
+from megavoxel.reporting.style import figure_style, save_figure
 
-CT_WINDOW = (-160.0, 240.0)
-PERCENTILES = (1.0, 99.0)
 COLUMNS = ("Image", "Reference", "Prediction")
-OPACITY = 0.55
 WIDTH = 8.4
 
 
@@ -100,7 +96,7 @@ def overlay_figure(model: str, examples: Sequence[Example], cases: Cases) -> Fig
     for row, example, cut in zip(rows, examples, slices, strict=True):
         row.suptitle(f"{example.rank}: {example.case}, mean DSC {example.dsc:.3f}", x=0.01, ha="left")
         _draw_row(row.subplots(1, len(COLUMNS)), cut, cases)
-    label_legend(figure, cases)
+    label_legend(figure, cases.labels)
     return figure
 
 
@@ -117,57 +113,8 @@ def read_slice(cases: Cases, example: Example) -> Slice:
         reference=seen_from_the_feet(reference, position),
         prediction=seen_from_the_feet(prediction, position),
         aspect=height / width,
-        window=window_of(cases, case, image[0]),
+        window=window_of(image[0], case.modality or cases.channels[0]),
     )
-
-
-def seen_from_the_feet(volume: np.ndarray, position: int) -> np.ndarray:
-    """An axial slice (y, x) of a canonical volume (z, y, x) with the patient's right on the left."""
-    return volume[position, :, ::-1]
-
-
-def window_of(cases: Cases, case: Case, image: np.ndarray) -> tuple[float, float]:
-    """Intensities to show black and white: the abdominal window for CT, else percentiles of the image.
-
-    What is CT is said by the case's modality or, where it has none, by the name of the first channel.
-    """
-    if (case.modality or cases.channels[0]).upper() == "CT":
-        return CT_WINDOW
-    low, high = (float(value) for value in np.percentile(image, PERCENTILES))
-    return low, high if high > low else low + 1.0
-
-
-def draw_panel(
-    ax: Axes, image: np.ndarray, labels: np.ndarray | None, cases: Cases, *, window: tuple[float, float], aspect: float
-) -> None:
-    """One slice in grey with a label map over it, in the colours of `label_legend`.
-
-    Args:
-        ax: where to draw.
-        image: (y, x) intensities.
-        labels: (y, x) label values; None: the image alone.
-        cases: whose labels these are.
-        window: intensities shown black and white.
-        aspect: height of a voxel divided by its width.
-    """
-    low, high = window
-    place = {"origin": "lower", "aspect": aspect, "interpolation": "nearest"}
-    ax.imshow(image, cmap="gray", vmin=low, vmax=high, **place)
-    ax.set(xticks=[], yticks=[])
-    if labels is None:
-        return
-    names = _ordered(cases)
-    values = [cases.labels[name] for name in names]
-    colours = ListedColormap([palette(names)[name] for name in names])
-    norm = BoundaryNorm([value - 0.5 for value in values] + [values[-1] + 0.5], len(values))
-    masked = np.ma.masked_where(~np.isin(labels, values), labels)
-    ax.imshow(masked, cmap=colours, norm=norm, alpha=OPACITY, **place)
-
-
-def label_legend(figure: Figure, cases: Cases) -> None:
-    """The colours of the labels, below all panels."""
-    handles = [Patch(color=colour, label=name) for name, colour in palette(_ordered(cases)).items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
 
 
 def prediction_path(stored: Stored, model: str, row: pd.Series) -> Path:
@@ -178,17 +125,13 @@ def prediction_path(stored: Stored, model: str, row: pd.Series) -> Path:
 
 def _draw_row(row: Sequence[Axes], cut: Slice, cases: Cases) -> None:
     for ax, name, labels in zip(row, COLUMNS, (None, cut.reference, cut.prediction), strict=True):
-        draw_panel(ax, cut.image, labels, cases, window=cut.window, aspect=cut.aspect)
+        draw_panel(ax, cut.image, labels, cases.labels, window=cut.window, aspect=cut.aspect)
         ax.set_title(name)
 
 
 def _example(stored: Stored, model: str, row: pd.Series, rank: str) -> Example:
     path = prediction_path(stored, model, row)
     return Example(rank=rank, case=row["case"], dsc=float(row["DSC"]), prediction=path)
-
-
-def _ordered(cases: Cases) -> list[str]:
-    return sorted(cases.labels, key=cases.labels.__getitem__)
 
 
 def _height_to_width(cut: Slice) -> float:

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from megavoxel.data.cases import Case, Cases
 from megavoxel.data.nifti import read_labels
 from megavoxel.files import atomic_directory
-from megavoxel.reporting.overlays import draw_panel, label_legend, prediction_path, seen_from_the_feet, window_of
+from megavoxel.reporting.overlays import prediction_path
+from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Definition, Stored
 from megavoxel.reporting.style import figure_style, save_figure
@@ -160,7 +161,7 @@ def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.
     _, height, width = geometry.spacing
     position = shown.position - 1
     flat = seen_from_the_feet(image[0], position)
-    style = {"window": window_of(cases, case, image[0]), "aspect": height / width}
+    style = {"window": window_of(image[0], case.modality or cases.channels[0]), "aspect": height / width}
     titles = {
         model: [*textwrap.wrap(model, TITLE_WIDTH), f"DSC {dsc:.3f}"] for model, dsc in shown.lines["DSC"].items()
     }
@@ -168,13 +169,13 @@ def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.
     figure, panels = _grid(2 + len(titles), flat.shape[0] * style["aspect"] / flat.shape[1], title_height)
     figure.suptitle(f"{shown.place}; DSC of the whole case")
     for ax, title, labels in zip(panels[:2], ("Image", "Reference"), (None, reference), strict=True):
-        draw_panel(ax, flat, None if labels is None else seen_from_the_feet(labels, position), cases, **style)
+        draw_panel(ax, flat, None if labels is None else seen_from_the_feet(labels, position), cases.labels, **style)
         ax.set_title(title)
     for ax, (model, line) in zip(panels[2:], shown.lines.iterrows(), strict=True):
         labels = read_labels(prediction_path(stored, model, line))[0]
-        draw_panel(ax, flat, seen_from_the_feet(labels, position), cases, **style)
+        draw_panel(ax, flat, seen_from_the_feet(labels, position), cases.labels, **style)
         ax.set_title("\n".join(titles[model]))
-    label_legend(figure, cases)
+    label_legend(figure, cases.labels)
     return figure
 
 

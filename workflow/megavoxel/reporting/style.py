@@ -47,9 +47,11 @@ def figure_style() -> Iterator[None]:
 
 def save_figure(figure: Figure, *paths: Path) -> None:
     """Writes a figure to each path (.png or .svg), whole or not at all."""
-    figure.draw_without_rendering()
-    # The layout is found by now; finding it again for each file takes as long as drawing.
-    figure.set_layout_engine("none")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    # The layout is found by now; with any engine, even "none", each file would be drawn twice.
+    figure.set_layout_engine(None)
     for path in paths:
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=DPI, metadata=METADATA[path.suffix])

@@ -18,7 +18,8 @@ from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.reporting.budget import budget_for, refitted, within_budget
 from megavoxel.reporting.case_scores import ranked_cases
-from megavoxel.reporting.overlays import prediction_path, window_of
+from megavoxel.reporting.overlays import prediction_path
+from megavoxel.reporting.panels import window_of
 from megavoxel.reporting.slices import (
     Box,
     averaged,
@@ -157,7 +158,7 @@ def _encode(
         "columns": mosaic_columns(reduction.shape),
         "models": own,
         "unannotated": list(case.unannotated),
-        "picture": _base64(picture_bytes(grey(image, window_of(cases, case, image)))),
+        "picture": _base64(picture_bytes(grey(image, window_of(image, case.modality or cases.channels[0])))),
         "maps": _base64(map_bytes(maps)),
     }
 

@@ -37,7 +37,7 @@ NOT_WITH_MODEL = (
     "stage1",
     "stage1_labels",
 )
-ONLY_WITH_MODEL = ("probabilities", "any_modality", "series", "assume_orientation", "one_file_per_case")
+ONLY_WITH_MODEL = ("probabilities", "pictures", "any_modality", "series", "assume_orientation", "one_file_per_case")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +87,7 @@ def _add_model_arguments(model: argparse._ArgumentGroup) -> None:
         ".nrrd, .mha, folders of them, a folder per case, and DICOM folders; finished cases are skipped",
     )
     model.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
+    model.add_argument("--pictures", action="store_true", help="also CASE.png: three slices, labels, volumes in mL")
     model.add_argument("--any-modality", action="store_true", help="take scans of another modality than the model's")
     model.add_argument(
         "--series", nargs="+", default=[], metavar="UID", help="which DICOM series, where a folder has several"
@@ -145,6 +146,7 @@ def _predict_by_model(arguments: argparse.Namespace) -> None:
         postprocessing=model.postprocessing,
         reading=_reading(arguments),
         probabilities=arguments.probabilities,
+        pictures=arguments.pictures,
     )
     scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case)
     left = unfinished(scans, labelling)
