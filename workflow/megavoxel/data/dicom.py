@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from SimpleITK import Image
 
 MODALITY, DESCRIPTION, POSITION, DIRECTIONS = "0008|0060", "0008|103e", "0020|0032", "0020|0037"
+IMAGE_TYPE = "0008|0008"
 NO_SCANS = {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "DOC"}
 """Modalities of series that lie beside a scan and are none."""
 UNEVEN = 0.1
@@ -77,10 +78,16 @@ def read_series(series: Series) -> Image:
     """The volume of a series, in the units of its rescale slope and intercept (HU of CT).
 
     Raises:
-        UserError: a file is damaged, slices are missing or not evenly spaced, or it has colours.
+        UserError: a file is damaged, slices are missing or not evenly spaced, or it has colours or is a mosaic.
     """
     place = series.files[0].parent
     itk = simpleitk(place)
+    if "MOSAIC" in _tags(series.files[0], IMAGE_TYPE)[IMAGE_TYPE].split("\\"):
+        # Siemens puts all slices of a volume into one picture, which reads like one large slice.
+        raise UserError(
+            f"{place}: series {series.uid} is stored as mosaics, many slices in each picture; convert it to NIfTI, for "
+            "example by dcm2niix, and label that"
+        )
     _require_even(series)
     names = [str(path) for path in series.files]
     image = itk_result(place, lambda: itk.ReadImage(names if len(names) > 1 else names[0]))
