@@ -28,6 +28,7 @@ from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.window_weights import gaussian_weights, outer_product
 from megavoxel.network.device import choose_precision
+from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
@@ -104,6 +105,7 @@ def precision_name() -> str:
 
 def our_prediction(image: np.ndarray, precision: str, folder: Path) -> Callable[[], np.ndarray]:
     """A function that predicts once, its logits in `folder`."""
+    return_large_tensors()  # as the stage does
     plan = make_plan()
     network = SegmentationNetwork(plan.network)
     save_weights(folder / "model.pt", network, plan_hash=plan.hash, precision=precision)

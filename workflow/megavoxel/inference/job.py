@@ -14,6 +14,7 @@ from megavoxel.errors import UserError
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.staged import dismiss, serve
 from megavoxel.network.device import choose_device, set_threads
+from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import predicting_devices
 
@@ -43,6 +44,8 @@ def predictor_of_job(
         start_group(stage, arguments, processes=count, setting=plan.setting)
     set_threads(arguments.threads)
     device = choose_device(local_device(arguments.device))
+    if device.type == "cpu":
+        return_large_tensors()
     if count == 1:
         yield CasePredictor(plan, weights, device)
         return

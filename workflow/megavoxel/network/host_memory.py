@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 # Parameters of mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-SMALL_BYTES = 64 * 2**10
+SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 2**20
 STATUS = Path("/proc/self/status")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def peak_resident_bytes() -> int:
@@ -40,6 +42,18 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Returns what is freed to the system at once, for good: the process then holds what is in use, without gaps."""
     _set_parameters({MMAP_THRESHOLD: SMALL_BYTES, TRIM_THRESHOLD: 0})
+
+
+def return_large_tensors() -> None:
+    """Returns large tensors to the system when they are freed, for good, so that no gaps stay between those in use.
+
+    New pages cost time, by as much as half of a forward pass in pages of 4 KiB. So it is done only where Linux hands
+    out huge pages on demand, which PyTorch asks for where this is called before its first tensor (`c10/core/impl/
+    alloc_cpu.cpp`; docs/performance.md has the figures).
+    """
+    if HUGE_PAGES.is_file() and "[never]" not in HUGE_PAGES.read_text():
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+        _set_parameters({MMAP_THRESHOLD: LARGE_BYTES})
 
 
 def release_unused_memory() -> None:
