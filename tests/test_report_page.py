@@ -91,6 +91,16 @@ def test_the_page_says_how_memory_was_measured_and_how_a_cascade_counts(reported
     assert "peak_memory.forecast_gib" in text
 
 
+def test_the_page_speaks_of_published_numbers_where_there_are_some(reported, tmp_path):
+    assert "Published" not in Resources((reported.results / "report/index.html").read_text()).text
+    fake, published = make_study(tmp_path), tmp_path / "published.csv"
+    published.write_text("table,row,metric,value,source\n1,large,DSC,0.9,A et al. 2020\n")
+    assert report_study(fake, "--published", str(published)) == 0
+    text = Resources((fake.results / "report/index.html").read_text()).text
+    assert "Published numbers" in text
+    assert "A et al. 2020" in text
+
+
 def test_the_page_shows_the_post_processing(tmp_path):
     fake = make_study(tmp_path)
     save_postprocessing(
