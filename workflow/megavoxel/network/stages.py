@@ -40,7 +40,8 @@ class Stage:
     number: int
     blocks: slice
     receives: tuple[Transfer, ...]
-    """In the order in which they are sent and received, which is the same for both sides."""
+    """In the order in which they are sent and received, which is the same for both sides: the activation first, then
+    skips from the last one stashed on. So the next stage needs them, and so a backward pass needs their gradients."""
     sends: tuple[Transfer, ...]
     inputs: tuple[str, ...]
     """Stashes that are there before its first block."""
@@ -82,8 +83,8 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
     transfers = _transfers(blocks, inputs, [slice(*ends) for ends in zip(begins, ends, strict=True)])
     stages = []
     for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-        receives = tuple(sorted(transfer for transfer in transfers if transfer.target == number))
-        sends = tuple(sorted(transfer for transfer in transfers if transfer.source == number))
+        receives = tuple(transfer for transfer in transfers if transfer.target == number)
+        sends = tuple(transfer for transfer in transfers if transfer.source == number)
         own = set(inputs) if number == 0 else set()
         stages.append(
             Stage(
@@ -146,18 +147,19 @@ def form_of(tensor: Tensor) -> Form:
 
 
 def _transfers(blocks: Sequence[Block], inputs: Iterable[str], parts: Sequence[slice]) -> list[Transfer]:
-    """All that crosses a border between stages, each once."""
-    transfers = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(len(parts) - 1)]
-    holder = dict.fromkeys(inputs, 0)
+    """All that crosses a border between stages, each once: activations, then stashes from the last one on."""
+    activations = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(len(parts) - 1)]
+    stashes: list[tuple[int, Transfer]] = []
+    holder = dict.fromkeys(inputs, (-1, 0))
     for number, part in enumerate(parts):
-        for block in blocks[part]:
+        for place, block in zip(range(part.start, part.stop), blocks[part], strict=True):
             for name in block.pops:
-                source = holder.pop(name)
+                since, source = holder.pop(name)
                 if source != number:
-                    transfers.append(Transfer(source=source, target=number, name=name))
+                    stashes.append((since, Transfer(source=source, target=number, name=name)))
             if block.stash is not None:
-                holder[block.stash] = number
-    return transfers
+                holder[block.stash] = (place, number)
+    return [*activations, *(transfer for _, transfer in sorted(stashes, reverse=True))]
 
 
 def _names(transfers: Iterable[Transfer]) -> set[str]:

@@ -79,6 +79,10 @@ def training_figure(stored: Stored) -> Figure:
             _draw_curves(pair, stored.histories[group[column]], colours)
             pair[0].set(title=group[column], ylabel="loss" if column == 0 else "", ylim=limits)
             pair[1].set(xlabel="epoch", ylabel="pseudo-Dice" if column == 0 else "", ylim=(-0.02, 1.02))
+            # The axes are those of the panel below, and of the one on the left.
+            pair[0].tick_params(labelbottom=False)
+            for ax in pair if column else ():
+                ax.tick_params(labelleft=False)
     handles = [Line2D([], [], color=colours[str(fold)], label=f"fold {fold}") for fold in folds]
     handles.append(Line2D([], [], color="0.3", label="training"))
     handles.append(Line2D([], [], color="0.3", linestyle="--", label="validation"))

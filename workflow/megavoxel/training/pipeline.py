@@ -49,8 +49,6 @@ class Held:
 
     gradients: dict[Transfer, Tensor]
     """Of what was received, as the backward pass finds them."""
-    returning: dict[Transfer, Arrival]
-    """Gradients of what was sent, once they are asked for."""
     roots: list[Tensor]
     """Scalars that the backward pass begins from, besides the loss."""
     logits: dict[int, Tensor]
@@ -136,10 +134,9 @@ def _run_micro_batch(
         state = _arrived_state(line, arrivals, gradients)
     with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
         state = run.network.program.run(state, checkpointing=run.network.checkpointing)
-    returning: dict[Transfer, Arrival] = {}
-    roots = _send(line, state, returning)
+    roots = _send(line, state)
     own = own if line.stage.number in line.head_stages else None
-    return Held(gradients=gradients, returning=returning, roots=roots, logits=_own_logits(run, state), target=own)
+    return Held(gradients=gradients, roots=roots, logits=_own_logits(run, state), target=own)
 
 
 def _arrived_state(line: Line, arrivals: dict[Transfer, Arrival], gradients: dict[Transfer, Tensor]) -> RunState:
@@ -152,8 +149,11 @@ def _arrived_state(line: Line, arrivals: dict[Transfer, Arrival], gradients: dic
     return RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
 
 
-def _send(line: Line, state: RunState, returning: dict[Transfer, Arrival]) -> list[Tensor]:
-    """Sends what leaves the stage, and has its gradients taken from `returning`.
+def _send(line: Line, state: RunState) -> list[Tensor]:
+    """Sends what leaves the stage, and has its gradients received when the backward pass gets there.
+
+    Not before: the gradient of the largest skip would lie there while the deeper levels run. The backward pass wants
+    them in the order of `Stage.sends`, in which they are sent.
 
     Returns what the backward pass begins from. That is the activation; on its way there every skip was used.
     """
@@ -162,7 +162,7 @@ def _send(line: Line, state: RunState, returning: dict[Transfer, Arrival]) -> li
         tensor, form = tensor_of(state, transfer.name), line.forms[transfer]
         line.wire.send(tensor, transfer.target, channels_last=form.channels_last)
         if tensor.requires_grad:
-            gradient = partial(_returned, returning, transfer)
+            gradient = partial(_gradient_of, line, transfer)
             if transfer.name == ACTIVATION:
                 roots.append(left(tensor, gradient))
             else:
@@ -170,8 +170,9 @@ def _send(line: Line, state: RunState, returning: dict[Transfer, Arrival]) -> li
     return roots
 
 
-def _returned(returning: dict[Transfer, Arrival], transfer: Transfer) -> Tensor:
-    return returning.pop(transfer).wait()
+def _gradient_of(line: Line, transfer: Transfer) -> Tensor:
+    """What comes back for something that was sent."""
+    return line.wire.expect(line.forms[transfer], transfer.target).wait()
 
 
 def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
@@ -208,10 +209,8 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
     line.wire.finish()  # no gradient comes back before all that was sent has arrived; its memory is needed now
     values = [torch.zeros((), device=run.device)]
     run.scaler.scale(values[0])  # where a stage has no loss to scale, the scaler would have no scale
-    ways = [transfer for transfer in line.stage.sends if line.forms[transfer].needs_gradient]
     while held:
         one = held.pop()
-        one.returning.update((way, line.wire.expect(line.forms[way], way.target)) for way in ways)
         roots = one.roots
         if losses:
             loss = _weighted(run, one, losses) / share
