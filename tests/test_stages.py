@@ -33,6 +33,17 @@ def test_a_skip_goes_straight_to_the_stage_that_pops_it():
     ]  # fmt: skip
 
 
+def test_transfers_are_in_the_order_in_which_a_backward_pass_wants_their_gradients():
+    sender, receiver = cut_into_stages(unet_blocks(NETWORK), (), (0, 6))
+    assert [transfer.name for transfer in sender.sends] == [ACTIVATION, "skip1", "skip0"]
+    assert receiver.receives == sender.sends
+    stages = cut_into_stages(unet_blocks(NETWORK), (), (0, 2, 6, 8, 10))
+    for source, target in itertools.combinations(stages, 2):
+        assert [way for way in source.sends if way.target == target.number] == [
+            way for way in target.receives if way.source == source.number
+        ]
+
+
 def test_labels_of_a_first_stage_leave_from_the_stage_that_is_given_them():
     network = replace(NETWORK, prior_channels=2, fusion="post")
     stages = cut_into_stages(unet_blocks(network), program_inputs(network), (0, 8))
