@@ -39,9 +39,9 @@ torch.ones(8 * 2**20).sum()
 before = held()
 for size in (30, 20, 10) * 4:  # MiB; the large ones raise what glibc keeps for itself
     torch.ones(size * 2**18)
-large = [torch.ones(8 * 2**18) for _ in range(40)]
+large = [torch.ones(12 * 2**18) for _ in range(40)]
 del large[::2]
-print(held() - before - 20 * 8)
+print(held() - before - 20 * 12)
 """
 
 

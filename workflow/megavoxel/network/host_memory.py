@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Parameters of mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 2**20
+SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 8 * 2**20
 STATUS = Path("/proc/self/status")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -47,9 +47,10 @@ def return_freed_memory() -> None:
 def return_large_tensors() -> None:
     """Returns large tensors to the system when they are freed, for good, so that no gaps stay between those in use.
 
-    New pages cost time, by as much as half of a forward pass in pages of 4 KiB. So it is done only where Linux hands
-    out huge pages on demand, which PyTorch asks for where this is called before its first tensor (`c10/core/impl/
-    alloc_cpu.cpp`; docs/performance.md has the figures).
+    New pages cost time, as much as half of a forward pass in pages of 4 KiB. So it is done only where Linux hands out
+    huge pages on demand, which PyTorch asks for where this is called before its first tensor (`c10/core/impl/
+    alloc_cpu.cpp`). Very large tensors, which glibc returns by itself, then come faster than without (both figures:
+    docs/performance.md).
     """
     if HUGE_PAGES.is_file() and "[never]" not in HUGE_PAGES.read_text():
         os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
