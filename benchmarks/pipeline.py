@@ -176,16 +176,9 @@ def idle_by_clock(traces: list[list[dict]]) -> float:
 def _sent(forms: dict[Transfer, Form], *, carried: bool) -> int:
     """Bytes there and, as gradients, back."""
     return sum(
-        _bytes(form) * (2 if form.needs_gradient else 1) * (way.target - way.source if carried else 1)
+        form.nbytes * (2 if form.needs_gradient else 1) * (way.target - way.source if carried else 1)
         for way, form in forms.items()
     )
-
-
-def _bytes(form: Form) -> int:
-    count = form.dtype.itemsize
-    for size in form.shape:
-        count *= size
-    return count
 
 
 def _memory_row(how: str, plan: Plan, one: float, stages: list[float], bound: float) -> Row:

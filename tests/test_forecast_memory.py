@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.pipeline import balanced_cuts, stage_costs
+from megavoxel.forecast.cuts import balanced_cuts
+from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.forecast.step import optimizer_bytes, training_step, window
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker

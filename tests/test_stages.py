@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.forecast.pipeline import filled_cut, least_peak_cut, stage_costs
+from megavoxel.forecast.cuts import cheapest_cut, filled_cut
+from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.network.device import Precision
 from megavoxel.network.stages import ACTIVATION, Transfer, cut_into_stages, forms_of_transfers, tensor_of
 from megavoxel.network.unet import SegmentationNetwork, entering_state, program_inputs, unet_blocks
@@ -105,6 +108,30 @@ def test_filling_below_a_limit_finds_a_cut_where_there_is_one(stages):
     assert max(cost(*ends) for ends in itertools.pairwise((*found, len(weights)))) == best
 
 
+@pytest.mark.parametrize("slack", [1, 3, 8])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 8])
+def test_the_cheapest_cut_below_a_limit_is_found(stages, slack):
+    """Against all cuts, with peaks that add up and costs of any kind."""
+    weights, random = [3, 1, 4, 1, 5, 9, 2, 6], np.random.default_rng(stages)
+    table = random.integers(0, 20, (len(weights), len(weights) + 1)).tolist()
+
+    def peak(begin: int, end: int) -> float:
+        return sum(weights[begin:end])
+
+    def cost(begin: int, end: int) -> float:
+        return table[begin][end]
+
+    def over_stages(of: Callable[[int, int], float], begins: tuple[int, ...]) -> list[float]:
+        return [of(*ends) for ends in itertools.pairwise((*begins, len(weights)))]
+
+    cuts = [(0, *inner) for inner in itertools.combinations(range(1, len(weights)), stages - 1)]
+    limit = min(max(over_stages(peak, begins)) for begins in cuts) + slack
+    allowed = [begins for begins in cuts if max(over_stages(peak, begins)) < limit]
+    found = cheapest_cut(peak, cost, len(weights), stages, limit)
+    assert found in allowed
+    assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
+
+
 @pytest.mark.parametrize("stages", [2, 3])
 def test_no_other_cut_has_a_smaller_peak(stages):
     plan = replace(tiny_plan(patch=(16, 32, 32), batch=2), network=NETWORK)
@@ -114,4 +141,13 @@ def test_no_other_cut_has_a_smaller_peak(stages):
         return max(cost.peak_bytes for cost in stage_costs(plan, stages=stages, begins=begins, **keys))
 
     cuts = [(0, *cuts) for cuts in itertools.combinations(range(1, len(unet_blocks(NETWORK))), stages - 1)]
-    assert peak(least_peak_cut(plan, stages=stages, **keys)) == min(map(peak, cuts))
+    peaks = {begins: peak(begins) for begins in cuts}
+    found = least_peak_cut(plan, stages=stages, **keys)
+    assert peaks[found] == min(peaks.values())
+    sent = {begins: bytes_sent(begins) for begins in cuts if peaks[begins] == peaks[found]}
+    assert sent[found] == min(sent.values())
+
+
+def bytes_sent(begins: tuple[int, ...]) -> int:
+    """Of a micro-batch of one sample, forward."""
+    return sum(form.nbytes for form in forms_of_transfers(NETWORK, begins, (1, 1, 16, 32, 32), FLOAT32, CPU).values())

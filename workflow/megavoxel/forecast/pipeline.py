@@ -7,11 +7,9 @@ goes on from there, by the peak memory of stages that are run.
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.config.study import Parallel, Training
 from megavoxel.distributed.line import Line
 from megavoxel.distributed.wire import Wire, Work
+from megavoxel.forecast.cuts import balanced_cuts, cheapest_cut, filled_cut
 from megavoxel.forecast.step import (
     CPU,
     HashedPlan,
@@ -31,10 +30,10 @@ from megavoxel.forecast.step import (
     new_run,
 )
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.program import Program
+from megavoxel.network.program import Block, Program
 from megavoxel.network.stages import ACTIVATION, Form, Stage, Transfer, cut_into_stages, form_of, stages_with_heads
 from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
-from megavoxel.planning.plan import Plan
+from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import padded_patch
 from megavoxel.training.optimizer import build_optimizer
 
@@ -105,8 +104,8 @@ def least_peak_cut(
     """First block of each stage, so that the largest peak of a stage is as small as can be.
 
     From the first cut on, stages are filled from the front up to less than the largest peak so far, until that needs
-    more stages than there are. Exact as long as a stage with a block more never needs less. Arguments as for
-    `stage_costs`.
+    more stages than there are. Of the cuts with that peak it is the one that sends the fewest bytes. Exact as long as a
+    stage with a block more never needs less. Arguments as for `stage_costs`.
     """
     job = _job(plan, samples, micro_batches, checkpointing, precision)
     count = len(unet_blocks(plan.network))
@@ -115,53 +114,12 @@ def least_peak_cut(
     def peak(begin: int, end: int) -> int:
         return _part_cost(job, begin, end).peak_bytes
 
-    best = _first_cut(job, stages)
-    while True:
-        limit = max(peak(begin, end) for begin, end in zip(best, (*best[1:], count), strict=True))
+    found = _first_cut(job, stages)
+    while found is not None:
+        limit = max(peak(begin, end) for begin, end in zip(found, (*found[1:], count), strict=True))
         found = filled_cut(peak, count, stages, limit)
-        if found is None:
-            return best
-        best = found
-
-
-def filled_cut(peak: Callable[[int, int], float], blocks: int, stages: int, limit: float) -> tuple[int, ...] | None:
-    """First block of each of `stages` stages, each filled from the front as long as its peak stays below `limit`.
-
-    No stage is left empty. None where some stage reaches the limit.
-
-    Args:
-        peak: of a stage, by its first block and the first behind it; grows with the stage.
-        blocks: of the program.
-        stages: how many.
-        limit: no stage may reach it.
-    """
-    begins, begin = [], 0
-    for left in range(stages, 0, -1):
-        ends = range(begin + 1, blocks - left + 2)
-        fitting = bisect_left(ends, True, key=lambda end, begin=begin: peak(begin, end) >= limit)
-        if fitting == 0:
-            return None
-        begins.append(begin)
-        begin = ends[fitting - 1]
-    return tuple(begins) if begin == blocks else None
-
-
-def balanced_cuts(costs: Sequence[float], stages: int) -> list[int]:
-    """First block of each stage, so that the largest sum of `costs` over a stage is as small as can be.
-
-    Exact, by dynamic programming over contiguous parts; no stage is empty.
-    """
-    sums = [0.0, *itertools.accumulate(costs)]
-    best = {(0, 0): (0.0, [])}
-    for stage, end in itertools.product(range(1, stages + 1), range(1, len(costs) + 1)):
-        options = [
-            (max(best[stage - 1, begin][0], sums[end] - sums[begin]), [*best[stage - 1, begin][1], begin])
-            for begin in range(end)
-            if (stage - 1, begin) in best
-        ]
-        if options:
-            best[stage, end] = min(options)
-    return best[stages, len(costs)][1]
+    sent = partial(_sent_bytes, _one_micro_batch(job))
+    return cheapest_cut(peak, sent, count, stages, limit + 1)
 
 
 def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> _Job:
@@ -245,8 +203,7 @@ def _run_part(job: _Job, begin: int, end: int) -> StepCost:
     with FakeTensorMode():
         run = new_run(job.hashed.plan, job.precision)
         blocks = list(run.network.program)
-        cut = sorted({0, begin, end} - {len(blocks)})
-        stages = cut_into_stages(blocks, program_inputs(run.plan.network), cut)
+        stages = _cut_around(run.plan.network, blocks, begin, end)
         stage = next(stage for stage in stages if stage.blocks.start == begin)
         run.network.program = stage.program(blocks)
         run.optimizer = build_optimizer(run.network.parameters(), run.plan.training)
@@ -260,6 +217,20 @@ def _run_part(job: _Job, begin: int, end: int) -> StepCost:
             parameter_names=(),
         )
         return cost_of_step(run)
+
+
+def _sent_bytes(job: _Job, begin: int, end: int) -> int:
+    """Bytes of a micro-batch that leave a stage of these blocks; as many come back as gradients."""
+    profile, network = _profile(job), job.hashed.plan.network
+    with FakeTensorMode():
+        stages = _cut_around(network, unet_blocks(network), begin, end)
+    stage = next(stage for stage in stages if stage.blocks.start == begin)
+    return sum(profile.form(transfer, stages).nbytes for transfer in stage.sends)
+
+
+def _cut_around(network: NetworkPlan, blocks: Sequence[Block], begin: int, end: int) -> list[Stage]:
+    """A stage of the blocks from `begin` to before `end`, and one each of those before and behind it."""
+    return cut_into_stages(blocks, program_inputs(network), sorted({0, begin, end} - {len(blocks)}))
 
 
 class _SilentWire(Wire):

@@ -6,6 +6,7 @@ many lie between (the portals of torchgpipe, Kim et al., arXiv:2004.09910, secti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,11 @@ class Form:
     """Whether a gradient goes back to the sender."""
     channels_last: bool = False
     """Whether it lies with channels last, as convolutions leave it; instance norm leaves channels first."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensor."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[Stage]:
