@@ -127,9 +127,18 @@ def test_the_cheapest_cut_below_a_limit_is_found(stages, slack):
     cuts = [(0, *inner) for inner in itertools.combinations(range(1, len(weights)), stages - 1)]
     limit = min(max(over_stages(peak, begins)) for begins in cuts) + slack
     allowed = [begins for begins in cuts if max(over_stages(peak, begins)) < limit]
-    found = cheapest_cut(peak, cost, len(weights), stages, limit)
-    assert found in allowed
-    assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
+    for known in allowed:
+        found = cheapest_cut(peak, cost, len(weights), known, limit)
+        assert found in allowed
+        assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
+
+
+def test_where_peaks_do_not_grow_with_a_stage_a_known_cut_is_the_least_that_is_found():
+    def peak(begin: int, end: int) -> float:
+        return 0 if (begin, end) in ((0, 1), (1, 2), (2, 6)) else 9
+
+    assert filled_cut(peak, 6, 3, 1) is None
+    assert cheapest_cut(peak, lambda *_: 1, 6, (0, 1, 2), 1) == (0, 1, 2)
 
 
 @pytest.mark.parametrize("stages", [2, 3])

@@ -32,25 +32,24 @@ def filled_cut(peak: CostOfStage, blocks: int, stages: int, limit: float) -> tup
     return tuple(begins) if begin == blocks else None
 
 
-def cheapest_cut(peak: CostOfStage, cost: CostOfStage, blocks: int, stages: int, limit: float) -> tuple[int, ...]:
+def cheapest_cut(
+    peak: CostOfStage, cost: CostOfStage, blocks: int, known: Sequence[int], limit: float
+) -> tuple[int, ...]:
     """First block of each stage, so that the stages together cost least while every peak stays below `limit`.
 
     Exact, by dynamic programming over where each stage may begin: not behind where it does when all stages are filled
     from the front, nor before where it does when they are filled from the back.
 
     Args:
-        peak: of a stage; grows with the stage.
+        peak: of a stage. Where it does not grow with the stage, the cut is `known` or one that costs less.
         cost: of a stage; adds up.
         blocks: of the program.
-        stages: how many; there is a cut of so many.
+        known: a cut whose peaks all stay below the limit.
         limit: no peak may reach it.
     """
-    latest = filled_cut(peak, blocks, stages, limit)
-    mirrored = filled_cut(lambda begin, end: peak(blocks - end, blocks - begin), blocks, stages, limit)
-    earliest = [0, *sorted(blocks - begin for begin in mirrored[1:])]
+    places = _places(peak, blocks, known, limit)
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0, ())}
-    for stage in range(1, stages + 1):
-        ends = range(earliest[stage], latest[stage] + 1) if stage < stages else [blocks]
+    for ends in (*places[1:], [blocks]):
         options: dict[int, tuple[float, tuple[int, ...]]] = {}
         for (begin, (before, begins)), end in itertools.product(best.items(), ends):
             if begin < end and peak(begin, end) < limit:
@@ -58,6 +57,20 @@ def cheapest_cut(peak: CostOfStage, cost: CostOfStage, blocks: int, stages: int,
                 options[end] = min(options.get(end, option), option)
         best = options
     return best[blocks][1]
+
+
+def _places(peak: CostOfStage, blocks: int, known: Sequence[int], limit: float) -> list[Sequence[int]]:
+    """Where each stage may begin."""
+
+    def mirrored(begin: int, end: int) -> float:
+        return peak(blocks - end, blocks - begin)
+
+    stages = len(known)
+    from_front = filled_cut(peak, blocks, stages, limit) or known
+    from_back = filled_cut(mirrored, blocks, stages, limit)
+    latest = map(max, known, from_front)
+    earliest = known if from_back is None else map(min, known, (0, *(blocks - begin for begin in from_back[:0:-1])))
+    return [range(first, last + 1) for first, last in zip(earliest, latest, strict=True)]
 
 
 def balanced_cuts(costs: Sequence[float], stages: int) -> list[int]:

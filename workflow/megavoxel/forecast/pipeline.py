@@ -116,10 +116,10 @@ def least_peak_cut(
 
     found = _first_cut(job, stages)
     while found is not None:
-        limit = max(peak(begin, end) for begin, end in zip(found, (*found[1:], count), strict=True))
+        best = found
+        limit = max(peak(begin, end) for begin, end in zip(best, (*best[1:], count), strict=True))
         found = filled_cut(peak, count, stages, limit)
-    sent = partial(_sent_bytes, _one_micro_batch(job))
-    return cheapest_cut(peak, sent, count, stages, limit + 1)
+    return cheapest_cut(peak, partial(_sent_bytes, _one_micro_batch(job)), count, best, limit + 1)
 
 
 def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> _Job:
