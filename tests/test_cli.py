@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,17 @@ def test_an_exception_leaves_the_old_folder_and_no_partial_one(tmp_path):
         (partial / "third").write_text(str(1 / 0))
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_folder_has_the_permissions_that_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_directory(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_a_folder_with_content_is_not_replaced_unasked(tmp_path):

@@ -139,6 +139,17 @@ def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, values, shown):
         read_labels(tmp_path / "label.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"), (np.dtype(np.complex64), "complex64")],
+)
+@pytest.mark.parametrize("read", [read_image, read_labels])
+def test_voxels_that_are_not_one_real_number_are_refused(tmp_path, kind, shown, read):
+    nibabel.Nifti1Image(np.zeros(SHAPE, kind), np.eye(4)).to_filename(tmp_path / "odd.nii.gz")
+    with pytest.raises(UserError, match=rf"odd\.nii\.gz: its voxels are .*{shown}; expected one real number"):
+        read(tmp_path / "odd.nii.gz")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.nii\.gz: no such file"):
         read_image(tmp_path / "absent.nii.gz")

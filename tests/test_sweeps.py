@@ -402,3 +402,11 @@ def test_the_definition_carries_sweeps_as_the_study_has_them(pictured: FakeStudy
     written = json.loads(pictured.definition.read_text()) | {"settings": ["a", "b"], "ensembles": {}, "baseline": None}
     written |= {"folds": {"a": [0], "b": [0]}, "sweeps": json.loads(json.dumps(to_plain(study.sweeps)))}
     assert load_definition(json.dumps(written)).sweeps == study.sweeps
+
+
+@pytest.mark.parametrize("points", [{}, {"1": []}], ids=["no point", "a point without models"])
+def test_a_definition_with_an_empty_sweep_is_refused(pictured: FakeStudy, points):
+    sweep = {"name": "patch", "title": "Table 1", "points": points}
+    written = json.loads(pictured.definition.read_text()) | {"sweeps": [sweep]}
+    with pytest.raises(UserError, match="sweeps: patch: expected points with models"):
+        load_definition(json.dumps(written))

@@ -49,15 +49,17 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: has content already and is not replaced; name a new folder, or empty this one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+    private = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+    # Within the private folder, so that this one is made with the permissions that the user's umask says.
+    partial = private / path.name
     try:
+        partial.mkdir()
         yield partial
-        partial.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from megavoxel.files import atomic_path
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 MOST_RATIO = {".nii": 1, ".nii.gz": 1032}
 """By suffix, bytes that a byte of a file can stand for; 1032 is the most that deflate can do (zlib.net)."""
+NUMBERS = "biuf"
+"""NumPy's kinds of types that are one real number."""
 UNREADABLE = (
     EOFError,
     OSError,
@@ -162,7 +164,7 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
         keep_open: whether parts that are read one after the other go on where the last one ended, in a gzip file too.
 
     Raises:
-        UserError: the file is missing, damaged, or neither 3D nor 4D.
+        UserError: the file is missing, damaged, neither 3D nor 4D, or has colours or complex numbers.
     """
     try:
         file = nibabel.load(path, keep_file_open=True) if keep_open else nibabel.load(path)
@@ -171,6 +173,9 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
         raise unreadable(path, fault) from None
     if len(file.shape) not in (3, 4):
         raise UserError(f"{path}: expected three axes, or four with the channels last; the file has shape {file.shape}")
+    if file.get_data_dtype().kind not in NUMBERS:
+        stored = "colours" if file.get_data_dtype().names else f"values of type {file.get_data_dtype()}"
+        raise UserError(f"{path}: its voxels are {stored}; expected one real number per voxel and channel")
     return file
 
 

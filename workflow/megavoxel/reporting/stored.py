@@ -178,6 +178,10 @@ def load_definition(text: str) -> Definition:
         raise UserError(f"--definition: this is not JSON ({fault})") from None
     definition = from_plain(Definition, values, where=path)
     members = {member for members in definition.ensembles.values() for member in members}
+    for sweep in definition.sweeps:
+        expect(
+            len(sweep.points) > 0 and all(sweep.points.values()), f"{path}: sweeps: {sweep.name}", "points with models"
+        )
     points = {model for sweep in definition.sweeps for models in sweep.points.values() for model in models}
     named = {"baseline": {definition.baseline} - {None}, "ensembles": members, "sweeps": points}
     allowed = {"baseline": definition.models, "ensembles": definition.settings, "sweeps": definition.models}
