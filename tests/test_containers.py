@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,26 @@ def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path
     assert "Warning: containers/images/cpu.sif was built from other sources" in done.stderr
     put_images(tmp_path, "cpu", sources=hash_of_sources(repository))
     assert "other sources" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+
+
+def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):
+    put_images(tmp_path, "cpu", "gpu")
+    study = yaml.safe_load((repository / "config/config.yaml").read_text()) | {"hardware": "small-node"}
+    study["settings"]["large-patch"]["parallel"] = {"data": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    checkout = tmp_path / "checkout"
+    shutil.copytree(repository / "config", checkout / "config")
+    for name in ("Snakefile", "workflow", "envs", "containers"):
+        (checkout / name).symlink_to(repository / name)
+    hardware = checkout / "config" / "hardware.yaml"
+    devices = yaml.safe_load(hardware.read_text())
+    devices["devices"]["small-node"] = devices["devices"]["a100-80"] | {"most_devices": 4, "devices_per_node": 1}
+    hardware.write_text(yaml.safe_dump(devices))
+    done = dry_run(checkout, tmp_path, "--configfile", "study.yaml", "--sdm", "apptainer")
+    assert done.returncode != 0
+    assert "training of large-patch takes several nodes, which --sdm apptainer cannot start" in done.stderr
+    outside = dry_run(checkout, tmp_path, "--configfile", "study.yaml")
+    assert outside.returncode == 0, outside.stderr
 
 
 def test_without_containers_no_rule_asks_for_an_image(repository, tmp_path):
