@@ -166,7 +166,7 @@ def test_tables_only_needs_no_images_and_gives_the_same_files(reported, fake):
     assert main(["report", *words]) == 0
     found, whole = contents(fake.results / "report"), contents(reported.results / "report")
     assert found == {name: whole[name] for name in found}
-    pictures = {name for name in whole if "overlays" in name or "comparisons" in name}
+    pictures = {name for name in whole if any(kind in name for kind in ("overlays", "comparisons", "training_curves"))}
     assert set(whole) - set(found) == {"index.html", *pictures}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
@@ -76,10 +76,6 @@ class Geometry:
         """A canonical array (z, y, x) in the order of the file (i, j, k); a view where possible."""
         back = ornt_transform(CANONICAL, io_orientation(self.affine))
         return apply_orientation(np.transpose(array, (2, 1, 0)), back)
-
-    def canonical_affine(self) -> np.ndarray:
-        """4 x 4, index (x, y, z) of the reoriented image to mm in RAS+."""
-        return self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
 
 
 def read_geometry(path: Path) -> Geometry:

@@ -25,16 +25,17 @@ POINTS_PER_CURVE = 200
 SPLIT_TITLES = {"validation": "Validation (cross-validation)", "test": "Test"}
 
 
-def write_figures(stored: Stored, folder: Path) -> None:
-    """Writes `dsc_by_label`, `nsd_by_label` and `training_curves`, each as .png and .svg."""
+def write_score_figures(stored: Stored, folder: Path) -> None:
+    """Writes `dsc_by_label` and `nsd_by_label`, each as .png and .svg."""
     with figure_style():
-        figures = {
-            "dsc_by_label": score_figure(stored, "DSC", "DSC"),
-            "nsd_by_label": score_figure(stored, "NSD", _nsd_axis(stored)),
-            "training_curves": training_figure(stored),
-        }
-        for name, figure in figures.items():
-            save_figure(figure, folder / f"{name}.png", folder / f"{name}.svg")
+        for metric, axis_title in (("DSC", "DSC"), ("NSD", _nsd_axis(stored))):
+            _save(score_figure(stored, metric, axis_title), folder, f"{metric.lower()}_by_label")
+
+
+def write_training_figure(stored: Stored, folder: Path) -> None:
+    """Writes `training_curves` as .png and .svg."""
+    with figure_style():
+        _save(training_figure(stored), folder, "training_curves")
 
 
 def score_figure(stored: Stored, metric: str, axis_title: str) -> Figure:
@@ -107,6 +108,10 @@ def legend_columns(handles: Sequence[Patch | Line2D], inches: float) -> int:
     """Columns of a legend that fit into a width, at least one."""
     longest = max(len(handle.get_label()) for handle in handles)
     return min(max(1, int(inches / (0.7 + 0.085 * longest))), len(handles))
+
+
+def _save(figure: Figure, folder: Path, name: str) -> None:
+    save_figure(figure, folder / f"{name}.png", folder / f"{name}.svg")
 
 
 def _draw_boxes(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Tables, figures and a page from the scores of a study.
 
---tables-only makes tables and all figures but overlays and comparisons from what is stored (scores.csv, history.csv,
-manifest.json, plan.json) and reads no image and no prediction.
+--tables-only makes tables and the figures of scores from what is stored (scores.csv, manifest.json, plan.json) and
+reads no image and no prediction; overlays, comparisons and training curves stay as they are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="seconds of inference: setting,split,fold,case,repeat,seconds,window, a line per repeat",
     )
-    parser.add_argument("--tables-only", action="store_true", help="no overlays and no page")
+    parser.add_argument("--tables-only", action="store_true", help="no overlays, no training curves and no page")
     parser.add_argument(
         "--partial", action="store_true", help="report what there is of the study, and name what is missing"
     )
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         run_report(arguments)
         return
-    from megavoxel.reporting.figures import write_figures
+    from megavoxel.reporting.figures import write_score_figures
     from megavoxel.reporting.memory_figure import write_memory_figure
     from megavoxel.reporting.published import read_published
     from megavoxel.reporting.stored import load_stored
@@ -79,18 +79,20 @@ def run(arguments: argparse.Namespace) -> None:
     report = arguments.results / "report"
     tables = write_tables(stored, published, timings, report / "tables")
     print(f"tables: {report / 'tables'}", flush=True)
-    write_figures(stored, report / "figures")
+    write_score_figures(stored, report / "figures")
     write_memory_figure(stored, published, report / "figures")
     write_time_figure(stored, timings, published, report / "figures")
     write_sweep_figures(stored, report / "figures")
     print(f"figures: {report / 'figures'}", flush=True)
     if arguments.tables_only:
         return
+    from megavoxel.reporting.figures import write_training_figure
     from megavoxel.reporting.overlays import write_overlays
     from megavoxel.reporting.page import write_page
     from megavoxel.reporting.side_by_side import write_comparisons
     from megavoxel.reporting.viewer import build_viewer
 
+    write_training_figure(stored, report / "figures")
     write_overlays(stored, stored.cases, report / "figures" / "overlays")
     comparisons = write_comparisons(stored, stored.cases, report / "figures" / "comparisons")
     viewer = build_viewer(stored, stored.cases, processes=arguments.processes)
