@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from megavoxel.classification.step import measured_step
 from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
+from megavoxel.reporting.classification.stored import load_definition, load_stored
 from small_images import CLASSES, classifier, image_cases, write_folders
 
 CPU = torch.device("cpu")
@@ -243,6 +245,50 @@ def test_the_report_says_what_a_reader_has_to_know(finished):
     cost = pd.read_csv(finished / "report/tables/cost.csv")
     assert (cost["peak_gib"] > 0).all()
     assert cost["forecast_gib"].to_numpy() == pytest.approx(cost["peak_gib"].to_numpy(), rel=0.05)
+
+
+DEFINED = {
+    "task": "classification", "study": "s", "dataset": "d", "baseline": "cell", "settings": ["a", "b"],
+    "cells": {"cell": ["a"], "other": ["b"]}, "ensembles": {"both": ["a", "b"]},
+    "folds": {"a": [0], "b": [0], "both": [0]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"settings": []}, "settings: expected at least one"),
+        ({"cells": {"cell": []}}, "cells: cell: expected at least one setting"),
+        ({"cells": {"cell": ["c"]}}, "cells: there is no 'c'; allowed: a, b"),
+        ({"ensembles": {"both": ["a", "c"]}}, "ensembles: there is no 'c'; allowed: a, b"),
+        ({"baseline": "a"}, "baseline: there is no 'a'; allowed: cell, other"),
+        ({"folds": {"a": [0], "b": []}}, "folds: 'b' has none"),
+    ],
+)
+def test_a_definition_that_refers_to_nothing_is_refused(changes, match):
+    assert load_definition(json.dumps(DEFINED)).rows == {"cell": ("a",), "other": ("b",), "both": ("both",)}
+    with pytest.raises(UserError, match=f"--definition: {match}"):
+        load_definition(json.dumps(DEFINED | changes))
+    with pytest.raises(UserError, match="--definition: this is not JSON"):
+        load_definition("{")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("epoch,training_loss\n1,0.5\n", "the column training_accuracy is missing"),
+        ("a\n", "the column epoch is missing"),
+    ],
+)
+def test_a_damaged_history_is_named(finished, tmp_path, text, match):
+    shutil.copytree(finished, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
+    cell = "small-32-6pc-1w"
+    path = tmp_path / "results" / cell / "fold-0/history.csv"
+    path.write_text(text)
+    definition = DEFINED | {"baseline": None, "settings": [cell], "cells": {cell: [cell]}, "ensembles": {}}
+    with pytest.raises(UserError, match=f"history.csv: {match}"):
+        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}))
 
 
 @pytest.mark.slow

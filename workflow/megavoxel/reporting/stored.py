@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,18 +165,49 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
+def definition_values(text: str) -> tuple[Any, str]:
+    """What a study's definition says, from JSON or a file of JSON, and what errors call it.
+
+    Raises:
+        UserError: the text is no JSON, or the file is missing or damaged.
+    """
+    if not text.lstrip().startswith("{"):
+        return read_json(Path(text), what="definition of the study"), text
+    try:
+        return json.loads(text), "--definition"
+    except json.JSONDecodeError as fault:
+        raise UserError(f"--definition: this is not JSON ({fault})") from None
+
+
+def check_names(path: str, key: str, names: Iterable[str], allowed: Sequence[str]) -> None:
+    """Refuses a definition that refers to models which it does not define.
+
+    Raises:
+        UserError: it does; the first one is named.
+    """
+    unknown = sorted(set(names) - set(allowed))
+    if unknown:
+        raise UserError(f"{path}: {key}: there is no '{unknown[0]}'; allowed: {', '.join(allowed)}")
+
+
+def check_folds(path: str, folds: Mapping[str, Sequence[int]], models: Sequence[str]) -> None:
+    """Refuses a definition in which a model has no folds.
+
+    Raises:
+        UserError: there is one; it is named.
+    """
+    without = [model for model in models if not folds.get(model)]
+    if without:
+        raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
+
+
 def load_definition(text: str) -> Definition:
     """A study's definition from JSON, or from a file of JSON.
 
     Raises:
         UserError: the text or file is wrong, has another key, or refers to a model that it does not define.
     """
-    inline = text.lstrip().startswith("{")
-    path = "--definition" if inline else text
-    try:
-        values = json.loads(text) if inline else read_json(Path(text), what="definition of the study")
-    except json.JSONDecodeError as fault:
-        raise UserError(f"--definition: this is not JSON ({fault})") from None
+    values, path = definition_values(text)
     definition = from_plain(Definition, values, where=path)
     members = {member for members in definition.ensembles.values() for member in members}
     for sweep in definition.sweeps:
@@ -183,15 +215,10 @@ def load_definition(text: str) -> Definition:
             len(sweep.points) > 0 and all(sweep.points.values()), f"{path}: sweeps: {sweep.name}", "points with models"
         )
     points = {model for sweep in definition.sweeps for models in sweep.points.values() for model in models}
-    named = {"baseline": {definition.baseline} - {None}, "ensembles": members, "sweeps": points}
-    allowed = {"baseline": definition.models, "ensembles": definition.settings, "sweeps": definition.models}
-    for key, names in named.items():
-        unknown = sorted(names - set(allowed[key]))
-        if unknown:
-            raise UserError(f"{path}: {key}: there is no '{unknown[0]}'; allowed: {', '.join(allowed[key])}")
-    without = [model for model in definition.models if not definition.folds.get(model)]
-    if without:
-        raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
+    check_names(path, "baseline", {definition.baseline} - {None}, definition.models)
+    check_names(path, "ensembles", members, definition.settings)
+    check_names(path, "sweeps", points, definition.models)
+    check_folds(path, definition.folds, definition.models)
     return definition
 
 
@@ -201,8 +228,12 @@ def _of_other_models(scores: pd.DataFrame, definition: Definition) -> list[str]:
     return [f"scores of {', '.join(others)}: not in the study's definition"] if others else []
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path, columns: Sequence[str] = HISTORY_COLUMNS) -> pd.DataFrame:
     """Reads a `history.csv`: one line per epoch.
+
+    Args:
+        path: the file.
+        columns: those that have to be there, with numbers.
 
     Raises:
         UserError: the file is missing, unreadable, empty, or lacks a column.
@@ -213,11 +244,11 @@ def read_history(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such history; run 'megavoxel train' for this setting and fold") from None
     except (OSError, OverflowError, ValueError) as fault:
         raise UserError(f"{path}: cannot be read as CSV ({fault}); train this setting and fold again") from None
-    missing = [column for column in HISTORY_COLUMNS if column not in table]
+    missing = [column for column in columns if column not in table]
     if missing or table.empty:
         what = f"the column {missing[0]} is missing" if missing else "there is no epoch in it"
         raise UserError(f"{path}: {what}; train this setting and fold again")
-    words = [column for column in HISTORY_COLUMNS if not pd.api.types.is_numeric_dtype(table[column])]
+    words = [column for column in columns if not pd.api.types.is_numeric_dtype(table[column])]
     if words:
         raise UserError(f"{path}: the column {words[0]} holds something else than numbers; train it again")
     return table

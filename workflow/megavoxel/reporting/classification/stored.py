@@ -15,12 +15,12 @@ from megavoxel.classification.metrics import METRICS
 from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
 from megavoxel.classification.scores import PROBABILITY, TRUTH
 from megavoxel.config.records import from_plain
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.tidy import read_scores, read_text
-from megavoxel.files import read_json
 from megavoxel.reporting.published import COLUMNS as PUBLISHED_COLUMNS
-from megavoxel.reporting.stored import read_manifest
+from megavoxel.reporting.stored import check_folds, check_names, definition_values, read_history, read_manifest
 
+HISTORY_COLUMNS = ("epoch", "training_loss", "training_accuracy")
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
 
 
@@ -93,15 +93,32 @@ def is_classification_report(definition: str) -> bool:
         return False  # what is wrong with it is said where it is read
 
 
+def load_definition(text: str) -> ClassificationDefinition:
+    """A classification study's definition from JSON, or from a file of JSON.
+
+    Raises:
+        UserError: the text or file is wrong, has another key, or refers to a setting or cell that it does not define.
+    """
+    values, path = definition_values(text)
+    study = from_plain(ClassificationDefinition, values, where=path)
+    expect(len(study.settings) > 0, f"{path}: settings", "at least one")
+    for cell, settings in study.cells.items():
+        expect(len(settings) > 0, f"{path}: cells: {cell}", "at least one setting")
+        check_names(path, "cells", settings, study.settings)
+    for members in study.ensembles.values():
+        check_names(path, "ensembles", members, study.settings)
+    check_names(path, "baseline", {study.baseline} - {None}, tuple(study.cells))
+    check_folds(path, study.folds, (*study.settings, *study.ensembles))
+    return study
+
+
 def load_stored(results: Path, definition: str) -> StoredClassification:
     """Reads scores, plans, histories and manifests of a study.
 
     Raises:
         UserError: a file is missing or wrong, or a model lacks scores.
     """
-    inline = definition.lstrip().startswith("{")
-    values = json.loads(definition) if inline else read_json(Path(definition), what="definition of the study")
-    study = from_plain(ClassificationDefinition, values, where="--definition")
+    study = load_definition(definition)
     plans = {setting: load_classifier_plan(results / setting / "plan.json") for setting in study.settings}
     classes = next(iter(plans.values())).classes
     folders = {
@@ -114,7 +131,7 @@ def load_stored(results: Path, definition: str) -> StoredClassification:
         predictions=_predictions(read_scores(results / "scores.csv"), study, classes, results / "scores.csv"),
         plans=plans,
         histories={
-            setting: {fold: _history(folder / "history.csv") for fold, folder in folds.items()}
+            setting: {fold: read_history(folder / "history.csv", HISTORY_COLUMNS) for fold, folder in folds.items()}
             for setting, folds in folders.items()
         },
         manifests={
@@ -181,13 +198,6 @@ def _of_model(own: pd.DataFrame, classes: tuple[str, ...], where: str) -> Predic
         raise UserError(f"{where}: an image lacks the probability of a class, or its own class; {REMEDY}")
     target = np.array([classes.index(label) for label in truth.loc[table.index]])
     return Predictions(names=tuple(table.index), target=target, probabilities=table[list(classes)].to_numpy())
-
-
-def _history(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{path}: cannot be read as a history ({fault}); train this setting and fold again") from None
 
 
 def _forecast(path: Path) -> pd.DataFrame:
