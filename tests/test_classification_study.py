@@ -195,7 +195,7 @@ def snakemake(repository: Path, folder: Path, *arguments: str) -> subprocess.Com
     command = [str(SNAKEMAKE), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder), "--cores", "2"]
     return subprocess.run(
         [*command, *arguments, "--configfile", "study.yaml"],
-        capture_output=True, text=True, check=False, timeout=500, cwd=folder,
+        capture_output=True, text=True, check=False, timeout=1000, cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ def run(folder: Path, command: str) -> subprocess.CompletedProcess:
     """A command as it is typed after `. .venv/bin/activate`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=500,
+        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=1000,
         env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
