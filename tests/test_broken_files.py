@@ -231,7 +231,17 @@ def test_scores_with_more_values_than_columns_are_named(tmp_path):
         read_scores(tmp_path / "scores.csv")
 
 
-@pytest.mark.parametrize(("text", "words"), [("null", "which is an object"), ('{"peak_memory": 1}', "peak_memory")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("null", "which is an object"),
+        ('{"peak_memory": 1}', "peak_memory"),
+        ('{"data": null}', "data: expected an object"),
+        ('{"parameters": "1234567"}', "parameters: expected a number"),
+        ('{"devices": true}', "devices: expected a number"),
+        ('{"peak_memory": {"gib": "0.75"}}', "peak_memory.gib: expected a number"),
+    ],
+)
 def test_a_manifest_that_is_none_is_named(tmp_path, text, words):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=rf"manifest\.json.*{words}"):

@@ -292,6 +292,20 @@ def test_a_damaged_history_is_named(finished, tmp_path, text, match):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", ["seconds", "peak_memory", "data"])
+def test_a_manifest_without_what_tables_need_is_named(finished, tmp_path, key):
+    shutil.copytree(finished, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
+    cell = "small-32-6pc-1w"
+    path = tmp_path / "results" / cell / "fold-0/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[key]
+    path.write_text(json.dumps(manifest))
+    definition = DEFINED | {"baseline": None, "settings": [cell], "cells": {cell: [cell]}, "ensembles": {}}
+    with pytest.raises(UserError, match=f"manifest.json: {key}"):
+        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}))
+
+
+@pytest.mark.slow
 def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finished):
     manifest = json.loads((finished / "small-32-6pc-2w/fold-0/manifest.json").read_text())
     assert manifest["published_weights"] == "none: all weights began at random"

@@ -20,6 +20,7 @@ from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.reporting.completeness import check_complete, known_cases
 from megavoxel.reporting.partial import existing_part, stored_scores
 
+MANIFEST_NUMBERS = ("parameters", "devices", "epochs", "seconds", "peak_memory_mib")
 HISTORY_COLUMNS = ("epoch", "training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib")
 
 
@@ -157,11 +158,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a training.
 
     Raises:
-        UserError: the file is missing or no manifest.
+        UserError: the file is missing or no manifest, or an entry that a report computes with is of another kind.
     """
     found = read_json(path, what="manifest")
     expect(isinstance(found, dict), str(path), "a manifest of a training, which is an object")
     expect(isinstance(found.get("peak_memory"), dict | None), f"{path}: peak_memory", "an object")
+    expect(isinstance(found.get("data", {}), dict), f"{path}: data", "an object")
+    peak = found.get("peak_memory") or {}
+    numbers = {key: found[key] for key in MANIFEST_NUMBERS if key in found}
+    numbers |= {f"peak_memory.{key}": peak[key] for key in ("gib", "forecast_gib") if key in peak}
+    for key, value in numbers.items():
+        expect(isinstance(value, int | float) and not isinstance(value, bool), f"{path}: {key}", "a number")
     return found
 
 

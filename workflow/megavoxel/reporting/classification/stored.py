@@ -135,7 +135,7 @@ def load_stored(results: Path, definition: str) -> StoredClassification:
             for setting, folds in folders.items()
         },
         manifests={
-            setting: {fold: read_manifest(folder / "manifest.json") for fold, folder in folds.items()}
+            setting: {fold: _manifest(folder / "manifest.json") for fold, folder in folds.items()}
             for setting, folds in folders.items()
         },
         forecast=_forecast(results / "plan.tsv"),
@@ -198,6 +198,16 @@ def _of_model(own: pd.DataFrame, classes: tuple[str, ...], where: str) -> Predic
         raise UserError(f"{where}: an image lacks the probability of a class, or its own class; {REMEDY}")
     target = np.array([classes.index(label) for label in truth.loc[table.index]])
     return Predictions(names=tuple(table.index), target=target, probabilities=table[list(classes)].to_numpy())
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A manifest with all entries that tables of classification need: there are none of before they were written."""
+    found = read_manifest(path)
+    for key in ("parameters", "epochs", "seconds", "peak_memory_mib", "peak_memory"):
+        expect(found.get(key) is not None, f"{path}: {key}", "an entry of this name")
+    expect("forecast_gib" in found["peak_memory"], f"{path}: peak_memory.forecast_gib", "an entry of this name")
+    expect(isinstance(found.get("data", {}).get("shares"), list), f"{path}: data.shares", "a list")
+    return found
 
 
 def _forecast(path: Path) -> pd.DataFrame:
