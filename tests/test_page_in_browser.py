@@ -298,6 +298,16 @@ def test_the_page_is_no_wider_than_a_laptop_and_prints_without_controls(page):
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
+def test_what_is_folded_up_is_printed_and_folded_again(page):
+    folded = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(folded)
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.foldedOnPaper = {folded} }})")
+    page.pdf(format="A4")
+    assert before > 0
+    assert page.evaluate("window.foldedOnPaper") == 0
+    assert page.evaluate(folded) == before
+
+
 def test_without_scripts_all_tables_are_there(browser, reported):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -22,6 +22,11 @@ from megavoxel.reporting.style import figure_style, palette, save_figure
 BOXES_PER_PANEL = 40
 COLUMNS_OF_CURVES = 4
 POINTS_PER_CURVE = 200
+WIDTH_OF_BOXES = 0.8
+"""Of all boxes of a label, where labels are 1 apart."""
+SPREAD_OF_POINTS = 0.1
+"""How far a point may stand from the middle of its box, as a fraction of the box's width."""
+POINT_AREA = 2.5**2
 SPLIT_TITLES = {"validation": "Validation (cross-validation)", "test": "Test"}
 
 
@@ -116,9 +121,21 @@ def _save(figure: Figure, folder: Path, name: str) -> None:
 
 def _draw_boxes(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:
     keys = {"data": part, "x": "label", "y": "value", "hue": "setting", "order": labels, "hue_order": models}
-    keys |= {"ax": ax, "legend": False}
-    sns.boxplot(**keys, palette=_light(models), showfliers=False, linewidth=0.8, gap=0.15, saturation=1)
-    sns.stripplot(**keys, palette=palette(models), dodge=True, size=2.5, alpha=0.8, linewidth=0, rasterized=True)
+    style = {"palette": _light(models), "showfliers": False, "linewidth": 0.8, "gap": 0.15, "saturation": 1}
+    sns.boxplot(**keys, **style, width=WIDTH_OF_BOXES, ax=ax, legend=False)
+    _draw_points(ax, part, labels, models)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def _draw_points(ax: Axes, part: pd.DataFrame, labels: Sequence[str], models: Sequence[str]) -> None:
+    """One point per case over its box. A cloud per model: Seaborn's, one per box, would take longer than all tables."""
+    random, width = np.random.default_rng(0), WIDTH_OF_BOXES / len(models)
+    places = {label: place for place, label in enumerate(labels)}
+    for number, (model, colour) in enumerate(palette(models).items()):
+        own = part[part["setting"] == model]
+        middle = own["label"].map(places) + width * (number + 0.5) - WIDTH_OF_BOXES / 2
+        spread = random.uniform(-SPREAD_OF_POINTS, SPREAD_OF_POINTS, len(own)) * width
+        ax.scatter(middle + spread, own["value"], s=POINT_AREA, color=[colour], alpha=0.8, linewidth=0, rasterized=True)
 
 
 def _light(models: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -28,7 +28,7 @@ from megavoxel.reporting.viewer import Viewer
 
 FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
 TIMED_FIGURE = "dsc_against_seconds"
-SCRIPTS = ("tables.js", "cases.js", "viewer.js")
+SCRIPTS = ("tables.js", "cases.js", "viewer.js", "print.js")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 COMPARED = ("DSC − baseline", "DSC p (Holm)", "NSD − baseline", "NSD p (Holm)")

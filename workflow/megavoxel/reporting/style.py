@@ -11,7 +11,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -31,18 +30,16 @@ def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Within it, figures are drawn in the report's style and without chance."""
-    state = np.random.get_state()
-    with mpl.rc_context(), sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1):
+    with (
+        mpl.rc_context(),
+        sns.axes_style("whitegrid"),
+        sns.plotting_context("paper", font_scale=1.1),
+        warnings.catch_warnings(),
+    ):
         mpl.rcParams.update({"svg.hashsalt": "megavoxel", "font.family": "DejaVu Sans", "figure.dpi": DPI})
-        # Seaborn spreads points by NumPy's global generator and takes no other.
-        np.random.seed(0)
-        try:
-            with warnings.catch_warnings():
-                # Seaborn passes an argument that Matplotlib is about to rename.
-                warnings.filterwarnings("ignore", "vert: bool", mpl.MatplotlibDeprecationWarning)
-                yield
-        finally:
-            np.random.set_state(state)
+        # Seaborn passes an argument that Matplotlib is about to rename.
+        warnings.filterwarnings("ignore", "vert: bool", mpl.MatplotlibDeprecationWarning)
+        yield
 
 
 def save_figure(figure: Figure, *paths: Path) -> None:
