@@ -19,12 +19,11 @@ CHECKED_OUT = (
     "Snakefile", "workflow", "profiles", "slurm", "envs", "containers", "Makefile", "pyproject.toml",
     "requirements.lock", "requirements-peers.lock", "README.md", "LICENSE",
 )  # fmt: skip
-DRY = ("make", "snakemake -n", "snakemake plan", "snakemake --configfile", "snakemake --profile")
+DRY = ("make", "snakemake -n", "snakemake --configfile", "snakemake --profile")
 """Commands that are asked what they would do, by `-n`."""
 NAMES = {
     "/path/to/kidneys": "kidneys",
     "results/kidneys/default": "results/demo/large-patch",
-    "results/kidneys": "results/demo",
     "/path/to/scans": "data/phantom/imagesTs",
     "PREDICTIONS REFERENCES": "results/demo/large-patch/test data/phantom/labelsTs",
     "snakemake tables --configfile my/study.yaml": "snakemake tables --configfile demo.yaml",

@@ -15,6 +15,7 @@ from megavoxel.evaluation.tidy import METRICS, read_scores
 from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
+from megavoxel.planning.splits import load_splits
 
 DATASETS = Path("config/datasets")
 
@@ -72,6 +73,13 @@ def find_runs(paths: Sequence[Path]) -> Runs:
                 "folds to export"
             )
     return Runs(setting=setting, plan=plan, folds=tuple(folds), is_whole=folds == _all_folds(setting))
+
+
+def folds_left_out(runs: Runs) -> tuple[int, ...]:
+    """Folds of the study's splits.json that are not among the runs; none where there is no such file."""
+    path = runs.setting.parent / "splits.json"
+    every = range(len(load_splits(path).folds)) if path.is_file() else ()
+    return tuple(fold for fold in every if fold not in runs.folds)
 
 
 def fold_facts(runs: Runs, fold: int) -> FoldFacts:

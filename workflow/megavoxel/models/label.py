@@ -97,7 +97,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
                 faults.append(fault)
             seconds = time.monotonic() - begin
             left = seconds / number * (len(scans) - number)
-            state = f"not labelled: {fault}" if fault else f"{seconds:.0f} s so far, about {left:.0f} s left"
+            state = "not labelled, see below" if fault else f"{seconds:.0f} s so far, about {left:.0f} s left"
             bar.write(printable(f"case {number}/{len(scans)}  {scan.case}  {state}"))
             bar.update()
     if len(faults) == len(scans) == 1:

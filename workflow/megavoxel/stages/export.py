@@ -10,6 +10,7 @@ For MONAI:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the folder, whole or not at all."""
     from megavoxel.models.directory import describe, write_model
-    from megavoxel.models.gather import find_runs
+    from megavoxel.models.gather import find_runs, folds_left_out
 
     runs = find_runs(arguments.runs)
     description = describe(runs, arguments.dataset, arguments.authors)
@@ -48,5 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
         write_bundle(runs, description, arguments.to)
     else:
         write_model(runs, description, arguments.to)
-    folds = ", ".join(map(str, runs.folds))
-    print(f"{arguments.to}: {description.name}, fold{'s' if len(runs.folds) > 1 else ''} {folds}", flush=True)
+    print(f"{arguments.to}: {description.name}, {_named(runs.folds)}", flush=True)
+    if left_out := folds_left_out(runs):
+        print(f"note: {_named(left_out)} of the study's splits.json: not in this model", flush=True)
+
+
+def _named(folds: Sequence[int]) -> str:
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
