@@ -140,6 +140,12 @@ def test_broken_json_is_named_with_what_to_do(tmp_path):
         read_json(tmp_path / "none.json", what="plan")
 
 
+def test_a_folder_in_place_of_a_file_is_named_and_not_to_be_deleted(tmp_path):
+    with pytest.raises(UserError, match=r"this plan cannot be read \(Is a directory\); name the file") as refused:
+        read_json(tmp_path, what="plan")
+    assert "delete" not in str(refused.value)
+
+
 def test_numbers_that_json_does_not_have_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"value": float("nan")})
