@@ -108,6 +108,13 @@ def test_an_image_of_another_origin_is_named(tmp_path, monkeypatch, capsys):
     assert "other.sif: does not say from what it was built" in capsys.readouterr().err
 
 
+def test_an_image_that_is_not_there_is_named(calls, tmp_path, capsys):
+    command = ["lock-images", "--images", str(tmp_path / "none.sif"), "--output", str(tmp_path / "images.lock")]
+    assert main(command) == 1
+    assert "none.sif: there is no such image" in capsys.readouterr().err
+    assert not (tmp_path / "images.lock").exists()
+
+
 @pytest.mark.parametrize("text", ["[", "- a\n", "cpu.sif: text\n"])
 def test_a_broken_lock_is_named(tmp_path, text):
     (tmp_path / "images.lock").write_text(text)

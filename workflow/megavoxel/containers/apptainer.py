@@ -52,8 +52,10 @@ def labels_of(image: Path) -> dict[str, str]:
     """The labels of an image.
 
     Raises:
-        UserError: there is no Apptainer, or the file is no image.
+        UserError: there is no Apptainer or no such file, or it is no image.
     """
+    if not image.is_file():
+        raise UserError(f"{image}: there is no such image; make it: snakemake images")
     with apptainer() as client:
         found = client.inspect(str(image), quiet=True)
     try:
