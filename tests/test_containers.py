@@ -15,7 +15,7 @@ import yaml
 from megavoxel.cli import main
 from megavoxel.containers.apptainer import build_image
 from megavoxel.containers.debian import mirror_of_host
-from megavoxel.containers.lock import hash_of_sources, read_lock, source_files
+from megavoxel.containers.lock import hash_of_sources, read_lock, source_files, write_lock
 from megavoxel.containers.wheels import collect_wheels
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
@@ -98,6 +98,37 @@ def test_the_lock_has_digest_sources_and_packages_of_each_image(calls, tmp_path,
         "packages": ["annotated-types==0.8.0", "torch==2.13.0"],
     }
     assert f"cpu.sif: sha256 {file_sha256(images[1])}, 2 packages" in capsys.readouterr().out
+
+
+def test_the_lock_keeps_what_it_says_of_images_that_are_still_there(calls, tmp_path):
+    images = {name: tmp_path / f"{name}.sif" for name in ("cpu", "gpu", "old")}
+    for image in images.values():
+        image.write_text(image.name)
+    lock = tmp_path / "images.lock"
+    write_lock(lock, list(images.values()))
+    before = read_lock(lock)
+    images["old"].unlink()
+    images["cpu"].write_text("built again")
+    write_lock(lock, [images["cpu"]])
+    after = read_lock(lock)
+    assert list(after) == ["cpu.sif", "gpu.sif"]
+    assert after["gpu.sif"] == before["gpu.sif"]
+    assert after["cpu.sif"]["sha256"] == file_sha256(images["cpu"])
+    lock.write_text("[")
+    write_lock(lock, [images["cpu"]])
+    assert list(read_lock(lock)) == ["cpu.sif"]
+
+
+def test_snakemake_leaves_the_lock_for_its_stage_to_read(calls, repository, tmp_path):
+    put_images(tmp_path, "cpu", "gpu")
+    (tmp_path / "containers/images.lock").write_text(yaml.safe_dump({"gpu.sif": {"sources": "kept"}}))
+    command = [str(Path(sys.executable).with_name("snakemake")), "containers/images.lock", "--cores=1"]
+    command += ["--forcerun", "lock_images", "--allowed-rules", "lock_images"]
+    command += ["--snakefile", str(repository / "Snakefile"), "--directory", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    sources = {name: record["sources"] for name, record in read_lock(tmp_path / "containers/images.lock").items()}
+    assert sources == {"cpu.sif": "abc", "gpu.sif": "kept"}
 
 
 def test_an_image_of_another_origin_is_named(tmp_path, monkeypatch, capsys):
@@ -190,12 +221,12 @@ def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.Compl
     return subprocess.run([*command, "-n"], capture_output=True, text=True, check=False, cwd=folder, timeout=300)
 
 
-def put_images(folder: Path, *kinds: str, **record: str) -> None:
+def put_images(folder: Path, *kinds: str, **record: object) -> None:
     for kind in kinds:
         image = folder / "containers" / "images" / f"{kind}.sif"
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_text(kind)
-    lock = {f"{kind}.sif": {"sources": "old", **record} for kind in kinds}
+    lock = {f"{kind}.sif": {"sources": "old", "bytes": len(kind), **record} for kind in kinds}
     (folder / "containers" / "images.lock").write_text(yaml.safe_dump(lock))
 
 
@@ -227,7 +258,11 @@ def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path
     assert done.returncode == 0, done.stderr
     assert "Warning: containers/images/cpu.sif was built from other sources" in done.stderr
     put_images(tmp_path, "cpu", sources=hash_of_sources(repository))
-    assert "other sources" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+    assert "Warning" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+    (tmp_path / "containers/images/cpu.sif").write_text("longer")
+    done = dry_run(repository, tmp_path, "--sdm", "apptainer")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: containers/images/cpu.sif is not the file that images.lock describes" in done.stderr
 
 
 def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):
