@@ -14,9 +14,7 @@ import yaml
 
 from megavoxel.cli import main
 from megavoxel.containers.apptainer import build_image
-from megavoxel.containers.debian import mirror_of_host
 from megavoxel.containers.lock import hash_of_sources, read_lock, source_files, write_lock
-from megavoxel.containers.wheels import collect_wheels
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
 
@@ -175,45 +173,6 @@ def test_all_that_the_definition_copies_is_among_the_sources(repository):
         assert any(source == name or source.startswith(f"{name}/") for source in sources), name
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("etc/apt/sources.list.d/debian.sources", "Types: deb\nURIs: https://one.example/debian\nSuites: a\n"),
-        ("etc/apt/sources.list", "# deb https://two.example x\ndeb [arch=amd64] https://one.example/debian a main\n"),
-        ("etc/apt/sources.list", "deb https://one.example/debian a main\n"),
-    ],
-)
-def test_the_mirror_of_a_debian_machine_is_that_of_its_packages(tmp_path, file, text):
-    for name, content in (("etc/os-release", 'NAME="Debian"\nID=debian\n'), (file, text)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert mirror_of_host(tmp_path) == "https://one.example/debian"
-
-
-def test_on_another_system_the_mirror_is_asked_for(tmp_path):
-    (tmp_path / "etc/apt").mkdir(parents=True)
-    (tmp_path / "etc/os-release").write_text("ID=ubuntu\n")
-    (tmp_path / "etc/apt/sources.list").write_text("deb https://one.example/ubuntu a main\n")
-    with pytest.raises(UserError, match="--config debian_mirror=ADDRESS"):
-        mirror_of_host(tmp_path)
-
-
-def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
-    (tmp_path / "requirements.lock").write_text(
-        "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
-    )
-    with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
-    assert not (tmp_path / "wheels").exists()
-
-
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
-def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("megavoxel.containers.wheels.PYTHON_OF_IMAGE", (3, 9))
-    with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
-
-
 def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A dry run in another working directory, with the stand-in for Apptainer."""
     snakemake = Path(sys.executable).with_name("snakemake")
@@ -250,6 +209,18 @@ def test_every_rule_with_a_container_has_it_as_an_input(calls, repository, tmp_p
     assert on_gpus == {"train", *predicting, "ensemble_validation", "ensemble_test"}
     for name in set(jobs) - on_gpus:
         assert "containers/images/cpu.sif" in jobs[name], name
+
+
+def test_every_rule_with_a_container_names_the_same_image_as_an_input(repository):
+    """Also rules that no dry run of a study shows; one made of another rule has inputs of its own, or that one's."""
+    for path in sorted((repository / "workflow/rules").glob("*.smk")):
+        images = {}
+        for block in re.split(r"(?m)^(?=rule \w+:|use rule )", path.read_text())[1:]:
+            name = re.search(r"rule (\w+)", block)[1]
+            container = re.search(r"(?m)^    container:\n        (\w+)", block)
+            images |= {name: container[1]} if container else {}
+            if block.startswith("rule") or "\n    input:\n" in block:
+                assert f"image=used({images[name]})" in block, f"{path.name}: {block[:60]}"
 
 
 def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path):
