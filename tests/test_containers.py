@@ -29,7 +29,9 @@ case "$*" in
     grep -q broken "$last" && exit 3
     shift $(($# - 2)); cp "$2" "$1";;
   *inspect*) echo '{{"data": {{"attributes": {{"labels": {labels}}}}}}}';;
-  *exec*) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+  *exec*packages.txt) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+  *exec*wheels.txt) printf '12ab  torch-2.13.0-cp311.whl\\n34cd  annotated_types-0.8.0-py3.whl\\n';;
+  *exec*) exit 1;;
 esac
 """
 LABELS = '{"sources": "abc", "org.label-schema.usage.apptainer.version": "1.4.5"}'
@@ -94,6 +96,7 @@ def test_the_lock_has_digest_sources_and_packages_of_each_image(calls, tmp_path,
         "sources": "abc",
         "apptainer": "1.4.5",
         "packages": ["annotated-types==0.8.0", "torch==2.13.0"],
+        "wheels": {"torch-2.13.0-cp311.whl": "12ab", "annotated_types-0.8.0-py3.whl": "34cd"},
     }
     assert f"cpu.sif: sha256 {file_sha256(images[1])}, 2 packages" in capsys.readouterr().out
 

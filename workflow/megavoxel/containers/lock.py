@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megavoxel.containers.apptainer import labels_of, packages_of
+from megavoxel.containers.apptainer import labels_of, packages_of, wheels_of
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_text
 
@@ -37,7 +37,7 @@ def describe_image(image: Path) -> dict[str, Any]:
 
     Returns:
         `sha256` and `bytes` of the file, `sources` (`hash_of_sources` when it was built), `apptainer` (the version that
-        built it) and `packages` (pins).
+        built it), `packages` (pins) and `wheels` (SHA-256 by file name).
 
     Raises:
         UserError: there is no Apptainer, or the file is no image of this project.
@@ -51,6 +51,7 @@ def describe_image(image: Path) -> dict[str, Any]:
         "sources": labels["sources"],
         "apptainer": labels.get("org.label-schema.usage.apptainer.version"),
         "packages": packages_of(image),
+        "wheels": wheels_of(image),
     }
 
 
