@@ -55,20 +55,38 @@ def test_an_error_of_the_user_is_one_line_and_status_one(tmp_path, capsys):
     assert message.count("\n") == 1
 
 
-def test_a_full_disk_is_said_and_other_faults_of_the_system_are_not_hidden(monkeypatch, capsys):
-    def fail(code):
-        def run(arguments):
-            raise OSError(code, "reason", "results/x.json")
+def split_that_fails(monkeypatch, *error: object) -> int:
+    """The status of `megavoxel split` where the system refuses something to it."""
 
-        return run
+    def run(arguments):
+        raise OSError(*error)
 
-    arguments = ["split", "--cases", "a", "--folds", "2", "--seed", "1", "--output", "x"]
-    monkeypatch.setattr(split, "run", fail(errno.ENOSPC))
-    assert cli.main(arguments) == 1
+    monkeypatch.setattr(split, "run", run)
+    return cli.main(["split", "--cases", "a", "--folds", "2", "--seed", "1", "--output", "x"])
+
+
+def test_a_full_disk_is_said(monkeypatch, capsys):
+    assert split_that_fails(monkeypatch, errno.ENOSPC, "reason", "results/x.json") == 1
     assert "no space left on the disk while writing results/x.json" in capsys.readouterr().err
-    monkeypatch.setattr(split, "run", fail(errno.EACCES))
+
+
+def test_a_path_that_the_system_refuses_is_named_and_other_faults_of_it_are_not_hidden(monkeypatch, capsys):
+    assert split_that_fails(monkeypatch, errno.EACCES, "Permission denied", "results/x.json") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("megavoxel split: error: results/x.json: the system says 'Permission denied'; name a ")
+    assert message.count("\n") == 1
     with pytest.raises(OSError, match="reason"):
-        cli.main(arguments)
+        split_that_fails(monkeypatch, errno.EPIPE, "reason")
+
+
+@pytest.mark.parametrize("place", ["file/made", "/proc/none/made"])
+def test_an_output_where_no_folder_can_be_made_is_one_line(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("")
+    arguments = ["phantom", "--training-cases", "2", "--shape", "16", "16", "16", "--output", str(tmp_path / place)]
+    assert cli.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"megavoxel phantom: error: {(tmp_path / place).parent}: the system says ")
+    assert message.count("\n") == 1
 
 
 def test_the_light_stages_start_without_torch():
@@ -120,6 +138,12 @@ def test_broken_json_is_named_with_what_to_do(tmp_path):
         read_json(tmp_path / "plan.json", what="plan")
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "none.json", what="plan")
+
+
+def test_a_folder_in_place_of_a_file_is_named_and_not_to_be_deleted(tmp_path):
+    with pytest.raises(UserError, match=r"this plan cannot be read \(Is a directory\); name the file") as refused:
+        read_json(tmp_path, what="plan")
+    assert "delete" not in str(refused.value)
 
 
 def test_numbers_that_json_does_not_have_are_refused(tmp_path):

@@ -14,9 +14,7 @@ import yaml
 
 from megavoxel.cli import main
 from megavoxel.containers.apptainer import build_image
-from megavoxel.containers.debian import mirror_of_host
-from megavoxel.containers.lock import hash_of_sources, read_lock, source_files
-from megavoxel.containers.wheels import collect_wheels
+from megavoxel.containers.lock import hash_of_sources, read_lock, source_files, write_lock
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
 
@@ -31,7 +29,9 @@ case "$*" in
     grep -q broken "$last" && exit 3
     shift $(($# - 2)); cp "$2" "$1";;
   *inspect*) echo '{{"data": {{"attributes": {{"labels": {labels}}}}}}}';;
-  *exec*) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+  *exec*packages.txt) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+  *exec*wheels.txt) printf '12ab  torch-2.13.0-cp311.whl\\n34cd  annotated_types-0.8.0-py3.whl\\n';;
+  *exec*) exit 1;;
 esac
 """
 LABELS = '{"sources": "abc", "org.label-schema.usage.apptainer.version": "1.4.5"}'
@@ -96,8 +96,40 @@ def test_the_lock_has_digest_sources_and_packages_of_each_image(calls, tmp_path,
         "sources": "abc",
         "apptainer": "1.4.5",
         "packages": ["annotated-types==0.8.0", "torch==2.13.0"],
+        "wheels": {"torch-2.13.0-cp311.whl": "12ab", "annotated_types-0.8.0-py3.whl": "34cd"},
     }
     assert f"cpu.sif: sha256 {file_sha256(images[1])}, 2 packages" in capsys.readouterr().out
+
+
+def test_the_lock_keeps_what_it_says_of_images_that_are_still_there(calls, tmp_path):
+    images = {name: tmp_path / f"{name}.sif" for name in ("cpu", "gpu", "old")}
+    for image in images.values():
+        image.write_text(image.name)
+    lock = tmp_path / "images.lock"
+    write_lock(lock, list(images.values()))
+    before = read_lock(lock)
+    images["old"].unlink()
+    images["cpu"].write_text("built again")
+    write_lock(lock, [images["cpu"]])
+    after = read_lock(lock)
+    assert list(after) == ["cpu.sif", "gpu.sif"]
+    assert after["gpu.sif"] == before["gpu.sif"]
+    assert after["cpu.sif"]["sha256"] == file_sha256(images["cpu"])
+    lock.write_text("[")
+    write_lock(lock, [images["cpu"]])
+    assert list(read_lock(lock)) == ["cpu.sif"]
+
+
+def test_snakemake_leaves_the_lock_for_its_stage_to_read(calls, repository, tmp_path):
+    put_images(tmp_path, "cpu", "gpu")
+    (tmp_path / "containers/images.lock").write_text(yaml.safe_dump({"gpu.sif": {"sources": "kept"}}))
+    command = [str(Path(sys.executable).with_name("snakemake")), "containers/images.lock", "--cores=1"]
+    command += ["--forcerun", "lock_images", "--allowed-rules", "lock_images"]
+    command += ["--snakefile", str(repository / "Snakefile"), "--directory", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    sources = {name: record["sources"] for name, record in read_lock(tmp_path / "containers/images.lock").items()}
+    assert sources == {"cpu.sif": "abc", "gpu.sif": "kept"}
 
 
 def test_an_image_of_another_origin_is_named(tmp_path, monkeypatch, capsys):
@@ -106,6 +138,13 @@ def test_an_image_of_another_origin_is_named(tmp_path, monkeypatch, capsys):
     command = ["lock-images", "--images", str(tmp_path / "other.sif"), "--output", str(tmp_path / "images.lock")]
     assert main(command) == 1
     assert "other.sif: does not say from what it was built" in capsys.readouterr().err
+
+
+def test_an_image_that_is_not_there_is_named(calls, tmp_path, capsys):
+    command = ["lock-images", "--images", str(tmp_path / "none.sif"), "--output", str(tmp_path / "images.lock")]
+    assert main(command) == 1
+    assert "none.sif: there is no such image" in capsys.readouterr().err
+    assert not (tmp_path / "images.lock").exists()
 
 
 @pytest.mark.parametrize("text", ["[", "- a\n", "cpu.sif: text\n"])
@@ -137,45 +176,6 @@ def test_all_that_the_definition_copies_is_among_the_sources(repository):
         assert any(source == name or source.startswith(f"{name}/") for source in sources), name
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("etc/apt/sources.list.d/debian.sources", "Types: deb\nURIs: https://one.example/debian\nSuites: a\n"),
-        ("etc/apt/sources.list", "# deb https://two.example x\ndeb [arch=amd64] https://one.example/debian a main\n"),
-        ("etc/apt/sources.list", "deb https://one.example/debian a main\n"),
-    ],
-)
-def test_the_mirror_of_a_debian_machine_is_that_of_its_packages(tmp_path, file, text):
-    for name, content in (("etc/os-release", 'NAME="Debian"\nID=debian\n'), (file, text)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert mirror_of_host(tmp_path) == "https://one.example/debian"
-
-
-def test_on_another_system_the_mirror_is_asked_for(tmp_path):
-    (tmp_path / "etc/apt").mkdir(parents=True)
-    (tmp_path / "etc/os-release").write_text("ID=ubuntu\n")
-    (tmp_path / "etc/apt/sources.list").write_text("deb https://one.example/ubuntu a main\n")
-    with pytest.raises(UserError, match="--config debian_mirror=ADDRESS"):
-        mirror_of_host(tmp_path)
-
-
-def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
-    (tmp_path / "requirements.lock").write_text(
-        "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
-    )
-    with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
-    assert not (tmp_path / "wheels").exists()
-
-
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
-def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("megavoxel.containers.wheels.PYTHON_OF_IMAGE", (3, 9))
-    with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
-
-
 def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A dry run in another working directory, with the stand-in for Apptainer."""
     snakemake = Path(sys.executable).with_name("snakemake")
@@ -183,12 +183,12 @@ def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.Compl
     return subprocess.run([*command, "-n"], capture_output=True, text=True, check=False, cwd=folder, timeout=300)
 
 
-def put_images(folder: Path, *kinds: str, **record: str) -> None:
+def put_images(folder: Path, *kinds: str, **record: object) -> None:
     for kind in kinds:
         image = folder / "containers" / "images" / f"{kind}.sif"
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_text(kind)
-    lock = {f"{kind}.sif": {"sources": "old", **record} for kind in kinds}
+    lock = {f"{kind}.sif": {"sources": "old", "bytes": len(kind), **record} for kind in kinds}
     (folder / "containers" / "images.lock").write_text(yaml.safe_dump(lock))
 
 
@@ -214,13 +214,29 @@ def test_every_rule_with_a_container_has_it_as_an_input(calls, repository, tmp_p
         assert "containers/images/cpu.sif" in jobs[name], name
 
 
+def test_every_rule_with_a_container_names_the_same_image_as_an_input(repository):
+    """Also rules that no dry run of a study shows; one made of another rule has inputs of its own, or that one's."""
+    for path in sorted((repository / "workflow/rules").glob("*.smk")):
+        images = {}
+        for block in re.split(r"(?m)^(?=rule \w+:|use rule )", path.read_text())[1:]:
+            name = re.search(r"rule (\w+)", block)[1]
+            container = re.search(r"(?m)^    container:\n        (\w+)", block)
+            images |= {name: container[1]} if container else {}
+            if block.startswith("rule") or "\n    input:\n" in block:
+                assert f"image=used({images[name]})" in block, f"{path.name}: {block[:60]}"
+
+
 def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path):
     put_images(tmp_path, "cpu")
     done = dry_run(repository, tmp_path, "--sdm", "apptainer")
     assert done.returncode == 0, done.stderr
     assert "Warning: containers/images/cpu.sif was built from other sources" in done.stderr
     put_images(tmp_path, "cpu", sources=hash_of_sources(repository))
-    assert "other sources" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+    assert "Warning" not in dry_run(repository, tmp_path, "--sdm", "apptainer").stderr
+    (tmp_path / "containers/images/cpu.sif").write_text("longer")
+    done = dry_run(repository, tmp_path, "--sdm", "apptainer")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: containers/images/cpu.sif is not the file that images.lock describes" in done.stderr
 
 
 def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):

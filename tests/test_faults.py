@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,24 @@ def test_a_state_cut_in_half_costs_the_work_since_the_one_before(tmp_path, undis
     words = finish(command, tmp_path, "out")
     assert "checkpoint.pt: damaged" in words
     assert "going on after epoch 2 " in words or "going on after epoch 3 " in words
+    check_equal(tmp_path, undisturbed)
+
+
+def test_a_disk_that_fills_up_ends_training_in_a_line_and_the_next_start_goes_on(tmp_path, undisturbed):
+    command = training_command(tmp_path, long_plan())
+    job = start(command, tmp_path, "out")
+    assert any(f"epoch 2/{EPOCHS}" in line for line in job.stdout)
+    # No file of the job can grow beyond 4 KiB any more, which a state does: as on a full disk, see test_full_disk.py.
+    most = resource.prlimit(job.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(job.pid, resource.RLIMIT_FSIZE, (4096, most))
+    words = job.communicate(timeout=120)[0]
+    assert job.returncode == 1, words
+    assert "checkpoint.pt: could not be written" in words.splitlines()[-1]
+    assert "Traceback" not in words
+    assert not (tmp_path / "out/model.pt").exists()
+    assert not list(tmp_path.rglob(".partial*"))
+    words = finish(command, tmp_path, "out")
+    assert "going on after epoch 1 " in words or "going on after epoch 2 " in words
     check_equal(tmp_path, undisturbed)
 
 

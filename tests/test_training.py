@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,13 +145,33 @@ def test_a_state_of_other_data_is_not_taken_up(fold, tmp_path):
     assert other.epoch == 1
 
 
-def test_a_state_cut_in_half_is_passed_over_for_the_one_before(tmp_path):
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_state_cut_in_half_is_passed_over_for_the_one_before(tmp_path, capsys):
     for epoch in (1, 2):
         save_state(tmp_path, {"key": "k", "epoch": epoch})
-    newest = tmp_path / "checkpoint.pt"
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    with pytest.warns(UserWarning, match="damaged"):
-        assert load_state(tmp_path, key="k")["epoch"] == 1
+    cut_in_half(tmp_path / "checkpoint.pt")
+    assert load_state(tmp_path, key="k")["epoch"] == 1
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith(f"warning: {tmp_path}/checkpoint.pt: damaged (")
+    assert warning.endswith("; going on from the state before it")
+
+
+def test_where_no_state_is_whole_the_warning_says_that_training_begins_anew(tmp_path, capsys):
+    for epoch in (1, 2):
+        save_state(tmp_path, {"key": "k", "epoch": epoch})
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        cut_in_half(tmp_path / name)
+    assert load_state(tmp_path, key="k") is None
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert f"{tmp_path}/checkpoint.pt: damaged (" in warning
+    assert f"{tmp_path}/checkpoint.previous.pt: damaged (" in warning
+    assert warning.endswith("; no other state is there, so that training begins anew")
+    (tmp_path / "none").mkdir()
+    assert load_state(tmp_path / "none", key="k") is None
+    assert not capsys.readouterr().out
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):

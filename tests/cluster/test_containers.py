@@ -13,7 +13,7 @@ import pytest
 import yaml
 from site_of_user import BIN, check_out, finish, start_snakemake, study
 
-from megavoxel.containers.lock import read_lock
+from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.files import file_sha256
 from megavoxel.network.weights import load_tensors
 
@@ -59,6 +59,7 @@ def test_the_lock_says_what_the_image_holds(place, repository):
     for pin in filter(None, locked):
         name, _, version = pin.partition("==")
         assert inside[name.lower().replace("_", "-")].partition("+")[0] == version
+    assert record["wheels"] == {path.name: file_sha256(path) for path in (place / "containers/wheels/cpu").iterdir()}
 
 
 def test_an_image_that_fits_its_sources_is_not_built_again(place, apptainer):
@@ -105,6 +106,7 @@ def test_the_demo_in_containers_and_through_slurm_reaches_its_report(place, appt
     manifests = [json.loads(path.read_text()) for path in results.glob("*/fold-*/manifest.json")]
     assert len(manifests) == 4
     assert {manifest["container"]["sha256"] for manifest in manifests} == {file_sha256(place / IMAGE)}
+    assert {manifest["container"]["sources"] for manifest in manifests} == {hash_of_sources(place)}
     assert not list(place.glob(".cache*"))
     # Jobs ran on the nodes of the cluster, not beside Snakemake.
     comments = cluster.run("squeue", "--states=all", "--noheader", "--format=%k")

@@ -54,27 +54,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stage.add_arguments(parser)
     try:
         stage.run(parser.parse_args(arguments[1:]))
-    except UserError as error:
-        print(printable(f"megavoxel {arguments[0]}: error: {error}"), file=sys.stderr)
-        return 1
-    except MemoryError:
-        print(
-            f"megavoxel {arguments[0]}: error: memory ran out; run it with more memory, or fewer --processes where "
-            "there are several",
-            file=sys.stderr,
-        )
-        return 1
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except (UserError, MemoryError, OSError) as error:
+        message = _explained(error)
+        if message is None:
             raise
-        place = f" while writing {error.filename}" if error.filename else ""
-        print(
-            f"megavoxel {arguments[0]}: error: no space left on the disk{place} ({error.strerror}); nothing "
-            "half-written was left behind: free some space and run the stage again",
-            file=sys.stderr,
-        )
+        print(printable(f"megavoxel {arguments[0]}: error: {message}"), file=sys.stderr)
         return 1
     return 0
+
+
+def _explained(error: Exception) -> str | None:
+    """What the user can do about an error, in one line; None for those that need their traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "memory ran out; run it with more memory, or fewer --processes where there are several"
+    if error.errno in FULL_DISK:
+        place = f" while writing {error.filename}" if error.filename else ""
+        return (
+            f"no space left on the disk{place} ({error.strerror}); nothing half-written was left behind: free some "
+            "space and run the stage again"
+        )
+    if error.filename and error.strerror:
+        return (
+            f"{error.filename}: the system says '{error.strerror}'; name a path that is there and that you may use, or "
+            "mend this one"
+        )
+    return None
 
 
 def _top_level(arguments: list[str]) -> int:

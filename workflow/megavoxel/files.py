@@ -113,7 +113,12 @@ def read_json(path: Path, *, what: str) -> Any:
         return content
     except FileNotFoundError:
         raise UserError(f"{path}: this {what} does not exist; run the stage that writes it") from None
-    except (OSError, RecursionError, ValueError) as fault:
+    except OSError as fault:
+        raise UserError(
+            f"{path}: this {what} cannot be read ({fault.strerror}); name the file that its stage wrote, and one that "
+            "you may read"
+        ) from None
+    except (RecursionError, ValueError) as fault:
         raise UserError(
             f"{path}: this {what} cannot be read as JSON ({fault}); delete it and run its stage again"
         ) from None

@@ -15,7 +15,7 @@ from megavoxel.config.hardware import load_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
-from megavoxel.containers.lock import hash_of_sources, read_lock
+from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.planning.plan import Plan
@@ -252,7 +252,7 @@ def enter_containers(images, lock):
     if missing:
         sys.exit(f"Error: {missing[0]} is not there; build it first, without --sdm apptainer: snakemake images")
     if workflow.is_main_process and Path(lock).is_file():
-        warn_of_old_images(images, lock)
+        warn_of_doubtful_images(images, lock)
     if DEVICE.gpus:
         os.environ.update(APPTAINER_NV="1")
     outside = [
@@ -261,12 +261,13 @@ def enter_containers(images, lock):
     os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside])))
 
 
-def warn_of_old_images(images, lock):
-    """Says which images were built from other sources than those of this checkout."""
+def warn_of_doubtful_images(images, lock):
+    """Says which images were built from other sources than those of this checkout, or are not those of the lock."""
     records, sources = read_lock(Path(lock)), hash_of_sources(Path(workflow.basedir))
     for image in images:
-        if records.get(os.path.basename(image), {}).get("sources") != sources:
-            print(f"Warning: {image} was built from other sources than these: snakemake images", file=sys.stderr)
+        reason = doubt(Path(image), records.get(os.path.basename(image), {}), sources=sources)
+        if reason:
+            print(f"Warning: {image} {reason}", file=sys.stderr)
 
 
 def planning_device(setting):

@@ -25,7 +25,8 @@ else:
         input:
             images=IMAGES,
         output:
-            lock=IMAGES_LOCK,
+            # It keeps what it says of another study's images.
+            lock=update(IMAGES_LOCK),
         log:
             "logs/images/lock.log",
         conda:

@@ -126,6 +126,8 @@ rule tables:
 
 rule partial_report:
     """The page of what there is of a study, with what is missing at its top: no input, so that nothing is trained."""
+    input:
+        image=used(CPU_IMAGE),
     log:
         f"{LOGS}/partial_report.log",
     conda:

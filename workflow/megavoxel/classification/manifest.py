@@ -10,8 +10,9 @@ import torch
 import megavoxel
 from megavoxel.classification.loop import ClassifierFold
 from megavoxel.classification.step import ClassifierRun
+from megavoxel.containers.running import running_image
 from megavoxel.network.unet import parameter_count
-from megavoxel.training.manifest import code_commit, container, hardware, package_versions
+from megavoxel.training.manifest import code_commit, hardware, package_versions
 
 RANDOM = "none: all weights began at random"
 
@@ -33,7 +34,7 @@ def build_manifest(run: ClassifierRun, fold: ClassifierFold, *, forecast_gib: fl
         "run_key": fold.key(plan),
         "seed": plan.seed,
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
-        "container": container(),
+        "container": running_image(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "published_weights": {"sha256": fold.weights_data} if fold.weights else RANDOM,
         "data": {

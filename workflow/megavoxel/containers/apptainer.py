@@ -18,6 +18,8 @@ from megavoxel.files import atomic_path
 
 PACKAGES = "/opt/megavoxel/packages.txt"
 """Inside of an image: what `pip freeze` said when it was built."""
+WHEELS = "/opt/megavoxel/wheels.txt"
+"""Inside of an image: what `sha256sum` said of the wheels that went in."""
 # As fast to unpack as gzip, and several times as fast to make.
 COMPRESSION = ("--mksquashfs-args", "-comp zstd -Xcompression-level 3")
 
@@ -52,8 +54,10 @@ def labels_of(image: Path) -> dict[str, str]:
     """The labels of an image.
 
     Raises:
-        UserError: there is no Apptainer, or the file is no image.
+        UserError: there is no Apptainer or no such file, or it is no image.
     """
+    if not image.is_file():
+        raise UserError(f"{image}: there is no such image; make it: snakemake images")
     with apptainer() as client:
         found = client.inspect(str(image), quiet=True)
     try:
@@ -68,11 +72,25 @@ def packages_of(image: Path) -> list[str]:
     Raises:
         UserError: there is no Apptainer, or the image has no such list.
     """
+    return sorted(_words_in(image, PACKAGES), key=str.lower)
+
+
+def wheels_of(image: Path) -> dict[str, str]:
+    """SHA-256 of each wheel that went into an image that was built from `containers/megavoxel.def`, by file name.
+
+    Raises:
+        UserError: there is no Apptainer, or the image has no such list.
+    """
+    words = _words_in(image, WHEELS)
+    return dict(zip(words[1::2], words[::2], strict=True))
+
+
+def _words_in(image: Path, file: str) -> list[str]:
     with apptainer() as client:
-        found = client.execute(str(image), ["cat", PACKAGES], return_result=True, quiet=True)
+        found = client.execute(str(image), ["cat", file], return_result=True, quiet=True)
     if found["return_code"]:
-        raise UserError(f"{image}: has no {PACKAGES}; make it again: snakemake images")
-    return sorted("".join(found["message"]).split(), key=str.lower)
+        raise UserError(f"{image}: has no {file}; make it again: snakemake images")
+    return "".join(found["message"]).split()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megavoxel.containers.apptainer import labels_of, packages_of
+from megavoxel.containers.apptainer import labels_of, packages_of, wheels_of
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_text
 
@@ -37,7 +37,7 @@ def describe_image(image: Path) -> dict[str, Any]:
 
     Returns:
         `sha256` and `bytes` of the file, `sources` (`hash_of_sources` when it was built), `apptainer` (the version that
-        built it) and `packages` (pins).
+        built it), `packages` (pins) and `wheels` (SHA-256 by file name).
 
     Raises:
         UserError: there is no Apptainer, or the file is no image of this project.
@@ -51,17 +51,43 @@ def describe_image(image: Path) -> dict[str, Any]:
         "sources": labels["sources"],
         "apptainer": labels.get("org.label-schema.usage.apptainer.version"),
         "packages": packages_of(image),
+        "wheels": wheels_of(image),
     }
 
 
 def write_lock(path: Path, images: Sequence[Path]) -> None:
-    """Writes the lock of these images, each under its file name.
+    """Writes the lock of these images, each under its file name; records of others that are still there are kept.
 
     Raises:
         UserError: there is no Apptainer, or a file is no image of this project.
     """
-    records = {image.name: describe_image(image) for image in sorted(images)}
-    write_text(path, HEAD + yaml.safe_dump(records, sort_keys=False))
+    records = _records_of_images_in(images[0].parent, path) | {image.name: describe_image(image) for image in images}
+    write_text(path, HEAD + yaml.safe_dump(dict(sorted(records.items())), sort_keys=False))
+
+
+def _records_of_images_in(folder: Path, lock: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return {name: record for name, record in read_lock(lock).items() if (folder / name).is_file()}
+    except UserError:  # the lock is missing or broken, and written anew
+        return {}
+
+
+def doubt(
+    image: Path, record: Mapping[str, Any], *, sources: str | None = None, sha256: str | None = None
+) -> str | None:
+    """Why an image may not be what it is taken for; None where nothing says so.
+
+    Args:
+        image: its file.
+        record: what the lock says of it; nothing where it is not in there.
+        sources: `hash_of_sources` of the checkout that uses the image; None: is not compared.
+        sha256: the digest of the file, where it was computed; else its size alone is compared.
+    """
+    if sources is not None and record.get("sources") != sources:
+        return "was built from other sources than these: snakemake images"
+    if record.get("bytes") != image.stat().st_size or (sha256 and record.get("sha256") != sha256):
+        return "is not the file that images.lock describes: snakemake images, or put the right one there"
+    return None
 
 
 def read_lock(path: Path) -> dict[str, dict[str, Any]]:

@@ -17,5 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.containers.lock import read_lock, write_lock
 
     write_lock(arguments.output, arguments.images)
-    for name, record in read_lock(arguments.output).items():
-        print(f"{name}: sha256 {record['sha256']}, {len(record['packages'])} packages")
+    records = read_lock(arguments.output)
+    for image in arguments.images:
+        record = records[image.name]
+        print(f"{image.name}: sha256 {record['sha256']}, {len(record['packages'])} packages")

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     keys = ("training_cases", "test_cases", "seed", "noise")
     values = {key: getattr(arguments, key) for key in keys}
     values |= {"shape": list(arguments.shape), "spacing": list(arguments.spacing)}
-    validate({"name": "phantom", "source": {"phantom": values}}, "dataset", source="megavoxel phantom")
+    validate(values, "dataset", source="options", part="phantom")
     phantom = Phantom(**{**values, "shape": tuple(values["shape"]), "spacing": tuple(values["spacing"])})
     with replaced_folder(arguments.output) as folder:
         write_phantoms(folder, phantom)

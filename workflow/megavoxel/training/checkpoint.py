@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, printable
 from megavoxel.files import atomic_path, writing
 from megavoxel.network.weights import load_tensors
 
@@ -76,11 +75,12 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 def load_state(folder: Path, *, key: str) -> dict[str, Any] | None:
     """The newest state in `folder` that is whole; None where there is none.
 
-    A damaged state is passed over with a warning.
+    A damaged state is passed over; a printed warning says so, and what training goes on from.
 
     Raises:
         UserError: the state belongs to another plan, fold or dataset than those of `key`.
     """
+    damaged = []
     for path in (Path(folder) / "checkpoint.pt", Path(folder) / "checkpoint.previous.pt"):
         if not path.exists():
             continue
@@ -88,9 +88,16 @@ def load_state(folder: Path, *, key: str) -> dict[str, Any] | None:
             state = load_tensors(path)
             found = state["key"]
         except (ValueError, KeyError) as fault:
-            warnings.warn(f"{path}: damaged ({fault}); going on from the state before it", stacklevel=2)
+            damaged.append(f"{path}: damaged ({fault})")
             continue
         if found != key:
             raise UserError(f"{path}: belongs to another run ({found}, expected {key}); remove the folder {folder}")
+        _warn(damaged, "going on from the state before it")
         return state
+    _warn(damaged, "no other state is there, so that training begins anew")
     return None
+
+
+def _warn(damaged: list[str], what_follows: str) -> None:
+    if damaged:
+        print(printable(f"warning: {'; '.join(damaged)}; {what_follows}"), flush=True)

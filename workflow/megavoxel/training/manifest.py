@@ -13,12 +13,14 @@ import torch
 
 import megavoxel
 from megavoxel.config.records import to_plain
-from megavoxel.files import file_sha256
+from megavoxel.containers.running import running_image
 from megavoxel.network.unet import parameter_count
 from megavoxel.training.absent import cases_without_annotation, labels_never_seen
 from megavoxel.training.loop import Fold
 from megavoxel.training.run import Run
 
+# Written by `snakemake images`, so that building images is no change of the code.
+UNCHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)containers/images.lock")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 
 
@@ -38,7 +40,7 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
         "run_key": fold.key(run.plan),
         "seed": run.plan.seed,
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
-        "container": container(),
+        "container": running_image(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "data": {
             "dataset": run.plan.dataset,
@@ -63,19 +65,6 @@ def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, An
     }
 
 
-def container() -> dict[str, str | None] | None:
-    """The image that this process runs in, by its file's name and SHA-256; None outside of containers.
-
-    The digest is None where the file cannot be seen from inside.
-    """
-    # Set by Apptainer and by Singularity in whatever they start.
-    path = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
-    if not path:
-        return None
-    image = Path(path)
-    return {"image": image.name, "sha256": file_sha256(image) if image.is_file() else None}
-
-
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that shape results."""
     versions = {}
@@ -97,12 +86,11 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def code_commit() -> str | None:
+def code_commit(here: Path = Path(megavoxel.__file__).parent) -> str | None:
     """The commit of the source tree, with `+changes` where it is not as committed; None outside of a repository."""
-    here = Path(megavoxel.__file__).parent
     try:
         commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        return commit + ("+changes" if _git(here, *UNCHANGED) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

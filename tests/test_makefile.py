@@ -1,0 +1,77 @@
+"""`make setup`: an environment that works is brought up to date in place, since running jobs may use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+# In place of Python: writes down what it is asked, makes an environment as `venv --clear` does, and "installs".
+STAND_IN = """\
+#!/bin/sh
+echo "$(basename "$0") $*" >> calls
+[ "$1 $2" = "-m pip" ] && exit {status}
+[ "$1 $2" = "-m venv" ] || exit 0
+for folder in "$@"; do :; done
+rm -rf "$folder"/* && mkdir -p "$folder/bin" && sed 's/exit [0-9]/exit 0/' "$0" > "$folder/bin/python"
+chmod +x "$folder/bin/python"
+"""
+
+
+def program(path: Path, *, status: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(STAND_IN.format(status=status))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(repository, tmp_path) -> Path:
+    """A folder in which `make setup` can be called, with a stand-in for Python."""
+    shutil.copy(repository / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "requirements.lock"):
+        (tmp_path / name).touch()
+    program(tmp_path / "base-python")
+    return tmp_path
+
+
+def setup(checkout: Path) -> list[str]:
+    """What Python was asked for by `make setup`."""
+    # Not those of a make that called these tests.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "setup", "PYTHON=./base-python"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return (checkout / "calls").read_text().splitlines()
+
+
+def installs(calls: list[str]) -> int:
+    return sum(call.startswith("python -m pip install") for call in calls)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_environment_that_works_keeps_its_files_and_is_brought_up_to_date(checkout, is_link):
+    folder = checkout / ("elsewhere" if is_link else ".venv")
+    program(folder / "bin" / "python")
+    (folder / "in-use").touch()
+    if is_link:
+        (checkout / ".venv").symlink_to("elsewhere")
+    calls = setup(checkout)
+    assert (folder / "in-use").exists()
+    assert not any("venv" in call for call in calls)
+    assert installs(calls) == 2
+    assert setup(checkout) == calls, "and not again while nothing changes"
+
+
+def test_one_that_is_missing_is_made(checkout):
+    assert installs(setup(checkout)) == 2
+
+
+def test_one_that_does_not_start_is_made_again(checkout):
+    program(checkout / ".venv" / "bin" / "python", status=1)
+    (checkout / ".venv" / "half-made").touch()
+    assert installs(setup(checkout)) == 2
+    assert not (checkout / ".venv" / "half-made").exists()

@@ -1,0 +1,50 @@
+"""The packages of an image as wheels, and where a Debian machine takes its own packages from."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from megavoxel.containers.debian import mirror_of_host
+from megavoxel.containers.wheels import collect_wheels
+from megavoxel.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/apt/sources.list.d/debian.sources", "Types: deb\nURIs: https://one.example/debian\nSuites: a\n"),
+        ("etc/apt/sources.list", "# deb https://two.example x\ndeb [arch=amd64] https://one.example/debian a main\n"),
+        ("etc/apt/sources.list", "deb https://one.example/debian a main\n"),
+    ],
+)
+def test_the_mirror_of_a_debian_machine_is_that_of_its_packages(tmp_path, file, text):
+    for name, content in (("etc/os-release", 'NAME="Debian"\nID=debian\n'), (file, text)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert mirror_of_host(tmp_path) == "https://one.example/debian"
+
+
+def test_on_another_system_the_mirror_is_asked_for(tmp_path):
+    (tmp_path / "etc/apt").mkdir(parents=True)
+    (tmp_path / "etc/os-release").write_text("ID=ubuntu\n")
+    (tmp_path / "etc/apt/sources.list").write_text("deb https://one.example/ubuntu a main\n")
+    with pytest.raises(UserError, match="--config debian_mirror=ADDRESS"):
+        mirror_of_host(tmp_path)
+
+
+def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
+    (tmp_path / "requirements.lock").write_text(
+        "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
+    )
+    with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
+def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("megavoxel.containers.wheels.PYTHON_OF_IMAGE", (3, 9))
+    with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
