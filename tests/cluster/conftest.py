@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 from get_apptainer import get_apptainer
 from site_of_user import BIN, check_out
 from slurm_cluster import Cluster, why_not
-from training_job import SETTINGS, STUDY, UNDISTURBED
+from training_job import SETTINGS, STUDY, TIGHT_GIB, UNDISTURBED
 
 
 def started(*, accounting: bool) -> Iterator[Cluster]:
@@ -65,4 +66,8 @@ def prepared(cluster, tmp_path_factory) -> Path:
     command = [BIN / "snakemake", *targets, "--configfile", "faults.yaml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    plan = folder / "results/faults/tight/plan.json"
+    values = json.loads(plan.read_text())
+    values["needs"]["training"]["memory_gib"] = TIGHT_GIB
+    plan.write_text(json.dumps(values))
     return folder

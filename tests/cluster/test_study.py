@@ -65,14 +65,14 @@ def test_a_step_over_several_devices_is_that_of_one(finished, setting, devices):
 @pytest.mark.parametrize(
     ("setting", "nodes", "cpus", "memory", "gpus"),
     [
-        ("plain", 1, 1, 2000, "TresPerJob=gres:gpu:pretended:1"),
-        ("pair", 1, 2, 4000, "TresPerJob=gres:gpu:pretended:2"),
-        ("line", 1, 2, 4000, "TresPerJob=gres:gpu:pretended:2"),
-        ("grid", 2, 4, 4000, "TresPerNode=gres:gpu:pretended:2"),
+        ("plain", 1, 1, 5369, "TresPerJob=gres:gpu:pretended:1"),
+        ("pair", 1, 2, 10738, "TresPerJob=gres:gpu:pretended:2"),
+        ("line", 1, 2, 10738, "TresPerJob=gres:gpu:pretended:2"),
+        ("grid", 2, 4, 10738, "TresPerNode=gres:gpu:pretended:2"),
     ],
 )
 def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, setting, nodes, cpus, memory, gpus):
-    """By the controller's own record; memory is that of each node."""
+    """By the controller's own record; memory is that of each node: 5 GiB for a process on a GPU without loaders."""
     jobs = cluster.run("scontrol", "--details", "--oneliner", "show", "job").splitlines()
     (job,) = [line for line in jobs if f"Comment=rule_train_wildcards_{setting}_0 " in line]
     assert f"NumNodes={nodes} " in job

@@ -135,7 +135,7 @@ rule train:
         GPU_IMAGE
     threads: lambda wildcards: DEVICE.cpus_per_job * SETTINGS[wildcards.setting].workers
     resources:
-        **on_devices(training_devices),
+        **on_devices("training", training_devices),
     params:
         weights=lambda wildcards, input: f"--weights {shlex.quote(input.weights)}" if input.get("weights") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
@@ -168,7 +168,7 @@ rule predict_validation:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        **on_devices(predicting_devices_of),
+        **on_devices("prediction", predicting_devices_of),
     params:
         part="validation --fold {fold}",
     shell:

@@ -194,9 +194,17 @@ def warn_of_old_images(images, lock):
 
 
 def planning_device(setting):
-    """What `plan` is told of the device: nothing where the setting fixes plain training, which needs no device."""
-    if SETTINGS[setting].parallel == Parallel():
-        return ""
+    """What `plan` is told of the device where the parallelism depends on it."""
+    return "" if SETTINGS[setting].parallel == Parallel() else device_option()
+
+
+def device_of_needs(setting):
+    """The same for plain training, of which the plan only says what jobs need."""
+    return device_option() if SETTINGS[setting].parallel == Parallel() else ""
+
+
+def device_option():
+    """The device, and the folds that a forecast on it wants to know."""
     return f"--device {shlex.quote(as_json(DEVICE))} --folds {STUDY.folds}"
 
 

@@ -98,7 +98,7 @@ rule time_prediction:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        **on_devices(predicting_devices_of),
+        **on_devices("prediction", predicting_devices_of, times=STUDY.timing.repeats + 1 if STUDY.timing else 1),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,

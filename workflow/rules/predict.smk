@@ -26,7 +26,7 @@ rule predict_validation:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        **on_devices(predicting_devices_of),
+        **on_devices("prediction", predicting_devices_of),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,

@@ -1,5 +1,6 @@
 # What jobs ask for: by attempt, by the devices of a setting, and what the site adds where they are GPUs. No rules here.
 from megavoxel.config.records import from_plain
+from megavoxel.planning.needs import Needs, cpus, memory_mb, runtime_minutes
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import WHOLE, predicting_devices
 
@@ -12,11 +13,22 @@ def by_attempt(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
-def on_devices(devices):
-    """Resources of a job on the study's devices; how many they are `devices` says, of wildcards and input.
+def needs_of(kind, input):
+    """What the setting's plan says of `training` or `prediction`; None: nothing. Of a classifier it says nothing."""
+    needs = planned(input).get("needs") if SEGMENTS else None
+    return None if needs is None else getattr(from_plain(Needs, needs, where=input.plan), kind)
 
-    Before there is a plan to ask, a dry run shows TBD. On several nodes there is a task on each, which starts the
-    processes there: `gpu` would be a total, spread as Slurm likes, and would multiply the tasks.
+
+def planned(input):
+    """The setting's plan. Before there is one, a dry run shows TBD for what depends on it."""
+    return json.loads(Path(input.plan).read_text())
+
+
+def on_devices(kind, devices, times=1):
+    """Resources of a job on the study's devices: `training`, or `prediction` that is done so many times.
+
+    How many devices they are `devices` says, of wildcards and input. On several nodes there is a task on each, which
+    starts the processes there: `gpu` would be a total, spread as Slurm likes, and would multiply the tasks.
     """
 
     def nodes(wildcards, input):
@@ -24,6 +36,9 @@ def on_devices(devices):
 
     def devices_of_a_node(wildcards, input):
         return devices(wildcards, input) // nodes(wildcards, input)
+
+    def of_processes(amount):
+        return lambda wildcards, input, attempt: amount(input, attempt) * devices_of_a_node(wildcards, input)
 
     def on_one_node(value):
         return lambda wildcards, input: value(wildcards, input) if nodes(wildcards, input) == 1 else None
@@ -37,7 +52,7 @@ def on_devices(devices):
 
     return {
         # Threads cannot wait for a plan, resources can.
-        "cpus_per_task": lambda wildcards, input: DEVICE.cpus_per_job * devices_of_a_node(wildcards, input),
+        "cpus_per_task": of_processes(lambda input, attempt: cpus(needs_of(kind, input), DEVICE)),
         "gpu": on_one_node(lambda wildcards, input: DEVICE.gpus * devices_of_a_node(wildcards, input)),
         "gpu_model": on_one_node(lambda wildcards, input: GPU_MODEL),
         "nodes": nodes,
@@ -45,10 +60,10 @@ def on_devices(devices):
         "tasks": on_several_nodes(nodes),
         "gres": on_several_nodes(gres),
         "tasks_per_gpu": on_several_nodes(lambda wildcards, input: 0),
-        "mem_mb": lambda wildcards, input, attempt: DEVICE.host_memory_mb
-        * attempt
-        * devices_of_a_node(wildcards, input),
-        "runtime": by_attempt(DEVICE.runtime_minutes),
+        "mem_mb": of_processes(lambda input, attempt: memory_mb(needs_of(kind, input), DEVICE, attempt=attempt)),
+        "runtime": lambda wildcards, input, attempt: runtime_minutes(
+            needs_of(kind, input), DEVICE, attempt=attempt, times=times
+        ),
         **ADDED_FOR_GPUS,
     }
 
@@ -71,7 +86,7 @@ def training_devices(wildcards, input):
     parallel = SETTINGS[wildcards.setting].parallel
     if parallel is not None:
         return parallel.devices
-    return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
+    return from_plain(Parallel, planned(input)["parallel"], where=input.plan).devices
 
 
 def predicting_devices_of(wildcards, input):
@@ -81,4 +96,4 @@ def predicting_devices_of(wildcards, input):
         return 1
     if setting.parallel is not None:
         return setting.parallel.pipeline
-    return predicting_devices(from_plain(Plan, json.loads(Path(input.plan).read_text()), where=input.plan))
+    return predicting_devices(from_plain(Plan, planned(input), where=input.plan))

@@ -23,7 +23,7 @@ rule train:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        **on_devices(training_devices),
+        **on_devices("training", training_devices),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,

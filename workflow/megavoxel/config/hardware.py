@@ -41,11 +41,12 @@ class Device:
     link_gib_per_second: float = 10.0
     """Rate at which two devices of a job exchange data."""
     cpus_per_job: int = 8
-    """CPU cores of a training or prediction job."""
+    """The most CPU cores that a training or prediction job asks for, per device."""
     host_memory_mb: int = 16000
-    """Host memory of such a job in MB, first attempt."""
+    """Host memory of such a job in MB, per device, at its first attempt, where no plan says what it needs."""
     runtime_minutes: int = 1440
-    """Wall time of such a job in minutes, first attempt."""
+    """The most minutes that such a job asks for at any attempt, and what it asks for where no rate is known: the limit
+    of your partition."""
     source: str = ""
     """Where the figures come from."""
 
