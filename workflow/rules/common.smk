@@ -204,8 +204,9 @@ def device_of_needs(setting):
 
 
 def device_option():
-    """The device, and the folds that a forecast on it wants to know."""
-    return f"--device {shlex.quote(as_json(DEVICE))} --folds {STUDY.folds}"
+    """The device, and the folds that a forecast on it wants to know; jobs in containers stay on one node."""
+    device = DEVICE.on_one_node() if IN_CONTAINERS else DEVICE
+    return f"--device {shlex.quote(as_json(device))} --folds {STUDY.folds}"
 
 
 def facts_for_planning():

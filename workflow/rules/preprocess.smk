@@ -83,10 +83,11 @@ rule plan:
         hardware=os.path.relpath(CONFIG_FOLDER / "hardware.yaml"),
         datasets=os.path.relpath(CONFIG_FOLDER / "datasets"),
         facts=" ".join(f"--{name} {shlex.quote(path)}" for name, path in FACTS.items()),
+        nodes="--one-node" if IN_CONTAINERS else "",
         table=f"{RESULTS}/plan.tsv",
     shell:
         "megavoxel estimate --definition {params.definition:q} --hardware {params.hardware:q} "
-        "--datasets {params.datasets:q} {params.facts} --output {params.table:q} 2> {log:q}"
+        "--datasets {params.datasets:q} {params.facts} {params.nodes} --output {params.table:q} 2> {log:q}"
 
 
 rule preprocess:

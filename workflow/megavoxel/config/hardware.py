@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Device:
         """The fewest nodes that hold so many devices, the same number on each."""
         fewest = -(-devices // (self.devices_per_node or devices))
         return next(count for count in range(fewest, devices + 1) if devices % count == 0)
+
+    def on_one_node(self) -> Device:
+        """The same where a job cannot take several nodes."""
+        return replace(self, most_devices=min(self.most_devices, self.devices_per_node or self.most_devices))
 
 
 def load_device(path: Path, name: str, *, source: str) -> Device:
