@@ -32,7 +32,7 @@ def finished(cluster, tmp_path_factory) -> Path:
     finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder / "spread.log")
     both = [
         (start_snakemake(cluster, folder, CASCADE), CASCADE),
-        (start_snakemake(cluster, folder, SPREAD, "--until", "train"), SPREAD),
+        (start_snakemake(cluster, folder, SPREAD), SPREAD),
     ]
     for process, definition in both:
         finish(process, folder / f"{definition['study']}.log")
@@ -44,12 +44,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_cascade_reaches_its_report(finished):
-    results = finished / "results/cascade"
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [
+        # Validation cases of `plain` and of `refined`, and the test case of both; of three settings two and one.
+        ("cascade", 4 + 2 + 2),
+        ("spread", 3 * (2 + 1)),
+    ],
+)
+def test_a_study_reaches_its_report(finished, name, cases):
+    results = finished / "results" / name
     assert (results / "report/index.html").stat().st_size > 0
-    rows = read_csv(results / "scores.csv")
-    # 4 labels and 2 metrics; validation cases: 4 of `plain`, 2 of `refined`; the test case of both
-    assert len(rows) == 4 * 2 * (4 + 2 + 2)
+    # 4 labels and 2 metrics
+    assert len(read_csv(results / "scores.csv")) == 4 * 2 * cases
 
 
 @pytest.mark.parametrize(("setting", "devices"), [("pair", 2), ("line", 2), ("grid", 4)])
