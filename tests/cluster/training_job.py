@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from site_of_user import finish, start_snakemake, study
+import yaml
+from site_of_user import BIN, finish, start_snakemake, study
 from slurm_cluster import Cluster
 
 from megavoxel.network.weights import load_tensors
 
 UNDISTURBED = "undisturbed"
-SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "restarted")
+SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "requeued", "restarted")
 TIGHT_GIB = 0.46
 """What the plan of one of them says of its memory, which is too little."""
 EPOCHS = 8
@@ -30,6 +31,14 @@ def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
     while not true():
         assert time.monotonic() < end, what
         time.sleep(0.05)
+
+
+def run_here(folder: Path, *targets: str) -> None:
+    """Snakemake in a checkout, on this machine and not on the cluster."""
+    (folder / "faults.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    command = [BIN / "snakemake", *targets, "--configfile", "faults.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Job:
