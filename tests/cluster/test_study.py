@@ -16,6 +16,7 @@ SPREAD = study(
         "pair": {"folds": [0], "parallel": {"data": 2}},
         "line": {"folds": [0], "parallel": {"pipeline": 2, "micro_batches": 2}},
         "grid": {"folds": [0], "parallel": {"data": 2, "pipeline": 2}},
+        "whole": {"folds": [0], "patch": "whole", "batch": 1, "parallel": {"pipeline": 4}},
     },
 )
 SITE = {
@@ -47,9 +48,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "cases"),
     [
-        # Validation cases of `plain` and of `refined`, and the test case of both; of three settings two and one.
+        # Validation cases of `plain` and of `refined`, and the test case of both; of four settings two and one.
         ("cascade", 4 + 2 + 2),
-        ("spread", 3 * (2 + 1)),
+        ("spread", 4 * (2 + 1)),
     ],
 )
 def test_a_study_reaches_its_report(finished, name, cases):
@@ -87,6 +88,14 @@ def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, settin
     assert f"MinMemoryNode={memory}M " in job
     assert "Partition=gpu " in job
     assert gpus in job.split()
+
+
+def test_whole_images_are_predicted_by_the_pipeline_of_training_over_its_nodes(finished, cluster):
+    jobs = cluster.run("scontrol", "--details", "--oneliner", "show", "job").splitlines()
+    for rule in ("predict_validation", "predict_test"):
+        (job,) = [line for line in jobs if f"Comment=rule_{rule}_wildcards_whole" in line]
+        assert "NumNodes=2 " in job
+        assert "TresPerNode=gres:gpu:pretended:2" in job.split()
 
 
 def test_light_steps_are_no_jobs_and_test_scores_share_one_with_post_processing(finished, cluster):
