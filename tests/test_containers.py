@@ -239,12 +239,13 @@ def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path
     assert "Warning: containers/images/cpu.sif is not the file that images.lock describes" in done.stderr
 
 
-def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):
-    put_images(tmp_path, "cpu", "gpu")
+def checkout_of_small_nodes(repository: Path, folder: Path, parallel: object) -> Path:
+    """A checkout with a device of which a node has one, and a study in `folder` of which a setting is spread."""
+    put_images(folder, "cpu", "gpu")
     study = yaml.safe_load((repository / "config/config.yaml").read_text()) | {"hardware": "small-node"}
-    study["settings"]["large-patch"]["parallel"] = {"data": 2}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    checkout = tmp_path / "checkout"
+    study["settings"]["large-patch"]["parallel"] = parallel
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    checkout = folder / "checkout"
     shutil.copytree(repository / "config", checkout / "config")
     for name in ("Snakefile", "workflow", "envs", "containers"):
         (checkout / name).symlink_to(repository / name)
@@ -252,11 +253,26 @@ def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp
     devices = yaml.safe_load(hardware.read_text())
     devices["devices"]["small-node"] = devices["devices"]["a100-80"] | {"most_devices": 4, "devices_per_node": 1}
     hardware.write_text(yaml.safe_dump(devices))
+    return checkout
+
+
+def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):
+    checkout = checkout_of_small_nodes(repository, tmp_path, {"data": 2})
     done = dry_run(checkout, tmp_path, "--configfile", "study.yaml", "--sdm", "apptainer")
     assert done.returncode != 0
-    assert "training of large-patch takes several nodes, which --sdm apptainer cannot start" in done.stderr
+    assert "a job of large-patch takes several nodes, which --sdm apptainer cannot start" in done.stderr
     outside = dry_run(checkout, tmp_path, "--configfile", "study.yaml")
     assert outside.returncode == 0, outside.stderr
+
+
+def test_in_containers_the_planner_chooses_among_the_devices_of_one_node(calls, repository, tmp_path):
+    checkout = checkout_of_small_nodes(repository, tmp_path, "auto")
+    for options, most in ((["--sdm", "apptainer"], 1), ([], 4)):
+        done = dry_run(checkout, tmp_path, "--configfile", "study.yaml", "--printshellcmds", *options)
+        assert done.returncode == 0, done.stderr
+        told = re.findall(r'megavoxel plan .*"most_devices": (\d+)', done.stdout + done.stderr)
+        assert set(told) == {str(most)}
+        assert len(told) == 2
 
 
 def test_without_containers_no_rule_asks_for_an_image(repository, tmp_path):

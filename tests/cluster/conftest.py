@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from get_apptainer import get_apptainer
-from site_of_user import BIN, check_out
+from site_of_user import check_out
 from slurm_cluster import Cluster, why_not
-from training_job import SETTINGS, STUDY, UNDISTURBED
+from training_job import SETTINGS, TIGHT_GIB, UNDISTURBED, run_here
 
 
 def started(*, accounting: bool) -> Iterator[Cluster]:
@@ -59,10 +58,10 @@ def apptainer(tmp_path_factory) -> dict[str, str]:
 def prepared(cluster, tmp_path_factory) -> Path:
     """A checkout with all that the jobs of `training_job` need, and with one of them done outside of the cluster."""
     folder = check_out(tmp_path_factory.mktemp("faults"), {"options": {"slurm-init-seconds-before-status-checks": 5}})
-    (folder / "faults.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    targets = [f"results/faults/{name}/plan.json" for name in SETTINGS]
-    targets.append(f"results/faults/{UNDISTURBED}/fold-0/model.pt")
-    command = [BIN / "snakemake", *targets, "--configfile", "faults.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    plans = [f"results/faults/{name}/plan.json" for name in SETTINGS]
+    run_here(folder, *plans, f"results/faults/{UNDISTURBED}/fold-0/model.pt")
+    plan = folder / "results/faults/tight/plan.json"
+    values = json.loads(plan.read_text())
+    values["needs"]["training"]["memory_gib"] = TIGHT_GIB
+    plan.write_text(json.dumps(values))
     return folder

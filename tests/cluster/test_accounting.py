@@ -43,5 +43,5 @@ def test_the_report_says_what_the_job_asked_for_and_used(restarted):
     with report.open() as file:
         rows = list(csv.DictReader(file))
     (job,) = [row for row in rows if "train" in row["RuleName"]]
-    assert float(job["RequestedMem_MB"]) == 2000
-    assert 0 < float(job["MaxRSS_MB"]) < 2000
+    assert float(job["RequestedMem_MB"]) == 5369
+    assert 0 < float(job["MaxRSS_MB"]) < 5369

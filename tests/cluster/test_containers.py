@@ -87,15 +87,18 @@ def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(p
     assert "No such file" in others[-1]
 
 
-def test_weights_from_inside_are_those_from_outside(place, apptainer, tmp_path):
+def test_weights_and_scores_from_inside_are_those_from_outside(place, apptainer, tmp_path):
+    """In float32, which the study fixes: on the CPU `auto` measures which precision is the faster one."""
     outside = check_out(tmp_path, {})
     for folder, environment, options in ((place, apptainer, IN_CONTAINER), (outside, {}, ())):
         (folder / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
-        target = "results/small/plain/fold-0/model.pt"
-        snakemake(folder, environment, target, *options, "--cores=2", "--configfile", "small.yaml")
-    ours, theirs = (load_tensors(folder / target)["weights"] for folder in (place, outside))
+        snakemake(folder, environment, *options, "--cores=2", "--configfile", "small.yaml")
+    model = "results/small/plain/fold-0/model.pt"
+    ours, theirs = (load_tensors(folder / model)["weights"] for folder in (place, outside))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
-    assert json.loads((outside / target).with_name("manifest.json").read_text())["container"] is None
+    scores = [(folder / "results/small/scores.csv").read_bytes() for folder in (place, outside)]
+    assert scores[0] == scores[1]
+    assert json.loads((outside / model).with_name("manifest.json").read_text())["container"] is None
 
 
 def test_the_demo_in_containers_and_through_slurm_reaches_its_report(place, apptainer, cluster, repository):

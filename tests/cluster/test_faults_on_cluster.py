@@ -5,6 +5,7 @@ They train at the same time, by a Snakemake each.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from training_job import EPOCHS, Job, until
+from training_job import EPOCHS, UNDISTURBED, Job, run_here, until
 
-FAULTS = ("cancelled", "timed", "tight", "orphan")
+FAULTS = ("cancelled", "timed", "tight", "orphan", "requeued")
+SCORED = ("cancelled", "requeued")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,7 @@ def said(jobs) -> dict[str, str]:
         "timed": end_its_time,
         "tight": leave_alone,
         "orphan": kill_snakemake_and_start_again,
+        "requeued": requeue,
     }
     with ThreadPoolExecutor() as pool:
         words = {name: pool.submit(fault, jobs[name], jobs[name].start()) for name, fault in faults.items()}
@@ -51,7 +54,7 @@ def end_its_time(job: Job, running: subprocess.Popen) -> str:
 
 
 def leave_alone(job: Job, running: subprocess.Popen) -> str:
-    """The job asks for too little memory, which is fault enough."""
+    """The job asks for too little memory, as its plan says, which is fault enough."""
     return job.finish(running)
 
 
@@ -67,6 +70,13 @@ def kill_snakemake_and_start_again(job: Job, running: subprocess.Popen) -> str:
     return job.finish(again)
 
 
+def requeue(job: Job, running: subprocess.Popen) -> str:
+    """What preemption does where its mode is REQUEUE: Slurm ends the job, and begins it again two minutes later."""
+    job.pause()
+    job.cluster.run("scontrol", "requeue", job.number())
+    return job.finish(running)
+
+
 def is_waited_for(job: Job, process: int) -> bool:
     """Whether another job waits by now; the paused process is let go for a moment, so that it gives signs of life."""
     os.kill(process, signal.SIGCONT)
@@ -76,9 +86,25 @@ def is_waited_for(job: Job, process: int) -> bool:
     return "waiting for Slurm job" in job.words()
 
 
+@pytest.fixture(scope="module")
+def scores(said, prepared) -> dict[str, list[dict[str, str]]]:
+    """Scores of the validation cases by the networks of some of the jobs, and by that of the undisturbed one."""
+    names = (UNDISTURBED, *SCORED)
+    files = {name: f"results/faults/{name}/fold-0/scores.csv" for name in names}
+    run_here(prepared, *files.values())
+    return {name: list(csv.DictReader((prepared / file).open())) for name, file in files.items()}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_weights_are_those_of_a_job_that_met_no_fault(jobs, said, fault):
     assert jobs[fault].is_undisturbed()
+
+
+@pytest.mark.parametrize("fault", SCORED)
+def test_scores_are_those_of_a_job_that_met_no_fault(scores, fault):
+    ours, theirs = ([{**row, "setting": ""} for row in scores[name]] for name in (fault, UNDISTURBED))
+    assert len(theirs) == 2 * 4 * 2  # cases, labels and metrics
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(("fault", "state"), [("cancelled", "CANCELLED"), ("timed", "TIMEOUT"), ("tight", "FAILED")])
@@ -87,13 +113,18 @@ def test_a_job_that_ended_too_early_is_tried_again(said, fault, state):
     assert "Trying to restart job" in said[fault]
 
 
-@pytest.mark.parametrize("fault", ["cancelled", "timed"])
+def test_a_job_that_slurm_begins_again_is_submitted_once(said):
+    assert said["requeued"].count("has been submitted") == 1
+    assert "Trying to restart job" not in said["requeued"]
+
+
+@pytest.mark.parametrize("fault", ["cancelled", "timed", "requeued"])
 def test_the_second_attempt_goes_on_in_the_middle_of_the_epoch(jobs, said, fault):
     assert re.search(r"going on after epoch \d and \d+ steps?", jobs[fault].words())
 
 
 def test_the_next_attempt_has_more_memory(said):
-    assert re.findall(r"rule train:.*?mem_mb=(\d+)", said["tight"], flags=re.DOTALL)[:2] == ["500", "1000"]
+    assert re.findall(r"rule train:.*?mem_mb=(\d+)", said["tight"], flags=re.DOTALL)[:2] == ["494", "988"]
 
 
 def test_the_job_of_a_second_snakemake_trains_nothing_twice(jobs, said):

@@ -16,6 +16,7 @@ SPREAD = study(
         "pair": {"folds": [0], "parallel": {"data": 2}},
         "line": {"folds": [0], "parallel": {"pipeline": 2, "micro_batches": 2}},
         "grid": {"folds": [0], "parallel": {"data": 2, "pipeline": 2}},
+        "whole": {"folds": [0], "patch": "whole", "batch": 1, "parallel": {"pipeline": 4}},
     },
 )
 SITE = {
@@ -32,7 +33,7 @@ def finished(cluster, tmp_path_factory) -> Path:
     finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder / "spread.log")
     both = [
         (start_snakemake(cluster, folder, CASCADE), CASCADE),
-        (start_snakemake(cluster, folder, SPREAD, "--until", "train"), SPREAD),
+        (start_snakemake(cluster, folder, SPREAD), SPREAD),
     ]
     for process, definition in both:
         finish(process, folder / f"{definition['study']}.log")
@@ -44,12 +45,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_cascade_reaches_its_report(finished):
-    results = finished / "results/cascade"
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [
+        # Validation cases of `plain` and of `refined`, and the test case of both; of four settings two and one.
+        ("cascade", 4 + 2 + 2),
+        ("spread", 4 * (2 + 1)),
+    ],
+)
+def test_a_study_reaches_its_report(finished, name, cases):
+    results = finished / "results" / name
     assert (results / "report/index.html").stat().st_size > 0
-    rows = read_csv(results / "scores.csv")
-    # 4 labels and 2 metrics; validation cases: 4 of `plain`, 2 of `refined`; the test case of both
-    assert len(rows) == 4 * 2 * (4 + 2 + 2)
+    # 4 labels and 2 metrics
+    assert len(read_csv(results / "scores.csv")) == 4 * 2 * cases
 
 
 @pytest.mark.parametrize(("setting", "devices"), [("pair", 2), ("line", 2), ("grid", 4)])
@@ -65,14 +73,14 @@ def test_a_step_over_several_devices_is_that_of_one(finished, setting, devices):
 @pytest.mark.parametrize(
     ("setting", "nodes", "cpus", "memory", "gpus"),
     [
-        ("plain", 1, 1, 2000, "TresPerJob=gres:gpu:pretended:1"),
-        ("pair", 1, 2, 4000, "TresPerJob=gres:gpu:pretended:2"),
-        ("line", 1, 2, 4000, "TresPerJob=gres:gpu:pretended:2"),
-        ("grid", 2, 4, 4000, "TresPerNode=gres:gpu:pretended:2"),
+        ("plain", 1, 1, 5369, "TresPerJob=gres:gpu:pretended:1"),
+        ("pair", 1, 2, 10738, "TresPerJob=gres:gpu:pretended:2"),
+        ("line", 1, 2, 10738, "TresPerJob=gres:gpu:pretended:2"),
+        ("grid", 2, 4, 10738, "TresPerNode=gres:gpu:pretended:2"),
     ],
 )
 def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, setting, nodes, cpus, memory, gpus):
-    """By the controller's own record; memory is that of each node."""
+    """By the controller's own record; memory is that of each node: 5 GiB for a process on a GPU without loaders."""
     jobs = cluster.run("scontrol", "--details", "--oneliner", "show", "job").splitlines()
     (job,) = [line for line in jobs if f"Comment=rule_train_wildcards_{setting}_0 " in line]
     assert f"NumNodes={nodes} " in job
@@ -80,6 +88,14 @@ def test_a_training_job_is_granted_what_its_plan_needs(finished, cluster, settin
     assert f"MinMemoryNode={memory}M " in job
     assert "Partition=gpu " in job
     assert gpus in job.split()
+
+
+def test_whole_images_are_predicted_by_the_pipeline_of_training_over_its_nodes(finished, cluster):
+    jobs = cluster.run("scontrol", "--details", "--oneliner", "show", "job").splitlines()
+    for rule in ("predict_validation", "predict_test"):
+        (job,) = [line for line in jobs if f"Comment=rule_{rule}_wildcards_whole" in line]
+        assert "NumNodes=2 " in job
+        assert "TresPerNode=gres:gpu:pretended:2" in job.split()
 
 
 def test_light_steps_are_no_jobs_and_test_scores_share_one_with_post_processing(finished, cluster):

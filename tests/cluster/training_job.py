@@ -11,13 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from site_of_user import finish, start_snakemake, study
+import yaml
+from site_of_user import BIN, finish, start_snakemake, study
 from slurm_cluster import Cluster
 
 from megavoxel.network.weights import load_tensors
 
 UNDISTURBED = "undisturbed"
-SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "restarted")
+SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "requeued", "restarted")
+TIGHT_GIB = 0.46
+"""What the plan of one of them says of its memory, which is too little."""
 EPOCHS = 8
 STUDY = study("faults", {name: {"folds": [0]} for name in SETTINGS}, epochs=EPOCHS, iterations_per_epoch=60)
 
@@ -30,6 +33,14 @@ def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
         time.sleep(0.05)
 
 
+def run_here(folder: Path, *targets: str) -> None:
+    """Snakemake in a checkout, on this machine and not on the cluster."""
+    (folder / "faults.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    command = [BIN / "snakemake", *targets, "--configfile", "faults.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 class Job:
     """The training job of a setting."""
 
@@ -40,9 +51,7 @@ class Job:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Snakemake for this job alone, whose words go to SETTING.log."""
-        hardware = {"hardware": "tight"} if self.setting == "tight" else {}
-        definition = STUDY | hardware
-        return start_snakemake(self.cluster, self.folder, definition, self.target, *arguments, name=self.setting)
+        return start_snakemake(self.cluster, self.folder, STUDY, self.target, *arguments, name=self.setting)
 
     def finish(self, process: subprocess.Popen) -> str:
         """Waits for Snakemake's success and returns what it said."""

@@ -133,18 +133,9 @@ rule train:
         "../../envs/megavoxel.yaml"
     container:
         GPU_IMAGE
-    threads: workers_of(DEVICE.cpus_per_job)
+    threads: lambda wildcards: DEVICE.cpus_per_job * SETTINGS[wildcards.setting].workers
     resources:
-        cpus_per_task=by_devices(DEVICE.cpus_per_job, devices_of_a_node),
-        gpu=on_one_node(by_devices(DEVICE.gpus, devices_of_a_node)),
-        gpu_model=on_one_node(lambda wildcards, input: DEVICE.gpu_model),
-        nodes=training_nodes,
-        mpi=on_several_nodes(lambda wildcards, input: "srun"),
-        tasks=on_several_nodes(training_nodes),
-        gres=on_several_nodes(gpus_of_a_node),
-        tasks_per_gpu=on_several_nodes(lambda wildcards, input: 0),
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, devices_of_a_node),
-        runtime=by_attempt(DEVICE.runtime_minutes),
+        **on_devices("training", training_devices),
     params:
         weights=lambda wildcards, input: f"--weights {shlex.quote(input.weights)}" if input.get("weights") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
@@ -177,16 +168,13 @@ rule predict_validation:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        gpu=DEVICE.gpus,
-        gpu_model=DEVICE.gpu_model,
-        mem_mb=by_attempt(DEVICE.host_memory_mb),
-        runtime=by_attempt(DEVICE.runtime_minutes),
+        **on_devices("prediction", predicting_devices_of),
     params:
         part="validation --fold {fold}",
     shell:
         "megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --cases {input.cases:q} "
-        "--splits {input.splits:q} --split {params.part} --output {output.probabilities:q} --threads {threads} "
-        "> {log:q} 2>&1"
+        "--splits {input.splits:q} --split {params.part} --output {output.probabilities:q} "
+        "--threads {resources.cpus_per_task} > {log:q} 2>&1"
 
 
 use rule predict_validation as predict_test with:

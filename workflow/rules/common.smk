@@ -12,14 +12,13 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
-from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.records import to_plain
+from megavoxel.config.site import load_site
 from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
-from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import WHOLE, predicting_devices
 from snakemake.settings.types import DeploymentMethod
 
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
@@ -27,22 +26,23 @@ IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deplo
 
 
 def load_configuration():
-    """The study with its dataset file and device, or one line that says what is wrong."""
+    """The study with its dataset file, device and site, or one line that says what is wrong."""
     source = os.path.relpath((workflow.overwrite_configfiles or [CONFIG_FOLDER / "config.yaml"])[0])
     try:
         study = parse_study({key: value for key, value in config.items()}, source=source)
         dataset_file = dataset_path(study.dataset, CONFIG_FOLDER / "datasets", source=source)
         dataset = load_dataset(dataset_file)
         device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
+        site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml")
     except UserError as error:
         sys.exit(f"Error: {error}")
     if (study.task == "classification") != (dataset.classification is not None):
         sys.exit(f"Error: {source}: dataset: {dataset.name} is not for a study of 'task: {study.task}'")
     study = study if study.task == "classification" else with_memory(study, device.memory_gib)
-    return study, os.path.relpath(dataset_file), dataset, device
+    return study, os.path.relpath(dataset_file), dataset, device, site
 
 
-STUDY, DATASET_FILE, DATASET, DEVICE = load_configuration()
+STUDY, DATASET_FILE, DATASET, DEVICE, SITE = load_configuration()
 SEGMENTS = STUDY.task == "segmentation"
 RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
@@ -143,84 +143,6 @@ def postprocessing_option(model):
     return "" if record.postprocess else "--disabled"
 
 
-def by_attempt(amount):
-    """A resource that grows with each attempt of a job."""
-    return lambda wildcards, attempt: amount * attempt
-
-
-def by_devices(amount, devices):
-    """A resource that grows with the devices of a job; `devices` is a function of wildcards and input."""
-    return lambda wildcards, input: amount * devices(wildcards, input)
-
-
-def by_devices_and_attempt(amount, devices):
-    """The same, growing with each attempt of the job as well."""
-    return lambda wildcards, input, attempt: amount * attempt * devices(wildcards, input)
-
-
-def on_one_node(value):
-    """A resource that only a training job on a single node asks for; `value` is a function of wildcards and input."""
-    return lambda wildcards, input: value(wildcards, input) if training_nodes(wildcards, input) == 1 else None
-
-
-def on_several_nodes(value):
-    """A resource that only a training job on several nodes asks for; `value` is a function of wildcards and input."""
-    return lambda wildcards, input: value(wildcards, input) if training_nodes(wildcards, input) > 1 else None
-
-
-def gpus_of_a_node(wildcards, input):
-    """The GPUs on each node of a training job, in Slurm's words for what every node of a job must have."""
-    model = f"{DEVICE.gpu_model}:" if DEVICE.gpu_model else ""
-    return f"gpu:{model}{devices_of_a_node(wildcards, input)}" if DEVICE.gpus else None
-
-
-def launcher(wildcards, resources):
-    """What starts the stage once on every node of a job; nothing where there is one node."""
-    if not resources.get("mpi"):
-        return ""
-    if IN_CONTAINERS:
-        sys.exit(f"Error: training of {wildcards.setting} takes several nodes, which --sdm apptainer cannot start")
-    gpus = f" --gres={resources.gres}" if resources.get("gres") else ""
-    return (
-        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} "
-        f"--cpus-per-task={resources.cpus_per_task}{gpus} --kill-on-bad-exit=1"
-    )
-
-
-def devices_of_a_node(wildcards, input):
-    """Devices that a training job takes on each of its nodes."""
-    devices = training_devices(wildcards, input)
-    return devices // DEVICE.nodes(devices)
-
-
-def training_nodes(wildcards, input):
-    """Nodes of a training job."""
-    return DEVICE.nodes(training_devices(wildcards, input))
-
-
-def predicting_devices_of(wildcards, input):
-    """Devices of a job that predicts: whole images take the pipeline of training. Before a plan, a dry run shows TBD."""
-    setting = SETTINGS[wildcards.setting]
-    if WHOLE not in (setting.last_patch, setting.inference.window):
-        return 1
-    if setting.parallel is not None:
-        return setting.parallel.pipeline
-    return predicting_devices(from_plain(Plan, json.loads(Path(input.plan).read_text()), where=input.plan))
-
-
-def training_devices(wildcards, input):
-    """Devices of a training job: as the study says, or as the setting's plan does. Before that, a dry run shows TBD."""
-    parallel = SETTINGS[wildcards.setting].parallel
-    if parallel is not None:
-        return parallel.devices
-    return from_plain(Parallel, json.loads(Path(input.plan).read_text())["parallel"], where=input.plan).devices
-
-
-def workers_of(amount):
-    """What a classifier's training job needs, where it grows with its workers."""
-    return lambda wildcards: amount * SETTINGS[wildcards.setting].workers
-
-
 def published_weights(wildcards):
     """The published weights that a classifier begins with; nothing for other settings."""
     setting = SETTINGS[wildcards.setting]
@@ -256,7 +178,9 @@ def enter_containers(images, lock):
     if DEVICE.gpus:
         os.environ.update(APPTAINER_NV="1")
     outside = [
-        os.path.realpath(folder) for folder in (MIRROR, DATASET.source.folder) if folder and os.path.isdir(folder)
+        os.path.realpath(folder)
+        for folder in (MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""))
+        if folder and os.path.isdir(folder)
     ]
     os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside])))
 
@@ -271,10 +195,19 @@ def warn_of_doubtful_images(images, lock):
 
 
 def planning_device(setting):
-    """What `plan` is told of the device: nothing where the setting fixes plain training, which needs no device."""
-    if SETTINGS[setting].parallel == Parallel():
-        return ""
-    return f"--device {shlex.quote(as_json(DEVICE))} --folds {STUDY.folds}"
+    """What `plan` is told of the device where the parallelism depends on it."""
+    return "" if SETTINGS[setting].parallel == Parallel() else device_option()
+
+
+def device_of_needs(setting):
+    """The same for plain training, of which the plan only says what jobs need."""
+    return device_option() if SETTINGS[setting].parallel == Parallel() else ""
+
+
+def device_option():
+    """The device, and the folds that a forecast on it wants to know; jobs in containers stay on one node."""
+    device = DEVICE.on_one_node() if IN_CONTAINERS else DEVICE
+    return f"--device {shlex.quote(as_json(device))} --folds {STUDY.folds}"
 
 
 def facts_for_planning():

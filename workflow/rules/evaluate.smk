@@ -98,19 +98,16 @@ rule time_prediction:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
-        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
-        gpu_model=DEVICE.gpu_model,
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
-        runtime=by_attempt(DEVICE.runtime_minutes),
+        **on_devices("prediction", predicting_devices_of, times=STUDY.timing.repeats + 1 if STUDY.timing else 1),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        launcher=launcher,
         split=STUDY.timing.split if STUDY.timing else "test",
         repeats=STUDY.timing.repeats if STUDY.timing else 1,
         warm_up=STUDY.timing.warm_up if STUDY.timing else 0,
     shell:
-        "megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
+        "{params.launcher} megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "--split {params.split} --fold {wildcards.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
         "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} "
         "--threads {resources.cpus_per_task} "

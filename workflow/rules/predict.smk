@@ -26,20 +26,16 @@ rule predict_validation:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        # Threads cannot wait for a plan, resources can.
-        cpus_per_task=by_devices(DEVICE.cpus_per_job, predicting_devices_of),
-        gpu=by_devices(DEVICE.gpus, predicting_devices_of),
-        gpu_model=DEVICE.gpu_model,
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, predicting_devices_of),
-        runtime=by_attempt(DEVICE.runtime_minutes),
+        **on_devices("prediction", predicting_devices_of),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        launcher=launcher,
         logits="",
         fold="--fold {fold}",
         split="validation",
     shell:
-        "megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
+        "{params.launcher} megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "--split {params.split} {params.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
         "--output {output.predictions:q} {params.logits} --threads {resources.cpus_per_task} > {log:q} 2>&1"
 
@@ -53,6 +49,7 @@ use rule predict_validation as predict_validation_for_ensembles with:
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        launcher=launcher,
         logits=lambda wildcards, output: f"--logits {output.logits}",
         fold="--fold {fold}",
         split="validation",
@@ -77,6 +74,7 @@ use rule predict_validation as predict_test with:
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        launcher=launcher,
         logits="",
         fold="",
         split="test",
@@ -91,6 +89,7 @@ use rule predict_test as predict_test_for_ensembles with:
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,
+        launcher=launcher,
         logits=lambda wildcards, output: f"--logits {output.logits}",
         fold="",
         split="test",

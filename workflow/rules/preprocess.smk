@@ -56,10 +56,12 @@ rule plan_setting:
         dataset=DATASET.name,
         seed=STUDY.seed,
         device=lambda wildcards: planning_device(wildcards.setting),
+        # Asked with `output`, it triggers no job, as for `mirror`: another device changes nothing that was trained.
+        device_of_needs=lambda wildcards, output: device_of_needs(wildcards.setting),
     shell:
         "megavoxel plan --cases {input.cases:q} --preprocessing-plan {input.preprocessing:q} --definition {params.definition:q} "
         "--study-name {params.study:q} --dataset {params.dataset:q} --seed {params.seed} "
-        "{params.device} --output {output.plan:q} > {log:q} 2>&1"
+        "{params.device} {params.device_of_needs} --output {output.plan:q} > {log:q} 2>&1"
 
 
 rule plan:
@@ -81,10 +83,11 @@ rule plan:
         hardware=os.path.relpath(CONFIG_FOLDER / "hardware.yaml"),
         datasets=os.path.relpath(CONFIG_FOLDER / "datasets"),
         facts=" ".join(f"--{name} {shlex.quote(path)}" for name, path in FACTS.items()),
+        nodes="--one-node" if IN_CONTAINERS else "",
         table=f"{RESULTS}/plan.tsv",
     shell:
         "megavoxel estimate --definition {params.definition:q} --hardware {params.hardware:q} "
-        "--datasets {params.datasets:q} {params.facts} --output {params.table:q} 2> {log:q}"
+        "--datasets {params.datasets:q} {params.facts} {params.nodes} --output {params.table:q} 2> {log:q}"
 
 
 rule preprocess:

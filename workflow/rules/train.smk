@@ -23,19 +23,7 @@ rule train:
         GPU_IMAGE
     threads: DEVICE.cpus_per_job
     resources:
-        # Threads cannot wait for a plan, resources can.
-        cpus_per_task=by_devices(DEVICE.cpus_per_job, devices_of_a_node),
-        gpu=on_one_node(by_devices(DEVICE.gpus, devices_of_a_node)),
-        gpu_model=on_one_node(lambda wildcards, input: DEVICE.gpu_model),
-        nodes=training_nodes,
-        # On several nodes: a task on each, which starts the processes there. `gpu` would be a total, spread as Slurm
-        # likes, and would multiply the tasks.
-        mpi=on_several_nodes(lambda wildcards, input: "srun"),
-        tasks=on_several_nodes(training_nodes),
-        gres=on_several_nodes(gpus_of_a_node),
-        tasks_per_gpu=on_several_nodes(lambda wildcards, input: 0),
-        mem_mb=by_devices_and_attempt(DEVICE.host_memory_mb, devices_of_a_node),
-        runtime=by_attempt(DEVICE.runtime_minutes),
+        **on_devices("training", training_devices),
     params:
         preprocessed=preprocessed_folder,
         stage1=first_stage_option,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ class Device:
     link_gib_per_second: float = 10.0
     """Rate at which two devices of a job exchange data."""
     cpus_per_job: int = 8
-    """CPU cores of a training or prediction job."""
+    """The most CPU cores that a training or prediction job asks for, per device."""
     host_memory_mb: int = 16000
-    """Host memory of such a job in MB, first attempt."""
+    """Host memory of such a job in MB, per device, at its first attempt, where no plan says what it needs."""
     runtime_minutes: int = 1440
-    """Wall time of such a job in minutes, first attempt."""
+    """The most minutes that such a job asks for at any attempt, and what it asks for where no rate is known: the limit
+    of your partition."""
     source: str = ""
     """Where the figures come from."""
 
@@ -58,6 +59,10 @@ class Device:
         """The fewest nodes that hold so many devices, the same number on each."""
         fewest = -(-devices // (self.devices_per_node or devices))
         return next(count for count in range(fewest, devices + 1) if devices % count == 0)
+
+    def on_one_node(self) -> Device:
+        """The same where a job cannot take several nodes."""
+        return replace(self, most_devices=min(self.most_devices, self.devices_per_node or self.most_devices))
 
 
 def load_device(path: Path, name: str, *, source: str) -> Device:

@@ -30,10 +30,12 @@ class Forecast:
     """What of it PyTorch itself allocates: without overhead and workspace."""
     prediction_gib: float
     """Peak memory of a device that predicts with the networks of all folds, with overhead and workspace."""
-    hours_per_fold: float | None
-    """Training of a fold and prediction of its validation cases; None: the device has no rate for the precision."""
+    training_hours: float | None
+    """Training of a fold; None: the device has no rate for the precision."""
+    prediction_hours: float | None
+    """Prediction of a fold's validation cases; None likewise."""
     gpu_hours_per_fold: float | None
-    """The same, times the devices that each part keeps busy."""
+    """Both, times the devices that each part keeps busy."""
     flops: int
     """Operations of a training step, over all devices."""
     stage_gib: tuple[float, ...]
@@ -45,6 +47,11 @@ class Forecast:
     def peak_gib(self) -> float:
         """The larger of training and prediction."""
         return max(self.training_gib, self.prediction_gib)
+
+    @property
+    def hours_per_fold(self) -> float | None:
+        """Training of a fold and prediction of its validation cases."""
+        return None if self.training_hours is None else self.training_hours + self.prediction_hours
 
     @property
     def missing_gib(self) -> float:
@@ -78,7 +85,8 @@ def forecast_setting(
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=_gib(predicting, device, extra=slab),
-        hours_per_fold=None if seconds is None else (training + prediction) / 3600,
+        training_hours=None if seconds is None else training / 3600,
+        prediction_hours=None if seconds is None else prediction / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
         flops=sum(stage.flops for stage in stages) * parallel.data,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),

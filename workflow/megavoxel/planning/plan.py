@@ -12,6 +12,7 @@ from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, read_json, write_json
+from megavoxel.planning.needs import Needs
 from megavoxel.planning.soundness import check_plan, check_preprocessing_plan
 
 
@@ -176,6 +177,8 @@ class Plan:
     """How a training step is spread over devices."""
     stages: tuple[int, ...] = ()
     """Number of the first block of each stage of a pipeline; empty without one."""
+    needs: Needs | None = None
+    """What jobs need on the device that the setting was planned for; the key is not written where it is not known."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
 
@@ -209,9 +212,10 @@ class Plan:
         """Short hash of everything that training depends on; training states are kept under it.
 
         Not on `parallel` and `stages`: they spread the same steps, so that a run may go on with more devices or fewer.
+        Not on `needs`: what jobs ask for changes nothing that they do.
         """
         plain = _plain(self)
-        unread = ("notes", "inference", "parallel", "stages", "study", "setting")
+        unread = ("notes", "inference", "parallel", "stages", "needs", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {
             key: value for key, value in plain["preprocessing"].items() if key not in ("notes", "largest_shape")
@@ -229,7 +233,7 @@ def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
     there were such keys."""
     plain = to_plain(plan)
     if isinstance(plan, Plan):
-        _drop_empty(plain, ("unannotated", "stages", "phases", "start"))
+        _drop_empty(plain, ("unannotated", "stages", "phases", "start", "needs"))
         _drop_empty(plain["network"], ("squeeze_excitation",))
         _drop_empty(plain["inference"], ("window",))
     preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--datasets", type=Path, default=CONFIG / "datasets", help="folder of the dataset files; default: %(default)s"
     )
+    parser.add_argument("--one-node", action="store_true", help="a job takes no more devices than a node has")
     parser.add_argument("--cases", type=Path, help="cases.json of the dataset; default: what its file declares")
     parser.add_argument("--fingerprint", type=Path, help="fingerprint.json of the dataset, with --cases")
     parser.add_argument(
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     study, source = _study(arguments)
     device = load_device(arguments.hardware, study.hardware, source=source)
+    device = device.on_one_node() if arguments.one_node else device
     if study.task == "classification":
         from megavoxel.stages.classification.estimate import run_estimate
 

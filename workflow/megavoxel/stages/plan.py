@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Parallel, Setting
 from megavoxel.config.study_file import load_study, with_memory
-from megavoxel.data.cases import load_cases
+from megavoxel.data.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import Plan
 from megavoxel.stages.plan_preprocessing import parse_definition
@@ -66,27 +66,32 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--dataset {request.dataset}: {arguments.cases} is of dataset {cases.dataset}")
     preprocessing = load_preprocessing_plan(arguments.preprocessing_plan)
     plan = plan_setting(cases, preprocessing, request.setting, study=request.study, seed=request.seed)
-    plan = _spread(plan, request, len(cases.of_split("training")))
-    save_plan(arguments.output, plan)
-    print("\n".join(plan.notes))
-
-
-def _spread(plan: Plan, request: Request, training_cases: int) -> Plan:
-    """The plan with its parallelism; without a device, what the study fixes."""
-    wanted = request.setting.parallel
-    if wanted == Parallel():
-        return plan  # nothing to look at: training itself checks the memory that it finds
-
-    from megavoxel.forecast.hours import Workload
-    from megavoxel.forecast.table import spread
-
-    if request.device is None:
+    if request.device is not None:
+        plan = _on_device(plan, request, request.device, cases)
+    elif request.setting.parallel != Parallel():
         raise UserError(
             f"setting {plan.setting}: parallel is chosen or checked for a device; give --hardware with --study, or "
             "--device and --folds with --definition"
         )
-    workload = Workload(training_cases=training_cases, folds=request.folds)
-    return spread(plan, request.setting, request.device, workload)[0]
+    save_plan(arguments.output, plan)
+    print("\n".join(plan.notes))
+
+
+def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Plan:
+    """The plan with its parallelism, and with what its jobs need."""
+    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.needs import needs_of
+    from megavoxel.forecast.setting import forecast_setting
+    from megavoxel.forecast.table import spread
+
+    workload = Workload(training_cases=len(cases.of_split("training")), folds=request.folds)
+    if request.setting.parallel == Parallel():
+        # Nothing is to be chosen, and training itself checks the memory that it finds.
+        forecast = forecast_setting(plan, Parallel(), device, workload)
+    else:
+        plan, choice = spread(plan, request.setting, device, workload)
+        forecast = choice.forecast
+    return replace(plan, needs=needs_of(plan, forecast, workload, test_cases=len(cases.of_split("test"))))
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -1,0 +1,144 @@
+"""slurm/site.yaml as `snakemake --profile slurm` takes it: dry runs, which need no Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+SITE = {
+    "all": {"slurm_account": "lab", "slurm_partition": "all"},
+    "gpu": {"slurm_partition": "gpu", "gpu_model": "a100", "constraint": "ib"},
+}
+DEVICES = {"gpu-node": {"kind": "gpu", "memory_gib": 40, "most_devices": 4, "devices_per_node": 2}}
+STUDY = {
+    "study": "site",
+    "dataset": "phantom",
+    "hardware": "gpu-node",
+    "folds": 2,
+    "timing": {"repeats": 1},
+    "defaults": {"patch": [16, 32, 32], "batch": 4, "network": {"base_features": 4, "levels": 3}},
+    "settings": {
+        "plain": {"folds": [0]},
+        "pair": {"folds": [0], "parallel": {"data": 2}},
+        "nodes": {"folds": [0], "parallel": {"data": 4}},
+        "whole": {"folds": [0], "patch": "whole", "batch": 1, "parallel": {"pipeline": 4}},
+    },
+    "ensembles": {"both": {"members": ["plain", "pair"]}},
+}
+GPU_RULES = {
+    "train", "predict_validation", "predict_validation_for_ensembles", "predict_test", "predict_test_for_ensembles",
+    "time_prediction",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkout(repository, tmp_path_factory) -> Path:
+    """What a dry run reads of a checkout, with a site's file and a device of its own."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("workflow", "config", "slurm", "profiles", "envs", "containers"):
+        ignored = shutil.ignore_patterns("images", "wheels", "site.yaml", "__pycache__")
+        shutil.copytree(repository / name, folder / name, symlinks=True, ignore=ignored)
+    shutil.copy(repository / "Snakefile", folder)
+    hardware = yaml.safe_load((folder / "config/hardware.yaml").read_text())
+    hardware["devices"] |= DEVICES
+    (folder / "config/hardware.yaml").write_text(yaml.safe_dump(hardware))
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return folder
+
+
+def dry_run(checkout: Path, site: dict | str, *arguments: str) -> subprocess.CompletedProcess:
+    """`snakemake --profile slurm -n` at a site."""
+    text = site if isinstance(site, str) else yaml.safe_dump(site)
+    (checkout / "slurm/site.yaml").write_text(text)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [SNAKEMAKE, "--profile", "slurm", "-n", *arguments],
+        cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def jobs_of(done: subprocess.CompletedProcess) -> list[tuple[str, str, dict[str, str]]]:
+    """Rule, setting and resources of each job of a dry run."""
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    jobs = []
+    for name, block in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", text, flags=re.MULTILINE):
+        setting = re.search(r"wildcards: .*?\bsetting=([\w-]+)", block)
+        resources = re.search(r"resources: (.*)", block)[1].split(", ")
+        jobs.append((name, setting[1] if setting else "", dict(word.partition("=")[::2] for word in resources)))
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def jobs(checkout) -> list[tuple[str, str, dict[str, str]]]:
+    """All jobs of the study at the site."""
+    return jobs_of(dry_run(checkout, SITE, "--configfile", "study.yaml"))
+
+
+def test_what_the_site_has_for_gpus_goes_to_all_jobs_on_gpus_and_to_no_other(jobs):
+    assert {name for name, _, resources in jobs if resources["slurm_partition"] == "gpu"} == GPU_RULES
+    for name, _, resources in jobs:
+        on_gpu = resources.get("gpu", "0") != "0" or "gres" in resources
+        assert on_gpu == (name in GPU_RULES)
+        assert resources["slurm_partition"] == ("gpu" if on_gpu else "all")
+        assert resources.get("constraint") == ("ib" if on_gpu else None)
+        assert resources["slurm_account"] == "lab"
+
+
+def test_a_study_on_the_cpu_asks_for_no_gpu(checkout):
+    for name, _, resources in jobs_of(dry_run(checkout, SITE)):
+        assert resources["slurm_partition"] == "all", name
+        assert resources.get("gpu", "0") == "0"
+        assert "gpu_model" not in resources
+
+
+def test_the_sites_name_of_a_gpu_is_asked_for_on_one_node_and_on_several(jobs):
+    training = {setting: resources for name, setting, resources in jobs if name == "train"}
+    assert (training["pair"]["gpu"], training["pair"]["gpu_model"]) == ("2", "a100")
+    assert (training["nodes"]["nodes"], training["nodes"]["gres"]) == ("2", "gpu:a100:2")
+    assert "gpu_model" not in training["nodes"]
+
+
+def test_a_prediction_of_whole_images_takes_the_nodes_that_training_takes(jobs):
+    whole = {name: resources for name, setting, resources in jobs if setting == "whole" and name in GPU_RULES}
+    assert set(whole) == {"train", "predict_validation", "predict_test", "time_prediction"}
+    for resources in whole.values():
+        assert [resources[key] for key in ("nodes", "tasks", "mpi", "gres")] == ["2", "2", "srun", "gpu:a100:2"]
+
+
+def test_a_scratch_folder_that_is_not_there_gives_way_to_the_systems(checkout, tmp_path):
+    for folder, taken in ((tmp_path, str(tmp_path)), ("/proc/nowhere/tmp", os.environ.get("TMPDIR", "/tmp"))):
+        done = dry_run(checkout, {"scratch": str(folder)})
+        assert {resources["tmpdir"] for _, _, resources in jobs_of(done)} - {"<TBD>"} == {taken}
+
+
+def test_jobs_run_where_the_scratch_folder_cannot_be_made(checkout):
+    dry_run(checkout, {"scratch": "/proc/nowhere/tmp", "options": {"executor": "local", "cores": 1}})
+    command = [SNAKEMAKE, "--profile", "slurm", "--until", "fetch"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("site", "named"),
+    [
+        ("all: cpu", "all: 'cpu' is not of type"),
+        ("- all", "expected a mapping of keys to values, found list"),
+        ("all: [", "cannot be read as YAML"),
+        ("gpu: {constraint: [ib]}", "gpu.constraint: ['ib'] is not of type"),
+        ("partition: gpu", "partition: unknown key 'partition'; allowed: all, gpu, options, scratch"),
+    ],
+)
+def test_a_wrong_site_file_is_told_in_one_line(checkout, site, named):
+    done = dry_run(checkout, site)
+    assert done.returncode != 0
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("Using profiles")]
+    assert line.startswith(f"Error: slurm/site.yaml: {named}")

@@ -1,0 +1,99 @@
+# What jobs ask for: by attempt, by the devices of a setting, and what the site adds where they are GPUs. No rules here.
+from megavoxel.config.records import from_plain
+from megavoxel.planning.needs import Needs, cpus, memory_mb, runtime_minutes
+from megavoxel.planning.plan import Plan
+from megavoxel.planning.window import WHOLE, predicting_devices
+
+GPU_MODEL = SITE.gpu.get("gpu_model", DEVICE.gpu_model) if DEVICE.gpus else None
+ADDED_FOR_GPUS = {name: value for name, value in SITE.gpu.items() if DEVICE.gpus and name != "gpu_model"}
+
+
+def by_attempt(amount):
+    """A resource that grows with each attempt of a job."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def needs_of(kind, input):
+    """What the setting's plan says of `training` or `prediction`; None: nothing. Of a classifier it says nothing."""
+    needs = planned(input).get("needs") if SEGMENTS else None
+    return None if needs is None else getattr(from_plain(Needs, needs, where=input.plan), kind)
+
+
+def planned(input):
+    """The setting's plan. Before there is one, a dry run shows TBD for what depends on it."""
+    return json.loads(Path(input.plan).read_text())
+
+
+def on_devices(kind, devices, times=1):
+    """Resources of a job on the study's devices: `training`, or `prediction` that is done so many times.
+
+    How many devices they are `devices` says, of wildcards and input. On several nodes there is a task on each, which
+    starts the processes there: `gpu` would be a total, spread as Slurm likes, and would multiply the tasks.
+    """
+
+    def nodes(wildcards, input):
+        return DEVICE.nodes(devices(wildcards, input))
+
+    def devices_of_a_node(wildcards, input):
+        return devices(wildcards, input) // nodes(wildcards, input)
+
+    def of_processes(amount):
+        return lambda wildcards, input, attempt: amount(input, attempt) * devices_of_a_node(wildcards, input)
+
+    def on_one_node(value):
+        return lambda wildcards, input: value(wildcards, input) if nodes(wildcards, input) == 1 else None
+
+    def on_several_nodes(value):
+        return lambda wildcards, input: value(wildcards, input) if nodes(wildcards, input) > 1 else None
+
+    def gres(wildcards, input):
+        model = f"{GPU_MODEL}:" if GPU_MODEL else ""
+        return f"gpu:{model}{devices_of_a_node(wildcards, input)}" if DEVICE.gpus else None
+
+    return {
+        # Threads cannot wait for a plan, resources can.
+        "cpus_per_task": of_processes(lambda input, attempt: cpus(needs_of(kind, input), DEVICE)),
+        "gpu": on_one_node(lambda wildcards, input: DEVICE.gpus * devices_of_a_node(wildcards, input)),
+        "gpu_model": on_one_node(lambda wildcards, input: GPU_MODEL),
+        "nodes": nodes,
+        "mpi": on_several_nodes(lambda wildcards, input: "srun"),
+        "tasks": on_several_nodes(nodes),
+        "gres": on_several_nodes(gres),
+        "tasks_per_gpu": on_several_nodes(lambda wildcards, input: 0),
+        "mem_mb": of_processes(lambda input, attempt: memory_mb(needs_of(kind, input), DEVICE, attempt=attempt)),
+        "runtime": lambda wildcards, input, attempt: runtime_minutes(
+            needs_of(kind, input), DEVICE, attempt=attempt, times=times
+        ),
+        **ADDED_FOR_GPUS,
+    }
+
+
+def launcher(wildcards, resources):
+    """What starts the stage once on every node of a job; nothing where there is one node."""
+    if not resources.get("mpi"):
+        return ""
+    if IN_CONTAINERS:
+        sys.exit(f"Error: a job of {wildcards.setting} takes several nodes, which --sdm apptainer cannot start")
+    gpus = f" --gres={resources.gres}" if resources.get("gres") else ""
+    return (
+        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} "
+        f"--cpus-per-task={resources.cpus_per_task}{gpus} --kill-on-bad-exit=1"
+    )
+
+
+def training_devices(wildcards, input):
+    """Devices of a training job: as the study says, or as the setting's plan does."""
+    parallel = SETTINGS[wildcards.setting].parallel
+    if parallel is not None:
+        return parallel.devices
+    return from_plain(Parallel, planned(input)["parallel"], where=input.plan).devices
+
+
+def predicting_devices_of(wildcards, input):
+    """Devices of a job that predicts: whole images take the pipeline of training."""
+    setting = SETTINGS[wildcards.setting]
+    if not SEGMENTS or WHOLE not in (setting.last_patch, setting.inference.window):
+        return 1
+    if setting.parallel is not None:
+        return setting.parallel.pipeline
+    return predicting_devices(from_plain(Plan, planned(input), where=input.plan))
