@@ -19,9 +19,9 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Network, Parallel, Phase, Setting, Timing, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.hours import Workload
 from megavoxel.forecast.setting import forecast_setting
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights

@@ -72,19 +72,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _spread(plan: Plan, request: Request, training_cases: int) -> Plan:
-    """The plan with its parallelism; without a device, what the study fixes."""
-    wanted = request.setting.parallel
-    if wanted == Parallel():
-        return plan  # nothing to look at: training itself checks the memory that it finds
-
-    from megavoxel.forecast.hours import Workload
-    from megavoxel.forecast.table import spread
-
+    """The plan with its parallelism, and a note where it does not fit; plain training needs no device to be planned."""
     if request.device is None:
+        if request.setting.parallel == Parallel():
+            return plan
         raise UserError(
             f"setting {plan.setting}: parallel is chosen or checked for a device; give --hardware with --study, or "
             "--device and --folds with --definition"
         )
+    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.table import spread
+
     workload = Workload(training_cases=training_cases, folds=request.folds)
     return spread(plan, request.setting, request.device, workload)[0]
 
