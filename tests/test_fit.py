@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from forecast_plan import WORKLOAD, device, plan_of_some_size
+from helpers import store_case, tiny_plan
+from megavoxel.cli import main
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Parallel
 from megavoxel.errors import UserError
+from megavoxel.files import write_json
 from megavoxel.forecast import fit
 from megavoxel.forecast.out_of_memory import explained_out_of_memory
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.shown import gib
+from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.weights import save_weights
+from megavoxel.planning.plan import save_plan
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +124,26 @@ def test_out_of_memory_in_prediction_says_what_would_help(plan):
     whole = replace(plan, inference=Inference(window="whole"))
     advice = fit.advice_for_prediction(whole, 1, torch.device("cpu"))
     assert "what would help: a smaller inference.window, such as that of the patch, [48, 48, 48] or a device" in advice
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Options of stages that predict a case with random weights, in the working folder."""
+    plan = tiny_plan()
+    save_plan(tmp_path / "plan.json", plan)
+    save_weights(tmp_path / "model.pt", SegmentationNetwork(plan.network), plan_hash=plan.hash, precision="float32")
+    store_case(tmp_path / "cases", "case0", seed=0)
+    write_json(tmp_path / "splits.json", {"folds": [{"training": ["case1"], "validation": ["case0"]}]})
+    monkeypatch.chdir(tmp_path)
+    words = ["--plan", "plan.json", "--weights", "model.pt", "--preprocessed", "cases", "--splits", "splits.json"]
+    return [*words, "--split", "validation", "--fold", "0", "--device", "cpu", "--output", "out"]
+
+
+@pytest.mark.parametrize("stage", ["predict", "time"])
+def test_a_stage_that_predicts_ends_in_one_line_where_memory_runs_out(trained, stage, monkeypatch, capsys):
+    monkeypatch.setattr(SegmentationNetwork, "forward", lambda *_: torch.empty(2**55, dtype=torch.uint8))
+    assert main([stage, *trained]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"megavoxel {stage}: error: setting tiny: out of memory on this machine (")
+    assert "what would help: a device with more memory" in message
+    assert not Path("out").exists()
