@@ -60,7 +60,10 @@ MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members
 
 def preprocessing_key(setting):
     """Settings with the same `preprocessing` keys share one folder of preprocessed cases."""
-    return content_hash(to_plain(SETTINGS[setting].preprocessing))
+    keys = to_plain(SETTINGS[setting].preprocessing)
+    if keys["transpose"] is None:
+        del keys["transpose"]  # folders made before there was such a key keep their name
+    return content_hash(keys)
 
 
 def preprocessed_folder(wildcards):

@@ -22,6 +22,7 @@ from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
+from megavoxel.planning.sizes import padding_notes
 
 COLUMNS = (
     "setting", "patch", "batch", "gpus", "data", "pipeline", "accumulate", "checkpointing", "peak_gib",
@@ -124,6 +125,7 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
         workload = workload_of(study, cases)
         plan, choice = spread(plan, setting, device, workload)
+        choice = replace(choice, reason="; ".join([choice.reason, *padding_notes(plan)]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
         return PlannedSetting(setting=setting, folds=folds, fault=str(error))
