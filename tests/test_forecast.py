@@ -265,8 +265,21 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     printed = capsys.readouterr().out
     assert "10 training cases" in printed
     assert "cannot see what cuDNN chooses" in printed
-    tensors = re.search(r"^plain: .*; tensors of a training step: ([0-9.]+) GiB$", printed, re.MULTILINE)
-    assert 0 < float(tensors[1]) < rows.loc["plain", "peak_gib"]
+    line = r"^plain: .*; tensors of a training step: ([0-9.]+) GiB, its operations: ([0-9.]+) TFLOP$"
+    step = re.search(line, printed, re.MULTILINE)
+    assert 0 < float(step[1]) < rows.loc["plain", "peak_gib"]
+    # At 10 TFLOP a second, steps alone take less than all hours.
+    assert 0 < 250 * 1000 * float(step[2]) / 10 / 3600 < rows.loc["plain", "hours_per_fold"]
+
+
+def test_a_precision_without_a_rate_is_said_beside_the_missing_hours(files):
+    training = {"training": {"precision": "float32"}}
+    study = {**STUDY, "settings": {"exact": {**STUDY["settings"]["plain"], **training}}}
+    facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    gpu = load_device(files / "hardware.yaml", "small", source="test")
+    (row,) = table(plan_study(parse_study(study, source="test"), *facts, gpu)).to_dict("records")
+    assert pd.isna(row["hours_per_fold"])
+    assert row["reason"].endswith("no hours: config/hardware.yaml has no float32 rate (teraflops) for small")
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(files):
