@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from megavoxel.classification import loop
-from megavoxel.classification.forecast import image_bytes, step_cost
+from megavoxel.classification.forecast import advice, image_bytes, step_cost
 from megavoxel.classification.loop import fold_of, start_run, train_classifier
 from megavoxel.classification.networks import build_network
 from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
@@ -337,3 +337,11 @@ def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_pa
     assert (
         "Error: study.yaml: dataset: phantom is not for a study of 'task: classification'" in done.stdout + done.stderr
     )
+
+
+def test_out_of_memory_says_what_a_classifier_was_expected_to_need():
+    found = advice(classifier(batch=8), CPU)
+    assert found.startswith("on this machine (")
+    assert found.endswith("next cheaper option: batch: 4")
+    assert "the forecast was 1." in found  # the process alone is taken for 1 GiB
+    assert advice(classifier(batch=1), CPU).endswith("a lower resolution")

@@ -19,9 +19,9 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Network, Parallel, Phase, Setting, Timing, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.hours import Workload
 from megavoxel.forecast.setting import forecast_setting
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
@@ -177,7 +177,7 @@ def test_phases_share_the_network_of_the_smallest_patch_and_end_with_the_last():
     )
     assert (plan.patch, plan.batch, plan.training.epochs) == ((44, 50, 70), 1, 10)
     assert plan.network == planned(Setting(name="s", patch=(32, 16, 48), batch=2)).network
-    assert plan.notes[-3:] == (
+    assert plan.notes[-4:-1] == (
         "phase 1: patch 32 × 32 × 48, batch 8, 40 epochs of 7 steps from learning rate 0.001",
         "phase 2: patch 64 × 16 × 64, batch 2, 20 epochs of 7 steps from learning rate 0.0005",
         "phase 3: patch 44 × 50 × 70, batch 1, 10 epochs of 7 steps from learning rate 0.0005",

@@ -13,8 +13,8 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.study import Augmentation, Expansion, Parallel, Setting, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.step import training_step
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.context import expanded_patch, plan_expansion

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from helpers import preprocessing_plan, tiny_plan
+from forecast_plan import WORKLOAD, device, plan_of_some_size
+from helpers import tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
@@ -20,37 +21,24 @@ from megavoxel.config.study import Inference, Parallel, Partitions, Setting
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.data.cases import save_cases
 from megavoxel.errors import UserError
-from megavoxel.forecast import fit
 from megavoxel.forecast.calibration import SMALL, measure, plan_of
-from megavoxel.forecast.choice import check_parallel, choose
-from megavoxel.forecast.hours import Speed, Workload, prediction_seconds, step_seconds
+from megavoxel.forecast.choice import choose
+from megavoxel.forecast.hours import Speed, prediction_seconds, step_seconds
 from megavoxel.forecast.partition import partitions
 from megavoxel.forecast.setting import forecast_setting, precision_on
+from megavoxel.forecast.shown import gib
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
 from megavoxel.forecast.whole_image import WholeImages
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.declared import declared_dataset
-from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
+from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
-
-WORKLOAD = Workload(training_cases=20, folds=5)
-
-
-def device(**changes) -> Device:
-    """A GPU without overheads on which a step of 10⁹ operations takes a millisecond."""
-    keys = {"overhead_gib": 0.0, "workspace": 0.0, "teraflops": {"half": 1.0, "float32": 1.0}, "memory_gib": 16}
-    return Device(name="gpu", kind="gpu", **{**keys, **changes})
 
 
 @pytest.fixture(scope="module")
 def plan():
-    """A step of which takes 100 MiB and more."""
-    network = NetworkPlan(
-        channels=1, classes=3, features=(16, 32), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2))
-    )
-    median = replace(preprocessing_plan(), median_shape=(48, 48, 48))
-    return replace(tiny_plan(), patch=(48, 48, 48), batch=4, network=network, preprocessing=median)
+    return plan_of_some_size()
 
 
 def needs(plan, **parallel) -> float:
@@ -69,7 +57,7 @@ def test_accumulation_is_cheaper_than_checkpointing(plan):
     room = (needs(plan, accumulate=2) + needs(plan)) / 2
     choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=None)
     assert choice.forecast.parallel == Parallel(accumulate=2)
-    assert choice.reason.startswith(f"accumulation over 2 parts: plain needs {needs(plan):.1f} GiB")
+    assert choice.reason.startswith(f"accumulation over 2 parts: plain needs {gib(needs(plan))}")
 
 
 def test_checkpointing_where_one_sample_is_too_large(plan):
@@ -99,7 +87,7 @@ def test_more_devices_by_data_where_a_job_would_be_too_long(plan):
 def test_nothing_fits_says_by_how_much_and_what_would(plan):
     choice = choose(plan, device(memory_gib=0.01, most_devices=2), WORKLOAD, fixed=None)
     assert not choice.fits
-    assert f"{choice.forecast.peak_gib - 0.01:.1f} GiB more than gpu has (0.01 GiB)" in choice.reason
+    assert f"{gib(choice.forecast.peak_gib - 0.01)} more than gpu has (0.01 GiB)" in choice.reason
     assert "a patch of about" in choice.reason
 
 
@@ -111,6 +99,39 @@ def test_a_fixed_way_that_does_not_fit_names_one_that_does(plan):
     assert "what would fit: accumulation over 2 parts" in choice.reason
 
 
+def test_the_planner_finds_the_fewest_parts_at_any_memory(plan):
+    exact = {parts: needs(plan, accumulate=parts) for parts in (1, 2, 4)}
+    for room in (value + step for value in exact.values() for step in (1e-6, 1e-2)):
+        choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=None)
+        fewest = min(parts for parts, needed in exact.items() if needed <= room)
+        assert choice.forecast.parallel == Parallel(accumulate=fewest), room
+
+
+def test_more_devices_than_a_job_may_have_do_not_fit(plan):
+    wide = Parallel(data=4)
+    choice = choose(plan, device(most_devices=2), WORKLOAD, fixed=wide)
+    assert not choice.fits
+    assert choice.reason.startswith("4 devices by data takes 4 devices, a job on gpu has 2 at most")
+    assert choose(plan, device(most_devices=4), WORKLOAD, fixed=wide).fits
+
+
+def test_a_fixed_way_that_outlasts_a_job_says_so(plan):
+    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    short = replace(device(), runtime_minutes=30 * hours)
+    choice = choose(plan, short, WORKLOAD, fixed=Parallel())
+    assert choice.fits
+    assert re.fullmatch(r"as the study says; longer than a job's .* h, so it will need several", choice.reason)
+
+
+def test_on_a_cpu_it_is_the_memory_of_a_job_that_counts(plan):
+    cpu = Device(name="cpu", kind="cpu", overhead_gib=0.0, workspace=0.0, host_memory_mb=20)
+    choice = choose(plan, cpu, WORKLOAD, fixed=Parallel())
+    assert not choice.fits
+    assert "more than a job on cpu has (0.02 GiB, its host_memory_mb)" in choice.reason
+    assert choose(plan, replace(cpu, host_memory_mb=4000), WORKLOAD, fixed=Parallel()).fits
+    assert choose(plan, replace(cpu, memory_gib=4), WORKLOAD, fixed=Parallel()).fits
+
+
 def test_batch_dice_over_accumulated_parts_costs_a_forward_pass_more(plan):
     whole = replace(plan, training=replace(plan.training, batch_dice=True))
     room = device(memory_gib=(needs(plan, accumulate=2) + needs(plan)) / 2)
@@ -118,27 +139,6 @@ def test_batch_dice_over_accumulated_parts_costs_a_forward_pass_more(plan):
     assert [forecast.parallel for forecast in forecasts] == [Parallel(accumulate=2)] * 2
     # Forward, gradient of the input, gradient of the weights: about as much each.
     assert forecasts[1].flops / forecasts[0].flops == pytest.approx(4 / 3, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"accumulate": 3}, r"batch 4 cannot be cut into data 1 × accumulate 3 .* divides 4"),
-        ({"micro_batches": 2}, "only a pipeline has them"),
-        ({"pipeline": 99}, "the network has 8 blocks"),
-    ],
-)
-def test_a_way_that_cannot_be_is_refused(plan, keys, message):
-    with pytest.raises(UserError, match=rf"setting tiny: parallel.*{message}"):
-        check_parallel(plan, Parallel(**keys))
-
-
-def test_accumulated_parts_of_a_batch_dice_in_a_pipeline_are_refused(plan):
-    whole = replace(plan, training=replace(plan.training, batch_dice=True))
-    check_parallel(whole, Parallel(accumulate=2, data=2))
-    check_parallel(whole, Parallel(pipeline=2, micro_batches=2))
-    with pytest.raises(UserError, match="batch_dice needs the sums of the whole batch"):
-        check_parallel(whole, Parallel(pipeline=2, accumulate=2))
 
 
 def test_seconds_of_a_step_by_hand():
@@ -265,8 +265,21 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     printed = capsys.readouterr().out
     assert "10 training cases" in printed
     assert "cannot see what cuDNN chooses" in printed
-    tensors = re.search(r"^plain: .*; tensors of a training step: ([0-9.]+) GiB$", printed, re.MULTILINE)
-    assert 0 < float(tensors[1]) < rows.loc["plain", "peak_gib"]
+    line = r"^plain: .*; tensors of a training step: ([0-9.]+) GiB, its operations: ([0-9.]+) TFLOP$"
+    step = re.search(line, printed, re.MULTILINE)
+    assert 0 < float(step[1]) < rows.loc["plain", "peak_gib"]
+    # At 10 TFLOP a second, steps alone take less than all hours.
+    assert 0 < 250 * 1000 * float(step[2]) / 10 / 3600 < rows.loc["plain", "hours_per_fold"]
+
+
+def test_a_precision_without_a_rate_is_said_beside_the_missing_hours(files):
+    training = {"training": {"precision": "float32"}}
+    study = {**STUDY, "settings": {"exact": {**STUDY["settings"]["plain"], **training}}}
+    facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
+    gpu = load_device(files / "hardware.yaml", "small", source="test")
+    (row,) = table(plan_study(parse_study(study, source="test"), *facts, gpu)).to_dict("records")
+    assert pd.isna(row["hours_per_fold"])
+    assert row["reason"].endswith("no hours: config/hardware.yaml has no float32 rate (teraflops) for small")
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(files):
@@ -359,48 +372,6 @@ def test_the_plan_of_a_pipeline_names_its_stages_and_their_memory(plan):
     assert f"pipeline: stages from encoder0_convolution0 {first}, " in spread_out.notes[-1]
     assert second in spread_out.notes[-1]
     assert spread_out.hash == plan.hash
-
-
-def test_training_refuses_what_cannot_fit(plan, monkeypatch):
-    monkeypatch.setattr(fit, "host_memory", lambda: 50 * 2**20)
-    with pytest.raises(UserError, match=r"setting tiny: training needs .* GiB more than this machine has"):
-        fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
-
-
-def test_training_warns_of_what_may_not_fit(plan, monkeypatch, capsys):
-    certain = forecast_setting(plan, Parallel(), device(), WORKLOAD).certain_gib
-    monkeypatch.setattr(fit, "host_memory", lambda: int((certain + 0.1) * 2**30))
-    fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
-    assert "should memory run out: parallel.accumulate: 2" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
-    ],
-)
-def test_out_of_memory_names_setting_forecast_and_next_option(plan, error):
-    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
-    with (
-        pytest.raises(UserError, match=r"setting tiny: out of memory .* forecast was .* parallel\.accumulate: 2"),
-        fit.explained_out_of_memory(plan, forecast),
-    ):
-        raise error
-
-
-def test_the_real_allocators_complaint_is_understood(plan):
-    """What PyTorch really says on this machine, and not only what the test above makes it say."""
-    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
-    with pytest.raises(UserError, match="out of memory"), fit.explained_out_of_memory(plan, forecast):
-        torch.empty(2**55, dtype=torch.uint8)
-
-
-def test_other_errors_pass_unchanged(plan):
-    forecast = fit.check_fits(plan, torch.device("cpu"), WORKLOAD)
-    with pytest.raises(RuntimeError, match="shapes"), fit.explained_out_of_memory(plan, forecast):
-        raise RuntimeError("shapes do not match")
 
 
 def test_a_probe_is_measured_beside_its_forecast():

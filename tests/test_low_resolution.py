@@ -45,7 +45,8 @@ def low_note(shape, **setting) -> str:
 
 def test_a_patch_that_holds_a_quarter_of_the_case_is_enough():
     # 128³ voxels fit into 8 GiB: 25.09 % of 203³, 24.72 % of 204³.
-    assert low_resolution(frame((203, 203, 203))) == NoLowResolution(reason="the patch holds 25% of the median case")
+    held = "nnU-Net's own patch, 128 × 128 × 128, holds 25% of the median case"
+    assert low_resolution(frame((203, 203, 203))) == NoLowResolution(reason=held)
     assert "holds" not in low_resolution(frame((204, 204, 204))).reason
 
 
@@ -106,7 +107,7 @@ def test_dice_is_of_the_whole_batch_where_there_is_such_a_stage(shape, setting, 
 
 def test_a_small_patch_of_the_study_does_not_move_the_stage():
     assert low_note((64, 64, 64), patch=(32, 32, 32)) == (
-        "low resolution: none when planned for 8 GiB, the patch holds 100% of the median case"
+        "low resolution: none when planned for 8 GiB, nnU-Net's own patch, 64 × 64 × 64, holds 100% of the median case"
     )
     assert low_note((300, 300, 300), patch=(64, 64, 64), memory_gib=2) == low_note((300, 300, 300))
 
@@ -132,7 +133,7 @@ def test_axes_stay_in_network_order_at_low_resolution():
 
 
 def test_asking_for_a_stage_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match=r"'low', but dataset made has no low-resolution stage \(the patch holds 100%"):
+    with pytest.raises(UserError, match=r"'low', but dataset made has no low-resolution stage \(nnU-Net's own .* 100%"):
         plan_preprocessing(CASES, fingerprint((64, 64, 64)), Preprocessing(resolution="low"))
 
 

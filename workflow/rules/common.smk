@@ -60,7 +60,10 @@ MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members
 
 def preprocessing_key(setting):
     """Settings with the same `preprocessing` keys share one folder of preprocessed cases."""
-    return content_hash(to_plain(SETTINGS[setting].preprocessing))
+    keys = to_plain(SETTINGS[setting].preprocessing)
+    if keys["transpose"] is None:
+        del keys["transpose"]  # folders made before there was such a key keep their name
+    return content_hash(keys)
 
 
 def preprocessed_folder(wildcards):
@@ -200,7 +203,7 @@ def planning_device(setting):
 
 
 def device_of_needs(setting):
-    """The same for plain training, of which the plan only says what jobs need."""
+    """The same for plain training, of which the plan says what jobs need and whether it fits."""
     return device_option() if SETTINGS[setting].parallel == Parallel() else ""
 
 

@@ -30,10 +30,12 @@ rule train:
         start=lambda wildcards, input: f"--weights {shlex.quote(input.start)}" if input.get("start") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
+        # Asked with `output`, it triggers no job, as for `mirror`: it is for what is said of memory.
+        hardware=lambda wildcards, output: shlex.join([os.path.relpath(CONFIG_FOLDER / "hardware.yaml"), DEVICE.name]),
         launcher=launcher,
     # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
         "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} "
         "--preprocessed {params.preprocessed:q} --splits {input.splits:q} --fold {wildcards.fold} {params.stage1} "
         "{params.start} --checksums {input.checksums:q} --state {params.state:q} "
-        "--output {params.folder:q} --threads {resources.cpus_per_task} > {log:q} 2>&1"
+        "--output {params.folder:q} --hardware {params.hardware} --threads {resources.cpus_per_task} > {log:q} 2>&1"

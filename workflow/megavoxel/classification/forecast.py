@@ -17,7 +17,9 @@ from megavoxel.config.classification import ClassificationStudy, ClassifierSetti
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.files import atomic_path
+from megavoxel.forecast.fit import device_at_hand
 from megavoxel.forecast.hours import GIB, speed_of, step_seconds
+from megavoxel.forecast.shown import gib
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import parameter_count
@@ -101,13 +103,25 @@ def precision_of(plan: ClassifierPlan, device: Device) -> str:
     return ("bfloat16" if device.kind == "gpu" else "float32") if wanted == "auto" else wanted
 
 
+def advice(plan: ClassifierPlan, device: torch.device) -> str:
+    """What `explained_out_of_memory` says of training."""
+    found = device_at_hand(device, plan.workers)
+    peak = _peak_gib(step_cost(plan, precision_of(plan, found)), found)
+    option = f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
+    return f"on {found.name} ({gib(found.memory_gib)}); the forecast was {gib(peak)}; next cheaper option: {option}"
+
+
+def _peak_gib(cost: StepCost, device: Device) -> float:
+    return (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
+
+
 def _row(
     setting: ClassifierSetting, *, study: ClassificationStudy, classes: tuple[str, ...], device: Device
 ) -> dict[str, object]:
     plan = classifier_plan(setting, study=study.name, dataset=study.dataset, classes=classes, seed=study.seed)
     precision = precision_of(plan, device)
     cost = step_cost(plan, precision)
-    peak = (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
+    peak = _peak_gib(cost, device)
     seconds = _seconds_per_step(plan, cost, device, precision)
     hours = _hours(plan, seconds)
     fits, reason = _fits(plan, peak, device)
@@ -147,11 +161,11 @@ def _hours(plan: ClassifierPlan, seconds: float | None) -> float | None:
 def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]:
     if device.kind == "gpu" and plan.workers > device.most_devices:
         return False, f"{plan.workers} workers, but a job on {device.name} has {device.most_devices} at most"
-    if device.memory_gib is None:
+    if device.limit_gib is None:
         return True, f"{device.name} states no memory"
-    if peak > device.memory_gib:
-        return False, f"{peak:.1f} GiB, {device.name} has {device.memory_gib:g}; lower batch or resolution"
-    return True, f"{peak:.1f} of {device.memory_gib:g} GiB"
+    if peak > device.limit_gib:
+        return False, f"{gib(peak)}, {device.name} has {gib(device.limit_gib)}; lower batch or resolution"
+    return True, f"{gib(peak)} of {gib(device.limit_gib)}"
 
 
 def _traced(plan: ClassifierPlan, images: int, precision: str) -> tuple[int, int, int, int, int]:

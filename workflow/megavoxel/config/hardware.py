@@ -55,6 +55,13 @@ class Device:
         """GPUs of a job."""
         return 1 if self.kind == "gpu" else 0
 
+    @property
+    def limit_gib(self) -> float | None:
+        """Memory that a forecast is held against: the device's, or on a CPU without it what a job asks for."""
+        if self.memory_gib is not None or self.kind != "cpu":
+            return self.memory_gib
+        return self.host_memory_mb / 1024
+
     def nodes(self, devices: int) -> int:
         """The fewest nodes that hold so many devices, the same number on each."""
         fewest = -(-devices // (self.devices_per_node or devices))

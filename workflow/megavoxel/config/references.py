@@ -51,6 +51,9 @@ def _check_setting(setting: Setting, study: Study, where: str) -> None:
             f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
             f"{study.folds})"
         )
+    transpose = setting.preprocessing.transpose
+    if transpose is not None and sorted(transpose) != [0, 1, 2]:
+        raise UserError(f"{where}.preprocessing.transpose: {list(transpose)}; give 0, 1 and 2 in some order")
     _check_normalisation(setting.preprocessing.normalisation, f"{where}.preprocessing.normalisation")
     _check_network(setting.network, f"{where}.network")
     _check_training(setting.training, f"{where}.training")
@@ -70,6 +73,14 @@ def _check_network(network: Network, where: str) -> None:
     levels = network.fixed_levels
     if network.features is not None and len(network.features) != levels:
         raise UserError(f"{where}.features: {len(network.features)} numbers of channels, but levels is {levels}")
+    for key in ("strides", "kernels"):
+        entries = getattr(network, key)
+        if entries is not None and len(entries) != levels:
+            raise UserError(f"{where}.{key}: it has {len(entries)} entries for {levels} levels; give one for each")
+    if network.strides is not None and network.strides[0] != (1, 1, 1):
+        raise UserError(f"{where}.strides: the first level is the full resolution; give it [1, 1, 1]")
+    if network.strides is not None and network.for_patch is not None:
+        raise UserError(f"{where}.for_patch: 'strides' say what it is there to say; remove one of them")
     if network.decoder_features is None:
         return
     if levels is None or len(network.decoder_features) != levels - 1:

@@ -22,6 +22,9 @@ class Preprocessing:
     """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
     resolution: str = "full"
     """`full`, or `low`: the spacing of nnU-Net's low-resolution stage, for large cases; not beside `spacing`."""
+    transpose: tuple[int, ...] | None = None
+    """Order of axes: network axis n is axis transpose[n] of (z, y, x); None: the coarsest first, the others as they
+    are."""
     normalisation: str | IntensityRange | None = None
     """`ct` (foreground percentiles of the dataset), `z-score` (of each image), or a fixed range as in `{range: [-21,
     89]}`; None: by the channel's name."""
@@ -48,6 +51,11 @@ class Network:
     settings that are to have the same network whatever their patch."""
     levels: int | None = None
     """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
+    strides: tuple[tuple[int, ...], ...] | None = None
+    """Stride from the level above per level and axis, that of the first level `[1, 1, 1]`; None: by `for_patch`."""
+    kernels: tuple[tuple[int, ...], ...] | None = None
+    """Odd extent of the convolutions per level and axis; None: 3, or 1 along an axis until the others have become as
+    coarse."""
     convolutions_per_level: int = 2
     """3D convolutions per level, in the encoder and in the decoder."""
     norm: str = "instance"
@@ -66,8 +74,13 @@ class Network:
 
     @property
     def fixed_levels(self) -> int | None:
-        """Levels that the study asks for, by number or by the list of their channels; None: by the planner."""
-        return len(self.features) if self.levels is None and self.features is not None else self.levels
+        """Levels that the study asks for, by number or by a list with an entry for each; None: by the planner."""
+        lists = (self.features, self.strides, self.kernels)
+        return (
+            next((len(entries) for entries in lists if entries is not None), None)
+            if self.levels is None
+            else self.levels
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.errors import UserError
 from megavoxel.forecast.hours import Workload
 from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages
+from megavoxel.forecast.shown import gib
+from megavoxel.forecast.ways import check_parallel, describe, effort, next_option, powers_of_two
 from megavoxel.planning.plan import Plan
 
 
@@ -35,6 +36,9 @@ def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | 
     device may run comes after all that do not. Pipelines are looked at where nothing else fits: they idle while they
     fill and run dry.
 
+    A way that the study fixes is refused where it takes more GPUs than a job on the device may have; processes on a
+    CPU are only those of `parallel`.
+
     Args:
         plan: the setting.
         device: what it is to run on.
@@ -49,15 +53,20 @@ def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | 
         return search.cheapest()
     check_parallel(plan, fixed)
     forecast = forecast_setting(plan, fixed, device, workload)
-    if fits(forecast):
-        return Choice(forecast=forecast, fits=True, reason="as the study says", next_option=next_option(plan, forecast))
-    other = search.cheapest()
-    return Choice(
-        forecast=forecast,
-        fits=False,
-        reason=too_large(forecast, other.forecast if other.fits else None),
-        next_option="",
-    )
+    too_many = device.kind == "gpu" and fixed.devices > device.most_devices
+    if fits(forecast) and not too_many:
+        return Choice(
+            forecast=forecast,
+            fits=True,
+            reason=f"as the study says{several_jobs(forecast)}",
+            next_option=next_option(plan, fixed, device),
+        )
+    if too_many:
+        reason = too_many_devices(forecast)
+    else:
+        other = search.cheapest()
+        reason = too_large(forecast, other.forecast if other.fits else None)
+    return Choice(forecast=forecast, fits=False, reason=reason, next_option="")
 
 
 class Search:
@@ -69,51 +78,60 @@ class Search:
 
     def cheapest(self) -> Choice:
         """The first way that fits."""
-        plain = self._look(Parallel(), exact=True)
+        plain = self._look(Parallel())
         if fits(plain) and not late(plain):
-            return Choice(
-                forecast=plain, fits=True, reason="plain training fits", next_option=next_option(self.plan, plain)
-            )
+            option = next_option(self.plan, plain.parallel, self.device)
+            return Choice(forecast=plain, fits=True, reason="plain training fits", next_option=option)
         best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
         if best is None:
             least = min(self.seen, key=lambda forecast: forecast.peak_gib)
             return Choice(forecast=least, fits=False, reason=too_large(least, None), next_option="")
-        reason = why(best, self.seen)
-        return Choice(forecast=best, fits=True, reason=reason, next_option=next_option(self.plan, best))
+        option = next_option(self.plan, best.parallel, self.device)
+        return Choice(forecast=best, fits=True, reason=why(best, self.seen), next_option=option)
 
-    def _look(self, parallel: Parallel, *, exact: bool) -> Forecast:
-        forecast = forecast_setting(self.plan, parallel, self.device, self.workload, exact=exact)
+    def _look(self, parallel: Parallel) -> Forecast:
+        forecast = forecast_setting(self.plan, parallel, self.device, self.workload)
         self.seen = [other for other in self.seen if other.parallel != parallel] + [forecast]
         return forecast
 
     def _first_that_fits(self, ways: Iterable[Parallel]) -> Forecast | None:
-        """The cheapest by a rough forecast that an exact one confirms."""
-        rough = []
+        """The first that fits and ends in time; where none ends in time, the cheapest that fits."""
+        fitting = []
         for parallel in ways:
-            rough.append(self._look(parallel, exact=False))
-            if fits(rough[-1]) and not late(rough[-1]):
-                break
-        for forecast in sorted(filter(fits, rough), key=cost):
-            exact = self._look(forecast.parallel, exact=True)
-            if fits(exact):
-                return exact
-        return None
+            forecast = self._look(parallel)
+            if fits(forecast):
+                fitting.append(forecast)
+                if not late(forecast):
+                    break
+        return min(fitting, key=cost, default=None)
 
     def _by_data(self) -> Iterator[Parallel]:
         """One device, then several by data, without and with checkpointing, each with the fewest parts that fit."""
         devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.common_batch % count == 0]
         for checkpointing in (False, True):
             for data in devices:
-                parts = self._fewest_parts(self.plan.common_batch // data, checkpointing)
-                yield Parallel(data=data, accumulate=parts, checkpointing=checkpointing)
+                yield self._with_fewest_parts(Parallel(data=data, checkpointing=checkpointing))
 
-    def _fewest_parts(self, share: int, checkpointing: bool) -> int:
-        """Parts of a device's share, by what one sample needs and the memory that there is."""
-        one = Parallel(accumulate=self.plan.common_batch, checkpointing=checkpointing)
-        sample = forecast_setting(self.plan, one, self.device, self.workload, exact=False)
-        room = (math.inf if self.device.memory_gib is None else self.device.memory_gib) - sample.training_gib
-        samples = 1 + max(0, math.floor(room / sample.sample_gib))
-        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= samples)
+    def _with_fewest_parts(self, whole: Parallel) -> Parallel:
+        """A device's share in the fewest parts that fit; in as many as can be where none fit.
+
+        The search begins at what one sample needs, which is near, and goes on by what each number of parts needs.
+        """
+        share = self.plan.common_batch // whole.data
+        ways = [replace(whole, accumulate=parts) for parts in range(1, share + 1) if share % parts == 0]
+        place = self._estimated(ways, share)
+        while place > 0 and fits(self._look(ways[place - 1])):
+            place -= 1
+        while place + 1 < len(ways) and not fits(self._look(ways[place])):
+            place += 1
+        return ways[place]
+
+    def _estimated(self, ways: Sequence[Parallel], share: int) -> int:
+        """Position of the way with the fewest parts, by what one sample needs and the memory that there is."""
+        sample = forecast_setting(self.plan, ways[-1], self.device, self.workload)
+        room = (math.inf if self.device.limit_gib is None else self.device.limit_gib) - sample.training_gib
+        samples = 1 + max(0, math.floor(room / sample.sample_gib)) if room < math.inf else share
+        return next(place for place, way in enumerate(ways) if share // way.accumulate <= samples)
 
     def _pipelines(self) -> Iterator[Parallel]:
         """With up to twice as many micro-batches as stages, and fewer where these are too many to hold at once."""
@@ -126,58 +144,6 @@ class Search:
                 if accumulate > 1 and self.plan.training.batch_dice:
                     continue  # its sums would not be those of the whole batch
                 yield Parallel(pipeline=count, micro_batches=parts, accumulate=accumulate, checkpointing=checkpointing)
-
-
-def check_parallel(plan: Plan, parallel: Parallel) -> None:
-    """Refuses what cannot be run exactly.
-
-    Raises:
-        UserError: naming the setting, the keys and what is allowed.
-    """
-    where = f"setting {plan.setting}: parallel"
-    for phase in plan.by_phase():
-        _check_parts(phase.batch, parallel, where)
-    if parallel.pipeline == 1 and parallel.micro_batches > 1:
-        raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
-    if parallel.pipeline > most_stages(plan):
-        raise UserError(f"{where}.pipeline: the network has {most_stages(plan)} blocks; allowed: 1 to that number")
-    if parallel.pipeline > 1 and plan.expanded_patch is not None:
-        raise UserError(
-            f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
-            "through a pipeline; set pipeline to 1 (data, accumulate and checkpointing spread it as well)"
-        )
-    if parallel.pipeline > 1 and parallel.accumulate > 1 and plan.training.batch_dice:
-        raise UserError(
-            f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "
-            "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
-            "to false"
-        )
-
-
-def _check_parts(batch: int, parallel: Parallel, where: str) -> None:
-    if parallel.data > batch:
-        raise UserError(
-            f"{where}.data: {parallel.data} devices cannot share a batch of {batch}: each needs a sample of its own; "
-            f"allowed: 1 to {batch}"
-        )
-    if batch % parallel.parts:
-        raise UserError(
-            f"{where}: batch {batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} × "
-            f"micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {batch} "
-            f"({', '.join(str(parts) for parts in range(1, batch + 1) if batch % parts == 0)})"
-        )
-
-
-def describe(parallel: Parallel) -> str:
-    """The way in a few words."""
-    words = [
-        f"{parallel.data} devices by data" if parallel.data > 1 else "",
-        f"a pipeline over {parallel.pipeline} devices" if parallel.pipeline > 1 else "",
-        f"{parallel.micro_batches} micro-batches" if parallel.micro_batches > 1 else "",
-        f"accumulation over {parallel.accumulate} parts" if parallel.accumulate > 1 else "",
-        "checkpointing" if parallel.checkpointing else "",
-    ]
-    return " with ".join(word for word in words if word) or "plain"
 
 
 def fits(forecast: Forecast) -> bool:
@@ -200,16 +166,6 @@ def cost(forecast: Forecast) -> tuple:
     return (late(forecast), float(f"{hours:.3g}"), *effort(forecast.parallel))
 
 
-def effort(parallel: Parallel) -> tuple[int, bool, int]:
-    """Devices, then what costs time."""
-    return (parallel.devices, parallel.checkpointing, parallel.accumulate)
-
-
-def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, … up to `most`."""
-    return [2**power for power in range(most.bit_length())]
-
-
 def why(best: Forecast, seen: Sequence[Forecast]) -> str:
     """Why the ways that were looked at before were not taken."""
     refused = []
@@ -217,19 +173,21 @@ def why(best: Forecast, seen: Sequence[Forecast]) -> str:
         if other.parallel == best.parallel or _is_slower_twin(other, seen):
             continue
         if not fits(other):
-            refused.append(f"{describe(other.parallel)} needs {other.peak_gib:.1f} GiB")
+            refused.append(f"{describe(other.parallel)} needs {gib(other.peak_gib)}")
         elif late(other) and cost(other) > cost(best):
             limit = other.device.runtime_minutes / 60
             refused.append(
                 f"{describe(other.parallel)} takes {other.hours_per_fold:.0f} h a fold, a job has {limit:g} h"
             )
-    slow = (
-        f"; still longer than a job's {best.device.runtime_minutes / 60:g} h, so it will need several"
-        if late(best)
-        else ""
-    )
-    memory = f"a device has {best.device.memory_gib:g} GiB" if best.device.memory_gib else "no memory is stated"
-    return f"{describe(best.parallel)}: {'; '.join(dict.fromkeys(refused))}; {memory}{slow}"
+    memory = f"a device has {gib(best.device.limit_gib)}" if best.device.limit_gib else "no memory is stated"
+    return f"{describe(best.parallel)}: {'; '.join(dict.fromkeys(refused))}; {memory}{several_jobs(best)}"
+
+
+def several_jobs(forecast: Forecast) -> str:
+    """What a way that takes longer than a job may run comes to, behind a reason."""
+    if not late(forecast):
+        return ""
+    return f"; longer than a job's {forecast.device.runtime_minutes / 60:g} h, so it will need several"
 
 
 def _is_slower_twin(forecast: Forecast, seen: Sequence[Forecast]) -> bool:
@@ -243,30 +201,32 @@ def too_large(forecast: Forecast, other: Forecast | None) -> str:
     device = forecast.device
     part = "training" if forecast.training_gib >= forecast.prediction_gib else "prediction"
     short = (
-        f"{part} needs {forecast.peak_gib:.1f} GiB as {describe(forecast.parallel)}, {forecast.missing_gib:.1f} GiB "
-        f"more than {device.name} has ({device.memory_gib:g} GiB)"
+        f"{part} needs {gib(forecast.peak_gib)} as {describe(forecast.parallel)}, {gib(forecast.missing_gib)} more "
+        f"than {_has(device)}"
     )
     if other is not None:
-        return f"{short}; what would fit: {describe(other.parallel)} ({other.peak_gib:.1f} GiB)"
+        return f"{short}; what would fit: {describe(other.parallel)} ({gib(other.peak_gib)})"
     # Activations go with the volume of the patch, overhead does not.
-    share = (device.memory_gib - device.overhead_gib) / (forecast.peak_gib - device.overhead_gib)
+    share = (device.limit_gib - device.overhead_gib) / (forecast.peak_gib - device.overhead_gib)
     if share <= 0:
         return f"{short}; nothing fits into that; take a device with more memory"
+    devices = f"up to {device.most_devices} devices" if device.most_devices > 1 else "one device"
     return (
-        f"{short}; no way on up to {device.most_devices} devices fits; what would: a patch of about "
+        f"{short}; no way on {devices} fits; what would: a patch of about "
         f"{share ** (1 / 3):.0%} of each side, or a device with {math.ceil(forecast.peak_gib)} GiB"
     )
 
 
-def next_option(plan: Plan, forecast: Forecast) -> str:
-    """What to try should memory run out all the same, in keys of the study."""
-    parallel = forecast.parallel
-    samples = plan.common_batch // parallel.parts
-    if samples > 1:
-        parts = next(parts for parts in range(2, samples + 1) if samples % parts == 0)
-        return f"parallel.accumulate: {parallel.accumulate * parts}"
-    if not parallel.checkpointing:
-        return "parallel.checkpointing: true"
-    if parallel.devices < forecast.device.most_devices:
-        return f"parallel.pipeline: {parallel.pipeline * 2}"
-    return "a smaller patch"
+def too_many_devices(forecast: Forecast) -> str:
+    """That a job may not have as many devices as a way takes."""
+    asked, device = forecast.parallel.devices, forecast.device
+    return (
+        f"{describe(forecast.parallel)} takes {asked} devices, a job on {device.name} has {device.most_devices} at "
+        "most (most_devices in config/hardware.yaml)"
+    )
+
+
+def _has(device: Device) -> str:
+    if device.memory_gib is None:
+        return f"a job on {device.name} has ({gib(device.limit_gib)}, its host_memory_mb)"
+    return f"{device.name} has ({gib(device.limit_gib)})"

@@ -2,77 +2,99 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from megavoxel.config.hardware import Device
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import choose, next_option
+from megavoxel.forecast.choice import choose
 from megavoxel.forecast.hours import GIB, Workload
-from megavoxel.forecast.setting import Forecast, forecast_setting
+from megavoxel.forecast.setting import Forecast, forecast_setting, prediction_gib
+from megavoxel.forecast.shown import gib
+from megavoxel.forecast.ways import next_option
+from megavoxel.network.memory_limit import host_memory
 from megavoxel.planning.plan import Plan
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CPU_MESSAGES = ("can't allocate memory", "not enough memory")
-"""What PyTorch's CPU allocator says; it raises no error of its own kind."""
 
+def device_at_hand(device: torch.device, processes: int = 1, *, described: Device | None = None) -> Device:
+    """The device with the memory that one of `processes` may use.
 
-def device_at_hand(device: torch.device, processes: int = 1) -> Device:
-    """The device with the memory that one of `processes` may use, and the overheads of an uncalibrated one."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        name = torch.cuda.get_device_name(device)
+    Args:
+        device: that was found.
+        processes: that share the memory of this machine, where they run on its CPU.
+        described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
+    """
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    if kind == "gpu":
+        memory, name = torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
     else:
         memory, name = host_memory() // processes, "this machine"
-    kind = "gpu" if device.type == "cuda" else "cpu"
-    return Device(name=name, kind=kind, memory_gib=round(memory / GIB, 2))
+    # What is described may be another kind: a study for GPUs that is tried on a CPU.
+    known = described if described is not None and described.kind == kind else Device(name=name, kind=kind)
+    return replace(known, name=name, memory_gib=round(memory / GIB, 2))
 
 
-def host_memory() -> int:
-    """Bytes of the machine, or of the control group of this process where that is less (Linux)."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def check_fits(plan: Plan, device: torch.device, workload: Workload) -> Forecast:
+def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
     """The forecast of training; refuses what cannot fit, and warns of what may not.
 
-    What convolutions take for themselves is an assumption until it is measured: it makes a warning, no refusal.
+    What convolutions take for themselves is an assumption until it is measured, and prediction may run elsewhere: they
+    make a warning, no refusal.
+
+    Args:
+        plan: the setting, in the precision that was chosen.
+        device: at hand.
+        workload: cases and folds.
 
     Raises:
-        UserError: activations, weights and optimiser alone need more than there is; with what would fit.
+        UserError: activations, weights, optimiser and the overhead of the process need more than there is; with what
+            would fit.
     """
-    found = device_at_hand(device, plan.parallel.devices)
-    forecast = forecast_setting(plan, plan.parallel, found, workload)
-    if forecast.certain_gib > found.memory_gib:
-        raise UserError(f"setting {plan.setting}: {choose(plan, found, workload, fixed=plan.parallel).reason}")
-    if forecast.training_gib > found.memory_gib:
+    forecast = forecast_setting(plan, plan.parallel, device, workload)
+    if forecast.certain_gib + device.overhead_gib > device.memory_gib:
+        raise UserError(f"setting {plan.setting}: {choose(plan, device, workload, fixed=plan.parallel).reason}")
+    has = f"is above the {gib(device.memory_gib)} of {device.name}"
+    if forecast.training_gib > device.memory_gib:
+        option = next_option(plan, plan.parallel, device)
         print(
-            f"warning: the forecast of {forecast.training_gib:.1f} GiB for training is above the {found.memory_gib:g} "
-            f"GiB of {found.name}; should memory run out: {next_option(plan, forecast)}",
+            f"warning: the forecast of {gib(forecast.training_gib)} for training {has}; should memory run out: "
+            f"{option}",
+            flush=True,
+        )
+    if forecast.prediction_gib > device.memory_gib:
+        print(
+            f"warning: the forecast of {gib(forecast.prediction_gib)} for prediction of the largest case with the "
+            f"networks of {workload.folds} folds {has}; what would help: {_smaller_prediction(plan, workload.folds)}",
             flush=True,
         )
     return forecast
 
 
-@contextmanager
-def explained_out_of_memory(plan: Plan, forecast: Forecast) -> Iterator[None]:
-    """Turns an out-of-memory error inside into one line: the setting, its forecast and the next option.
+def advice_for_training(plan: Plan, forecast: Forecast) -> str:
+    """What `explained_out_of_memory` says of training."""
+    device = forecast.device
+    return (
+        f"on {device.name} ({gib(device.memory_gib)}); the forecast was {gib(forecast.training_gib)} in "
+        f"{forecast.precision}; next cheaper option: {next_option(plan, plan.parallel, device)}"
+    )
 
-    Raises:
-        UserError: memory ran out.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in CPU_MESSAGES):
-            raise
-        raise UserError(
-            f"setting {plan.setting}: out of memory on {forecast.device.name} ({forecast.device.memory_gib:g} GiB); "
-            f"the forecast was {forecast.training_gib:.1f} GiB; next cheaper option: {next_option(plan, forecast)}"
-        ) from error
+
+def advice_for_prediction(plan: Plan, networks: int, device: torch.device) -> str:
+    """What `explained_out_of_memory` says of the prediction by so many networks."""
+    found, wanted = device_at_hand(device, 1), plan.training.precision
+    half = "bfloat16" if found.kind == "gpu" else "float32"
+    precision = half if wanted == "auto" else wanted
+    needed = prediction_gib(plan, found, networks, precision)
+    return (
+        f"on {found.name} ({gib(found.memory_gib)}); the forecast for the largest case of the plan was {gib(needed)} "
+        f"in {precision}; what would help: {_smaller_prediction(plan, networks)}"
+    )
+
+
+def _smaller_prediction(plan: Plan, networks: int) -> str:
+    options = []
+    if plan.inference.window is not None:
+        options.append(f"a smaller inference.window, such as that of the patch, {list(plan.patch)}")
+    if networks > 1:
+        options.append("the weights of fewer folds at once")
+    return " or ".join([*options, "a device with more memory"])

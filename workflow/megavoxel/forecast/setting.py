@@ -24,6 +24,8 @@ class Forecast:
 
     parallel: Parallel
     device: Device
+    precision: str
+    """Of training and prediction."""
     training_gib: float
     """Peak memory of the fullest device in training, with overhead and workspace."""
     certain_gib: float
@@ -55,14 +57,12 @@ class Forecast:
 
     @property
     def missing_gib(self) -> float:
-        """By how much it does not fit; 0 where it fits or the device states no memory."""
-        memory = self.device.memory_gib
+        """By how much it does not fit; 0 where it fits or nothing says how much memory there is."""
+        memory = self.device.limit_gib
         return 0.0 if memory is None else max(0.0, self.peak_gib - memory)
 
 
-def forecast_setting(
-    plan: Plan, parallel: Parallel, device: Device, workload: Workload, *, exact: bool = True
-) -> Forecast:
+def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: Workload) -> Forecast:
     """The forecast of `plan`, run as `parallel` says.
 
     Args:
@@ -70,27 +70,44 @@ def forecast_setting(
         parallel: its parts divide the batch (`check_parallel`).
         device: one of the devices of the job.
         workload: cases and folds.
-        exact: whether the step is run with all samples of a device, or with one of them and the rest added up.
     """
     precision = precision_on(plan, device)
-    steps = [(phase, step_costs(phase, parallel, precision, exact=exact)) for phase in plan.by_phase()]
+    steps = [(phase, step_costs(phase, parallel, precision)) for phase in plan.by_phase()]
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
-    predicting, slab = _prediction(plan, parallel, workload, precision)
     seconds = _seconds(plan, parallel, device, workload, steps, precision)
     training, prediction = seconds if seconds else (None, None)
     return Forecast(
         parallel=parallel,
         device=device,
+        precision=precision,
         training_gib=max(_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
-        prediction_gib=_gib(predicting, device, extra=slab),
+        prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.folds, precision),
         training_hours=None if seconds is None else training / 3600,
         prediction_hours=None if seconds is None else prediction / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
         flops=sum(stage.flops for stage in stages) * parallel.data,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
     )
+
+
+def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) -> float:
+    """Peak memory in GiB of the fullest device that predicts the largest case, with overhead and workspace.
+
+    Args:
+        plan: the setting, with its `parallel`.
+        device: whose overhead and workspace count.
+        networks: whose mean is taken.
+        precision: of the forward pass.
+    """
+    size = prediction_window(plan, largest_case(plan))
+    cost = window(plan, size, networks=networks, precision=precision)
+    if predicting_devices(plan) > 1:
+        begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
+        stages = staged_window_bytes(plan.network, begins, size, networks=networks, precision=precision)
+        cost = replace(cost, peak_bytes=max(stages))
+    return _gib(cost, device, extra=_slab_bytes(plan, size))
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
@@ -142,25 +159,14 @@ def most_stages(plan: Plan) -> int:
     return len(unet_blocks(plan.network))
 
 
-def step_costs(plan: Plan, parallel: Parallel, precision: str, *, exact: bool = True) -> list[StepCost]:
+def step_costs(plan: Plan, parallel: Parallel, precision: str) -> list[StepCost]:
     """The cost of a training step on each device of a pipeline, or on the one that there is; see `forecast_setting`."""
     samples = plan.batch // parallel.parts
     if parallel.pipeline == 1:
-        return [training_step(plan, samples=samples, parallel=parallel, precision=precision, exact=exact)]
+        return [training_step(plan, samples=samples, parallel=parallel, precision=precision)]
     keys = _pipeline_keys(plan, parallel)
     costs = stage_costs(plan, precision=precision, begins=begins_of(plan, precision=precision, **keys), **keys)
     return [repeated(cost, parallel) for cost in costs]
-
-
-def _prediction(plan: Plan, parallel: Parallel, workload: Workload, precision: str) -> tuple[StepCost, int]:
-    """The largest window on the fullest device that predicts, and the bytes of its summed logits."""
-    size = prediction_window(plan, largest_case(plan))
-    cost = window(plan, size, networks=workload.folds, precision=precision)
-    if predicting_devices(replace(plan, parallel=parallel)) > 1:
-        begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, parallel))
-        stages = staged_window_bytes(plan.network, begins, size, networks=workload.folds, precision=precision)
-        cost = replace(cost, peak_bytes=max(stages))
-    return cost, _slab_bytes(plan, size)
 
 
 def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:

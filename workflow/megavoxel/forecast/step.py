@@ -47,7 +47,7 @@ class StepCost:
     """Weights in float32."""
 
 
-def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str, exact: bool = True) -> StepCost:
+def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str) -> StepCost:
     """One optimiser step on one device.
 
     Args:
@@ -55,12 +55,10 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
         samples: that go through the network together.
         parallel: only `data`, `accumulate` and `checkpointing` count.
         precision: `float32`, `bfloat16` or `float16`.
-        exact: whether this very number of samples is run, or one of them, and the rest taken to need as much.
     """
     keys = Parallel(checkpointing=parallel.checkpointing)
-    run = samples if exact else 1
-    cost = _training_step(HashedPlan(replace(anonymous(plan), parallel=keys, batch=run)), precision)
-    cost = repeated(cost if exact else _scaled(cost, samples), parallel)
+    cost = _training_step(HashedPlan(replace(anonymous(plan), parallel=keys, batch=samples)), precision)
+    cost = repeated(cost, parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
         forward = window(plan, networks=ONE_NETWORK, precision=precision).flops * samples * parallel.accumulate
@@ -77,16 +75,6 @@ def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
     """
     gradients = cost.parameter_bytes if parallel.accumulate > 1 or parallel.data > 1 else 0
     return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * parallel.accumulate)
-
-
-def _scaled(cost: StepCost, samples: int) -> StepCost:
-    """The cost of several samples together, from that of one."""
-    return replace(
-        cost,
-        peak_bytes=cost.resident_bytes + samples * (cost.peak_bytes - cost.resident_bytes),
-        workspace_bytes=samples * cost.workspace_bytes,
-        flops=samples * cost.flops,
-    )
 
 
 def anonymous(plan: Plan) -> Plan:

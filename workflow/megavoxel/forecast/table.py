@@ -17,11 +17,12 @@ from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.hours import Workload
 from megavoxel.forecast.partition import Partition, partitions
-from megavoxel.forecast.setting import cut_of, describe_stages, forecast_setting
+from megavoxel.forecast.setting import Forecast, cut_of, describe_stages, forecast_setting
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
+from megavoxel.planning.sizes import padding_notes
 
 COLUMNS = (
     "setting", "patch", "batch", "gpus", "data", "pipeline", "accumulate", "checkpointing", "peak_gib",
@@ -32,7 +33,8 @@ FORECAST_NUMBERS = ("peak_gib", "hours_per_fold", "gpu_hours")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
     "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
-    "convolutions); it cannot see what cuDNN chooses, nor fragmentation.\n"
+    "convolutions); it cannot see what cuDNN chooses, nor fragmentation; on a CPU, where training keeps freed memory, "
+    "a process may hold twice that.\n"
     "hours_per_fold: training and prediction of the validation cases at the device's sustained rate, with data loading "
     "keeping up; gpu_hours: of all folds of the setting. Both rates and overheads come from config/hardware.yaml; "
     "'megavoxel calibrate' measures them."
@@ -98,12 +100,16 @@ def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
 
 
 def describe(planned: PlannedSetting) -> str:
-    """A line for the reader: why the setting is run as it is, and how much of `peak_gib` are tensors of training."""
+    """A line for the reader: why the setting is run as it is, and how much of `peak_gib` are tensors of training, and
+    how many operations a step takes."""
     name = planned.setting.name
     if planned.choice is None:
         return f"{name}: {planned.fault}"
-    tensors = planned.choice.forecast.certain_gib
-    return f"{name}: {planned.choice.reason}; tensors of a training step: {tensors:.3g} GiB"
+    forecast = planned.choice.forecast
+    step = (
+        f"tensors of a training step: {forecast.certain_gib:.3g} GiB, its operations: {forecast.flops / 1e12:.3g} TFLOP"
+    )
+    return f"{name}: {planned.choice.reason}; {step}"
 
 
 def save_table(path: Path, rows: pandas.DataFrame) -> None:
@@ -124,10 +130,20 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
         workload = workload_of(study, cases)
         plan, choice = spread(plan, setting, device, workload)
+        remarks = (*padding_notes(plan), *_without_hours(choice.forecast))
+        choice = replace(choice, reason="; ".join([choice.reason, *remarks]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
         return PlannedSetting(setting=setting, folds=folds, fault=str(error))
     return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
+
+
+def _without_hours(forecast: Forecast) -> list[str]:
+    """Why a forecast has no hours, where it has none."""
+    if forecast.hours_per_fold is not None:
+        return []
+    rate = "float32" if forecast.precision == "float32" else "half"
+    return [f"no hours: config/hardware.yaml has no {rate} rate (teraflops) for {forecast.device.name}"]
 
 
 def _row(planned: PlannedSetting) -> dict[str, object]:

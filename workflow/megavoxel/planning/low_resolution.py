@@ -64,7 +64,8 @@ def low_resolution(frame: Frame) -> LowResolution | NoLowResolution:
     candidate, stage = largest_patch(frame, REFERENCE_BATCH), frame
     full = voxels = math.prod(frame.median_shape)
     if math.prod(candidate.patch) / voxels >= ENOUGH:
-        return NoLowResolution(reason=_held(candidate.patch, frame.median_shape))
+        own = f"nnU-Net's own patch, {times(candidate.patch)},"
+        return NoLowResolution(reason=_held(candidate.patch, frame.median_shape, own))
     while math.prod(candidate.patch) / voxels < ENOUGH:
         spacing = coarser(stage.spacing)
         shape = [size * old / new for size, old, new in zip(frame.median_shape, frame.spacing, spacing, strict=True)]
@@ -152,6 +153,6 @@ def coarser(spacing: Sequence[float]) -> tuple[float, ...]:
     return tuple(size * STEP if grows or not any(behind) else size for size, grows in zip(spacing, behind, strict=True))
 
 
-def _held(patch: Sequence[int], median_shape: Sequence[float]) -> str:
+def _held(patch: Sequence[int], median_shape: Sequence[float], which: str = "the patch") -> str:
     """Which share of the median case a patch holds, in words."""
-    return f"the patch holds {math.prod(patch) / math.prod(median_shape):.0%} of the median case"
+    return f"{which} holds {math.prod(patch) / math.prod(median_shape):.0%} of the median case"

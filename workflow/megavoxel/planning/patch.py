@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megavoxel.config.study import Network
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import NetworkPlan
-from megavoxel.planning.topology import SMALLEST_EDGE, Topology, build_topology, convolution_elements, padded_patch
+from megavoxel.planning.topology import (
+    SMALLEST_EDGE,
+    Topology,
+    build_topology,
+    convolution_elements,
+    kernels_of,
+    padded_patch,
+)
 
 START_VOLUME = 256**3
 """Voxels of the patch that the search begins with, before it is clipped to the median shape."""
@@ -68,10 +75,16 @@ class Frame:
         return REFERENCE_ELEMENTS * self.memory_gib / REFERENCE_MEMORY_GIB
 
     def topology(self, patch: Sequence[float]) -> Topology:
-        """The U-Net for a patch, or for the one that the study names, with no more levels than the study asks for."""
-        topology = build_topology(self.spacing, patch if self.keys.for_patch is None else self.keys.for_patch)
-        levels = self.keys.fixed_levels
-        return topology if levels is None else topology.truncated(levels)
+        """The U-Net for a patch, or for the one that the study names, with no more levels than the study asks for, and
+        with the strides and kernels that it fixes."""
+        keys = self.keys
+        if keys.strides is None:
+            topology = build_topology(self.spacing, patch if keys.for_patch is None else keys.for_patch)
+            levels = keys.fixed_levels
+            topology = topology if levels is None else topology.truncated(levels)
+        else:
+            topology = Topology(kernels=kernels_of(self.spacing, keys.strides), strides=keys.strides)
+        return topology if keys.kernels is None else replace(topology, kernels=keys.kernels[: topology.levels])
 
     def candidate(self, patch: Sequence[float]) -> Candidate:
         """The network for a patch, and the patch rounded up to what its strides need."""

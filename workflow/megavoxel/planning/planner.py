@@ -29,6 +29,7 @@ from megavoxel.planning.patch import (
     start_patch,
 )
 from megavoxel.planning.plan import Plan, PreprocessingPlan
+from megavoxel.planning.sizes import check_levels, check_sizes, network_note, padding_notes
 from megavoxel.planning.spacing import (
     coarsest_axis,
     is_anisotropic,
@@ -102,7 +103,8 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
 
     Raises:
         UserError: the preprocessing is of another dataset or setting, there are not as many class weights as classes,
-            the network cannot have as many levels as the study asks for, or nothing fits into the memory target.
+            the network cannot have as many levels as the study asks for, nothing fits into the memory target, or a
+            patch leaves a single voxel at the lowest level.
     """
     _check_preprocessing(cases, preprocessing, setting)
     _check_class_weights(preprocessing, setting)
@@ -119,14 +121,14 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     )
     candidate, patch_notes = _choose_patch(frame, setting)
     patch = setting.patch or candidate.patch
-    _check_levels(frame, setting, patch)
+    check_levels(frame, setting, patch)
     batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
     training, budget_notes = _budget(setting.training, batch)
     training, dice_note = _dice(frame, patch, replace(setting, training=training))
     large, network, expansion_notes = plan_expansion(setting, patch, candidate.network, frame.median_shape)
     network, cascade_notes = plan_cascade(setting, network)
     phases, phase_notes = plan_phases(written, patch, batch, training)
-    return Plan(
+    plan = Plan(
         study=study,
         setting=setting.name,
         dataset=cases.dataset,
@@ -147,7 +149,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         notes=(
             *whole_notes,
             *patch_notes,
-            _network_note(candidate, setting),
+            network_note(candidate, setting),
             low_resolution_note(frame, patch, setting.preprocessing),
             dice_note,
             *batch_notes,
@@ -157,6 +159,8 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             *phase_notes,
         ),
     )
+    check_sizes(plan)
+    return replace(plan, notes=(*plan.notes, *padding_notes(plan)))
 
 
 def _check_class_weights(preprocessing: PreprocessingPlan, setting: Setting) -> None:
@@ -173,9 +177,9 @@ def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...
     spacings = [case.spacing for case in fingerprint.cases]
     shapes = [case.cropped_shape for case in fingerprint.cases]
     median = np.median(spacings, axis=0)
+    target = target_spacing(spacings, shapes) if keys.spacing is None else median
+    transpose = keys.transpose or transposition(target)
     if keys.spacing is None:
-        target = target_spacing(spacings, shapes)
-        transpose = transposition(target)
         spacing = transposed(target, transpose)
         reason = f"median of {len(spacings)} training cases"
         if is_anisotropic(median, np.median(shapes, axis=0)):
@@ -185,13 +189,13 @@ def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...
                 f"{max(median):g} mm: it is more than 3 times coarser and has less than a third of the others' voxels"
             )
     else:
-        transpose = transposition(median)
         spacing = keys.spacing
         reason = f"fixed by the study; the median of the dataset is {times(transposed(median, transpose))} mm"
-        if coarsest_axis(spacing) != 0:
-            reason += "; its first axis is not the coarsest one, which the order of axes is meant for"
+    if coarsest_axis(spacing) != 0:
+        reason += "; its first axis is not the coarsest one, which the order of axes is meant for"
     order = ", ".join(AXES[axis] for axis in transpose)
-    return transpose, spacing, [f"axes: {order}, the coarsest first", f"spacing: {times(spacing)} mm, {reason}"]
+    why = "the coarsest first" if keys.transpose is None else "fixed by the study"
+    return transpose, spacing, [f"axes: {order}, {why}", f"spacing: {times(spacing)} mm, {reason}"]
 
 
 def _full_resolution(cases: Cases, spacing: tuple[float, ...], median: tuple[float, ...]) -> Frame:
@@ -219,6 +223,11 @@ def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting
             f"setting {setting.name}: preprocessing.spacing is {times(asked)} mm, the preprocessing plan has "
             f"{times(preprocessing.spacing)} mm; it belongs to another setting"
         )
+    if setting.preprocessing.transpose not in (None, tuple(preprocessing.transpose)):
+        raise UserError(
+            f"setting {setting.name}: preprocessing.transpose is {list(setting.preprocessing.transpose)}, the "
+            f"preprocessing plan has {list(preprocessing.transpose)}; it belongs to another setting"
+        )
 
 
 def _choose_patch(frame: Frame, setting: Setting) -> tuple[Candidate, list[str]]:
@@ -235,32 +244,10 @@ def _choose_patch(frame: Frame, setting: Setting) -> tuple[Candidate, list[str]]
 
 def _fixed_patch_notes(frame: Frame, patch: Sequence[int]) -> list[str]:
     notes = [f"patch: {times(patch)}, fixed by the study"]
-    inside = frame.candidate(patch).patch
-    if tuple(inside) != tuple(patch):
-        notes.append(
-            f"patch: not a multiple of the network's stride; padded inside from {times(patch)} to {times(inside)}, "
-            "logits are cropped"
-        )
     if any(size > median for size, median in zip(patch, frame.median_shape, strict=True)):
         median = times(frame.median_shape)
         notes.append(f"patch: larger than the median case ({median}) along some axis; filled with 0")
     return notes
-
-
-def _check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
-    wanted, possible = setting.network.fixed_levels, frame.topology(patch).levels
-    if wanted is not None and wanted > possible:
-        raise UserError(
-            f"setting {setting.name}: network has {wanted} levels, but patch "
-            f"{times(setting.network.for_patch or patch)} at spacing "
-            f"{times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
-        )
-
-
-def _network_note(candidate: Candidate, setting: Setting) -> str:
-    levels = len(candidate.network.features)
-    reason = "fixed by the study" if setting.network.fixed_levels else "as many as patch and spacing allow"
-    return f"network: {levels} levels ({reason}), stride {times(candidate.divisor)}"
 
 
 def _dice(frame: Frame, patch: Sequence[int], setting: Setting) -> tuple[Training, str]:

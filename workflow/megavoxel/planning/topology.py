@@ -52,20 +52,31 @@ def build_topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology
         spacing: mm per axis.
         patch: voxels per axis; need not be a multiple of anything.
     """
-    spacing, size = list(spacing), list(patch)
-    kernel = [1] * len(size)
-    kernels, strides = [], [(1,) * len(size)]
-    while halved := _axes_to_halve(spacing, size):
-        kernel = [
-            3 if extent == 3 or step / min(spacing) < SIMILAR else 1
-            for extent, step in zip(kernel, spacing, strict=True)
-        ]
-        kernels.append(tuple(kernel))
+    step, size = list(spacing), list(patch)
+    strides = [(1,) * len(size)]
+    while halved := _axes_to_halve(step, size):
         strides.append(tuple(2 if axis in halved else 1 for axis in range(len(size))))
         for axis in halved:
-            spacing[axis] *= 2
+            step[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
-    return Topology(kernels=(*kernels, (3,) * len(size)), strides=tuple(strides))
+    return Topology(kernels=kernels_of(spacing, strides), strides=tuple(strides))
+
+
+def kernels_of(spacing: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Extents of the convolutions per level and axis: 1 along an axis until the others have become as coarse, then 3.
+
+    Args:
+        spacing: mm per axis, at full resolution.
+        strides: from the level above, per level and axis.
+    """
+    step, kernel, kernels = list(spacing), [1] * len(spacing), []
+    for stride in strides[:-1]:
+        step = [size * factor for size, factor in zip(step, stride, strict=True)]
+        kernel = [
+            3 if extent == 3 or size / min(step) < SIMILAR else 1 for extent, size in zip(kernel, step, strict=True)
+        ]
+        kernels.append(tuple(kernel))
+    return (*kernels, (3,) * len(spacing))
 
 
 def divisor_of(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

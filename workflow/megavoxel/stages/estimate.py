@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
     from megavoxel.data.cases import load_cases
     from megavoxel.forecast.partition import partition_table
+    from megavoxel.forecast.shown import gib
     from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table
     from megavoxel.planning.declared import declared_dataset
     from megavoxel.planning.fingerprint import load_fingerprint
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         save_table(arguments.output, rows)
         if study.partitions:
             save_table(arguments.output.with_name("partitions.tsv"), cuts)
-    memory = f"{device.memory_gib:g} GiB" if device.memory_gib else "no memory stated"
+    memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
     print(rows.drop(columns="reason").to_string(index=False, na_rep=""))
     print("\n".join(map(describe, planned)))

@@ -78,20 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Plan:
-    """The plan with its parallelism, and with what its jobs need."""
+    """The plan with its parallelism, a note where it does not fit, and what its jobs need."""
     from megavoxel.forecast.hours import Workload
     from megavoxel.forecast.needs import needs_of
-    from megavoxel.forecast.setting import forecast_setting
     from megavoxel.forecast.table import spread
 
     workload = Workload(training_cases=len(cases.of_split("training")), folds=request.folds)
-    if request.setting.parallel == Parallel():
-        # Nothing is to be chosen, and training itself checks the memory that it finds.
-        forecast = forecast_setting(plan, Parallel(), device, workload)
-    else:
-        plan, choice = spread(plan, request.setting, device, workload)
-        forecast = choice.forecast
-    return replace(plan, needs=needs_of(plan, forecast, workload, test_cases=len(cases.of_split("test"))))
+    plan, choice = spread(plan, request.setting, device, workload)
+    return replace(plan, needs=needs_of(plan, choice.forecast, workload, test_cases=len(cases.of_split("test"))))
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -123,9 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
         print("no cases to predict", flush=True)
         with _folders(arguments):
             return
-    from megavoxel.inference.job import predictor_of_job
+    from megavoxel.forecast.predictor import explained_predictor
 
-    with predictor_of_job(plan, arguments.weights, "predict", arguments) as predictor:
+    with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
         if predictor is not None:
             with _folders(arguments) as (output, logits):
                 _predict(predictor, items, arguments, output, logits)
@@ -152,9 +152,9 @@ def _predict_by_model(arguments: argparse.Namespace) -> None:
     left = unfinished(scans, labelling)
     if not left:
         return
-    from megavoxel.inference.job import predictor_of_job
+    from megavoxel.forecast.predictor import explained_predictor
 
-    with predictor_of_job(model.plan, model.weights, "predict", arguments) as predictor:
+    with explained_predictor(model.plan, model.weights, "predict", arguments) as predictor:
         if predictor is not None:
             label_scans(left, predictor, labelling)
 

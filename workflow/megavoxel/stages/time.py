@@ -80,9 +80,9 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame | None:
     require_first_stage(plan, arguments.stage1, option="--stage1")
     names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
 
-    from megavoxel.inference.job import predictor_of_job
+    from megavoxel.forecast.predictor import explained_predictor
 
-    with predictor_of_job(plan, [arguments.weights], "time", arguments) as predictor:
+    with explained_predictor(plan, [arguments.weights], "time", arguments) as predictor:
         return None if predictor is None else _timed(predictor, names, arguments)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megavoxel.config.hardware import load_device
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, content_hash, file_sha256, write_json
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
@@ -15,7 +18,10 @@ from megavoxel.planning.splits import Fold as Split
 from megavoxel.planning.splits import load_splits
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
+    import torch
+
     from megavoxel.distributed.group import Group
+    from megavoxel.forecast.setting import Forecast
     from megavoxel.training.loop import Fold
     from megavoxel.training.run import Run
 
@@ -44,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model.pt to begin with, for a setting with 'start'; published ones for 'pretrained'",
     )
     parser.add_argument("--checksums", type=Path, help="checksums.tsv of the dataset, for the manifest")
+    parser.add_argument(
+        "--hardware",
+        nargs=2,
+        metavar=("FILE", "NAME"),
+        help="hardware file and the device in it that this is, for what is said of memory",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
 
@@ -57,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
-    from megavoxel.forecast.fit import check_fits, explained_out_of_memory
-    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.fit import advice_for_training
+    from megavoxel.forecast.out_of_memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.training.lock import held, wait_for_others
@@ -78,12 +90,14 @@ def run(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     keep_freed_memory()
     device = choose_device(local_device(arguments.device))
-    cases = len(fold.training) + len(fold.validation)
-    forecast = check_fits(plan, device, Workload(training_cases=cases, folds=len(folds)))
+    forecast = _checked_forecast(plan, fold, len(folds), device, arguments.hardware)
     # The others of a group wait for its leader to join them, for some minutes; whom to wait for longer was seen above.
     own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
     with own_states as lock:
-        with explained_out_of_memory(plan, forecast), joined_group(device) as group:
+        with (
+            explained_out_of_memory(plan.setting, lambda: advice_for_training(plan, forecast)),
+            joined_group(device) as group,
+        ):
             _check_group(plan, group)
             if group.leads:
                 _warn_of_what_is_not_taught(plan, fold)
@@ -99,6 +113,21 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
     with atomic_path(path) as partial:
         pandas.DataFrame(history).to_csv(partial, index=False)
+
+
+def _checked_forecast(
+    plan: Plan, fold: Fold, folds: int, device: torch.device, hardware: Sequence[str] | None
+) -> Forecast:
+    """The forecast for the device at hand, in the precision that training will choose there."""
+    from megavoxel.forecast.fit import check_fits, device_at_hand
+    from megavoxel.forecast.hours import Workload
+    from megavoxel.network.device import choose_precision
+
+    described = load_device(Path(hardware[0]), hardware[1], source="--hardware") if hardware else None
+    found = device_at_hand(device, plan.parallel.devices, described=described)
+    training = replace(plan.training, precision=choose_precision(plan, device).name)
+    workload = Workload(training_cases=len(fold.training) + len(fold.validation), folds=folds)
+    return check_fits(replace(plan, training=training), found, workload)
 
 
 def _fold(arguments: argparse.Namespace, split: Split) -> Fold:

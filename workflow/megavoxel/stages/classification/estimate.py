@@ -13,13 +13,14 @@ from megavoxel.errors import UserError
 def run_estimate(arguments: argparse.Namespace, study: ClassificationStudy, device: Device, dataset: Dataset) -> None:
     """Prints the table and writes it."""
     from megavoxel.classification.forecast import BLIND_SPOTS, forecast_study, save_table
+    from megavoxel.forecast.shown import gib
 
     if dataset.classification is None:
         raise UserError(f"{study.name}: dataset {dataset.name} has no 'classification' in its file, the study needs it")
     rows = forecast_study(study, dataset.classification.classes, device, processes=arguments.processes)
     if arguments.output is not None:
         save_table(arguments.output, rows)
-    memory = f"{device.memory_gib:g} GiB" if device.memory_gib else "no memory stated"
+    memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {dataset.classification.class_count} classes")
     print(rows.to_string(index=False, na_rep=""))
     print(BLIND_SPOTS)

@@ -18,12 +18,14 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Writes a CSV with a line per image and a column per class."""
     from megavoxel.classification.predict import predict_images
     from megavoxel.classification.probabilities import write_probabilities
+    from megavoxel.forecast.out_of_memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
 
     plan = load_classifier_plan(arguments.plan)
     names, files = _any_images(arguments.input) if arguments.input else _of_study(arguments)
     set_threads(arguments.threads)
-    found = predict_images(plan, arguments.weights, files, choose_device(arguments.device))
+    with explained_out_of_memory(plan.setting, lambda: "while it classified images; take a device with more memory"):
+        found = predict_images(plan, arguments.weights, files, choose_device(arguments.device))
     write_probabilities(arguments.output, names, plan.classes, found)
     print(f"{len(names)} images: {arguments.output}")
 

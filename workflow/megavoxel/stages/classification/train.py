@@ -21,9 +21,11 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Trains, then writes model.pt, history.csv and manifest.json. Several workers: as a group of processes."""
+    from megavoxel.classification.forecast import advice
     from megavoxel.classification.loop import train_classifier
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
+    from megavoxel.forecast.out_of_memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.stages.train import PATIENCE
@@ -40,7 +42,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     device = choose_device(local_device(arguments.device))
     own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
     with own_states as lock:
-        with joined_group(device) as group:
+        with explained_out_of_memory(plan.setting, lambda: advice(plan, device)), joined_group(device) as group:
             if group.size != plan.workers:
                 raise UserError(
                     f"setting {plan.setting}: the plan is for {plan.workers} workers, {group.size} were started; start "

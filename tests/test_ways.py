@@ -1,0 +1,74 @@
+"""Which ways of running a setting can be, and what comes next where one is too large."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+
+from forecast_plan import device, plan_of_some_size
+from megavoxel.config.study import Parallel
+from megavoxel.errors import UserError
+from megavoxel.forecast.ways import check_parallel, next_option
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of_some_size()
+
+
+def ways_that_run(plan) -> list[Parallel]:
+    """Ways of all kinds that the plan can be run in."""
+    numbers = itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 4), (1, 2, 4, 8), (False, True))
+    keys = ("data", "accumulate", "micro_batches", "pipeline", "checkpointing")
+    ways = [Parallel(**dict(zip(keys, values, strict=True))) for values in numbers]
+    return [way for way in ways if can_be(plan, way)]
+
+
+def can_be(plan, parallel: Parallel) -> bool:
+    try:
+        check_parallel(plan, parallel)
+    except UserError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("expanded", [None, (64, 64, 64)])
+def test_every_next_option_can_be_run_on_the_devices_of_a_job(plan, batch_dice, expanded):
+    training = replace(plan.training, batch_dice=batch_dice)
+    setting = replace(plan, training=training, expanded_patch=expanded)
+    ways, options = ways_that_run(setting), set()
+    for way, most in itertools.product(ways, (1, 6)):
+        option = next_option(setting, way, device(most_devices=most))
+        options.add(option.partition(":")[0])
+        if option != "a smaller patch":
+            key, value = option.removeprefix("parallel.").split(": ")
+            changed = replace(way, **{key: json.loads(value)})
+            assert can_be(setting, changed), (way, option)
+            assert changed.devices <= max(most, way.devices), (way, option)
+    assert {"parallel.accumulate", "parallel.checkpointing", "a smaller patch"} <= options
+    assert ("parallel.pipeline" in options) == (expanded is None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"accumulate": 3}, r"batch 4 cannot be cut into data 1 × accumulate 3 .* divides 4"),
+        ({"micro_batches": 2}, "only a pipeline has them"),
+        ({"pipeline": 99}, "the network has 8 blocks"),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused(plan, keys, message):
+    with pytest.raises(UserError, match=rf"setting tiny: parallel.*{message}"):
+        check_parallel(plan, Parallel(**keys))
+
+
+def test_accumulated_parts_of_a_batch_dice_in_a_pipeline_are_refused(plan):
+    whole = replace(plan, training=replace(plan.training, batch_dice=True))
+    check_parallel(whole, Parallel(accumulate=2, data=2))
+    check_parallel(whole, Parallel(pipeline=2, micro_batches=2))
+    with pytest.raises(UserError, match="batch_dice needs the sums of the whole batch"):
+        check_parallel(whole, Parallel(pipeline=2, accumulate=2))
