@@ -33,8 +33,8 @@ FORECAST_NUMBERS = ("peak_gib", "hours_per_fold", "gpu_hours")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
     "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
-    "convolutions); it cannot see what cuDNN chooses, nor fragmentation; on a CPU, where training keeps freed memory, a "
-    "process may hold twice that.\n"
+    "convolutions); it cannot see what cuDNN chooses, nor fragmentation; on a CPU, where training keeps freed memory, "
+    "a process may hold twice that.\n"
     "hours_per_fold: training and prediction of the validation cases at the device's sustained rate, with data loading "
     "keeping up; gpu_hours: of all folds of the setting. Both rates and overheads come from config/hardware.yaml; "
     "'megavoxel calibrate' measures them."
