@@ -55,12 +55,11 @@ rule plan_setting:
         study=STUDY.name,
         dataset=DATASET.name,
         seed=STUDY.seed,
-        device=as_json(DEVICE),
-        folds=STUDY.folds,
+        device=lambda wildcards: planning_device(wildcards.setting),
     shell:
         "megavoxel plan --cases {input.cases:q} --preprocessing-plan {input.preprocessing:q} --definition {params.definition:q} "
         "--study-name {params.study:q} --dataset {params.dataset:q} --seed {params.seed} "
-        "--device {params.device:q} --folds {params.folds} --output {output.plan:q} > {log:q} 2>&1"
+        "{params.device} --output {output.plan:q} > {log:q} 2>&1"
 
 
 rule plan:
