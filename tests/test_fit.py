@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from forecast_plan import WORKLOAD, device, plan_of_some_size
-from helpers import store_case, tiny_plan
+from helpers import store_case, three_cases, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Parallel
@@ -147,3 +148,20 @@ def test_a_stage_that_predicts_ends_in_one_line_where_memory_runs_out(trained, s
     assert message.startswith(f"megavoxel {stage}: error: setting tiny: out of memory on this machine (")
     assert "what would help: a device with more memory" in message
     assert not Path("out").exists()
+
+
+def test_training_is_told_by_the_hardware_file_what_its_device_takes(tmp_path, monkeypatch, capsys):
+    """With an overhead that no machine has room for, to see that it counts."""
+    fold = three_cases(tmp_path)
+    save_plan(tmp_path / "plan.json", tiny_plan(training={"epochs": 1}))
+    split = {"training": list(fold.training), "validation": list(fold.validation)}
+    write_json(tmp_path / "splits.json", {"folds": [split]})
+    devices = {"roomy": {"kind": "cpu", "overhead_gib": 0.1}, "full": {"kind": "cpu", "overhead_gib": 1000}}
+    write_json(tmp_path / "hardware.yaml", {"devices": devices})
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--plan", "plan.json", "--splits", "splits.json", "--preprocessed", "cases", "--fold", "0"]
+    words += ["--state", "state", "--output", "out", "--device", "cpu", "--hardware", "hardware.yaml"]
+    assert main([*words, "full"]) == 1
+    assert re.search(r"setting tiny: \w+ needs 1000.* more than this machine has", capsys.readouterr().err)
+    assert main([*words, "roomy"]) == 0
+    assert Path("out/model.pt").is_file()

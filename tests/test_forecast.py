@@ -127,7 +127,7 @@ def test_on_a_cpu_it_is_the_memory_of_a_job_that_counts(plan):
     cpu = Device(name="cpu", kind="cpu", overhead_gib=0.0, workspace=0.0, host_memory_mb=20)
     choice = choose(plan, cpu, WORKLOAD, fixed=Parallel())
     assert not choice.fits
-    assert "more than a job on cpu has (0.02 GiB, its host_memory_mb)" in choice.reason
+    assert "more than host_memory_mb of cpu allows (0.02 GiB)" in choice.reason
     assert choose(plan, replace(cpu, host_memory_mb=4000), WORKLOAD, fixed=Parallel()).fits
     assert choose(plan, replace(cpu, memory_gib=4), WORKLOAD, fixed=Parallel()).fits
 

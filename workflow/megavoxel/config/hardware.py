@@ -57,7 +57,7 @@ class Device:
 
     @property
     def limit_gib(self) -> float | None:
-        """Memory that a forecast is held against: the device's, or on a CPU without it what a job asks for."""
+        """Memory that a forecast is held against: the device's, or on a CPU without it `host_memory_mb`."""
         if self.memory_gib is not None or self.kind != "cpu":
             return self.memory_gib
         return self.host_memory_mb / 1024

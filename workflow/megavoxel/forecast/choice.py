@@ -228,5 +228,5 @@ def too_many_devices(forecast: Forecast) -> str:
 
 def _has(device: Device) -> str:
     if device.memory_gib is None:
-        return f"a job on {device.name} has ({gib(device.limit_gib)}, its host_memory_mb)"
+        return f"host_memory_mb of {device.name} allows ({gib(device.limit_gib)})"
     return f"{device.name} has ({gib(device.limit_gib)})"
