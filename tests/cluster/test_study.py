@@ -36,7 +36,7 @@ def finished(cluster, tmp_path_factory) -> Path:
         (start_snakemake(cluster, folder, SPREAD), SPREAD),
     ]
     for process, definition in both:
-        finish(process, folder / f"{definition['study']}.log")
+        finish(process, folder / f"{definition['study']}.log", minutes=40)
     return folder
 
 
