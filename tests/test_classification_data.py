@@ -84,6 +84,32 @@ def test_a_list_names_the_test_images(tmp_path):
     assert [case.id for case in layout.cases if case.split == "test"] == ["bright/1.png"]
 
 
+def test_names_in_a_list_may_hold_blanks_and_lines_without_an_image_are_counted(tmp_path):
+    write_folders(tmp_path, 2)
+    write_image(tmp_path / "dark" / "a scan.png", "dark", 3)
+    (tmp_path / "test.txt").write_text("a scan.png\n\nnone.png\n")
+    layout = read_image_layout(tmp_path, dataset(test_list="test.txt"))
+    assert [case.id for case in layout.cases if case.split == "test"] == ["dark/a scan.png"]
+    assert [(finding.severity, finding.message) for finding in layout.findings] == [
+        ("excluded", "test.txt: 1 of 2 lines name no image of the dataset's classes")
+    ]
+
+
+def test_a_list_that_names_no_image_is_refused(tmp_path):
+    write_folders(tmp_path, 2)
+    (tmp_path / "test.txt").write_text("bright/7.png\n8.png\n")
+    with pytest.raises(UserError, match=r"test\.txt: none of its 2 lines names an image"):
+        read_image_layout(tmp_path, dataset(test_list="test.txt"))
+
+
+def test_a_class_that_the_test_split_uses_up_is_named(tmp_path):
+    write_folders(tmp_path, 2)
+    write_image(tmp_path / "dark" / "2.png", "dark", 2)
+    found = errors(tmp_path, test_per_class=2)
+    assert set(found) == {"class bright"}
+    assert "none is left for training" in found["class bright"]
+
+
 def test_test_images_are_drawn_by_class_and_by_whole_patients(tmp_path):
     write_folders(tmp_path, 12)
     rows = [(f"{label}/{number}.png", label, f"{label}{number // 3}") for label in CLASSES for number in range(12)]
@@ -128,10 +154,24 @@ def test_a_grey_image_among_colour_ones_is_a_warning_and_its_grey_stands_for_all
     assert tensor[:, 5, 7].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_patient_in_two_splits_is_named(tmp_path):
+def test_a_colour_image_among_grey_ones_is_the_one_that_is_named(tmp_path):
+    write_folders(tmp_path, 3)
+    write_image(tmp_path / "dark/3.png", "dark", 3, mode="RGB")
+    _, findings = check_images(tmp_path, dataset())
+    assert [(finding.case, finding.severity) for finding in findings] == [("dark/3.png", "warning")]
+
+
+def test_grey_that_is_stored_as_colours_is_grey(tmp_path):
     write_folders(tmp_path, 2)
+    Image.open(tmp_path / "dark/0.png").convert("RGBA").save(tmp_path / "dark/0.png")
+    assert check_images(tmp_path, dataset())[1] == []
+
+
+def test_a_patient_in_two_splits_is_named(tmp_path):
+    write_folders(tmp_path, 3)
     rows = [("bright/0.png", "bright", "p1", "training"), ("dark/0.png", "dark", "p1", "test")]
-    write_table(tmp_path, [*rows, ("dark/1.png", "dark", "p2", "test")], ("file", "label", "patient", "split"))
+    rows += [("dark/1.png", "dark", "p2", "test"), ("dark/2.png", "dark", "p3", "training")]
+    write_table(tmp_path, rows, ("file", "label", "patient", "split"))
     assert errors(tmp_path, table="images.csv") == {
         "patient p1": "has images in training and in test; all images of a patient belong to one of them"
     }
@@ -207,6 +247,16 @@ def test_splits_of_images_hold_paths(tmp_path):
     assert load_image_splits(tmp_path / "splits.json") == splits
 
 
+def test_one_fold_without_test_images_is_refused(tmp_path, capsys):
+    from megavoxel.cli import main
+
+    save_image_cases(tmp_path / "cases.json", image_cases(tmp_path, 3))
+    keys = ["--cases", str(tmp_path / "cases.json"), "--seed", "1", "--output", str(tmp_path / "splits.json")]
+    assert main(["split", *keys, "--folds", "1"]) == 1
+    assert "no image would be scored; give the study 'folds' of 2 or more" in capsys.readouterr().err
+    assert main(["split", *keys, "--folds", "3"]) == 0
+
+
 def test_folds_keep_patients_whole_and_classes_even():
     cases = image_cases(Path("x"), per_class=24, images_per_patient=3)
     splits = make_image_splits(cases, 4, seed=1)
@@ -246,6 +296,17 @@ def test_a_class_with_too_few_images_is_named():
     splits = make_image_splits(small, 1, seed=1)
     with pytest.raises(UserError, match="setting a, fold 0: images_per_class is 4, but the class dark has 3 training"):
         check_images_suffice(classifier(images_per_class=4), small, splits, (0,))
+
+
+@pytest.mark.parametrize(("batch", "resolution"), [(1, 32), (5, 32), (1, 33), (4, 32)])
+def test_a_step_that_batch_norm_cannot_take_is_refused_by_the_plan(batch, resolution):
+    cases = image_cases(Path("x"), 3)
+    plan, splits = classifier(network="resnet50", batch=batch, resolution=resolution), make_image_splits(cases, 1, 1)
+    if (batch, resolution) == (1, 32):
+        with pytest.raises(UserError, match="resnet50 leaves one pixel at resolution 32, and batch norm needs two"):
+            check_images_suffice(plan, cases, splits, (0,))
+    else:
+        assert check_images_suffice(plan, cases, splits, (0,))
 
 
 def test_a_class_without_any_training_image_is_named():

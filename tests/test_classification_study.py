@@ -143,6 +143,17 @@ def test_loaders_change_nothing(images, tmp_path):
         assert torch.equal(value, helped.network.state_dict()[key]), key
 
 
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_an_image_that_is_damaged_after_the_check_ends_training_with_its_name(tmp_path, loaders):
+    write_folders(tmp_path, 10)
+    for path in tmp_path.glob("dark/*.png"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError) as found:
+        trained(tmp_path, tmp_path / "state", training={"loaders": loaders})
+    assert "cannot be read as an image" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
 def test_classes_that_differ_are_learnt(images, tmp_path):
     run = trained(images, tmp_path, training={"epochs": 6, "learning_rate": 0.001})
     assert run.history[-1]["validation_accuracy"] == 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from megavoxel.classification.cases import ImageCase, ImageCases
 from megavoxel.classification.networks import build_network
 from megavoxel.classification.plan import ClassifierPlan
 from megavoxel.classification.pretrained import give_published, load_published
-from megavoxel.classification.samples import Place, PlainImages, TrainingImages, plain_loader, training_loader
+from megavoxel.classification.samples import Place, PlainImages, TrainingImages, plain_loader, training_batches
 from megavoxel.classification.shares import Assignment, assign, bar_foreign_files, foreign_cases
 from megavoxel.classification.splits import draw_images
 from megavoxel.classification.step import ClassifierRun, measured_step, note_allocated
@@ -220,7 +220,7 @@ def _validated_here(run: ClassifierRun, fold: ClassifierFold) -> tuple[int, ...]
 def _train_to_the_end(run: ClassifierRun, fold: ClassifierFold, keeper: Saving) -> None:
     """All epochs that are left; `keeper` writes states."""
     training, steps = run.plan.training, fold.shares.steps_per_epoch(run.plan.batch)
-    batches = iter(_training_batches(run, fold, steps))
+    batches = _training_batches(run, fold, steps)
     together = run.plan.batch * run.plan.workers
     while run.epoch < training.epochs:
         begin = time.monotonic()
@@ -237,7 +237,7 @@ def _train_to_the_end(run: ClassifierRun, fold: ClassifierFold, keeper: Saving) 
 
 
 def _train_epoch(
-    run: ClassifierRun, fold: ClassifierFold, batches: Iterable, steps: int, rate: float, keeper: Saving
+    run: ClassifierRun, fold: ClassifierFold, batches: Iterator, steps: int, rate: float, keeper: Saving
 ) -> dict[str, float]:
     """The steps of an epoch that are left; loss and accuracy of all workers over all of its images."""
     for group in run.optimizer.param_groups:
@@ -264,10 +264,10 @@ def _seed_dropout(run: ClassifierRun, fold: ClassifierFold, step: int) -> None:
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
 
-def _training_batches(run: ClassifierRun, fold: ClassifierFold, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _training_batches(run: ClassifierRun, fold: ClassifierFold, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     dataset = TrainingImages(run.plan, fold.cases, fold.training, fold=fold.number)
     place = Place(rank=run.group.rank, first_step=run.epoch * steps + len(run.sums))
-    return training_loader(dataset, fold.shares, place, fold=fold.number, pin=run.device.type == "cuda")
+    return training_batches(dataset, fold.shares, place, fold=fold.number, pin=run.device.type == "cuda")
 
 
 def _save(run: ClassifierRun, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
