@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -318,7 +319,7 @@ def test_a_class_without_any_training_image_is_named():
 
 def test_private_shares_are_disjoint_whole_patients_and_fixed():
     cases = image_cases(Path("x"), per_class=15, images_per_patient=3).cases
-    one, two = (assign(cases, 4, "private", 3, setting="s") for _ in range(2))
+    one, two = (assign(cases, 4, "private", 3, pool=cases, setting="s") for _ in range(2))
     assert one == two
     assert sorted(number for share in one.shares for number in share) == list(range(30))
     owners = [{cases[number].owner for number in share} for share in one.shares]
@@ -329,12 +330,34 @@ def test_private_shares_are_disjoint_whole_patients_and_fixed():
 def test_an_empty_share_is_refused():
     cases = image_cases(Path("x"), per_class=3, images_per_patient=3).cases
     with pytest.raises(UserError, match="2 patients cannot be shared among 3 workers: the share of worker 2 would be"):
-        assign(cases, 3, "private", 3, setting="s")
+        assign(cases, 3, "private", 3, pool=cases, setting="s")
+    with pytest.raises(UserError, match="the shares of workers 2, 3 would be empty"):
+        assign(cases, 4, "private", 3, pool=cases, setting="s")
+    nameless = [replace(case, patient=None) for case in cases[:2]]
+    with pytest.raises(UserError, match="2 images cannot be shared among 3 workers"):
+        assign(nameless, 3, "private", 3, pool=nameless, setting="s")
+
+
+@pytest.mark.parametrize("images_per_patient", [1, 3])
+def test_a_patient_stays_with_its_worker_however_many_images_are_drawn(images_per_patient):
+    pool = image_cases(Path("x"), 60, images_per_patient=images_per_patient).cases
+    sites = []
+    for count in (10, 20, 40, None):
+        drawn = draw_images(pool, count, 3, classes=CLASSES, where="s")
+        shares = assign(drawn, 4, "private", 3, pool=pool, setting="s").shares
+        sites.append({drawn[number].owner: rank for rank, share in enumerate(shares) for number in share})
+        if images_per_patient == 1:
+            for share in shares:
+                of_class = Counter(drawn[number].label for number in share)
+                assert max(of_class.values()) - min(of_class.values()) <= 1
+                assert abs(len(share) - len(drawn) / 4) <= 1
+    for few, many in itertools.pairwise(sites):
+        assert few.items() <= many.items()
 
 
 def test_few_validation_images_may_leave_a_worker_without_any():
     cases = image_cases(Path("x"), per_class=1).cases
-    assert sorted(assign(cases, 3, "private", 3, setting="s", allow_empty=True).sizes) == [0, 1, 1]
+    assert sorted(assign(cases, 3, "private", 3, pool=cases, setting="s", allow_empty=True).sizes) == [0, 1, 1]
 
 
 def test_an_epoch_shows_every_image_once_in_nearly_equal_batches():

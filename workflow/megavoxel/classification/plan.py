@@ -108,7 +108,7 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
         UserError: a class has fewer images than asked for, a worker's share would be empty, or a step would have one
             image, of which the network cannot learn at this resolution.
     """
-    lines = []
+    lines, pool = [], cases.of_split("training")
     for number in folds:
         where = f"setting {plan.setting}, fold {number}"
         drawn = draw_images(
@@ -118,7 +118,7 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
             classes=plan.classes,
             where=where,
         )
-        shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, setting=plan.setting)
+        shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, pool=pool, setting=plan.setting)
         _refuse_lone_pixels(plan, shares, where)
         sizes = f", private shares of {', '.join(map(str, shares.sizes))}" if _is_divided(plan) else ""
         lines.append(

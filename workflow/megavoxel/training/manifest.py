@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+@cache
 def code_commit() -> str | None:
     """The commit of the source tree, with `+changes` where it is not as committed; None outside of a repository."""
     here = Path(megavoxel.__file__).parent
