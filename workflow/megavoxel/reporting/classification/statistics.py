@@ -18,10 +18,11 @@ MIB_PER_GIB = 1024
 
 def summary(stored: StoredClassification) -> pd.DataFrame:
     """Per cell or ensemble and split: its keys, repeats, images, and of each metric the mean over repeats, the 95 %
-    bootstrap interval over images, and the standard deviation (n - 1) of the repeats.
+    bootstrap interval over patients, and the standard deviation (n - 1) of the repeats.
 
     The difference in accuracy to the baseline is over the images that both have, of each image's mean over repeats; p
-    is that of Wilcoxon's signed-rank test over them, corrected by Holm's method for the rows of a split.
+    is that of Wilcoxon's signed-rank test over its means by patient, corrected by Holm's method for the rows of a
+    split.
     """
     rows = []
     for split in stored.splits:
@@ -46,7 +47,8 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
             continue
         own, other = correct(stored, name, split), correct(stored, serial, split)
         changes = (own - other).dropna()
-        low, high = mean_interval(changes)
+        patients = patients_of(stored, name, split)[changes.index]
+        low, high = mean_interval(changes, patients)
         rows.append(
             {key: getattr(plan, key) for key in ("network", "resolution", "images_per_class", "workers")}
             | {
@@ -59,7 +61,7 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
                 "difference": changes.mean(),
                 "low": low,
                 "high": high,
-                "p": paired_p(changes),
+                "p": paired_p(changes.groupby(patients).mean()),
                 "published_serial": known.get((serial, ACCURACY), np.nan),
                 "published_distributed": known.get((name, ACCURACY), np.nan),
             }
@@ -153,6 +155,12 @@ def correct(stored: StoredClassification, row: str, split: str) -> pd.Series:
     return pd.concat(found, axis=1).mean(axis=1)
 
 
+def patients_of(stored: StoredClassification, row: str, split: str) -> pd.Series:
+    """Whose each image of a row is, by its name."""
+    own = stored.predictions[stored.definition.rows[row][0], split]
+    return pd.Series(own.patients, index=own.names)
+
+
 def published_by_cell(published: pd.DataFrame) -> dict[tuple[str, str], float]:
     """Published values by row and metric."""
     return published.set_index(["row", "metric"])["value"].to_dict()
@@ -168,7 +176,7 @@ def _summary_row(stored: StoredClassification, name: str, split: str) -> dict[st
     models = stored.definition.rows[name]
     found = [stored.predictions[model, split] for model in models]
     repeats = pd.DataFrame(repeat_values(stored, name, split))
-    ends = intervals(found[0].target, [own.probabilities for own in found])
+    ends = intervals(found[0].target, [own.probabilities for own in found], found[0].patients)
     row: dict[str, object] = {"row": name, "split": split}
     row |= _keys(stored, name) | {"repeats": len(models), "images": len(found[0].names)}
     for metric in METRICS:
@@ -189,7 +197,8 @@ def _against_baseline(stored: StoredClassification, name: str, split: str) -> di
     if baseline in (None, name):
         return {"accuracy_difference": np.nan, "accuracy_p": np.nan}
     changes = (correct(stored, name, split) - correct(stored, baseline, split)).dropna()
-    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(changes)}
+    by_patient = changes.groupby(patients_of(stored, name, split)[changes.index]).mean()
+    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(by_patient)}
 
 
 def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
