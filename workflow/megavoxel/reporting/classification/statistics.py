@@ -88,6 +88,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
 
     `seconds` is a run's training, `ms_per_image` that by images that all workers were shown. `peak_gib` is the most
     that PyTorch allocated for tensors on one worker, the largest of all runs; `forecast_gib` the same, forecast.
+    `forecast_ms_per_image` is that of plan.tsv, for the device that the study names; NaN without that file.
     """
     rows = []
     for name, settings in stored.definition.cells.items():
@@ -107,6 +108,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
                 "runs": len(manifests),
                 "seconds": float(np.mean(seconds)),
                 "ms_per_image": 1000 * float(np.mean(np.array(seconds) / np.array(shown))),
+                "forecast_ms_per_image": _forecast_ms(stored, settings[0], plan.workers),
                 "peak_gib": max(manifest["peak_memory"].get("gib", np.nan) for manifest in manifests),
                 "forecast_gib": max(manifest["peak_memory"]["forecast_gib"] for manifest in manifests),
                 "process_gib": max(manifest["peak_memory_mib"] for manifest in manifests) / MIB_PER_GIB,
@@ -206,6 +208,12 @@ def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
     one, two = stored.cell_plan(other), stored.cell_plan(name)
     same = ("network", "resolution", "images_per_class", "pretrained")
     return one.workers == 1 and all(getattr(one, key) == getattr(two, key) for key in same)
+
+
+def _forecast_ms(stored: StoredClassification, setting: str, workers: int) -> float:
+    """Forecast milliseconds by images that all workers are shown: those of plan.tsv are of each worker's own."""
+    seconds = stored.forecast.get("seconds_per_image", pd.Series(dtype=float)).get(setting, np.nan)
+    return 1000 * float(seconds) / workers
 
 
 def _images(manifest: dict) -> int:
