@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 from collections import Counter
@@ -17,6 +18,7 @@ from PIL import Image
 from megavoxel.classification.augmentation import shade, transform
 from megavoxel.classification.cases import load_image_cases, save_image_cases
 from megavoxel.classification.check import check_images
+from megavoxel.classification.decoded import DecodedImages
 from megavoxel.classification.images import DEVIATION, MEAN, read_image, to_tensor
 from megavoxel.classification.layout import read_image_layout
 from megavoxel.classification.plan import check_images_suffice
@@ -415,3 +417,26 @@ def test_real_radiographs_are_read(real_data):
         pytest.skip(f"no {folder}")
     path = next((folder / "pneumonia").glob("*.jpg"))
     assert to_tensor(read_image(path, 112)).std() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_an_image_is_decoded_once_and_stays_what_it_was(tmp_path, mode):
+    write_folders(tmp_path, 2, mode=mode)
+    files = sorted(tmp_path.rglob("*.png"))
+    images = DecodedImages(files, 32)
+    first = [images[number].tobytes() for number in range(len(files))]
+    for path in files:
+        path.unlink()
+    assert [images[number].tobytes() for number in range(len(files))] == first
+    assert images[0].mode == mode
+
+
+def test_without_space_for_pixels_images_are_decoded_every_time(tmp_path, monkeypatch):
+    write_folders(tmp_path, 2)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    images = DecodedImages([tmp_path / "dark/0.png"], 32)
+    assert images[0].tobytes() == images[0].tobytes() == read_image(tmp_path / "dark/0.png", 32).tobytes()

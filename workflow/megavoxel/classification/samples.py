@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megavoxel.classification.augmentation import augment
 from megavoxel.classification.cases import ImageCase, ImageCases
+from megavoxel.classification.decoded import DecodedImages
 from megavoxel.classification.images import read_image, to_tensor
 from megavoxel.classification.plan import ClassifierPlan
 from megavoxel.classification.shares import Assignment
@@ -37,15 +38,14 @@ class TrainingImages(Dataset):
     def __init__(self, plan: ClassifierPlan, cases: ImageCases, images: Sequence[ImageCase], *, fold: int) -> None:
         self.plan = plan
         self.seed = (plan.seed, fold, AUGMENTATION)
-        self.files = [cases.path(case) for case in images]
+        self.images = DecodedImages([cases.path(case) for case in images], plan.resolution)
         self.targets = [cases.target(case) for case in images]
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """float32 (3, height, width) and the number of the class."""
         epoch, number = key
         random = np.random.default_rng((*self.seed, epoch, number))
-        image = augment(read_image(self.files[number], self.plan.resolution), self.plan.augmentation, random)
-        return to_tensor(image), self.targets[number]
+        return to_tensor(augment(self.images[number], self.plan.augmentation, random)), self.targets[number]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]] | UserError:
         """The samples of a batch, or what is wrong with one: PyTorch would bring it from a loader as a traceback."""
