@@ -5,13 +5,18 @@ torchrun … tests/classification_worker.py DATA OUTPUT
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from megavoxel.classification.bar import ForeignFileError
 from megavoxel.classification.loop import fold_of, start_run, train_classifier
-from megavoxel.classification.shares import ForeignFileError
+from megavoxel.classification.samples import Place, TrainingImages, training_batches
+from megavoxel.classification.shares import Assignment
 from megavoxel.classification.step import ClassifierRun, pool, train_step
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.network.device import Precision
@@ -20,9 +25,19 @@ from small_images import classifier, image_cases
 
 CPU = torch.device("cpu")
 PER_CLASS, VALIDATED = 10, 2
+UNUSED = "bright/unused.png"
+"""An image of the dataset's folder that no worker trains on."""
 COUNTS = (3, 1, 0, 2)
 """Images of each worker in the step with unequal shares."""
 SGD = {"training": {"optimizer": "sgd"}}
+
+
+def linked(root: Path, folder: Path) -> Path:
+    """Hard links to all images, in a folder of their own."""
+    for path in root.rglob("*.png"):
+        (folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path.relative_to(root)).hardlink_to(path)
+    return folder
 
 
 def fold(root: Path) -> Fold:
@@ -87,13 +102,36 @@ def opened_by(work: object) -> tuple[object, list[str]]:
     return result, opened
 
 
-def attempt(path: Path) -> str:
-    """What opening a file leads to."""
+def attempt(work: Callable[[], object]) -> str:
+    """What trying to read a file leads to."""
     try:
-        path.read_bytes()
+        work()
     except ForeignFileError as error:
         return str(error)
     return "opened"
+
+
+def attempts(root: Path, own: str, other: str, unused: str, link: Path) -> dict[str, str]:
+    """What the ways to read a file lead to."""
+    folder = os.open(root / Path(other).parent, os.O_RDONLY)
+    return {
+        "own": attempt((root / own).read_bytes),
+        "other": attempt((root / other).read_bytes),
+        "unused": attempt((root / unused).read_bytes),
+        "hard link": attempt(link.read_bytes),
+        "open folder": attempt(lambda: os.open(Path(other).name, os.O_RDONLY, dir_fd=folder)),
+        "program": attempt(lambda: subprocess.run(["cat", root / other], check=True, capture_output=True)),
+    }
+
+
+def loaded(root: Path, group: Group, name: str) -> str:
+    """What it leads to that a loader of this worker, a process of its own, is to read an image."""
+    plan = classifier(workers=group.size, batch=1, training={"loaders": 1, "epochs": 1})
+    cases = image_cases(root, PER_CLASS)
+    images = TrainingImages(plan, cases, cases.select([name]), fold=0)
+    alone = Assignment(partition="private", shares=((0,),) * group.size)
+    place = Place(rank=group.rank)
+    return attempt(lambda: list(training_batches(images, alone, place, fold=0, pin=False)))
 
 
 def main() -> None:
@@ -101,19 +139,21 @@ def main() -> None:
     torch.set_num_threads(1)
     root, output = Path(sys.argv[1]), Path(sys.argv[2])
     with joined_group(CPU) as group:
+        links = linked(root, output / f"links-{group.rank}")
         keys = {"workers": group.size, "batch": 2}
         shared = trained(root, output / "shared", group, **keys, **SGD, data_partition="shared")
         counts = COUNTS[: group.size]
         unequal = unequal_step(root, group, counts)
         private, opened = opened_by(lambda: trained(root, output / "private", group, **keys))
         others = [name for rank, part in enumerate(private["training"]) if rank != group.rank for name in part]
-        attempts = {"own": attempt(root / private["training"][group.rank][0]), "other": attempt(root / others[0])}
+        own = private["training"][group.rank][0]
         found = {
             "shared": shared,
             "unequal": unequal,
             "statistics": pooled_statistics(group, counts),
             "private": private,
-            "attempts": attempts,
+            "attempts": attempts(root, own, others[0], UNUSED, links / others[0]),
+            "loaders": [loaded(root, group, own), loaded(root, group, others[0])],
             "opened": sorted({name for name in opened if name.startswith(str(root))}),
         }
         torch.save(found, output / f"{group.rank}.pt")

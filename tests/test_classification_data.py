@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +18,7 @@ from PIL import Image
 from megavoxel.classification.augmentation import shade, transform
 from megavoxel.classification.cases import load_image_cases, save_image_cases
 from megavoxel.classification.check import check_images
+from megavoxel.classification.decoded import DecodedImages
 from megavoxel.classification.images import DEVIATION, MEAN, read_image, to_tensor
 from megavoxel.classification.layout import read_image_layout
 from megavoxel.classification.plan import check_images_suffice
@@ -84,6 +87,32 @@ def test_a_list_names_the_test_images(tmp_path):
     assert [case.id for case in layout.cases if case.split == "test"] == ["bright/1.png"]
 
 
+def test_names_in_a_list_may_hold_blanks_and_lines_without_an_image_are_counted(tmp_path):
+    write_folders(tmp_path, 2)
+    write_image(tmp_path / "dark" / "a scan.png", "dark", 3)
+    (tmp_path / "test.txt").write_text("a scan.png\n\nnone.png\n")
+    layout = read_image_layout(tmp_path, dataset(test_list="test.txt"))
+    assert [case.id for case in layout.cases if case.split == "test"] == ["dark/a scan.png"]
+    assert [(finding.severity, finding.message) for finding in layout.findings] == [
+        ("excluded", "test.txt: 1 of 2 lines name no image of the dataset's classes")
+    ]
+
+
+def test_a_list_that_names_no_image_is_refused(tmp_path):
+    write_folders(tmp_path, 2)
+    (tmp_path / "test.txt").write_text("bright/7.png\n8.png\n")
+    with pytest.raises(UserError, match=r"test\.txt: none of its 2 lines names an image"):
+        read_image_layout(tmp_path, dataset(test_list="test.txt"))
+
+
+def test_a_class_that_the_test_split_uses_up_is_named(tmp_path):
+    write_folders(tmp_path, 2)
+    write_image(tmp_path / "dark" / "2.png", "dark", 2)
+    found = errors(tmp_path, test_per_class=2)
+    assert set(found) == {"class bright"}
+    assert "none is left for training" in found["class bright"]
+
+
 def test_test_images_are_drawn_by_class_and_by_whole_patients(tmp_path):
     write_folders(tmp_path, 12)
     rows = [(f"{label}/{number}.png", label, f"{label}{number // 3}") for label in CLASSES for number in range(12)]
@@ -128,10 +157,24 @@ def test_a_grey_image_among_colour_ones_is_a_warning_and_its_grey_stands_for_all
     assert tensor[:, 5, 7].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_patient_in_two_splits_is_named(tmp_path):
+def test_a_colour_image_among_grey_ones_is_the_one_that_is_named(tmp_path):
+    write_folders(tmp_path, 3)
+    write_image(tmp_path / "dark/3.png", "dark", 3, mode="RGB")
+    _, findings = check_images(tmp_path, dataset())
+    assert [(finding.case, finding.severity) for finding in findings] == [("dark/3.png", "warning")]
+
+
+def test_grey_that_is_stored_as_colours_is_grey(tmp_path):
     write_folders(tmp_path, 2)
+    Image.open(tmp_path / "dark/0.png").convert("RGBA").save(tmp_path / "dark/0.png")
+    assert check_images(tmp_path, dataset())[1] == []
+
+
+def test_a_patient_in_two_splits_is_named(tmp_path):
+    write_folders(tmp_path, 3)
     rows = [("bright/0.png", "bright", "p1", "training"), ("dark/0.png", "dark", "p1", "test")]
-    write_table(tmp_path, [*rows, ("dark/1.png", "dark", "p2", "test")], ("file", "label", "patient", "split"))
+    rows += [("dark/1.png", "dark", "p2", "test"), ("dark/2.png", "dark", "p3", "training")]
+    write_table(tmp_path, rows, ("file", "label", "patient", "split"))
     assert errors(tmp_path, table="images.csv") == {
         "patient p1": "has images in training and in test; all images of a patient belong to one of them"
     }
@@ -207,6 +250,16 @@ def test_splits_of_images_hold_paths(tmp_path):
     assert load_image_splits(tmp_path / "splits.json") == splits
 
 
+def test_one_fold_without_test_images_is_refused(tmp_path, capsys):
+    from megavoxel.cli import main
+
+    save_image_cases(tmp_path / "cases.json", image_cases(tmp_path, 3))
+    keys = ["--cases", str(tmp_path / "cases.json"), "--seed", "1", "--output", str(tmp_path / "splits.json")]
+    assert main(["split", *keys, "--folds", "1"]) == 1
+    assert "no image would be scored; give the study 'folds' of 2 or more" in capsys.readouterr().err
+    assert main(["split", *keys, "--folds", "3"]) == 0
+
+
 def test_folds_keep_patients_whole_and_classes_even():
     cases = image_cases(Path("x"), per_class=24, images_per_patient=3)
     splits = make_image_splits(cases, 4, seed=1)
@@ -248,6 +301,17 @@ def test_a_class_with_too_few_images_is_named():
         check_images_suffice(classifier(images_per_class=4), small, splits, (0,))
 
 
+@pytest.mark.parametrize(("batch", "resolution"), [(1, 32), (5, 32), (1, 33), (4, 32)])
+def test_a_step_that_batch_norm_cannot_take_is_refused_by_the_plan(batch, resolution):
+    cases = image_cases(Path("x"), 3)
+    plan, splits = classifier(network="resnet50", batch=batch, resolution=resolution), make_image_splits(cases, 1, 1)
+    if (batch, resolution) == (1, 32):
+        with pytest.raises(UserError, match="resnet50 leaves one pixel at resolution 32, and batch norm needs two"):
+            check_images_suffice(plan, cases, splits, (0,))
+    else:
+        assert check_images_suffice(plan, cases, splits, (0,))
+
+
 def test_a_class_without_any_training_image_is_named():
     cases = [case for case in image_cases(Path("x"), 4).cases if case.label == "bright"]
     for count in (2, None):
@@ -257,7 +321,7 @@ def test_a_class_without_any_training_image_is_named():
 
 def test_private_shares_are_disjoint_whole_patients_and_fixed():
     cases = image_cases(Path("x"), per_class=15, images_per_patient=3).cases
-    one, two = (assign(cases, 4, "private", 3, setting="s") for _ in range(2))
+    one, two = (assign(cases, 4, "private", 3, pool=cases, setting="s") for _ in range(2))
     assert one == two
     assert sorted(number for share in one.shares for number in share) == list(range(30))
     owners = [{cases[number].owner for number in share} for share in one.shares]
@@ -268,12 +332,34 @@ def test_private_shares_are_disjoint_whole_patients_and_fixed():
 def test_an_empty_share_is_refused():
     cases = image_cases(Path("x"), per_class=3, images_per_patient=3).cases
     with pytest.raises(UserError, match="2 patients cannot be shared among 3 workers: the share of worker 2 would be"):
-        assign(cases, 3, "private", 3, setting="s")
+        assign(cases, 3, "private", 3, pool=cases, setting="s")
+    with pytest.raises(UserError, match="the shares of workers 2, 3 would be empty"):
+        assign(cases, 4, "private", 3, pool=cases, setting="s")
+    nameless = [replace(case, patient=None) for case in cases[:2]]
+    with pytest.raises(UserError, match="2 images cannot be shared among 3 workers"):
+        assign(nameless, 3, "private", 3, pool=nameless, setting="s")
+
+
+@pytest.mark.parametrize("images_per_patient", [1, 3])
+def test_a_patient_stays_with_its_worker_however_many_images_are_drawn(images_per_patient):
+    pool = image_cases(Path("x"), 60, images_per_patient=images_per_patient).cases
+    sites = []
+    for count in (10, 20, 40, None):
+        drawn = draw_images(pool, count, 3, classes=CLASSES, where="s")
+        shares = assign(drawn, 4, "private", 3, pool=pool, setting="s").shares
+        sites.append({drawn[number].owner: rank for rank, share in enumerate(shares) for number in share})
+        if images_per_patient == 1:
+            for share in shares:
+                of_class = Counter(drawn[number].label for number in share)
+                assert max(of_class.values()) - min(of_class.values()) <= 1
+                assert abs(len(share) - len(drawn) / 4) <= 1
+    for few, many in itertools.pairwise(sites):
+        assert few.items() <= many.items()
 
 
 def test_few_validation_images_may_leave_a_worker_without_any():
     cases = image_cases(Path("x"), per_class=1).cases
-    assert sorted(assign(cases, 3, "private", 3, setting="s", allow_empty=True).sizes) == [0, 1, 1]
+    assert sorted(assign(cases, 3, "private", 3, pool=cases, setting="s", allow_empty=True).sizes) == [0, 1, 1]
 
 
 def test_an_epoch_shows_every_image_once_in_nearly_equal_batches():
@@ -331,3 +417,26 @@ def test_real_radiographs_are_read(real_data):
         pytest.skip(f"no {folder}")
     path = next((folder / "pneumonia").glob("*.jpg"))
     assert to_tensor(read_image(path, 112)).std() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_an_image_is_decoded_once_and_stays_what_it_was(tmp_path, mode):
+    write_folders(tmp_path, 2, mode=mode)
+    files = sorted(tmp_path.rglob("*.png"))
+    images = DecodedImages(files, 32)
+    first = [images[number].tobytes() for number in range(len(files))]
+    for path in files:
+        path.unlink()
+    assert [images[number].tobytes() for number in range(len(files))] == first
+    assert images[0].mode == mode
+
+
+def test_without_space_for_pixels_images_are_decoded_every_time(tmp_path, monkeypatch):
+    write_folders(tmp_path, 2)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    images = DecodedImages([tmp_path / "dark/0.png"], 32)
+    assert images[0].tobytes() == images[0].tobytes() == read_image(tmp_path / "dark/0.png", 32).tobytes()

@@ -12,7 +12,7 @@ import torch
 
 import classification_worker
 from megavoxel.distributed.group import Group
-from small_images import write_folders
+from small_images import write_folders, write_image
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -21,6 +21,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     write_folders(folder, classification_worker.PER_CLASS)
+    write_image(folder / classification_worker.UNUSED, "bright", 99)
     return folder
 
 
@@ -45,10 +46,21 @@ def test_a_worker_opens_the_files_of_its_own_share_and_no_other(workers, images)
     assert len(together) == len(set(together)) == 2 * classification_worker.PER_CLASS
 
 
-def test_opening_another_workers_file_is_an_error(workers):
+def test_opening_any_file_of_the_dataset_but_its_own_is_an_error(workers):
     for found in workers:
-        assert found["attempts"]["own"] == "opened"
-        assert "belongs to another worker's private share" in found["attempts"]["other"]
+        attempts = dict(found["attempts"])
+        assert attempts.pop("own") == "opened"
+        assert "starts no other program" in attempts.pop("program")
+        for way, message in attempts.items():
+            assert "is not in this worker's private share" in message, way
+
+
+def test_the_bar_holds_in_the_processes_that_load_images(workers):
+    for found in workers:
+        own, other = found["loaders"]
+        assert own == "opened"
+        assert "is not in this worker's private share" in other
+        assert "\n" not in other
 
 
 def test_all_workers_end_with_the_same_weights(workers):

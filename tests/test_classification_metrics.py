@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn
@@ -99,3 +101,23 @@ def test_intervals_draw_the_images_of_all_repeats_together():
     once, twice = (metrics.intervals(target, [probabilities] * count) for count in (1, 2))
     for name, ends in once.items():
         assert twice[name] == pytest.approx(ends), name
+
+
+def test_intervals_draw_all_images_of_a_patient_together():
+    target, probabilities = random_predictions(2, count=60)
+    once = metrics.intervals(target, [probabilities])
+    twice = metrics.intervals(np.repeat(target, 2), [np.repeat(probabilities, 2, axis=0)], np.repeat(np.arange(60), 2))
+    for name, ends in once.items():
+        assert twice[name] == pytest.approx(ends), name
+
+
+def test_memory_of_many_images_goes_with_their_number():
+    """5000 images with as many ranks: a table of images by ranks would be 200 MB for each class."""
+    target, _ = random_predictions(4, count=5000)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), size=5000)
+    weights = np.random.default_rng(1).integers(0, 3, size=(50, 5000)).astype(float)
+    tracemalloc.start()
+    metrics.auroc(target, probabilities, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6

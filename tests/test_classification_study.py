@@ -15,16 +15,18 @@ import pytest
 import torch
 import yaml
 
-from megavoxel.classification import loop
-from megavoxel.classification.forecast import advice, image_bytes, step_cost
+from megavoxel.classification import forecast, loop
+from megavoxel.classification.forecast import advice, forecast_study, image_bytes, precision_of, step_cost
 from megavoxel.classification.loop import fold_of, start_run, train_classifier
 from megavoxel.classification.networks import build_network
 from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
 from megavoxel.classification.splits import make_image_splits
 from megavoxel.classification.step import measured_step
+from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
+from megavoxel.forecast.hours import speed_of
 from megavoxel.reporting.classification.stored import load_definition, load_stored
 from small_images import CLASSES, classifier, image_cases, write_folders
 
@@ -143,6 +145,17 @@ def test_loaders_change_nothing(images, tmp_path):
         assert torch.equal(value, helped.network.state_dict()[key]), key
 
 
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_an_image_that_is_damaged_after_the_check_ends_training_with_its_name(tmp_path, loaders):
+    write_folders(tmp_path, 10)
+    for path in tmp_path.glob("dark/*.png"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError) as found:
+        trained(tmp_path, tmp_path / "state", training={"loaders": loaders})
+    assert "cannot be read as an image" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
 def test_classes_that_differ_are_learnt(images, tmp_path):
     run = trained(images, tmp_path, training={"epochs": 6, "learning_rate": 0.001})
     assert run.history[-1]["validation_accuracy"] == 1.0
@@ -169,6 +182,26 @@ def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer)
     run = start_run(plan, data, CPU, Group())
     measured_step(run, torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0]))
     assert step_cost(plan, "float32").peak_bytes / 2**30 == pytest.approx(run.peak_memory["gib"], rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("v100-32", "float32"), ("a100-40", "bfloat16"), ("cpu", "float32")])
+def test_the_forecast_is_for_the_precision_that_the_device_has(repository, name, precision):
+    device = load_device(repository / "config/hardware.yaml", name, source="study")
+    assert precision_of(classifier(training={"precision": "auto"}), device) == precision
+    assert speed_of(device, precision) is not None
+
+
+def test_settings_with_the_same_step_are_traced_once_and_keep_their_order(repository, monkeypatch):
+    grid = [{"resolution": [64, 32], "images_per_class": [5, 6], "workers": [1, 2]}]
+    found = parse_study(study(grid=grid, defaults={"network": "small"}, hardware="cpu"), source="s")
+    traced = []
+    monkeypatch.setattr(forecast, "train_step", lambda _run, image, _target: traced.append(image.shape))
+    forecast._step.cache_clear()
+    device = load_device(repository / "config/hardware.yaml", "cpu", source="study")
+    rows = forecast_study(found, 2, device)
+    assert list(rows["setting"]) == [setting.name for setting in found.settings]
+    assert len(traced) == len(set(traced)) == 6  # a setting's batch and two large ones, at two resolutions
+    forecast._step.cache_clear()
 
 
 def test_memory_per_image_goes_with_the_area():

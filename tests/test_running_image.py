@@ -11,7 +11,7 @@ import yaml
 
 from megavoxel.containers.running import running_image
 from megavoxel.files import file_sha256
-from megavoxel.training.manifest import code_commit
+from megavoxel.training.manifest import commit_of
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_a_commit_does_not_count_as_changed_by_the_lock_of_images(tmp_path):
     git("init")
     git("add", "--all")
     git("commit", "--message", "all")
-    committed = code_commit(package)
+    committed = commit_of(package)
     assert re.fullmatch(r"[0-9a-f]{40}", committed)
     files[0].write_text("2")
-    assert code_commit(package) == committed
+    assert commit_of(package) == committed
     files[1].write_text("2")
-    assert code_commit(package) == f"{committed}+changes"
+    assert commit_of(package) == f"{committed}+changes"

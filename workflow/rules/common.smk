@@ -213,13 +213,6 @@ def device_option():
     return f"--device {shlex.quote(as_json(device))} --folds {STUDY.folds}"
 
 
-def planning_device(setting):
-    """What `plan` is told of the device: nothing where the setting fixes plain training, which needs no device."""
-    if SETTINGS[setting].parallel == Parallel():
-        return ""
-    return f"--device {shlex.quote(as_json(DEVICE))} --folds {STUDY.folds}"
-
-
 def facts_for_planning():
     """Cases and fingerprint as inputs of a forecast, but where the dataset's file declares what it needs of them."""
     facts = {"cases": f"{RESULTS}/cases.json", "fingerprint": f"{RESULTS}/fingerprint.json"}

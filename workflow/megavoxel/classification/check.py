@@ -14,12 +14,18 @@ from megavoxel.data.check import Finding
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 
+AMONG = {
+    GREY: "grey among colour images; its grey stands for all three colours",
+    COLOUR: "in colour among grey images, whose grey stands for all three colours",
+}
+
 
 def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[ImageCases, list[Finding]]:
     """All images of a dataset, each opened and decoded, and what was found.
 
-    An image that cannot be read, a table's line without a file, a file in two lines, and a patient in both splits are
-    errors. A grey image in a dataset of colour images is a warning: its grey stands for all three colours.
+    An image that cannot be read, a table's line without a file, a file in two lines, a patient in both splits, and a
+    class without training images are errors. Where most images are in colour, a grey one is a warning, and the other
+    way round: the grey of grey images stands for all three colours.
 
     Args:
         root: the dataset's folder.
@@ -28,7 +34,7 @@ def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[I
     """
     layout = read_image_layout(root, dataset)
     looked_at = map_cases(partial(_look, root), layout.cases, processes=processes, title="checking", unit="image")
-    findings = [*layout.findings, *_images(layout, looked_at)]
+    findings = [*layout.findings, *_images(layout, looked_at), *_untrained(layout)]
     cases = ImageCases(dataset=dataset.name, root=str(root), classes=layout.classes, cases=layout.cases)
     return cases, findings
 
@@ -48,12 +54,23 @@ def _look(root: Path, case: ImageCase) -> tuple[str, str]:
 
 
 def _images(layout: ImageLayout, looked_at: list[tuple[str, str]]) -> list[Finding]:
-    has_colour = any(mode == COLOUR for mode, _ in looked_at)
+    counts = Counter(mode for mode, _ in looked_at)
+    rarer = min(GREY, COLOUR, key=lambda mode: counts[mode])
     findings = []
     for case, (mode, fault) in zip(layout.cases, looked_at, strict=True):
         if fault:
             findings.append(Finding(case=case.id, check="image", severity="error", message=fault))
-        elif has_colour and mode == GREY:
-            message = "grey among colour images; its grey stands for all three colours"
-            findings.append(Finding(case=case.id, check="colour", severity="warning", message=message))
+        elif mode == rarer:
+            findings.append(Finding(case=case.id, check="colour", severity="warning", message=AMONG[rarer]))
     return findings
+
+
+def _untrained(layout: ImageLayout) -> list[Finding]:
+    """Classes of which the test split takes every image."""
+    trained = {case.label for case in layout.cases if case.split == "training"}
+    message = "all images of this class are test images, none is left for training; keep fewer for the test split"
+    return [
+        Finding(case=f"class {name}", check="class", severity="error", message=message)
+        for name in layout.classes
+        if name not in trained
+    ]

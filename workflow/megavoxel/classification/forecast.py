@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
@@ -82,12 +83,15 @@ def forecast_study(
         study: the study.
         classes: of its dataset: their names, or how many.
         device: that the study names.
-        processes: settings that are looked at at once.
+        processes: networks that are traced at once, each at one resolution, for all settings with it together.
     """
-    names = placeholder_classes(study, classes)
-    work = partial(_row, study=study, classes=names, device=device)
-    rows = map_cases(work, study.settings, processes=processes, title="settings forecast", unit="setting")
-    table = pandas.DataFrame(rows, columns=COLUMNS)
+    together: dict[tuple[str, int], list[ClassifierSetting]] = {}
+    for setting in study.settings:
+        together.setdefault((setting.network, setting.resolution), []).append(setting)
+    work = partial(_rows, study=study, classes=placeholder_classes(study, classes), device=device)
+    found = map_cases(work, list(together.values()), processes=processes, title="networks traced", unit="resolution")
+    rows = {row["setting"]: row for group in found for row in group}
+    table = pandas.DataFrame([rows[setting.name] for setting in study.settings], columns=COLUMNS)
     return table.astype({"images_per_class": "Int64", "hours_per_fold": "Float64", "gpu_hours": "Float64"})
 
 
@@ -98,9 +102,14 @@ def save_table(path: Path, rows: pandas.DataFrame) -> None:
 
 
 def precision_of(plan: ClassifierPlan, device: Device) -> str:
-    """The precision that training will choose there."""
+    """The precision that training will choose there (`classification/loop.py: precision_on`)."""
     wanted = plan.training.precision
-    return ("bfloat16" if device.kind == "gpu" else "float32") if wanted == "auto" else wanted
+    return ("bfloat16" if device.kind == "gpu" and device.bfloat16 else "float32") if wanted == "auto" else wanted
+
+
+def _rows(settings: list[ClassifierSetting], **keys: Any) -> list[dict[str, object]]:
+    """Settings that one process looks at, which traces a step once for all that are alike."""
+    return [_row(setting, **keys) for setting in settings]
 
 
 def advice(plan: ClassifierPlan, device: torch.device) -> str:

@@ -53,12 +53,13 @@ def read_image(path: Path, side: int) -> Image.Image:
 
 
 def image_mode(path: Path) -> str:
-    """Whether an image is `L` (grey) or `RGB`, from its whole content.
+    """Whether an image is `L` (grey) or `RGB`, from its whole content; grey that is stored as three colours is grey.
 
     Raises:
         UserError: as `read_image`.
     """
-    return read_image(path, 32).mode
+    bands = read_image(path, 32).split()
+    return COLOUR if any(band.tobytes() != bands[0].tobytes() for band in bands) else GREY
 
 
 def to_tensor(image: Image.Image) -> Tensor:

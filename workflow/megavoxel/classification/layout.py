@@ -176,13 +176,29 @@ def _with_splits(root: Path, keys: Classification, cases: Sequence[ImageCase]) -
         return list(draw_test(named, keys.test_per_class, keys.test_seed)), wrong
     if keys.test_list is None:
         return named, wrong
-    path = root / keys.test_list
-    if not path.is_file():
-        raise UserError(f"{path}: no such list; 'classification.test_list' of the dataset file names it")
-    listed = set(path.read_text().split())
-    return [
-        replace(case, split="test" if {case.id, PurePosixPath(case.id).name} & listed else "training") for case in named
-    ], wrong
+    listed, unmatched = _listed(root / keys.test_list, named)
+    found = [replace(case, split="test" if case.id in listed else "training") for case in named]
+    return found, [*wrong, *unmatched]
+
+
+def _listed(path: Path, cases: Iterable[ImageCase]) -> tuple[set[str], list[Finding]]:
+    """Ids of the cases that a list names, by path or bare name, and how many of its lines name none of them."""
+    try:
+        lines = {line.strip() for line in path.read_text().splitlines()} - {""}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such list; 'classification.test_list' of the dataset file names it") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path}: cannot be read as a list of images ({fault})") from None
+    calls = {case.id: {case.id, PurePosixPath(case.id).name} & lines for case in cases}
+    unmatched = lines - {call for own in calls.values() for call in own}
+    if len(unmatched) == len(lines):
+        raise UserError(
+            f"{path}: none of its {len(lines)} lines names an image of the dataset's classes; expected the path or the "
+            "name of a test image on each line"
+        )
+    message = f"{path.name}: {len(unmatched)} of {len(lines)} lines name no image of the dataset's classes"
+    odd = [Finding(case=ALL, check="split", severity="excluded", message=message)] if unmatched else []
+    return {name for name, own in calls.items() if own}, odd
 
 
 def _doubled(cases: Iterable[ImageCase]) -> list[Finding]:

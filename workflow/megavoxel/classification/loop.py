@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megavoxel.classification.bar import bar_foreign_files
 from megavoxel.classification.cases import ImageCase, ImageCases
 from megavoxel.classification.networks import build_network
 from megavoxel.classification.plan import ClassifierPlan
 from megavoxel.classification.pretrained import give_published, load_published
-from megavoxel.classification.samples import Place, PlainImages, TrainingImages, plain_loader, training_loader
-from megavoxel.classification.shares import Assignment, assign, bar_foreign_files, foreign_cases
+from megavoxel.classification.samples import Place, PlainImages, TrainingImages, plain_loader, training_batches
+from megavoxel.classification.shares import Assignment, assign
 from megavoxel.classification.splits import draw_images
 from megavoxel.classification.step import ClassifierRun, measured_step, note_allocated
 from megavoxel.config.classification import PRIVATE
@@ -60,9 +61,10 @@ class ClassifierFold:
     """SHA-256 of that file."""
 
     def key(self, plan: ClassifierPlan) -> str:
-        """Short hash of all that the trained weights depend on: the plan, the fold's images and the data."""
+        """Short hash of all that the trained weights depend on: the plan, the fold's images, shares and data."""
         names = [[case.id for case in part] for part in (self.training, self.validation)]
-        return content_hash([plan.hash, self.number, *names, self.data, self.weights_data])
+        divided = self.shares.shares if self.shares.partition == PRIVATE and plan.workers > 1 else ()
+        return content_hash([plan.hash, self.number, *names, self.data, self.weights_data, *divided])
 
 
 def fold_of(plan: ClassifierPlan, cases: ImageCases, fold: Fold, number: int, **facts: Any) -> ClassifierFold:
@@ -83,7 +85,14 @@ def fold_of(plan: ClassifierPlan, cases: ImageCases, fold: Fold, number: int, **
         cases.select(fold.training), plan.images_per_class, plan.seed, classes=plan.classes, where=where
     )
     validation = cases.select(fold.validation)
-    deal = partial(assign, workers=plan.workers, partition=plan.data_partition, seed=plan.seed, setting=plan.setting)
+    deal = partial(
+        assign,
+        workers=plan.workers,
+        partition=plan.data_partition,
+        seed=plan.seed,
+        pool=cases.of_split("training"),
+        setting=plan.setting,
+    )
     return ClassifierFold(
         number=number,
         cases=cases,
@@ -105,7 +114,7 @@ def train_classifier(
 ) -> ClassifierRun:
     """Trains a setting on a fold, going on from the run's state below `state_folder` if there is one.
 
-    With private data, each worker is barred from the files of all others before it opens the first one.
+    With private data, each worker is barred from all of the dataset but its own files before it opens the first one.
 
     Args:
         plan: the setting.
@@ -121,7 +130,7 @@ def train_classifier(
     """
     group = group or Group(device=device)
     if plan.data_partition == PRIVATE and plan.workers > 1:
-        bar_foreign_files(fold.cases, foreign_files(fold, group.rank))
+        bar_foreign_files(Path(fold.cases.root), own_files(fold, group.rank), map(fold.cases.path, fold.cases.cases))
     key = fold.key(plan)
     folder = state_folder / key
     run = start_run(plan, fold, device, group, load_state(folder, key=key))
@@ -135,10 +144,11 @@ def train_classifier(
     return run
 
 
-def foreign_files(fold: ClassifierFold, rank: int) -> list[ImageCase]:
-    """The images of training and validation that are in another worker's private share."""
-    found = foreign_cases(fold.training, fold.shares, rank)
-    return found + (foreign_cases(fold.validation, fold.validation_shares, rank) if fold.validation else [])
+def own_files(fold: ClassifierFold, rank: int) -> list[Path]:
+    """All that a worker with private data opens below the dataset's folder."""
+    parts = [(fold.training, fold.shares)] + ([(fold.validation, fold.validation_shares)] if fold.validation else [])
+    images = [fold.cases.path(cases[number]) for cases, shares in parts for number in shares.shares[rank]]
+    return images + ([fold.weights] if fold.weights else [])
 
 
 def start_run(
@@ -220,7 +230,7 @@ def _validated_here(run: ClassifierRun, fold: ClassifierFold) -> tuple[int, ...]
 def _train_to_the_end(run: ClassifierRun, fold: ClassifierFold, keeper: Saving) -> None:
     """All epochs that are left; `keeper` writes states."""
     training, steps = run.plan.training, fold.shares.steps_per_epoch(run.plan.batch)
-    batches = iter(_training_batches(run, fold, steps))
+    batches = _training_batches(run, fold, steps)
     together = run.plan.batch * run.plan.workers
     while run.epoch < training.epochs:
         begin = time.monotonic()
@@ -237,7 +247,7 @@ def _train_to_the_end(run: ClassifierRun, fold: ClassifierFold, keeper: Saving) 
 
 
 def _train_epoch(
-    run: ClassifierRun, fold: ClassifierFold, batches: Iterable, steps: int, rate: float, keeper: Saving
+    run: ClassifierRun, fold: ClassifierFold, batches: Iterator, steps: int, rate: float, keeper: Saving
 ) -> dict[str, float]:
     """The steps of an epoch that are left; loss and accuracy of all workers over all of its images."""
     for group in run.optimizer.param_groups:
@@ -264,10 +274,10 @@ def _seed_dropout(run: ClassifierRun, fold: ClassifierFold, step: int) -> None:
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
 
-def _training_batches(run: ClassifierRun, fold: ClassifierFold, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _training_batches(run: ClassifierRun, fold: ClassifierFold, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     dataset = TrainingImages(run.plan, fold.cases, fold.training, fold=fold.number)
     place = Place(rank=run.group.rank, first_step=run.epoch * steps + len(run.sums))
-    return training_loader(dataset, fold.shares, place, fold=fold.number, pin=run.device.type == "cuda")
+    return training_batches(dataset, fold.shares, place, fold=fold.number, pin=run.device.type == "cuda")
 
 
 def _save(run: ClassifierRun, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:

@@ -6,7 +6,7 @@ functions take many sets of weights at once, so that thousands of resamples are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -52,10 +52,11 @@ def auroc(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) ->
     """
     values = []
     for number in range(probabilities.shape[1]):
-        _, rank = np.unique(probabilities[:, number], return_inverse=True)
-        of_rank = np.eye(rank.max() + 1)[rank]
-        positive = (weights * (target == number)) @ of_rank
-        negative = (weights * (target != number)) @ of_rank
+        order = np.argsort(probabilities[:, number])
+        _, first = np.unique(probabilities[order, number], return_index=True)
+        ranked, is_own = weights[..., order], target[order] == number
+        positive = np.add.reduceat(ranked * is_own, first, axis=-1)
+        negative = np.add.reduceat(ranked * ~is_own, first, axis=-1)
         below = np.cumsum(negative, axis=-1) - negative
         won = (positive * (below + negative / 2)).sum(axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -89,25 +90,29 @@ def values(target: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     return {name: float(metric(target, probabilities, weights)) for name, metric in METRICS.items()}
 
 
-def intervals(target: np.ndarray, repeats: list[np.ndarray]) -> dict[str, tuple[float, float]]:
+def intervals(
+    target: np.ndarray, repeats: list[np.ndarray], patients: Sequence[str] | None = None
+) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap interval of each metric's mean over repeats (Efron and Tibshirani 1993, chapter 13).
 
-    Images are drawn, and the predictions of all repeats with them.
+    Patients are drawn, with all of their images and the predictions of all repeats.
 
     Args:
         target: (images,).
         repeats: probabilities (images, classes) of the same images by several runs.
+        patients: whose each image is; None: each is a patient's only one.
 
     Returns:
-        Lower and upper end by metric, the same for the same values; NaN where there are fewer than two images.
+        Lower and upper end by metric, the same for the same values; NaN where there are fewer than two patients.
     """
-    count = len(target)
+    groups = np.arange(len(target)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    count = len(np.unique(groups))
     if count < 2:
         return dict.fromkeys(METRICS, (float("nan"), float("nan")))
     random, found = np.random.default_rng(SEED), {name: [] for name in METRICS}
     for first in range(0, RESAMPLES, TOGETHER):
         draws = random.integers(count, size=(min(TOGETHER, RESAMPLES - first), count))
-        weights = np.stack([np.bincount(draw, minlength=count) for draw in draws]).astype(float)
+        weights = np.stack([np.bincount(draw, minlength=count)[groups] for draw in draws]).astype(float)
         for name, metric in METRICS.items():
             found[name].append(np.mean([metric(target, own, weights) for own in repeats], axis=0))
     tail = 50 * (1 - CONFIDENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -91,6 +92,16 @@ def build_network(name: str, classes: int, *, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return makers[name](classes)
+
+
+def learns_from_one_image(name: str, classes: int, resolution: int) -> bool:
+    """Whether a training step may have one image: batch norm cannot normalise a plane of one pixel by that alone."""
+    with FakeTensorMode():
+        try:
+            build_network(name, classes).train()(torch.zeros(1, 3, resolution, resolution))
+        except ValueError:  # of torch.nn.functional.batch_norm: "Expected more than 1 value per channel"
+            return False
+    return True
 
 
 def _resnet50(classes: int) -> ResNet:

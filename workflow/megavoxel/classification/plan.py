@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megavoxel.classification.cases import TASK, ImageCases
-from megavoxel.classification.shares import assign
+from megavoxel.classification.shares import Assignment, assign
 from megavoxel.classification.splits import draw_images
 from megavoxel.config.classification import (
     ClassificationStudy,
@@ -15,6 +15,7 @@ from megavoxel.config.classification import (
     ClassifierTraining,
 )
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.errors import UserError
 from megavoxel.files import content_hash, read_json, write_json
 from megavoxel.planning.splits import Splits
 
@@ -104,9 +105,10 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
     """Draws and deals the images of every fold as training will; a line about each.
 
     Raises:
-        UserError: a class has fewer images than asked for, or a worker's share would be empty.
+        UserError: a class has fewer images than asked for, a worker's share would be empty, or a step would have one
+            image, of which the network cannot learn at this resolution.
     """
-    lines = []
+    lines, pool = [], cases.of_split("training")
     for number in folds:
         where = f"setting {plan.setting}, fold {number}"
         drawn = draw_images(
@@ -116,12 +118,26 @@ def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits
             classes=plan.classes,
             where=where,
         )
-        shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, setting=plan.setting)
+        shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, pool=pool, setting=plan.setting)
+        _refuse_lone_pixels(plan, shares, where)
         sizes = f", private shares of {', '.join(map(str, shares.sizes))}" if _is_divided(plan) else ""
         lines.append(
             f"fold {number}: {len(drawn)} training images{sizes}; {shares.steps_per_epoch(plan.batch)} steps per epoch"
         )
     return lines
+
+
+def _refuse_lone_pixels(plan: ClassifierPlan, shares: Assignment, where: str) -> None:
+    sizes = {len(batch) for rank in range(plan.workers) for batch in shares.batches(rank, plan.batch, (plan.seed,))}
+    if 1 not in sizes:
+        return
+    from megavoxel.classification.networks import learns_from_one_image  # which brings PyTorch
+
+    if not learns_from_one_image(plan.network, len(plan.classes), plan.resolution):
+        raise UserError(
+            f"{where}: a step would have one image on a worker, of which {plan.network} leaves one pixel at resolution "
+            f"{plan.resolution}, and batch norm needs two; raise resolution or batch, or change images_per_class"
+        )
 
 
 def save_classifier_plan(path: Path, plan: ClassifierPlan) -> None:

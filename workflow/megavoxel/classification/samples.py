@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megavoxel.classification.augmentation import augment
 from megavoxel.classification.cases import ImageCase, ImageCases
+from megavoxel.classification.decoded import DecodedImages
 from megavoxel.classification.images import read_image, to_tensor
 from megavoxel.classification.plan import ClassifierPlan
 from megavoxel.classification.shares import Assignment
+from megavoxel.errors import UserError
 from megavoxel.training.saving import leave_signals_to_the_parent
 
 ORDER, AUGMENTATION = 1, 2
@@ -36,15 +38,21 @@ class TrainingImages(Dataset):
     def __init__(self, plan: ClassifierPlan, cases: ImageCases, images: Sequence[ImageCase], *, fold: int) -> None:
         self.plan = plan
         self.seed = (plan.seed, fold, AUGMENTATION)
-        self.files = [cases.path(case) for case in images]
+        self.images = DecodedImages([cases.path(case) for case in images], plan.resolution)
         self.targets = [cases.target(case) for case in images]
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """float32 (3, height, width) and the number of the class."""
         epoch, number = key
         random = np.random.default_rng((*self.seed, epoch, number))
-        image = augment(read_image(self.files[number], self.plan.resolution), self.plan.augmentation, random)
-        return to_tensor(image), self.targets[number]
+        return to_tensor(augment(self.images[number], self.plan.augmentation, random)), self.targets[number]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]] | UserError:
+        """The samples of a batch, or what is wrong with one: PyTorch would bring it from a loader as a traceback."""
+        try:
+            return [self[key] for key in keys]
+        except UserError as error:
+            return error
 
 
 class PlainImages(Dataset):
@@ -86,22 +94,29 @@ class Batches(Sampler):
                 yield [(epoch, int(number)) for number in numbers]
 
 
-def training_loader(
+def training_batches(
     dataset: TrainingImages, assignment: Assignment, place: Place, *, fold: int, pin: bool
-) -> DataLoader:
-    """A worker's batches: float32 (images, 3, height, width) and int64 (images)."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A worker's batches, to the end of the run: float32 (images, 3, height, width) and int64 (images).
+
+    Raises:
+        UserError: an image cannot be read, or is another worker's.
+    """
     loaders = dataset.plan.training.loaders
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=Batches(dataset.plan, assignment, place, fold=fold),
         collate_fn=collate,
         num_workers=loaders,
         pin_memory=pin,
-        persistent_workers=loaders > 0,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=leave_signals_to_the_parent,
         multiprocessing_context="fork" if loaders else None,  # the bar on foreign files goes with a fork
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def plain_loader(dataset: PlainImages, *, batch: int, loaders: int) -> DataLoader:
@@ -115,7 +130,9 @@ def plain_loader(dataset: PlainImages, *, batch: int, loaders: int) -> DataLoade
     )
 
 
-def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Samples as a batch; of no samples, an empty one."""
+def collate(samples: Sequence[tuple[Tensor, int]] | UserError) -> tuple[Tensor, Tensor] | UserError:
+    """Samples as a batch; of no samples, an empty one. What is wrong with one is passed on."""
+    if isinstance(samples, UserError):
+        return samples
     images = torch.stack([image for image, _ in samples]) if samples else torch.empty(0, 3, 1, 1)
     return images, torch.tensor([target for _, target in samples], dtype=torch.int64)

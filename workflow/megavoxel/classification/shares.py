@@ -1,22 +1,16 @@
-"""What each worker trains on, and the bar that keeps it from everybody else's files."""
+"""What each worker trains on."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from megavoxel.classification.cases import ImageCase, ImageCases
-from megavoxel.classification.splits import SHARES, deal_patients, owners
+from megavoxel.classification.cases import ImageCase
+from megavoxel.classification.splits import deal_sites
 from megavoxel.config.classification import PRIVATE
 from megavoxel.errors import UserError
-
-
-class ForeignFileError(UserError):
-    """A worker opened a file of another worker's private share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,51 +50,48 @@ class Assignment:
 
 
 def assign(
-    cases: Sequence[ImageCase], workers: int, partition: str, seed: int, *, setting: str, allow_empty: bool = False
+    cases: Sequence[ImageCase],
+    workers: int,
+    partition: str,
+    seed: int,
+    *,
+    pool: Sequence[ImageCase],
+    setting: str,
+    allow_empty: bool = False,
 ) -> Assignment:
     """Deals images to workers: `private` shares are disjoint, by whole patients, with nearly equal parts of each class.
 
     They follow from the list of ids, classes and patients alone: no image is opened for it.
 
+    Args:
+        cases: to be dealt.
+        workers: how many.
+        partition: `private` or `shared`.
+        seed: of the setting.
+        pool: the dataset's training images: whose a patient is does not depend on which of them `cases` are.
+        setting: names it in errors.
+        allow_empty: whether a share may be empty, as where images are only scored.
+
     Raises:
-        UserError: a private share would be empty, and that is not allowed, as it is where images are only scored.
+        UserError: a private share would be empty.
     """
-    numbers = {case.id: number for number, case in enumerate(cases)}
     if workers == 1 or partition != PRIVATE:
         return Assignment(partition=partition, shares=(tuple(range(len(cases))),) * workers)
-    parts = deal_patients(cases, workers, (seed, SHARES))
-    empty = [str(rank) for rank, part in enumerate(parts) if not part]
+    sites = deal_sites(pool, workers, seed)
+    shares = tuple(
+        tuple(number for number, case in enumerate(cases) if sites[case.id] == rank) for rank in range(workers)
+    )
+    empty = [str(rank) for rank, share in enumerate(shares) if not share]
     if empty and not allow_empty:
+        which = f"shares of workers {', '.join(empty)}" if len(empty) > 1 else f"share of worker {empty[0]}"
         raise UserError(
-            f"setting {setting}: {len(owners(cases))} patients cannot be shared among {workers} workers: the share of "
-            f"worker {', '.join(empty)} would be empty; lower 'workers', or raise 'images_per_class'"
+            f"setting {setting}: {_count(cases)} cannot be shared among {workers} workers: the {which} would be empty; "
+            "lower 'workers', or raise 'images_per_class'"
         )
-    return Assignment(partition=partition, shares=tuple(tuple(numbers[case.id] for case in part) for part in parts))
+    return Assignment(partition=partition, shares=shares)
 
 
-def bar_foreign_files(cases: ImageCases, foreign: Iterable[ImageCase]) -> None:
-    """From now on, and to its end, this process cannot open these files by any means that Python sees.
-
-    An audit hook looks at every file that is opened, by whatever library. Processes that are forked inherit it.
-    """
-    barred = {os.path.realpath(cases.path(case)): case.id for case in foreign}
-    if not barred:
-        return
-
-    def look(event: str, arguments: tuple) -> None:
-        if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
-            return
-        found = barred.get(os.path.realpath(os.fsdecode(arguments[0])))
-        if found is not None:
-            raise ForeignFileError(
-                f"{found}: belongs to another worker's private share (data_partition: private); this worker must not "
-                "open it"
-            )
-
-    sys.addaudithook(look)
-
-
-def foreign_cases(cases: Sequence[ImageCase], assignment: Assignment, rank: int) -> list[ImageCase]:
-    """The images that a worker must not open."""
-    own = set(assignment.shares[rank])
-    return [case for number, case in enumerate(cases) if number not in own]
+def _count(cases: Sequence[ImageCase]) -> str:
+    """How many there are that cannot be divided."""
+    known = any(case.patient is not None for case in cases)
+    return f"{len({case.owner for case in cases})} {'patients' if known else 'images'}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import read_json
 from megavoxel.planning.splits import Fold, Splits
 
-FOLDS, DRAW, SHARES = 1, 2, 3
+FOLDS, DRAW = 1, 2
 """Streams of random numbers."""
 
 
@@ -84,11 +85,32 @@ def draw_images(
         )
     if per_class is None:
         return tuple(sorted(cases, key=lambda case: case.id))
-    drawn = []
-    for number, name in enumerate(by_class):
-        order = np.random.default_rng((seed, DRAW, number)).permutation(len(by_class[name]))
-        drawn += [by_class[name][index] for index in order[:per_class]]
+    drawn = [case for own in _in_order_of_draw(by_class, seed) for case in own[:per_class]]
     return tuple(sorted(drawn, key=lambda case: case.id))
+
+
+def deal_sites(pool: Iterable[ImageCase], workers: int, seed: int) -> dict[str, int]:
+    """The worker that holds each image, by id: the same in all settings of a seed and a number of workers.
+
+    Patients come in the order in which `draw_images` would draw their first image of the pool. Each goes to the worker
+    with the fewest images of that class so far, of these to the one with the fewest images: of the images that a
+    setting draws, be they few or many, all workers have about as many.
+
+    Args:
+        pool: all training images of the dataset.
+        workers: how many.
+        seed: of the draw.
+    """
+    by_class, patients = defaultdict(list), defaultdict(list)
+    for case in sorted(pool, key=lambda case: (case.label, case.id)):
+        by_class[case.label].append(case)
+        patients[case.owner].append(case)
+    turns = itertools.zip_longest(*_in_order_of_draw(by_class, seed))
+    firsts: dict[str, str] = {}
+    for case in (case for turn in turns for case in turn if case is not None):
+        firsts.setdefault(case.owner, case.label)
+    parts = _deal([(patients[owner], label) for owner, label in firsts.items()], workers)
+    return {case.id: rank for rank, part in enumerate(parts) for case in part}
 
 
 def deal_patients(cases: Iterable[ImageCase], parts: int, seed: tuple[int, ...]) -> list[tuple[ImageCase, ...]]:
@@ -105,10 +127,14 @@ def deal_patients(cases: Iterable[ImageCase], parts: int, seed: tuple[int, ...])
         patients[case.owner].append(case)
     order = np.random.default_rng(seed).permutation(len(patients))
     queue = sorted((list(patients.values())[number] for number in order), key=lambda own: (_main_label(own), -len(own)))
+    return _deal([(own, _main_label(own)) for own in queue], parts)
+
+
+def _deal(queue: Iterable[tuple[Sequence[ImageCase], str]], parts: int) -> list[tuple[ImageCase, ...]]:
+    """The images of patients, each with the class that counts, in parts: to the one that has fewest, in turn."""
     dealt: list[list[ImageCase]] = [[] for _ in range(parts)]
     counts = [Counter() for _ in range(parts)]
-    for own in queue:
-        label = _main_label(own)
+    for own, label in queue:
         part = min(range(parts), key=lambda number: (counts[number][label], len(dealt[number])))
         dealt[part] += own
         counts[part].update(case.label for case in own)
@@ -133,6 +159,14 @@ def require_whole_patients(cases: ImageCases, splits: Splits, *, source: object)
 def owners(cases: Iterable[ImageCase]) -> set[str]:
     """The patients of some images."""
     return {case.owner for case in cases}
+
+
+def _in_order_of_draw(by_class: Mapping[str, Sequence[ImageCase]], seed: int) -> list[list[ImageCase]]:
+    """The images of each class, sorted by id before, as a seed draws them; classes come in order of their names."""
+    return [
+        [own[index] for index in np.random.default_rng((seed, DRAW, number)).permutation(len(own))]
+        for number, own in enumerate(by_class.values())
+    ]
 
 
 def _main_label(cases: Sequence[ImageCase]) -> str:

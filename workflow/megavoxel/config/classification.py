@@ -99,7 +99,8 @@ class ClassifierSetting:
     """Processes that train one network together, a device each: 1 is serial training."""
     data_partition: str = "private"
     """What a worker sees where there are several: `private`, its own fixed share of the images, which no other process
-    opens; or `shared`, another part of all images in every epoch."""
+    opens, by whole patients, the same for all settings of a seed and a number of workers; or `shared`, another part of
+    all images in every epoch."""
     folds: tuple[int, ...] | None = None
     """The folds to train; None: all of the study."""
     seed: int | None = None

@@ -30,6 +30,8 @@ class Device:
     """Memory that convolutions take for themselves, in units of input and output of the largest one in float32."""
     teraflops: dict[str, float] = field(default_factory=dict)
     """Sustained rate of training in 10¹² operations per second, by `float32` and `half` (bfloat16, float16)."""
+    bfloat16: bool = True
+    """Whether a GPU computes in bfloat16 by itself; without, a classifier trains in float32 by default."""
     step_milliseconds: float = 0.0
     """Time of a pass through the network that does not depend on its size."""
     most_devices: int = 1

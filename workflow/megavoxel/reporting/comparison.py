@@ -18,23 +18,27 @@ BATCH = 1000
 """Resamples held in memory at once."""
 
 
-def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def mean_interval(values: Sequence[float] | np.ndarray, groups: Sequence[object] | None = None) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
     For paired differences, give the difference of each case: cases are drawn, and both of its values with it.
 
     Args:
         values: (cases,); NaN values are left out.
+        groups: whose each of the values is, none of them NaN: then groups are drawn, with all their cases; None: each
+            case is drawn by itself.
 
     Returns:
-        Lower and upper end, the same for the same values; NaN where there are fewer than two values.
+        Lower and upper end, the same for the same values; NaN where there are fewer than two values or groups.
     """
     known = _known(values)
-    if len(known) < 2:
+    places = np.arange(len(known)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if len(set(places)) < 2:
         return np.nan, np.nan
     found = stats.bootstrap(
-        (known,),
-        np.mean,
+        (np.bincount(places, weights=known), np.bincount(places)),
+        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True,
         n_resamples=RESAMPLES,
         batch=BATCH,
         confidence_level=CONFIDENCE,

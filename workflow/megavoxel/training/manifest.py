@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,17 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def code_commit(here: Path = Path(megavoxel.__file__).parent) -> str | None:
-    """The commit of the source tree, with `+changes` where it is not as committed; None outside of a repository."""
+@cache
+def code_commit() -> str | None:
+    """The commit of this package's source tree; see `commit_of`."""
+    return commit_of(Path(megavoxel.__file__).parent)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder is of, with `+changes` where it is not as committed; None outside of a repository."""
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(here, *UNCHANGED) else "")
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(folder, *UNCHANGED) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

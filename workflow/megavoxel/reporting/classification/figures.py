@@ -21,6 +21,9 @@ SERIAL, DISTRIBUTED = "serial", "distributed"
 PANEL = 4.2
 SPREAD = 0.012
 """By how much the points of series at one resolution stand apart, as a fraction of it."""
+REPEAT = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
+"""Points of single repeats, rimmed so that they are seen on their series' bar."""
+ABOVE_BARS = 5
 COST_AXES = {"ms_per_image": "ms per training image", "peak_gib": "peak memory of a worker (GiB)"}
 CURVE_AXES = {"training_loss": "training loss", "training_accuracy": "training accuracy"}
 
@@ -92,6 +95,8 @@ def accuracy_figure(stored: StoredClassification, summary: pd.DataFrame, publish
         ax.set(title=network, xlabel="resolution (pixels per side)", ylabel=f"accuracy ({split})")
         _resolution_axis(ax, part["resolution"])
     extra = [Line2D([], [], color="0.6", linestyle=":", label="chance")]
+    if any(len(models) > 1 for models in stored.definition.cells.values()):
+        extra.append(Line2D([], [], color="0.3", marker=".", linestyle="", label="a repeat", **REPEAT))
     if len(printed):
         extra.append(Line2D([], [], color="0.3", marker="s", markerfacecolor="none", linewidth=0.6, label="published"))
     legend_above(figure, [*_handles(colours), *extra])
@@ -178,7 +183,7 @@ def _draw_repeats(
     for row, place in zip(rows, x, strict=True):
         found = [repeat["accuracy"] for repeat in repeat_values(stored, row, split)]
         if len(found) > 1:
-            ax.plot(np.full(len(found), place), found, ".", color=colour, markersize=3, alpha=0.6)
+            ax.plot(np.full(len(found), place), found, ".", color=colour, zorder=ABOVE_BARS, **REPEAT)
 
 
 def _resolution_axis(ax: Axes, resolutions: pd.Series) -> None:

@@ -18,10 +18,11 @@ MIB_PER_GIB = 1024
 
 def summary(stored: StoredClassification) -> pd.DataFrame:
     """Per cell or ensemble and split: its keys, repeats, images, and of each metric the mean over repeats, the 95 %
-    bootstrap interval over images, and the standard deviation (n - 1) of the repeats.
+    bootstrap interval over patients, and the standard deviation (n - 1) of the repeats.
 
     The difference in accuracy to the baseline is over the images that both have, of each image's mean over repeats; p
-    is that of Wilcoxon's signed-rank test over them, corrected by Holm's method for the rows of a split.
+    is that of Wilcoxon's signed-rank test over its means by patient, corrected by Holm's method for the rows of a
+    split.
     """
     rows = []
     for split in stored.splits:
@@ -46,7 +47,8 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
             continue
         own, other = correct(stored, name, split), correct(stored, serial, split)
         changes = (own - other).dropna()
-        low, high = mean_interval(changes)
+        patients = patients_of(stored, name, split)[changes.index]
+        low, high = mean_interval(changes, patients)
         rows.append(
             {key: getattr(plan, key) for key in ("network", "resolution", "images_per_class", "workers")}
             | {
@@ -59,7 +61,7 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
                 "difference": changes.mean(),
                 "low": low,
                 "high": high,
-                "p": paired_p(changes),
+                "p": paired_p(changes.groupby(patients).mean()),
                 "published_serial": known.get((serial, ACCURACY), np.nan),
                 "published_distributed": known.get((name, ACCURACY), np.nan),
             }
@@ -86,6 +88,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
 
     `seconds` is a run's training, `ms_per_image` that by images that all workers were shown. `peak_gib` is the most
     that PyTorch allocated for tensors on one worker, the largest of all runs; `forecast_gib` the same, forecast.
+    `forecast_ms_per_image` is that of plan.tsv, for the device that the study names; NaN without that file.
     """
     rows = []
     for name, settings in stored.definition.cells.items():
@@ -105,6 +108,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
                 "runs": len(manifests),
                 "seconds": float(np.mean(seconds)),
                 "ms_per_image": 1000 * float(np.mean(np.array(seconds) / np.array(shown))),
+                "forecast_ms_per_image": _forecast_ms(stored, settings[0], plan.workers),
                 "peak_gib": max(manifest["peak_memory"].get("gib", np.nan) for manifest in manifests),
                 "forecast_gib": max(manifest["peak_memory"]["forecast_gib"] for manifest in manifests),
                 "process_gib": max(manifest["peak_memory_mib"] for manifest in manifests) / MIB_PER_GIB,
@@ -153,6 +157,12 @@ def correct(stored: StoredClassification, row: str, split: str) -> pd.Series:
     return pd.concat(found, axis=1).mean(axis=1)
 
 
+def patients_of(stored: StoredClassification, row: str, split: str) -> pd.Series:
+    """Whose each image of a row is, by its name."""
+    own = stored.predictions[stored.definition.rows[row][0], split]
+    return pd.Series(own.patients, index=own.names)
+
+
 def published_by_cell(published: pd.DataFrame) -> dict[tuple[str, str], float]:
     """Published values by row and metric."""
     return published.set_index(["row", "metric"])["value"].to_dict()
@@ -168,7 +178,7 @@ def _summary_row(stored: StoredClassification, name: str, split: str) -> dict[st
     models = stored.definition.rows[name]
     found = [stored.predictions[model, split] for model in models]
     repeats = pd.DataFrame(repeat_values(stored, name, split))
-    ends = intervals(found[0].target, [own.probabilities for own in found])
+    ends = intervals(found[0].target, [own.probabilities for own in found], found[0].patients)
     row: dict[str, object] = {"row": name, "split": split}
     row |= _keys(stored, name) | {"repeats": len(models), "images": len(found[0].names)}
     for metric in METRICS:
@@ -189,7 +199,8 @@ def _against_baseline(stored: StoredClassification, name: str, split: str) -> di
     if baseline in (None, name):
         return {"accuracy_difference": np.nan, "accuracy_p": np.nan}
     changes = (correct(stored, name, split) - correct(stored, baseline, split)).dropna()
-    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(changes)}
+    by_patient = changes.groupby(patients_of(stored, name, split)[changes.index]).mean()
+    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(by_patient)}
 
 
 def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
@@ -197,6 +208,12 @@ def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
     one, two = stored.cell_plan(other), stored.cell_plan(name)
     same = ("network", "resolution", "images_per_class", "pretrained")
     return one.workers == 1 and all(getattr(one, key) == getattr(two, key) for key in same)
+
+
+def _forecast_ms(stored: StoredClassification, setting: str, workers: int) -> float:
+    """Forecast milliseconds by images that all workers are shown: those of plan.tsv are of each worker's own."""
+    seconds = stored.forecast.get("seconds_per_image", pd.Series(dtype=float)).get(setting, np.nan)
+    return 1000 * float(seconds) / workers
 
 
 def _images(manifest: dict) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megavoxel.classification.cases import TASK
+from megavoxel.classification.cases import TASK, load_image_cases
 from megavoxel.classification.metrics import METRICS
 from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
 from megavoxel.classification.scores import PROBABILITY, TRUTH
@@ -51,6 +51,8 @@ class Predictions:
     """What one model said of the images of a split."""
 
     names: tuple[str, ...]
+    patients: tuple[str, ...]
+    """Whose each image is; the image's own name where the dataset does not say."""
     target: np.ndarray
     """int (images,)."""
     probabilities: np.ndarray
@@ -128,7 +130,7 @@ def load_stored(results: Path, definition: str) -> StoredClassification:
     return StoredClassification(
         definition=study,
         classes=classes,
-        predictions=_predictions(read_scores(results / "scores.csv"), study, classes, results / "scores.csv"),
+        predictions=_predictions(read_scores(results / "scores.csv"), study, classes, results),
         plans=plans,
         histories={
             setting: {fold: read_history(folder / "history.csv", HISTORY_COLUMNS) for fold, folder in folds.items()}
@@ -166,14 +168,16 @@ def read_published_accuracy(path: Path | None) -> pd.DataFrame:
 
 
 def _predictions(
-    scores: pd.DataFrame, study: ClassificationDefinition, classes: tuple[str, ...], source: Path
+    scores: pd.DataFrame, study: ClassificationDefinition, classes: tuple[str, ...], results: Path
 ) -> dict[tuple[str, str], Predictions]:
     """Of every model; all models of a split have the same images."""
+    source, patients = results / "scores.csv", _patients(results / "cases.json")
     images = scores[scores["metric"].isin((PROBABILITY, TRUTH))]
     found = {}
     for split, part in images.groupby("split"):
         for model in (*study.settings, *study.ensembles):
-            found[model, str(split)] = _of_model(part[part["setting"] == model], classes, f"{source}: {model}, {split}")
+            own = part[part["setting"] == model]
+            found[model, str(split)] = _of_model(own, classes, patients, f"{source}: {model}, {split}")
     if not found:
         raise UserError(f"{source}: no image was scored: the dataset has no test split, and the study has one fold")
     for (model, split), own in found.items():
@@ -189,7 +193,12 @@ def _folds_agree(study: ClassificationDefinition, model: str, split: str) -> boo
     return split == "test" or study.folds[model] == study.folds[study.settings[0]]
 
 
-def _of_model(own: pd.DataFrame, classes: tuple[str, ...], where: str) -> Predictions:
+def _patients(path: Path) -> dict[str, str]:
+    """Whose each image is, by its id; scores that came without cases say nothing of patients."""
+    return {case.id: case.owner for case in load_image_cases(path).cases} if path.is_file() else {}
+
+
+def _of_model(own: pd.DataFrame, classes: tuple[str, ...], patients: dict[str, str], where: str) -> Predictions:
     if own.empty:
         raise UserError(f"{where}: there are no scores; {REMEDY}")
     table = own[own["metric"] == PROBABILITY].pivot_table(index="case", columns="label", values="value")
@@ -197,7 +206,12 @@ def _of_model(own: pd.DataFrame, classes: tuple[str, ...], where: str) -> Predic
     if set(table.columns) != set(classes) or set(truth.index) != set(table.index) or table.isna().any(axis=None):
         raise UserError(f"{where}: an image lacks the probability of a class, or its own class; {REMEDY}")
     target = np.array([classes.index(label) for label in truth.loc[table.index]])
-    return Predictions(names=tuple(table.index), target=target, probabilities=table[list(classes)].to_numpy())
+    return Predictions(
+        names=tuple(table.index),
+        patients=tuple(patients.get(name, f"image {name}") for name in table.index),
+        target=target,
+        probabilities=table[list(classes)].to_numpy(),
+    )
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _cost(table: pd.DataFrame) -> pd.DataFrame:
             "Published weights": table["published_weights"],
             "Runs": table["runs"].astype(str),
             "Training (s)": table["seconds"].map(lambda value: f"{value:.3g}"),
-            "ms per image": table["ms_per_image"].map(lambda value: f"{value:.3g}"),
+            "ms per image": table["ms_per_image"].map(_three_digits),
+            "The same, forecast": table["forecast_ms_per_image"].map(_three_digits),
             "Peak of a worker, tensors (GiB)": table["peak_gib"].map(_number),
             "The same, forecast (GiB)": table["forecast_gib"].map(_number),
             "Peak of a process or GPU (GiB)": table["process_gib"].map(_number),
@@ -149,6 +150,10 @@ def _with_interval(table: pd.DataFrame, mean: str, low: str, high: str, show: ob
 
 def _number(value: float) -> str:
     return NONE if pd.isna(value) else f"{value:.3f}"
+
+
+def _three_digits(value: float) -> str:
+    return NONE if pd.isna(value) else f"{value:.3g}"
 
 
 def _signed(value: float) -> str:

@@ -6,12 +6,18 @@ import argparse
 
 from megavoxel.classification.cases import load_image_cases
 from megavoxel.classification.splits import make_image_splits, require_whole_patients
+from megavoxel.errors import UserError
 from megavoxel.planning.splits import import_splits, save_splits
 
 
 def run_split(arguments: argparse.Namespace) -> None:
-    """Writes splits.json."""
+    """Writes splits.json, if there is anything to score by it."""
     cases = load_image_cases(arguments.cases)
+    if arguments.folds == 1 and not cases.of_split("test"):
+        raise UserError(
+            f"dataset {cases.dataset}: it has no test images, and with one fold nothing is validated: no image would "
+            "be scored; give the study 'folds' of 2 or more, or the dataset file 'classification.test_per_class'"
+        )
     if arguments.splits is None:
         splits = make_image_splits(cases, arguments.folds, arguments.seed)
     else:

@@ -30,6 +30,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.stages.train import PATIENCE
     from megavoxel.training.lock import held, wait_for_others
+    from megavoxel.training.manifest import code_commit
 
     plan = load_classifier_plan(arguments.plan)
     fold = _fold(arguments, plan)
@@ -37,6 +38,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     if plan.workers > 1 and not is_member():
         wait_for_others(states)
         start_group("train", arguments, processes=plan.workers, setting=plan.setting)
+    code_commit()  # by Git, which a worker with private data cannot start once it trains
     set_threads(arguments.threads)
     keep_freed_memory()
     device = choose_device(local_device(arguments.device))
