@@ -3,8 +3,9 @@
 The peer's figures are those of nnU-Net v2's default training on two such cores: mean DSC 0.698 on the validation cases
 of fold 0 after 500 iterations of batch 7, in 38 minutes. They are kept here, not measured again.
 
-The default setting is trained in the precision that it chooses, bfloat16 where the processor has it, and once more in
-float32: the first may not be worse by more than 0.005. Where it chooses float32 itself there is no such row.
+The small setting, whose training gets furthest, is trained in the precision that it chooses, bfloat16 where the processor
+has it, and once more in float32: the first may not be worse by more than 0.005. Where it chooses float32 itself there is
+no such row.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WANTED_DSC = 0.86
 """What the small setting is to reach in those minutes."""
 ACCEPTED_LOSS = 0.005
 """DSC that half precision may cost."""
-SETTINGS = ("default", "default-float32", "small")
+SETTINGS = ("default", "small", "small-float32")
 
 
 def run() -> list[Row]:
@@ -37,29 +38,29 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         train(root)
-        default, exact, small = (score(root, name) for name in SETTINGS)
-        chosen = precision(root, "default")
+        default, small, exact = (score(root, name) for name in SETTINGS)
+        chosen = precision(root, "small")
     rows = [
         larger_is_better("DSC after 500 default steps, hippocampus", RECORDED, default[0], THEIR_DSC, "DSC"),
         smaller_is_better("time of 500 default steps, hippocampus", RECORDED, default[1], THEIR_MINUTES, "min"),
         larger_is_better("DSC of the small setting, hippocampus", "own bound", small[0], WANTED_DSC, "DSC"),
         smaller_is_better("time of the small setting, hippocampus", RECORDED, small[1], THEIR_MINUTES, "min"),
     ]
-    return rows if chosen == "float32" else [*rows, cost_of_precision(chosen, default[0], exact[0])]
+    return rows if chosen == "float32" else [*rows, cost_of_precision(chosen, small[0], exact[0])]
 
 
 def cost_of_precision(name: str, ours: float, exact: float) -> Row:
-    """The row that compares two runs of the default; its ratio is at least 1 where the first is good enough."""
+    """The row that compares two runs of the small setting; its ratio is at least 1 where the first is good enough."""
     return larger_is_better(
-        f"DSC after 500 default steps in {name}, with {ACCEPTED_LOSS} allowed for", "ours in float32",
+        f"DSC of the small setting in {name}, with {ACCEPTED_LOSS} allowed for", "ours in float32",
         ours + ACCEPTED_LOSS, exact, "DSC",
     )  # fmt: skip
 
 
 def train(root: Path) -> None:
-    """Runs the study below `root`, with the default in float32 beside it, to the scores of all settings."""
+    """Runs the study below `root`, with the small setting in float32 beside it, to the scores of all settings."""
     study = yaml.safe_load((REPOSITORY / f"config/studies/{STUDY}.yaml").read_text())
-    study["settings"]["default-float32"] = {"inherits": "default", "training": {"precision": "float32"}}
+    study["settings"]["small-float32"] = {"inherits": "small", "training": {"precision": "float32"}}
     path = root / "study.yaml"
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     scores = [f"results/{STUDY}/{name}/fold-0/scores.csv" for name in SETTINGS]
