@@ -3,9 +3,9 @@
 The peer's figures are those of nnU-Net v2's default training on two such cores: mean DSC 0.698 on the validation cases
 of fold 0 after 500 iterations of batch 7, in 38 minutes. They are kept here, not measured again.
 
-The small setting, whose training gets furthest, is trained in the precision that it chooses, bfloat16 where the processor
-has it, and once more in float32: the first may not be worse by more than 0.005. Where it chooses float32 itself there is
-no such row.
+The small setting, whose training gets furthest, is trained in the precision that it chooses, bfloat16 where the
+processor has it, and once more in float32: the first may not be worse by more than 0.005. Where it chooses float32
+itself there is no such row.
 """
 
 from __future__ import annotations
