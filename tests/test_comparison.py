@@ -87,3 +87,12 @@ def test_intervals_of_hardly_any_cases():
     assert np.isnan(mean_interval([0.5])).all()
     assert np.isnan(mean_interval([])).all()
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_an_interval_of_groups_draws_all_values_of_a_group_together():
+    values = np.random.default_rng(0).normal(size=30)
+    twice, groups = np.repeat(values, 2), np.repeat(np.arange(30), 2)
+    assert mean_interval(twice, groups) == pytest.approx(mean_interval(values))
+    alone = mean_interval(twice)
+    assert alone[1] - alone[0] < 0.9 * (mean_interval(twice, groups)[1] - mean_interval(twice, groups)[0])
+    assert np.isnan(mean_interval(values, np.zeros(30))).all()

@@ -40,8 +40,8 @@ BLIND_SPOTS = (
     "mib_per_image: what each image of a large batch adds to the tensors.\n"
     "seconds_per_image, hours_per_fold: operations of convolutions at the device's sustained rate, with decoding "
     "keeping up; of several workers, seconds of each for its own images. Rates of config/hardware.yaml are those of 3D "
-    "networks: small images, whose steps are many small operations, take longer than that. hours_per_fold is empty "
-    "where images_per_class is: how many images there are is then not known."
+    "networks, or of large batches: small images, whose steps are many small operations, take longer than that. "
+    "hours_per_fold is empty where images_per_class is: how many images there are is then not known."
 )
 
 
