@@ -67,7 +67,9 @@ def plan_study(
         processes: settings that are looked at at once; the result does not depend on it.
     """
     work = partial(_plan, study=study, cases=cases, fingerprint=fingerprint, device=device)
-    return map_cases(work, study.settings, processes=processes, title="settings forecast", unit="setting")
+    return map_cases(
+        work, study.settings, processes=processes, title="settings forecast", unit="setting", describe=_done
+    )
 
 
 def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> tuple[Plan, Choice]:
@@ -128,6 +130,12 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
     except UserError as error:
         return PlannedSetting(setting=setting, folds=folds, fault=str(error))
     return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
+
+
+def _done(setting: Setting, planned: PlannedSetting) -> str:
+    """A line while it goes on."""
+    cuts = f" and {len(planned.partitions)} partitions" if planned.partitions else ""
+    return f"{setting.name}: {'no plan' if planned.choice is None else 'forecast'}{cuts}"
 
 
 def _row(planned: PlannedSetting) -> dict[str, object]:
