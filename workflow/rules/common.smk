@@ -199,11 +199,12 @@ def training_nodes(wildcards, input):
 
 
 def predicting_devices_of(wildcards, input):
-    """Devices of a job that predicts: whole images take the pipeline of training. Before a plan, a dry run shows TBD."""
+    """Devices of a job that predicts: large windows take the pipeline of training. Before a plan, a dry run shows TBD."""
     setting = SETTINGS[wildcards.setting]
-    if WHOLE not in (setting.last_patch, setting.inference.window):
+    whole = WHOLE in (setting.last_patch, setting.inference.window)
+    if setting.inference.window is None and not whole:
         return 1
-    if setting.parallel is not None:
+    if setting.parallel is not None and (whole or setting.parallel.pipeline == 1):
         return setting.parallel.pipeline
     return predicting_devices(from_plain(Plan, json.loads(Path(input.plan).read_text()), where=input.plan))
 

@@ -10,7 +10,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
-from megavoxel.forecast.staged_window import staged_window_bytes
+from megavoxel.forecast.staged_window import StageOfWindow, staged_window
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
@@ -68,7 +68,6 @@ def forecast_setting(
     precision = precision_on(plan, device)
     steps = [(phase, step_costs(phase, parallel, precision, exact=exact)) for phase in plan.by_phase()]
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
-    predicting, slab = _prediction(plan, parallel, workload, precision)
     seconds = _seconds(plan, parallel, device, workload, steps, precision)
     training, prediction = seconds if seconds else (None, None)
     return Forecast(
@@ -77,12 +76,32 @@ def forecast_setting(
         training_gib=max(_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
-        prediction_gib=_gib(predicting, device, extra=slab),
+        prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.networks, precision),
         hours_per_fold=None if seconds is None else (training + prediction) / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
         flops=sum(stage.flops for stage in stages) * parallel.data,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
     )
+
+
+def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) -> float:
+    """Peak memory in GiB of the fullest device that predicts the largest case, with overhead and workspace.
+
+    Of a pipeline it is the first device that sums the logits.
+
+    Args:
+        plan: the setting, with its `parallel`.
+        device: whose overhead and workspace count.
+        networks: whose mean is taken.
+        precision: of the forward pass.
+    """
+    size = prediction_window(plan, largest_case(plan))
+    slab, keys = _slab_bytes(plan, size), {"networks": networks, "precision": precision}
+    if predicting_devices(plan) == 1:
+        return _gib(window(plan, size, **keys), device, extra=slab)
+    begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
+    first, *others = staged_window(plan.network, begins, size, **keys)
+    return max(_gib(first, device, extra=slab), *(_gib(stage, device) for stage in others))
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
@@ -144,17 +163,6 @@ def step_costs(plan: Plan, parallel: Parallel, precision: str, *, exact: bool = 
     return [repeated(cost, parallel) for cost in costs]
 
 
-def _prediction(plan: Plan, parallel: Parallel, workload: Workload, precision: str) -> tuple[StepCost, int]:
-    """The largest window on the fullest device that predicts, and the bytes of its summed logits."""
-    size = prediction_window(plan, largest_case(plan))
-    cost = window(plan, size, networks=workload.folds, precision=precision)
-    if predicting_devices(replace(plan, parallel=parallel)) > 1:
-        begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, parallel))
-        stages = staged_window_bytes(plan.network, begins, size, networks=workload.folds, precision=precision)
-        cost = replace(cost, peak_bytes=max(stages))
-    return cost, _slab_bytes(plan, size)
-
-
 def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:
     """Sums of one strip of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
     sizes = zip(plan.preprocessing.median_shape, size, strict=True)
@@ -163,7 +171,7 @@ def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:
     return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 
-def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
+def _gib(cost: StepCost | StageOfWindow, device: Device, *, extra: int = 0) -> float:
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
 
 

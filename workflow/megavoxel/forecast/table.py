@@ -114,9 +114,10 @@ def save_table(path: Path, rows: pandas.DataFrame) -> None:
         rows.to_csv(partial, sep="\t", index=False)
 
 
-def workload_of(study: Study, cases: Cases) -> Workload:
-    """What a fold of the study trains on and predicts."""
-    return Workload(training_cases=len(cases.of_split("training")), folds=study.folds)
+def workload_of(study: Study, setting: Setting, cases: Cases) -> Workload:
+    """What a fold of a setting trains on and predicts."""
+    own = len(study.folds_of(setting))
+    return Workload(training_cases=len(cases.of_split("training")), folds=study.folds, own_folds=own)
 
 
 def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerprint, device: Device) -> PlannedSetting:
@@ -124,7 +125,7 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
     try:
         preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
-        workload = workload_of(study, cases)
+        workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:

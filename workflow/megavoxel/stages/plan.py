@@ -85,7 +85,8 @@ def _spread(plan: Plan, request: Request, training_cases: int) -> Plan:
             f"setting {plan.setting}: parallel is chosen or checked for a device; give --hardware with --study, or "
             "--device and --folds with --definition"
         )
-    workload = Workload(training_cases=training_cases, folds=request.folds)
+    own = request.setting.folds
+    workload = Workload(training_cases=training_cases, folds=request.folds, own_folds=None if own is None else len(own))
     return spread(plan, request.setting, request.device, workload)[0]
 
 
