@@ -18,6 +18,7 @@ from benchmarks.measure import COLUMNS
 
 PROGRAMS = (
     "planning",
+    "partitions",
     "plans",
     "preprocessing",
     "augmentation",
