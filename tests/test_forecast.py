@@ -265,6 +265,8 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     assert rows.loc["plain", "gpu_hours"] == pytest.approx(5 * rows.loc["plain", "hours_per_fold"], rel=0.01)
     printed = capsys.readouterr().out
     assert "10 training cases" in printed
+    assert "<NA>" not in printed
+    assert re.search("^broken: parallel: batch 3 cannot be cut", printed, re.MULTILINE)
     assert "cannot see what cuDNN chooses" in printed
     tensors = re.search(r"^plain: .*; tensors of a training step: ([0-9.]+) GiB$", printed, re.MULTILINE)
     assert 0 < float(tensors[1]) < rows.loc["plain", "peak_gib"]

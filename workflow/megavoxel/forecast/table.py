@@ -129,7 +129,8 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         plan, choice = spread(plan, setting, device, workload)
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
-        return PlannedSetting(setting=setting, folds=folds, fault=str(error))
+        fault = str(error).removeprefix(f"setting {setting.name}: ")
+        return PlannedSetting(setting=setting, folds=folds, fault=fault)
     return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
 
 
