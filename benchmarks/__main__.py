@@ -19,6 +19,7 @@ from benchmarks.measure import COLUMNS
 PROGRAMS = (
     "accuracy",
     "planning",
+    "partitions",
     "plans",
     "preprocessing",
     "augmentation",

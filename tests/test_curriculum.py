@@ -27,7 +27,7 @@ from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
 from megavoxel.planning.plan import PhasePlan, Plan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
-from megavoxel.planning.window import prediction_window
+from megavoxel.planning.window import predicting_devices, prediction_window
 from megavoxel.training import loop
 from megavoxel.training.loop import Fold, train
 from scans import unwritten
@@ -306,9 +306,12 @@ def test_curricula_that_cannot_be_are_refused(settings, message):
         parse_study(study(**settings), source="s.yaml")
 
 
-def test_whole_images_go_through_a_pipeline(tmp_path):
+@pytest.mark.parametrize("window", ["whole", (16, 16, 8)])
+def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
     """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""
-    plan = curriculum(phases=(), parallel=Parallel(pipeline=2), stages=(0, 4), inference=Inference(window="whole"))
+    small = {"phases": (), "patch": (8, 8, 8), "inference": Inference(window=window)}
+    plan = curriculum(parallel=Parallel(pipeline=2), stages=(0, 4), **small)
+    assert predicting_devices(plan) == 2
     alone = replace(plan, parallel=Parallel(), stages=())
     training_command(tmp_path, plan)
     weights = []
@@ -335,4 +338,11 @@ def test_whole_images_go_through_a_pipeline(tmp_path):
     np.testing.assert_allclose(staged, whole, atol=5e-3)
     assert np.abs(whole).max() > 0.05
     assert "case2" in run("time", "--plan", "plan.json", "--weights", weights[0], "--repeats", "1", "--output", "t.csv")
-    assert list(pandas.read_csv(tmp_path / "t.csv")["window"]) == ["whole"]
+    assert list(pandas.read_csv(tmp_path / "t.csv")["window"]) == ["whole" if window == "whole" else "16x16x8"]
+
+
+@pytest.mark.parametrize("window", [None, (8, 8, 8), (4, 8, 16)])
+def test_a_window_no_larger_than_the_patch_is_predicted_on_one_device(window):
+    """Every device of the pipeline holds a step of training with it, so one holds it without gradients."""
+    plan = curriculum(phases=(), patch=(8, 8, 8), parallel=Parallel(pipeline=2), inference=Inference(window=window))
+    assert predicting_devices(plan) == 1

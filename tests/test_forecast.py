@@ -27,6 +27,7 @@ from megavoxel.forecast.hours import Speed, prediction_seconds, step_seconds
 from megavoxel.forecast.partition import partitions
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.shown import gib
+from megavoxel.forecast.staged_window import staged_window
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
 from megavoxel.forecast.whole_image import WholeImages
@@ -264,6 +265,8 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     assert rows.loc["plain", "gpu_hours"] == pytest.approx(5 * rows.loc["plain", "hours_per_fold"], rel=0.01)
     printed = capsys.readouterr().out
     assert "10 training cases" in printed
+    assert "<NA>" not in printed
+    assert re.search("^broken: parallel: batch 3 cannot be cut", printed, re.MULTILINE)
     assert "cannot see what cuDNN chooses" in printed
     line = r"^plain: .*; tensors of a training step: ([0-9.]+) GiB, its operations: ([0-9.]+) TFLOP$"
     step = re.search(line, printed, re.MULTILINE)
@@ -426,6 +429,27 @@ def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(pla
         WholeImages(device=device(memory_gib=1e-6), **keys).check("case1", (48, 48, 48))
     patches = WholeImages(device=device(memory_gib=1e-6), **keys | {"plan": plan})
     patches.check("case1", (480, 480, 480))
+
+
+def test_a_setting_predicts_with_the_networks_of_its_own_folds(plan):
+    own = replace(WORKLOAD, own_folds=1)
+    five, one = (forecast_setting(plan, Parallel(), device(), each).prediction_gib for each in (WORKLOAD, own))
+    weights = training_step(plan, samples=1, parallel=Parallel(), precision="bfloat16").parameter_bytes
+    assert (five - one) * 2**30 == pytest.approx(4 * weights)
+
+
+def test_a_window_through_a_pipeline_has_the_workspace_of_the_fullest_stage(plan):
+    whole = replace(plan, inference=Inference(window="whole"), stages=(0, 3))
+    roomy = device(workspace=1.0)
+    alone, staged = (
+        forecast_setting(whole, parallel, roomy, WORKLOAD).prediction_gib
+        for parallel in (Parallel(), Parallel(pipeline=2, micro_batches=4))
+    )
+    first, second = staged_window(whole.network, (0, 3), (48, 48, 48), networks=5, precision="bfloat16")
+    largest = window(whole, (48, 48, 48), networks=5, precision="bfloat16").workspace_bytes
+    assert max(first.workspace_bytes, second.workspace_bytes) == largest
+    assert first.workspace_bytes < largest
+    assert staged < alone
 
 
 def test_partitions_are_listed_once_more_with_checkpointing_where_a_memory_is_too_small(plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,12 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
+from megavoxel.forecast import pipeline
 from megavoxel.forecast.cuts import balanced_cuts
 from megavoxel.forecast.pipeline import stage_costs
-from megavoxel.forecast.step import optimizer_bytes, training_step, window
+from megavoxel.forecast.profile import fake_network, profile_of
+from megavoxel.forecast.stage_step import SilentWire, run_of_stage
+from megavoxel.forecast.step import StepCost, cost_of_step, optimizer_bytes, training_step, window
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.unet import SegmentationNetwork, parameter_count
+from megavoxel.network.unet import SegmentationNetwork, parameter_count, unet_blocks
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -222,10 +226,26 @@ def test_stages_share_the_work_and_the_memory():
     assert max(part.peak_bytes for part in parts) < 0.7 * whole.peak_bytes
 
 
-def test_many_micro_batches_are_foretold_from_three():
-    plan = unet(2, 8, size=24)
-    keys = {"stages": 2, "samples": 1, "checkpointing": False, "precision": "float32"}
-    three, four, six = (stage_costs(plan, micro_batches=count, **keys) for count in (3, 4, 6))
-    for few, more, most in zip(three, four, six, strict=True):
-        assert most.peak_bytes - more.peak_bytes == 2 * (more.peak_bytes - few.peak_bytes)
-        assert most.flops == 2 * few.flops
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpointing):
+    """Of every stage that there can be: many micro-batches from two, the optimiser without its step."""
+    plan = unet(2, 8, size=24, optimizer="adam")
+    plan = replace(plan, network=replace(plan.network, norm=norm, squeeze_excitation=2))
+    borders = range(norm == "batch", len(unet_blocks(plan.network)) + 1, 2)
+    for begin, end in itertools.combinations(borders, 2):
+        for count in (1, 2, 5):
+            job = pipeline._job(plan, 1, count, checkpointing, "bfloat16")
+            foretold, whole = pipeline._part_cost(job, begin, end), cost_of_whole_step(job, begin, end)
+            # The optimiser counts its steps in four bytes per tensor.
+            assert foretold.peak_bytes == pytest.approx(whole.peak_bytes, abs=4 * 100)
+            assert (foretold.flops, foretold.workspace_bytes) == (whole.flops, whole.workspace_bytes)
+            assert pipeline._least_bytes(job, profile_of(job), begin, end) <= whole.peak_bytes
+
+
+def cost_of_whole_step(job, begin: int, end: int) -> StepCost:
+    """With all micro-batches and the optimiser's step."""
+    profile = profile_of(job)
+    with fake_network(job.hashed.plan.network).mode:
+        run = run_of_stage(job, profile, begin, end, SilentWire(MemoryTracker()))
+        return cost_of_step(run)

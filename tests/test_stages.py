@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.forecast.cuts import cheapest_cut, filled_cut
+from megavoxel.forecast.cuts import least_cut
 from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.network.device import Precision
 from megavoxel.network.stages import ACTIVATION, Transfer, cut_into_stages, forms_of_transfers, tensor_of
@@ -90,55 +90,38 @@ def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins
         torch.testing.assert_close(found, whole[name], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
-def test_filling_below_a_limit_finds_a_cut_where_there_is_one(stages):
-    """Against all cuts, with costs of blocks that add up."""
-    weights = [3, 1, 4, 1, 5, 9, 2, 6]
-
-    def cost(begin: int, end: int) -> float:
-        return sum(weights[begin:end])
-
-    best = min(
-        max(cost(*ends) for ends in itertools.pairwise((0, *cuts, len(weights))))
-        for cuts in itertools.combinations(range(1, len(weights)), stages - 1)
-    )
-    assert filled_cut(cost, len(weights), stages, best) is None
-    found = filled_cut(cost, len(weights), stages, best + 1)
-    assert len(found) == stages
-    assert max(cost(*ends) for ends in itertools.pairwise((*found, len(weights)))) == best
+WEIGHTS = (3, 1, 4, 1, 5, 9, 2, 6)
 
 
-@pytest.mark.parametrize("slack", [1, 3, 8])
+def over_stages(of: Callable[[int, int], float], begins: tuple[int, ...]) -> list[float]:
+    return [of(*ends) for ends in itertools.pairwise((*begins, len(WEIGHTS)))]
+
+
+@pytest.mark.parametrize("share", [0, 0.6, 1])
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 8])
-def test_the_cheapest_cut_below_a_limit_is_found(stages, slack):
-    """Against all cuts, with peaks that add up and costs of any kind."""
-    weights, random = [3, 1, 4, 1, 5, 9, 2, 6], np.random.default_rng(stages)
-    table = random.integers(0, 20, (len(weights), len(weights) + 1)).tolist()
+def test_the_cheapest_of_the_cuts_with_the_least_peak_is_found(stages, share):
+    """Against all cuts, with peaks that add up, costs of any kind, and bounds that know nothing, something and all."""
+    table = np.random.default_rng(stages).integers(0, 20, (len(WEIGHTS), len(WEIGHTS) + 1)).tolist()
+    asked = []
 
     def peak(begin: int, end: int) -> float:
-        return sum(weights[begin:end])
+        asked.append((begin, end))
+        return sum(WEIGHTS[begin:end])
+
+    def bound(begin: int, end: int) -> float:
+        return share * sum(WEIGHTS[begin:end])
 
     def cost(begin: int, end: int) -> float:
         return table[begin][end]
 
-    def over_stages(of: Callable[[int, int], float], begins: tuple[int, ...]) -> list[float]:
-        return [of(*ends) for ends in itertools.pairwise((*begins, len(weights)))]
-
-    cuts = [(0, *inner) for inner in itertools.combinations(range(1, len(weights)), stages - 1)]
-    limit = min(max(over_stages(peak, begins)) for begins in cuts) + slack
-    allowed = [begins for begins in cuts if max(over_stages(peak, begins)) < limit]
-    for known in allowed:
-        found = cheapest_cut(peak, cost, len(weights), known, limit)
-        assert found in allowed
-        assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
-
-
-def test_where_peaks_do_not_grow_with_a_stage_a_known_cut_is_the_least_that_is_found():
-    def peak(begin: int, end: int) -> float:
-        return 0 if (begin, end) in ((0, 1), (1, 2), (2, 6)) else 9
-
-    assert filled_cut(peak, 6, 3, 1) is None
-    assert cheapest_cut(peak, lambda *_: 1, 6, (0, 1, 2), 1) == (0, 1, 2)
+    found = least_cut(peak, bound, cost, len(WEIGHTS), stages)
+    assert len(asked) == len(set(asked))
+    assert share < 1 or len(asked) == stages
+    cuts = [(0, *inner) for inner in itertools.combinations(range(1, len(WEIGHTS)), stages - 1)]
+    least = min(max(over_stages(peak, begins)) for begins in cuts)
+    allowed = [begins for begins in cuts if max(over_stages(peak, begins)) == least]
+    assert found in allowed
+    assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
 
 
 @pytest.mark.parametrize("stages", [2, 3])

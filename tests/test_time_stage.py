@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
@@ -52,6 +54,16 @@ def test_every_case_is_timed_as_often_as_asked_after_the_first_warmed_up(plan, c
     ]  # fmt: skip
     assert len(counted) == 2 * 1 + 3 * 1 + 3 * 4
     assert {row.window for row in found} == {"8x12x12"}
+
+
+def test_every_shape_of_a_whole_image_is_warmed_up_once(plan, counted, tmp_path):
+    plan = replace(plan, inference=replace(plan.inference, window="whole"))
+    predictor = CasePredictor(plan, [tmp_path / "model.pt"], torch.device("cpu"))
+    shapes = {"a": (8, 12, 12), "b": (12, 12, 20), "c": (8, 12, 12)}
+    cases = [(name, np.zeros((1, *shape), np.float32)) for name, shape in shapes.items()]
+    found = list(time_cases(predictor, cases, repeats=1, warm_up=2))
+    assert [(row.case, row.seconds) for row in found] == [("a", 1), ("b", 1), ("c", 1)]
+    assert len(counted) == (2 + 1) + (2 + 1) + 1
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from megavoxel import __version__
 from megavoxel.errors import UserError, printable
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"megavoxel {arguments[0]}", description=stage.__doc__)
     stage.add_arguments(parser)
     try:
-        stage.run(parser.parse_args(arguments[1:]))
+        with _told_to_runner():
+            stage.run(parser.parse_args(arguments[1:]))
     except (UserError, MemoryError, OSError) as error:
         message = _explained(error)
         if message is None:
@@ -61,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"megavoxel {arguments[0]}: error: {message}"), file=sys.stderr)
         return 1
     return 0
+
+
+def _told_to_runner() -> AbstractContextManager:
+    """Where this is one of several processes, an error is left for the one that started them."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    from megavoxel.distributed.failure import told_to_runner
+
+    return told_to_runner()
 
 
 def _explained(error: Exception) -> str | None:

@@ -90,10 +90,13 @@ def training_devices(wildcards, input):
 
 
 def predicting_devices_of(wildcards, input):
-    """Devices of a job that predicts: whole images take the pipeline of training."""
-    setting = SETTINGS[wildcards.setting]
-    if not SEGMENTS or WHOLE not in (setting.last_patch, setting.inference.window):
+    """Devices of a job that predicts: windows larger than the patch take the pipeline of training."""
+    if not SEGMENTS:
         return 1
-    if setting.parallel is not None:
+    setting = SETTINGS[wildcards.setting]
+    whole = WHOLE in (setting.last_patch, setting.inference.window)
+    if setting.inference.window is None and not whole:
+        return 1
+    if setting.parallel is not None and (whole or setting.parallel.pipeline == 1):
         return setting.parallel.pipeline
     return predicting_devices(from_plain(Plan, planned(input), where=input.plan))

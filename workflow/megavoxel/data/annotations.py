@@ -34,7 +34,12 @@ def annotated_cases(
     """
     _require_known(dataset, labels, known)
     cases = [replace(case, unannotated=_not_drawn(case, dataset, labels)) for case in cases]
-    _require_annotated(cases, labels, f"dataset {dataset.name}: unannotated", "remove a pattern, or the label")
+    _require_annotated(
+        cases,
+        labels,
+        f"dataset {dataset.name}: unannotated",
+        "take a case off its list in the dataset file or dataset.json, or leave out the label",
+    )
     if dataset.hidden is not None:
         cases = _with_hidden(cases, dataset.hidden, labels)
         where = f"dataset {dataset.name}: hidden: with share {dataset.hidden.share:g}"

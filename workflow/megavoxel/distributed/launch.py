@@ -45,7 +45,7 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
     threads = max(1, usable_threads(arguments.threads) // here)
     options = vars(arguments) | {"threads": threads}
     words = [word for key, value in options.items() for word in _option(key, value)]
-    runner = [sys.executable, "-m", "torch.distributed.run", *meeting_point(os.environ), "--max-restarts", "0"]
+    runner = [sys.executable, "-m", "megavoxel.distributed.runner", *meeting_point(os.environ), "--max-restarts", "0"]
     runner += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     command = [*runner, "--nproc-per-node", str(here), "-m", "megavoxel", stage, *words]
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": str(threads)})

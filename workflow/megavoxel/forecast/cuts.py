@@ -3,89 +3,67 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
+import math
 from collections.abc import Callable, Sequence
 
 CostOfStage = Callable[[int, int], float]
 """By a stage's first block and the first one behind it."""
+Blocks = tuple[int, int]
+"""The same two numbers."""
 
 
-def filled_cut(peak: CostOfStage, blocks: int, stages: int, limit: float) -> tuple[int, ...] | None:
-    """First block of each of `stages` stages, each filled from the front as long as its peak stays below `limit`.
+def least_cut(peak: CostOfStage, bound: CostOfStage, cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
+    """First block of each stage, so that the largest peak is as small as can be, and of such cuts the cheapest.
 
-    No stage is left empty. None where some stage reaches the limit.
-
-    Args:
-        peak: of a stage, by its first block and the first behind it; grows with the stage.
-        blocks: of the program.
-        stages: how many.
-        limit: no stage may reach it.
-    """
-    begins, begin = [], 0
-    for left in range(stages, 0, -1):
-        ends = range(begin + 1, blocks - left + 2)
-        fitting = bisect_left(ends, True, key=lambda end, begin=begin: peak(begin, end) >= limit)
-        if fitting == 0:
-            return None
-        begins.append(begin)
-        begin = ends[fitting - 1]
-    return tuple(begins) if begin == blocks else None
-
-
-def cheapest_cut(
-    peak: CostOfStage, cost: CostOfStage, blocks: int, known: Sequence[int], limit: float
-) -> tuple[int, ...]:
-    """First block of each stage, so that the stages together cost least while every peak stays below `limit`.
-
-    Exact, by dynamic programming over where each stage may begin: not behind where it does when all stages are filled
-    from the front, nor before where it does when they are filled from the back.
+    The best cut by what is known of peaks so far has the least certain of its stages looked at, until it has none: as
+    no peak is less than what was known of it, no other cut can be better. So few peaks are asked for.
 
     Args:
-        peak: of a stage. Where it does not grow with the stage, the cut is `known` or one that costs less.
+        peak: of a stage; dear to ask for. Exact as long as a stage with a block more never needs less.
+        bound: what a stage's peak is not below.
         cost: of a stage; adds up.
         blocks: of the program.
-        known: a cut whose peaks all stay below the limit.
-        limit: no peak may reach it.
+        stages: no more than there are blocks; none is left empty.
     """
-    places = _places(peak, blocks, known, limit)
+    known = {ends: bound(*ends) for ends in itertools.combinations(range(blocks + 1), 2)}
+    seen: dict[Blocks, float] = {}
+    while True:
+        begins = _cheapest_of_least(known, cost, blocks, stages)
+        unseen = [ends for ends in zip(begins, (*begins[1:], blocks), strict=True) if ends not in seen]
+        if not unseen:
+            return begins
+        asked = max(unseen, key=known.get)
+        seen[asked] = peak(*asked)
+        for wider in itertools.product(range(asked[0] + 1), range(asked[1], blocks + 1)):
+            known[wider] = max(known[wider], seen[asked]) if wider not in seen else seen[wider]
+
+
+def _cheapest_of_least(peaks: dict[Blocks, float], cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
+    """The same for peaks that are all known; dynamic programming over where a stage begins."""
+    limit, _ = _best_cut(lambda *ends: peaks[ends], max, blocks, stages)
+    return _best_cut(lambda *ends: cost(*ends) if peaks[ends] <= limit else math.inf, sum, blocks, stages)[1]
+
+
+def _best_cut(
+    value: CostOfStage, together: Callable[[tuple[float, float]], float], blocks: int, stages: int
+) -> tuple[float, tuple[int, ...]]:
+    """The least value of a cut and the first block of each of its stages, values of stages being put `together`."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0, ())}
-    for ends in (*places[1:], [blocks]):
-        options: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for (begin, (before, begins)), end in itertools.product(best.items(), ends):
-            if begin < end and peak(begin, end) < limit:
-                option = (before + cost(begin, end), (*begins, begin))
-                options[end] = min(options.get(end, option), option)
-        best = options
-    return best[blocks][1]
+    for left in range(stages - 1, -1, -1):
+        ends = range(1, blocks - left + 1) if left else [blocks]
+        best = {
+            end: min(
+                (together((before, value(begin, end))), (*begins, begin))
+                for begin, (before, begins) in best.items()
+                if begin < end
+            )
+            for end in ends
+            if end > min(best)
+        }
+    return best[blocks]
 
 
-def _places(peak: CostOfStage, blocks: int, known: Sequence[int], limit: float) -> list[Sequence[int]]:
-    """Where each stage may begin."""
-
-    def mirrored(begin: int, end: int) -> float:
-        return peak(blocks - end, blocks - begin)
-
-    stages = len(known)
-    from_front = filled_cut(peak, blocks, stages, limit) or known
-    from_back = filled_cut(mirrored, blocks, stages, limit)
-    latest = map(max, known, from_front)
-    earliest = known if from_back is None else map(min, known, (0, *(blocks - begin for begin in from_back[:0:-1])))
-    return [range(first, last + 1) for first, last in zip(earliest, latest, strict=True)]
-
-
-def balanced_cuts(costs: Sequence[float], stages: int) -> list[int]:
-    """First block of each stage, so that the largest sum of `costs` over a stage is as small as can be.
-
-    Exact, by dynamic programming over contiguous parts; no stage is empty.
-    """
+def balanced_cuts(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+    """First block of each stage, so that the largest sum of `costs` over a stage is as small as can be."""
     sums = [0.0, *itertools.accumulate(costs)]
-    best = {(0, 0): (0.0, [])}
-    for stage, end in itertools.product(range(1, stages + 1), range(1, len(costs) + 1)):
-        options = [
-            (max(best[stage - 1, begin][0], sums[end] - sums[begin]), [*best[stage - 1, begin][1], begin])
-            for begin in range(end)
-            if (stage - 1, begin) in best
-        ]
-        if options:
-            best[stage, end] = min(options)
-    return best[stages, len(costs)][1]
+    return _best_cut(lambda begin, end: sums[end] - sums[begin], max, len(costs), stages)[1]

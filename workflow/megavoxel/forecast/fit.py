@@ -62,9 +62,10 @@ def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
             flush=True,
         )
     if forecast.prediction_gib > device.memory_gib:
+        networks = workload.networks
         print(
             f"warning: the forecast of {gib(forecast.prediction_gib)} for prediction of the largest case with the "
-            f"networks of {workload.folds} folds {has}; what would help: {_smaller_prediction(plan, workload.folds)}",
+            f"networks of {networks} folds {has}; what would help: {_smaller_prediction(plan, networks)}",
             flush=True,
         )
     return forecast

@@ -23,6 +23,13 @@ class Workload:
     """Labelled cases of the dataset, over all folds."""
     folds: int
     """Folds of the study."""
+    own_folds: int | None = None
+    """Folds that the setting is trained on; None: all."""
+
+    @property
+    def networks(self) -> int:
+        """Whose mean predicts a test case."""
+        return self.folds if self.own_folds is None else self.own_folds
 
     @property
     def validation_cases(self) -> float:

@@ -64,5 +64,5 @@ def _prediction_minutes(forecast: Forecast, workload: Workload, test_cases: int)
         return None
     case = 60 * forecast.prediction_hours / workload.validation_cases
     validation = workload.validation_cases * (CASE_MINUTES + case)
-    test = test_cases * (CASE_MINUTES + case * workload.folds)
+    test = test_cases * (CASE_MINUTES + case * workload.networks)
     return round(max(validation, test), 1)

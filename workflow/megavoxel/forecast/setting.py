@@ -10,7 +10,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
-from megavoxel.forecast.staged_window import staged_window_bytes
+from megavoxel.forecast.staged_window import StageOfWindow, staged_window
 from megavoxel.forecast.step import StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
@@ -83,7 +83,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         training_gib=max(_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
-        prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.folds, precision),
+        prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.networks, precision),
         training_hours=None if seconds is None else training / 3600,
         prediction_hours=None if seconds is None else prediction / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
@@ -95,6 +95,8 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
 def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) -> float:
     """Peak memory in GiB of the fullest device that predicts the largest case, with overhead and workspace.
 
+    Of a pipeline it is the first device that sums the logits.
+
     Args:
         plan: the setting, with its `parallel`.
         device: whose overhead and workspace count.
@@ -102,12 +104,12 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
         precision: of the forward pass.
     """
     size = prediction_window(plan, largest_case(plan))
-    cost = window(plan, size, networks=networks, precision=precision)
-    if predicting_devices(plan) > 1:
-        begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
-        stages = staged_window_bytes(plan.network, begins, size, networks=networks, precision=precision)
-        cost = replace(cost, peak_bytes=max(stages))
-    return _gib(cost, device, extra=_slab_bytes(plan, size))
+    slab, keys = _slab_bytes(plan, size), {"networks": networks, "precision": precision}
+    if predicting_devices(plan) == 1:
+        return _gib(window(plan, size, **keys), device, extra=slab)
+    begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
+    first, *others = staged_window(plan.network, begins, size, **keys)
+    return max(_gib(first, device, extra=slab), *(_gib(stage, device) for stage in others))
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
@@ -177,7 +179,7 @@ def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:
     return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 
-def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
+def _gib(cost: StepCost | StageOfWindow, device: Device, *, extra: int = 0) -> float:
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,10 +17,20 @@ from megavoxel.network.unet import entering_state, program_inputs, unet_blocks
 from megavoxel.planning.plan import NetworkPlan
 
 
-def staged_window_bytes(
+@dataclass(frozen=True, kw_only=True)
+class StageOfWindow:
+    """What a stage needs while a window goes through."""
+
+    peak_bytes: int
+    """The weights of all networks included."""
+    workspace_bytes: int
+    """Input and output of its largest convolution in float32."""
+
+
+def staged_window(
     plan: NetworkPlan, begins: Sequence[int], size: Sequence[int], *, networks: int, precision: str
-) -> list[int]:
-    """Peak bytes of each stage while a window goes through, the weights of all networks included.
+) -> list[StageOfWindow]:
+    """Of each stage what it needs while a window goes through.
 
     Args:
         plan: the network.
@@ -30,15 +41,16 @@ def staged_window_bytes(
     """
     image = (1, plan.input_channels, *size)
     forms = forms_of_transfers(plan, begins, image, Precision(name=precision, reason="forecast"), CPU)
-    peaks = []
+    needs = []
     with FakeTensorMode(), torch.no_grad():
         blocks = unet_blocks(plan)
         for stage in cut_into_stages(blocks, program_inputs(plan), begins):
             program = stage.program(blocks)
             with MemoryTracker() as memory, autocast(precision):
                 program.run(_entering(plan, stage, forms, image))
-            peaks.append(memory.peak + networks * float32_bytes(program))
-    return peaks
+            peak = memory.peak + networks * float32_bytes(program)
+            needs.append(StageOfWindow(peak_bytes=peak, workspace_bytes=memory.largest_convolution))
+    return needs
 
 
 def _entering(plan: NetworkPlan, stage: Stage, forms: dict[Transfer, Form], image: Sequence[int]) -> RunState:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.study import Parallel
@@ -93,9 +93,9 @@ def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
     return parameter_bytes * numbers[plan.training.optimizer]
 
 
-def new_run(plan: Plan, precision: str) -> Run:
-    """A run without data; to be made inside `FakeTensorMode`."""
-    network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = None) -> Run:
+    """A run without data, of a network of its own where none is given; to be made inside `FakeTensorMode`."""
+    network = network or SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
     weighted = plan.training.class_weights != "none"
     return Run(
         plan=plan,
@@ -143,14 +143,11 @@ def _training_step(hashed: HashedPlan, precision: str) -> StepCost:
 
 
 def cost_of_step(run: Run) -> StepCost:
-    """One step of a run without data, that of a stage where it has a pipeline; to be called inside `FakeTensorMode`."""
-    plan = run.plan
-    reads = run.pipeline is None or run.pipeline.stage.number == 0
+    """One step of a run without data; to be called inside `FakeTensorMode`."""
     with MemoryTracker() as memory:
         memory.include(run.network.state_dict().values())
-        image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch) if reads else torch.empty(0)
-        target = torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64) if reads else torch.empty(0)
-        _make_optimizer_state(run)
+        image, target = inputs_of_step(run)
+        make_optimizer_state(run)
         resident = memory.live - image.nbytes - target.nbytes
         memory.reset_peak()
         train_step(run, image, target)
@@ -163,7 +160,16 @@ def cost_of_step(run: Run) -> StepCost:
         )
 
 
-def _make_optimizer_state(run: Run) -> None:
+def inputs_of_step(run: Run) -> tuple[Tensor, Tensor]:
+    """Image and target of a step; of a pipeline only the first stage reads them."""
+    plan = run.plan
+    if run.pipeline is not None and run.pipeline.stage.number > 0:
+        return torch.empty(0), torch.empty(0)
+    image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch)
+    return image, torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64)
+
+
+def make_optimizer_state(run: Run) -> None:
     """What the first step of a run leaves behind, without the step."""
     for parameter in run.network.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -69,7 +69,9 @@ def plan_study(
         processes: settings that are looked at at once; the result does not depend on it.
     """
     work = partial(_plan, study=study, cases=cases, fingerprint=fingerprint, device=device)
-    return map_cases(work, study.settings, processes=processes, title="settings forecast", unit="setting")
+    return map_cases(
+        work, study.settings, processes=processes, title="settings forecast", unit="setting", describe=_done
+    )
 
 
 def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> tuple[Plan, Choice]:
@@ -118,9 +120,10 @@ def save_table(path: Path, rows: pandas.DataFrame) -> None:
         rows.to_csv(partial, sep="\t", index=False)
 
 
-def workload_of(study: Study, cases: Cases) -> Workload:
-    """What a fold of the study trains on and predicts."""
-    return Workload(training_cases=len(cases.of_split("training")), folds=study.folds)
+def workload_of(study: Study, setting: Setting, cases: Cases) -> Workload:
+    """What a fold of a setting trains on and predicts."""
+    own = len(study.folds_of(setting))
+    return Workload(training_cases=len(cases.of_split("training")), folds=study.folds, own_folds=own)
 
 
 def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerprint, device: Device) -> PlannedSetting:
@@ -128,13 +131,14 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
     try:
         preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
-        workload = workload_of(study, cases)
+        workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
         remarks = (*padding_notes(plan), *_without_hours(choice.forecast))
         choice = replace(choice, reason="; ".join([choice.reason, *remarks]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
-        return PlannedSetting(setting=setting, folds=folds, fault=str(error))
+        fault = str(error).removeprefix(f"setting {setting.name}: ")
+        return PlannedSetting(setting=setting, folds=folds, fault=fault)
     return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
 
 
@@ -144,6 +148,12 @@ def _without_hours(forecast: Forecast) -> list[str]:
         return []
     rate = "float32" if forecast.precision == "float32" else "half"
     return [f"no hours: config/hardware.yaml has no {rate} rate (teraflops) for {forecast.device.name}"]
+
+
+def _done(setting: Setting, planned: PlannedSetting) -> str:
+    """A line while it goes on."""
+    cuts = f" and {len(planned.partitions)} partitions" if planned.partitions else ""
+    return f"{setting.name}: {'no plan' if planned.choice is None else 'forecast'}{cuts}"
 
 
 def _row(planned: PlannedSetting) -> dict[str, object]:

@@ -10,7 +10,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.errors import UserError
 from megavoxel.forecast.fit import device_at_hand
 from megavoxel.forecast.hours import GIB
-from megavoxel.forecast.staged_window import staged_window_bytes
+from megavoxel.forecast.staged_window import staged_window
 from megavoxel.forecast.step import window
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.planning.plan import Plan
@@ -71,7 +71,7 @@ class WholeImages:
         """Peak memory in GiB of the tensors of one window, the sums of its logits included; of the fullest stage."""
         plan, keys = self.plan, {"networks": self.networks, "precision": self.precision}
         if predicting_devices(plan) > 1:
-            peak = max(staged_window_bytes(plan.network, plan.stages, size, **keys))
+            peak = max(stage.peak_bytes for stage in staged_window(plan.network, plan.stages, size, **keys))
         else:
             peak = window(plan, tuple(size), **keys).peak_bytes
         return (peak + 4 * plan.network.classes * math.prod(size)) / GIB

@@ -28,7 +28,7 @@ def predictor_of_job(
 ) -> Iterator[CasePredictor | None]:
     """The predictor; None in processes that hold a later stage, which have served it when they get here.
 
-    A plan whose images go through a pipeline as a whole has this process replaced by `torchrun` first.
+    A plan whose windows go through a pipeline has this process replaced by `torchrun` first.
 
     Args:
         plan: the setting.
@@ -52,7 +52,7 @@ def predictor_of_job(
     with joined_group(device, PATIENCE) as group:
         if group.size != count:
             raise UserError(
-                f"setting {plan.setting}: the plan predicts whole images through {count} processes, {group.size} were "
+                f"setting {plan.setting}: the plan predicts through a pipeline of {count} processes, {group.size} were "
                 f"started; start 'megavoxel {stage}' once, it starts the others itself"
             )
         predictor = CasePredictor(plan, weights, device, group)

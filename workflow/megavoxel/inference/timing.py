@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.planning.window import WHOLE
+from megavoxel.planning.window import WHOLE, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,18 @@ def time_cases(
     """Predicts every case `repeats` times.
 
     The clock runs from the image in the host's memory to its last logits on the device, resampling and files left out.
-    Before it is read, the device has finished what it was given. The first case is predicted `warm_up` times before:
-    kernels are chosen and memory is asked for when they are first needed.
+    Before it is read, the device has finished what it was given. The first case with a window of its shape is predicted
+    `warm_up` times before: kernels are chosen and memory is asked for when they are first needed. Whole images may each
+    have a shape of their own.
 
     Args:
         predictor: one network or several, with the setting's window and mirror images.
         cases: names and preprocessed images (channels, network grid).
         repeats: of each case.
-        warm_up: predictions of the first case that are not timed.
+        warm_up: predictions of the first case of a window's shape that are not timed.
     """
-    for number, (name, stored) in enumerate(cases):
+    warm: set[tuple[int, ...]] = set()
+    for name, stored in cases:
         image = stored[:]
         window = predictor.plan.inference.window
         size = WHOLE if window == WHOLE else "x".join(map(str, window or predictor.plan.patch))
@@ -48,8 +50,10 @@ def time_cases(
             for slab in predictor.slabs(image):
                 del slab
 
-        for _ in range(0 if number else warm_up):
+        shape = prediction_window(predictor.plan, image.shape[1:])
+        for _ in range(0 if shape in warm else warm_up):
             _seconds(predict, predictor.device)
+        warm.add(shape)
         for repeat in range(1, repeats + 1):
             yield Duration(case=name, repeat=repeat, seconds=_seconds(predict, predictor.device), window=size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from megavoxel.planning.plan import Plan
@@ -12,8 +13,10 @@ WHOLE = "whole"
 
 
 def predicting_devices(plan: Plan) -> int:
-    """Devices over which a prediction goes: a whole image takes the pipeline of its training."""
-    return plan.parallel.pipeline if plan.inference.window == WHOLE else 1
+    """Devices over which a prediction goes: a window with more voxels than the patch takes the pipeline of training."""
+    window = plan.inference.window
+    larger = window == WHOLE or (window is not None and math.prod(window) > math.prod(plan.patch))
+    return plan.parallel.pipeline if larger else 1
 
 
 def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:

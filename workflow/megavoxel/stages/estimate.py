@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             save_table(arguments.output.with_name("partitions.tsv"), cuts)
     memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
-    print(rows.drop(columns="reason").to_string(index=False, na_rep=""))
+    print(rows.drop(columns="reason").astype(object).fillna("").to_string(index=False))
     print("\n".join(map(describe, planned)))
     if study.partitions:
         print("pipelines: tensors of each stage in GiB, fullest over mean, peak with overheads, memories that will do")

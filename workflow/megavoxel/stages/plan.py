@@ -83,7 +83,12 @@ def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Pl
     from megavoxel.forecast.needs import needs_of
     from megavoxel.forecast.table import spread
 
-    workload = Workload(training_cases=len(cases.of_split("training")), folds=request.folds)
+    own = request.setting.folds
+    workload = Workload(
+        training_cases=len(cases.of_split("training")),
+        folds=request.folds,
+        own_folds=None if own is None else len(own),
+    )
     plan, choice = spread(plan, request.setting, device, workload)
     return replace(plan, needs=needs_of(plan, choice.forecast, workload, test_cases=len(cases.of_split("test"))))
 
