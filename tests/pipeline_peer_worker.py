@@ -5,7 +5,9 @@ torchrun … tests/pipeline_peer_worker.py FOLDER
 
 from __future__ import annotations
 
+import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from megavoxel.training.pipeline import forward_and_backward
 from pipeline_worker import CPU, SEED, batches, plan_of, started
 from pytorch_pipeline import PyTorchPipeline
 
-WAY = "one head"
+WAYS = ("one head", "squeeze and excitation")
 
 
 def main() -> None:
@@ -25,9 +27,13 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, results = Path(sys.argv[1]), {}
     with joined_group(CPU) as group:
-        for micro_batches in (1, 2, 4):
-            plan = plan_of(WAY, stages=group.size, micro_batches=micro_batches)
-            results[micro_batches] = {"theirs": step_of_pytorch(plan, group), "ours": step_of_ours(plan, group)}
+        for way, micro_batches in itertools.product(WAYS, (1, 2, 4)):
+            plan = plan_of(way, stages=group.size, micro_batches=micro_batches)
+            plan = replace(plan, network=replace(plan.network, deep_supervision=False))
+            results[f"{way}, {micro_batches}"] = {
+                "theirs": step_of_pytorch(plan, group),
+                "ours": step_of_ours(plan, group),
+            }
         torch.save(results, folder / f"{group.rank}.pt")
 
 

@@ -13,9 +13,9 @@ import torch
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("stages", [2, 3, 4])
 def test_loss_and_gradients_are_those_of_pytorchs_pipeline(tmp_path, stages):
-    """With three stages a skip passes the second one by."""
+    """With three stages and more a skip passes others by."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(stages)]
     command = [*runner, str(TESTS / "pipeline_peer_worker.py"), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -11,7 +11,10 @@ from megavoxel.training.run import Run
 
 
 def update_weights(run: Run) -> None:
-    """Averages the gradients over the replicas, clips them by the norm over all weights, and takes the step."""
+    """Averages the gradients over the replicas, clips them by the norm over all weights, and takes the step.
+
+    Of batch norm every replica has the running statistics of the first one afterwards.
+    """
     if run.replica is None:
         _average_gradients(run)
     if run.pipeline is not None and run.scaler.is_enabled():
@@ -20,6 +23,8 @@ def update_weights(run: Run) -> None:
     _clip(run)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    if run.replica is None:
+        _share_statistics(run)
 
 
 def _average_gradients(run: Run) -> None:
@@ -30,6 +35,17 @@ def _average_gradients(run: Run) -> None:
     mean = run.replicas.sum(torch.cat([gradient.flatten() for gradient in gradients])) / run.replicas.size
     for gradient, own in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(own.view(gradient.shape))
+
+
+def _share_statistics(run: Run) -> None:
+    """All replicas take the running statistics of the first one, as with the wrapper: its state is kept."""
+    statistics = [buffer for buffer in run.network.buffers() if buffer.is_floating_point()]
+    if run.replicas.size == 1 or not statistics:
+        return
+    own = torch.cat([buffer.flatten() for buffer in statistics])
+    shared = run.replicas.sum(own if run.replicas.leads else torch.zeros_like(own))
+    for buffer, first in zip(statistics, shared.split([buffer.numel() for buffer in statistics]), strict=True):
+        buffer.copy_(first.view(buffer.shape))
 
 
 def _clip(run: Run) -> None:
