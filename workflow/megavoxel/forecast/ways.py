@@ -24,7 +24,10 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
     if parallel.pipeline == 1 and parallel.micro_batches > 1:
         raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
     if parallel.pipeline > most_stages(plan):
-        raise UserError(f"{where}.pipeline: the network has {most_stages(plan)} blocks; allowed: 1 to that number")
+        most = most_stages(plan)
+        raise UserError(
+            f"{where}.pipeline: {parallel.pipeline} stages; the network has {most} blocks; allowed: 1 to {most}"
+        )
     if parallel.pipeline > 1 and plan.expanded_patch is not None:
         raise UserError(
             f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
