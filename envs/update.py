@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 ENVIRONMENT = FOLDER / "megavoxel.yaml"
 LOCK = FOLDER.parent / "requirements.lock"
 PYTHON = "python=3.11"
-PINNED = re.compile(r"https://conda\.anaconda\.org/conda-forge/[a-z0-9-]+/[\w.+-]+\.(conda|tar\.bz2)#[0-9a-f]{32}")
+PINNED = re.compile(r"https://[\w./-]+/conda-forge/[a-z0-9-]+/[\w.+-]+\.(conda|tar\.bz2)#[0-9a-f]{32}")
 HEAD = f"""\
 # For `snakemake --sdm conda`. Written by `python envs/update.py` from requirements.lock: do not edit the pins here.
 channels:

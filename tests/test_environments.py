@@ -139,7 +139,7 @@ def test_the_post_deploy_script_installs_the_lock_then_the_checkout(repository, 
 
 def test_pin_files_are_explicit_lists_with_checksums_or_named(update, repository):
     """A pin file stands for the whole YAML file, so that it must have a Python of its own."""
-    channel = "https://conda.anaconda.org/conda-forge/linux-64"
+    channel = "https://mirror.example/conda-forge/linux-64"
     sound = f"# platform: linux-64\n@EXPLICIT\n{channel}/python-3.11.9-h_0_cpython.conda#{'0' * 32}\n"
     assert update.pin_faults(sound) == []
     assert len(update.pin_faults(sound.replace("@EXPLICIT\n", ""))) == 1
