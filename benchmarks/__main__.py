@@ -35,8 +35,9 @@ PROGRAMS = (
     "forecast",
     "overhead",
     "report",
+    "precision",
 )
-"""One module of this package each; `run()` gives its rows. The longest comes first."""
+"""One module of this package each; `run()` gives its rows."""
 
 
 def main() -> int:
