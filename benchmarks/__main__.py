@@ -35,7 +35,6 @@ PROGRAMS = (
     "forecast",
     "overhead",
     "report",
-    "precision",
 )
 """One module of this package each; `run()` gives its rows."""
 
