@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.nets import DenseNet, ResNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -104,15 +103,19 @@ def learns_from_one_image(name: str, classes: int, resolution: int) -> bool:
     return True
 
 
-def _resnet50(classes: int) -> ResNet:
+def _resnet50(classes: int) -> nn.Module:
     """MONAI's, with the first convolution and the shortcuts of torchvision's."""
+    from monai.networks.nets import ResNet
+
     return ResNet(
         "bottleneck", [3, 4, 6, 3], [64, 128, 256, 512], spatial_dims=2, n_input_channels=3, conv1_t_stride=2,
         bias_downsample=False, num_classes=classes,
     )  # fmt: skip
 
 
-def _densenet169(classes: int) -> DenseNet:
+def _densenet169(classes: int) -> nn.Module:
+    from monai.networks.nets import DenseNet
+
     return DenseNet(
         spatial_dims=2, in_channels=3, out_channels=classes, init_features=64, growth_rate=32,
         block_config=(6, 12, 32, 32),

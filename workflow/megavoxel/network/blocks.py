@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 
 NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
@@ -87,7 +86,7 @@ class MeanOverVoxels(nn.Module):
         return activation.mean(dim=(2, 3, 4), keepdim=True)
 
 
-def squeeze_excitation(channels: int, reduction: int) -> ChannelSELayer:
+def squeeze_excitation(channels: int, reduction: int) -> nn.Module:
     """Weighs each channel of a sample by a number from 0 to 1 that is worked out from the means of all its channels.
 
     The means, over all voxels that go through together, are brought by a linear layer and a leaky ReLU (0.01) to
@@ -99,6 +98,9 @@ def squeeze_excitation(channels: int, reduction: int) -> ChannelSELayer:
         channels: of the activation.
         reduction: from 1; 1 keeps the inner layer as wide as the activation.
     """
+    # Here, because importing any part of MONAI takes longer than all else that a job starts with.
+    from monai.networks.blocks import ChannelSELayer
+
     leaky = ("leakyrelu", {"negative_slope": 0.01, "inplace": True})
     layer = ChannelSELayer(3, channels, r=min(reduction, channels), acti_type_1=leaky)
     # MONAI's pooling is one of the operations for which autocast on the CPU, other than on a GPU, copies its input to

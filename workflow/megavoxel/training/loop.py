@@ -237,10 +237,11 @@ def train_epoch(run: Run, batches: Iterable[Part], rate: float, keeper: Saving |
         group["lr"] = rate
     run.network.train()
     for image, target in batches:
-        run.losses.append(measured_step(run, image, target))
+        # In float64 sums of float32 losses are exact, so that the mean does not depend on where a run was interrupted.
+        run.losses.append(measured_step(run, image, target).double())
         if keeper is not None:
             keeper.after_step(run.progress)
-    mean = run.mean_loss(torch.stack(run.losses).mean().item())
+    mean = run.mean_loss(torch.stack(run.losses).sum().item()) / len(run.losses)
     if not torch.isfinite(torch.tensor(mean)):
         raise UserError(
             f"setting {run.plan.setting}: the loss is {mean} in epoch {run.epoch + 1}; lower training.learning_rate "

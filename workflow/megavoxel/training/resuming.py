@@ -65,7 +65,8 @@ def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
     """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
     if losses is None:
         return []
-    return list(losses.to(run.device) if run.group.leads else torch.zeros_like(losses, device=run.device))
+    losses = losses.to(run.device, torch.float64)
+    return list(losses if run.group.leads else torch.zeros_like(losses))
 
 
 @contextmanager
