@@ -23,6 +23,9 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 	@cat results/demo/report/tables/summary.md
 	@echo "report: results/demo/report/index.html"
 
+# Several tests train at once: a thread that waits for another one must not keep a processor busy meanwhile.
+test test-slurm: export OMP_WAIT_POLICY := passive
+
 # Tests of a file stay in one process, and share what it has made.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageEnhance
 
-from megavoxel.classification.augmentation import shade, transform
+from megavoxel.classification.augmentation import saturate, shade, transform
 from megavoxel.classification.cases import load_image_cases, save_image_cases
 from megavoxel.classification.check import check_images
 from megavoxel.classification.decoded import DecodedImages
@@ -399,6 +399,14 @@ def test_brightness_scales_and_contrast_spreads_around_the_mean():
     assert np.array(shade(image, brightness=0.5)).tolist() == [[20, 40]]
     assert np.array(shade(image, contrast=2.0)).tolist() == [[20, 100]]
     assert np.array(shade(image, brightness=4.0)).tolist() == [[160, 255]]
+
+
+@pytest.mark.parametrize("saturation", [0.0, 0.5, 1.0, 1.3, 2.0])
+def test_saturation_equals_pillows_enhancer_to_its_rounding(saturation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    found = np.array(saturate(image, saturation)).astype(int)
+    expected = np.array(ImageEnhance.Color(image).enhance(saturation)).astype(int)
+    assert np.abs(found - expected).max() <= (0 if saturation == 1 else 1)
 
 
 @pytest.mark.parametrize("side", [32, 100, 256, 300])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageStat
+from PIL import Image, ImageStat
 
-from megavoxel.classification.images import GREY
+from megavoxel.classification.images import COLOUR, GREY
 from megavoxel.config.classification import ClassifierAugmentation
 
 FILL = 0
 """Grey of what a turned or moved image leaves open."""
+LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue add to grey (ITU-R BT.601), as Pillow has it."""
 
 
 def augment(image: Image.Image, keys: ClassifierAugmentation, random: np.random.Generator) -> Image.Image:
@@ -28,7 +30,7 @@ def augment(image: Image.Image, keys: ClassifierAugmentation, random: np.random.
     brightness, contrast = random.uniform(*keys.brightness_range), random.uniform(*keys.contrast_range)
     saturation = random.uniform(*keys.saturation_range)
     shaded = shade(moved, brightness=brightness, contrast=contrast)
-    return shaded if image.mode == GREY else ImageEnhance.Color(shaded).enhance(saturation)
+    return shaded if image.mode == GREY else saturate(shaded, saturation)
 
 
 def transform(
@@ -64,3 +66,9 @@ def shade(image: Image.Image, *, brightness: float = 1.0, contrast: float = 1.0)
     mean = ImageStat.Stat(grey).mean[0] * brightness
     table = np.clip((np.arange(256) * brightness - mean) * contrast + mean, 0, 255).round().astype(int).tolist()
     return image.point(table * len(image.getbands()))
+
+
+def saturate(image: Image.Image, saturation: float) -> Image.Image:
+    """A colour image whose pixels have `saturation` times their distance to grey; clipped to 0 to 255."""
+    mixture = saturation * np.eye(3) + (1 - saturation) * np.array(LUMA)
+    return image.convert(COLOUR, tuple(np.column_stack([mixture, np.zeros(3)]).ravel().tolist()))

@@ -66,10 +66,13 @@ def to_tensor(image: Image.Image) -> Tensor:
     """float32 (3, height, width), normalised by `MEAN` and `DEVIATION`; the grey of grey images stands for all three
     colours."""
     values = torch.from_numpy(np.array(image))
-    planes = values.expand(3, *values.shape) if image.mode == GREY else values.permute(2, 0, 1)
     mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
     scale, offset = (1 / (255 * deviation)).view(3, 1, 1), (mean / deviation).view(3, 1, 1)
-    return planes.to(torch.float32).mul_(scale).sub_(offset) if image.mode != GREY else planes * scale - offset
+    if image.mode == GREY:
+        return values.expand(3, *values.shape) * scale - offset
+    # One plane after the other in memory first: twice as fast as working on interleaved colours.
+    planes = values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return planes.mul_(scale).sub_(offset)
 
 
 def _mode(file: Image.Image, path: Path) -> str:
