@@ -215,7 +215,7 @@ def test_strips_of_windows_together_are_the_whole_plane(monkeypatch, tmp_path, s
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     keys = {"patch": (8, 8, 12), "step": step, "sigma": 0.125, "device": torch.device("cpu")}
     expected = torch.cat([slab.logits for slab in predict_slabs(network, image, **keys)], dim=1)
-    monkeypatch.setattr(sliding_window, "SUMS_BYTES", 3 * 4 * 8 * max(12, shape[2]) * widest)
+    monkeypatch.setattr(sliding_window, "HOST_SUMS_BYTES", 3 * 4 * 8 * max(12, shape[2]) * widest)
     together, seen = torch.zeros(3, *shape), torch.zeros(shape)
     for slab in predict_slabs(network, image, classes=3, scratch=tmp_path, **keys):
         place = np.s_[slab.start : slab.stop, slab.first_column : slab.first_column + slab.logits.shape[2]]
@@ -260,7 +260,7 @@ def test_a_large_image_is_predicted_as_a_small_one(monkeypatch, tmp_path, predic
     case = write_scan(tmp_path, STORAGES[storage])
     image = tmp_path / case.images[0]
     whole = predict(image)
-    monkeypatch.setattr(sliding_window, "SUMS_BYTES", 1)
+    monkeypatch.setattr(sliding_window, "HOST_SUMS_BYTES", 1)
     assert predict(image, "--large-voxels", "1") == whole
     assert len(np.unique(nibabel.load(tmp_path / "predicted-1/a_0.nii.gz").dataobj)) > 1
 

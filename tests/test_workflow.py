@@ -52,7 +52,7 @@ def snakemake(repository: Path, folder: Path, *arguments: str) -> subprocess.Com
     command = [str(SNAKEMAKE), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
     return subprocess.run(
         [*command, "--cores", "2", *arguments],
-        capture_output=True, text=True, check=False, timeout=1800, cwd=folder,
+        capture_output=True, text=True, check=False, timeout=2700, cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

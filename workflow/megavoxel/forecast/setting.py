@@ -104,7 +104,7 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
         precision: of the forward pass.
     """
     size = prediction_window(plan, largest_case(plan))
-    slab, keys = _slab_bytes(plan, size), {"networks": networks, "precision": precision}
+    slab, keys = _slab_bytes(plan, size, on_host=not device.gpus), {"networks": networks, "precision": precision}
     if predicting_devices(plan) == 1:
         return _gib(window(plan, size, **keys), device, extra=slab)
     begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
@@ -171,11 +171,11 @@ def step_costs(plan: Plan, parallel: Parallel, precision: str) -> list[StepCost]
     return [repeated(cost, parallel) for cost in costs]
 
 
-def _slab_bytes(plan: Plan, size: tuple[int, ...]) -> int:
+def _slab_bytes(plan: Plan, size: tuple[int, ...], *, on_host: bool) -> int:
     """Sums of one strip of windows, in float32, and a finished slab of them (`inference/sliding_window.py`)."""
     sizes = zip(plan.preprocessing.median_shape, size, strict=True)
     columns, line = [max(round(voxels), extent) for voxels, extent in sizes][1:]
-    widest = widest_strip(plan.network.classes, size, line)
+    widest = widest_strip(plan.network.classes, size, line, on_host=on_host)
     return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 

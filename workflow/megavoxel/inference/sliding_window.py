@@ -29,6 +29,8 @@ SLAB_BYTES = 8 * 2**20
 """Most bytes of a slab's logits, unless one row has more."""
 SUMS_BYTES = 2**28
 """Most bytes of the sums over the windows of a strip, unless one window across the image has more."""
+HOST_SUMS_BYTES = 2**25
+"""The same on a CPU: there memory is what a job is granted, and the way through a file costs nothing beside windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,8 @@ def predict_slabs(
         window = torch.from_numpy(read_box(image, Box(start=start, shape=tuple(patch))))
         return mirrored(predictor, window[None].to(device), mirror_axes)
 
-    widest = widest_strip(classes, patch, max(shape[2], patch[2])) if classes else None
+    on_host = device.type == "cpu"
+    widest = widest_strip(classes, patch, max(shape[2], patch[2]), on_host=on_host) if classes else None
     with ExitStack() as files:
         kept: BinaryIO | None = None
         for strip in window_strips(starts[1], patch[1], widest):
@@ -105,15 +108,16 @@ def predict_slabs(
             kept = handed_on
 
 
-def widest_strip(classes: int, patch: Sequence[int], line: int) -> int:
-    """Voxels along the second axis whose sums over a row of windows take `SUMS_BYTES` at most.
+def widest_strip(classes: int, patch: Sequence[int], line: int, *, on_host: bool) -> int:
+    """Voxels along the second axis whose sums over a row of windows take `SUMS_BYTES` at most, or `HOST_SUMS_BYTES`.
 
     Args:
         classes: of the logits.
         patch: voxels per axis of a window.
         line: voxels of the image along the third axis, at least those of a window.
+        on_host: whether windows are summed on a CPU.
     """
-    return max(1, SUMS_BYTES // (4 * classes * patch[0] * line))
+    return max(1, (HOST_SUMS_BYTES if on_host else SUMS_BYTES) // (4 * classes * patch[0] * line))
 
 
 @dataclass(frozen=True, kw_only=True)
