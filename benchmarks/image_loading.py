@@ -1,9 +1,9 @@
 """Images per second that one process decodes and augments, against three times what a training step takes.
 
 One thread each, in turns, with the small network and, at 512 pixels, with ResNet50. Images are grey JPEGs of 1024²
-pixels and about 140 KB, much like the radiographs of the small study, the same as PNG, and colour JPEGs of 1640² pixels;
-decoding, augmentation and normalisation are those of training. In the first epoch images are decoded, in later ones their
-pixels are there.
+pixels and about 140 KB, much like the radiographs of the small study, the same as PNG, and colour JPEGs of 1640²
+pixels; decoding, augmentation and normalisation are those of training. In the first epoch images are decoded, in
+later ones their pixels are there.
 """
 
 from __future__ import annotations
