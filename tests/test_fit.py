@@ -56,7 +56,8 @@ def test_training_warns_of_what_may_not_fit(plan, capsys):
 
 
 def test_training_warns_of_a_prediction_that_may_not_fit(plan, capsys):
-    wide = replace(plan, batch=1, preprocessing=replace(plan.preprocessing, median_shape=(48, 2000, 2000)))
+    # So long that the sums of one line of windows take much, however narrow strips are.
+    wide = replace(plan, batch=1, preprocessing=replace(plan.preprocessing, median_shape=(48, 2000, 10_000)))
     forecast = forecast_setting(wide, Parallel(), at_hand(), WORKLOAD)
     assert forecast.prediction_gib > forecast.training_gib + 0.1
     fit.check_fits(wide, at_hand(forecast.training_gib + 0.05), WORKLOAD)

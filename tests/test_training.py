@@ -17,6 +17,7 @@ from megavoxel.cli import main
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
+from megavoxel.network import device
 from megavoxel.network.device import Precision, choose_device, choose_precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
@@ -302,6 +303,18 @@ def test_precision_is_measured_on_the_cpu_and_taken_as_given_otherwise():
     assert choose_precision(tiny_plan(training={"precision": "bfloat16"}), CPU).name == "bfloat16"
     with pytest.raises(UserError, match="float16 needs a GPU"):
         choose_precision(tiny_plan(training={"precision": "float16"}), CPU)
+
+
+@pytest.mark.parametrize(
+    ("patch", "amx", "measured"),
+    [((8, 12, 12), False, True), ((4, 12, 12), False, False), ((8, 8, 12), False, False), ((4, 12, 12), True, True)],
+)
+def test_half_precision_is_not_chosen_where_a_processor_computes_wrong_gradients(monkeypatch, patch, amx, measured):
+    monkeypatch.setattr(device, "has_amx", lambda: amx)
+    monkeypatch.setattr(device, "_bfloat16_ratio", lambda *_: 0.5)
+    chosen = choose_precision(tiny_plan(patch=patch, training={"precision": "auto"}), CPU)
+    assert chosen.name == ("bfloat16" if measured else "float32")
+    assert ("measured" in chosen.reason) == measured
 
 
 def test_the_measurement_works_on_deep_networks_and_large_patches():

@@ -8,6 +8,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,10 @@ from megavoxel.planning.plan import NetworkPlan, Plan
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE_VOXELS = 48**3
 PROBE_REPEATS = 5
+CPU_INFO = Path("/proc/cpuinfo")
+UNSOUND_EXTENT = 2
+"""Voxels along an axis of a level up to which a CPU's bfloat16 convolutions have been seen to read memory that is not
+theirs: oneDNN's gradients of weights in PyTorch 2.13.0, on an AMD EPYC with avx512_bf16 and without AMX."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ def choose_precision(plan: Plan, device: torch.device) -> Precision:
     """The precision that the plan asks for; for `auto`, the one that suits the device.
 
     On a GPU: bfloat16 where the hardware has it, else float16. On the CPU: bfloat16 if a training step of this network
-    on a small patch takes less than 0.9 of its time in float32.
+    on a small patch takes less than 0.9 of its time in float32, unless its gradients may be wrong there.
     """
     wanted = plan.training.precision
     if wanted != "auto":
@@ -85,6 +90,9 @@ def choose_precision(plan: Plan, device: torch.device) -> Precision:
     if device.type == "cuda":
         name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         return Precision(name=name, reason="what this GPU has")
+    if (extent := smallest_extent(plan)) <= UNSOUND_EXTENT and not has_amx():
+        reason = f"without AMX a bfloat16 gradient of a level {extent} voxels wide is wrong"
+        return Precision(name="float32", reason=reason)
     # PyTorch takes other convolutions for a batch of one, so that is measured only where it is meant.
     shape = (min(plan.batch, 2), plan.network.input_channels, *_probe_patch(plan))
     ratio = _bfloat16_ratio(plan.network, shape)
@@ -95,6 +103,18 @@ def choose_precision(plan: Plan, device: torch.device) -> Precision:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A batch (batch, channels, z, y, x) on the device with channels last in memory, which convolutions prefer."""
     return tensor.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last_3d)
+
+
+def smallest_extent(plan: Plan) -> int:
+    """Voxels along the shortest axis of the smallest level, for a patch of the plan."""
+    strides = cumulative_strides(plan.network)[-1]
+    return min(math.ceil(size / stride) for size, stride in zip(plan.patch, strides, strict=True))
+
+
+@cache
+def has_amx() -> bool:
+    """Whether this processor has matrix tiles for bfloat16, by Linux's own list of what it can do."""
+    return CPU_INFO.is_file() and "amx_bf16" in CPU_INFO.read_text()
 
 
 @cache
