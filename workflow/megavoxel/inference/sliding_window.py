@@ -29,7 +29,7 @@ SLAB_BYTES = 8 * 2**20
 """Most bytes of a slab's logits, unless one row has more."""
 SUMS_BYTES = 2**28
 """Most bytes of the sums over the windows of a strip, unless one window across the image has more."""
-HOST_SUMS_BYTES = 2**25
+HOST_SUMS_BYTES = 2**24
 """The same on a CPU: there memory is what a job is granted, and the way through a file costs nothing beside windows."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Parameters of mallopt(3).
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 4 * 2**20
+SMALL_BYTES, LARGE_BYTES = 64 * 2**10, 2 * 2**20
 STATUS = Path("/proc/self/status")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
