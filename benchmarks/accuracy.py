@@ -67,7 +67,7 @@ def train(root: Path, study: dict, settings: Sequence[str]) -> None:
 
 def score(root: Path, setting: str) -> tuple[float, float]:
     """Mean DSC over labels and validation cases, and minutes of training with its validation patches."""
-    fold = root / "results" / STUDY / setting / "fold-0"
+    fold = fold_folder(root, setting)
     scores = pandas.read_csv(fold / "scores.csv")
     seconds = pandas.read_csv(fold / "history.csv")["seconds"].sum()
     return scores.loc[scores["metric"] == "DSC", "value"].mean(), seconds / 60
@@ -75,6 +75,10 @@ def score(root: Path, setting: str) -> tuple[float, float]:
 
 def precision(root: Path, setting: str) -> str:
     """What the training chose: bfloat16 or float32."""
-    return json.loads((root / "results" / STUDY / setting / "fold-0" / "manifest.json").read_text())["precision"][
-        "name"
-    ]
+    manifest = json.loads((fold_folder(root, setting) / "manifest.json").read_text())
+    return manifest["precision"]["name"]
+
+
+def fold_folder(root: Path, setting: str) -> Path:
+    """Where the workflow leaves what was trained."""
+    return root / "results" / STUDY / setting / "fold-0"
