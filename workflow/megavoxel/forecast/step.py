@@ -19,7 +19,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import SegmentationNetwork, parameter_count
-from megavoxel.planning.plan import Plan
+from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -84,7 +84,14 @@ def anonymous(plan: Plan) -> Plan:
 
 def window(plan: Plan, size: tuple[int, ...] | None = None, *, networks: int, precision: str) -> StepCost:
     """The forward pass of one window by `networks` networks in turn, no gradients; None: a window like the patch."""
-    return _window(HashedPlan(plan), size or plan.patch, networks, precision)
+    one = _window(plan.network, tuple(size or plan.patch), precision)
+    others = networks - ONE_NETWORK
+    return replace(
+        one,
+        peak_bytes=one.peak_bytes + others * one.parameter_bytes,
+        resident_bytes=networks * one.parameter_bytes,
+        flops=networks * one.flops,
+    )
 
 
 def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
@@ -178,19 +185,18 @@ def make_optimizer_state(run: Run) -> None:
 
 
 @cache
-def _window(hashed: HashedPlan, size: tuple[int, ...], networks: int, precision: str) -> StepCost:
-    plan = hashed.plan
+def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCost:
+    """Of one network; many ways of running a setting share it."""
     with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
-        network = SegmentationNetwork(plan.network).eval()
-        others = (networks - ONE_NETWORK) * float32_bytes(network)
-        image = torch.zeros(1, plan.network.input_channels, *size)
+        network = SegmentationNetwork(plan).eval()
+        image = torch.zeros(1, plan.input_channels, *size)
         memory.reset_peak()
         with autocast(precision):
             network(image)
         return StepCost(
-            peak_bytes=memory.peak + others,
-            resident_bytes=float32_bytes(network) + others,
+            peak_bytes=memory.peak,
+            resident_bytes=float32_bytes(network),
             workspace_bytes=memory.largest_convolution,
-            flops=memory.flops * networks,
+            flops=memory.flops,
             parameter_bytes=float32_bytes(network),
         )
