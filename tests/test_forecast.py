@@ -124,6 +124,14 @@ def test_a_fixed_way_that_outlasts_a_job_says_so(plan):
     assert re.fullmatch(r"as the study says; longer than a job's .* h, so it will need several", choice.reason)
 
 
+def test_plain_training_that_outlasts_a_job_and_has_no_quicker_way_says_so(plan):
+    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    short = replace(device(), runtime_minutes=30 * hours)
+    choice = choose(plan, short, WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel()
+    assert re.fullmatch(r"plain training fits; longer than a job's .* h, so it will need several", choice.reason)
+
+
 def test_on_a_cpu_it_is_the_memory_of_a_job_that_counts(plan):
     cpu = Device(name="cpu", kind="cpu", overhead_gib=0.0, workspace=0.0, host_memory_mb=20)
     choice = choose(plan, cpu, WORKLOAD, fixed=Parallel())

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import SegmentationNetwork, cumulative_strides, head_name, parameter_count, unet_blocks
+from megavoxel.network.unet import (
+    SegmentationNetwork,
+    cumulative_strides,
+    head_name,
+    logits_strides,
+    parameter_count,
+    unet_blocks,
+)
 from megavoxel.planning.plan import NetworkPlan
 
 
@@ -147,6 +154,45 @@ def test_max_pooling_batch_norm_nearest_voxels_and_channels_of_their_own_written
     for ours, level in zip(network(image), range(3), strict=True):
         torch.testing.assert_close(ours, logits[level])
     assert not skips
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+def test_a_first_level_that_is_coarser_than_the_image_written_out(upsampling):
+    """The level's own part is the network without that stride, on an image that a convolution has made coarser."""
+    strides = ((1, 2, 2), (2, 2, 2))
+    plan = network_plan(
+        features=(4, 8), kernels=((1, 3, 3), (3, 3, 3)), strides=strides, upsampling=upsampling, deep_supervision=False
+    )
+    network = SegmentationNetwork(plan, seed=6)
+    part = {block.name: block.module for block in network.program}
+    assert part["encoder0_convolution0"][0].stride == strides[0]
+    image = torch.randn(2, 1, 4, 16, 8)
+    first = part["encoder0_convolution1"](part["encoder0_convolution0"](image))
+    assert first.shape[2:] == (4, 8, 4)
+    second = part["encoder1_convolution1"](part["encoder1_convolution0"](first))
+    up = torch.cat([part["decoder0_upsample"].upsample(second), first], 1)
+    up = part["decoder0_convolution1"](part["decoder0_convolution0"](up))
+    weights, head = network.state_dict(), "program.blocks.head0.module"
+    if upsampling == "nearest":
+        restored = F.interpolate(up, scale_factor=(1, 2, 2), mode="nearest")
+    else:
+        name = "program.blocks.full_upsample.module.0"
+        kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        assert kernel.shape == (4, 2, 1, 2, 2)
+        restored = F.leaky_relu(F.conv_transpose3d(up, kernel, bias, stride=(1, 2, 2)), 0.01)
+    expected = F.conv3d(restored, weights[f"{head}.weight"], weights[f"{head}.bias"], padding=(0, 1, 1))
+    (logits,) = network(image)
+    assert logits.shape == (2, 3, 4, 16, 8)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_deeper_heads_of_a_coarse_first_level_are_as_coarse_as_their_levels():
+    network = SegmentationNetwork(network_plan(strides=((2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2))), seed=4)
+    image = torch.randn(1, 1, 7, 13, 18)
+    full, deep = network(image)
+    assert full.shape == (1, 3, 7, 13, 18)
+    assert deep.shape == (1, 3, 4, 4, 5)
+    assert logits_strides(network.plan)[:2] == [(1, 1, 1), (2, 4, 4)]
 
 
 def test_the_network_equals_monais_dynunet_given_its_weights():

@@ -109,7 +109,6 @@ def test_a_network_for_another_patch_is_not_called_that_of_this_one():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"network": {"strides": [[2, 1, 1], [2, 2, 2]]}}, r"network\.strides: the first level is the full resolution"),
         ({"network": {"strides": [[1, 1, 1]], "levels": 2}}, r"network\.strides: it has 1 entries for 2 levels"),
         ({"network": {"strides": [[1, 1, 1]], "kernels": [[3, 3, 3]] * 2}}, r"kernels: it has 2 entries for 1 levels"),
         ({"network": {"strides": [[1, 1, 1]], "for_patch": [32, 32, 32]}}, r"for_patch: .* remove one of them"),

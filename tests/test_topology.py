@@ -88,18 +88,19 @@ def test_cost_by_hand():
     assert convolution_elements(network, (2, 2, 2)) == 5 * 2 * 8 + 2 * 4 + 3 * 8
 
 
+@pytest.mark.parametrize("first", [(1, 1, 1), (1, 2, 2)])
 @pytest.mark.parametrize("convolutions", [1, 2])
-def test_cost_is_what_the_convolutions_of_the_network_put_out(convolutions):
+def test_cost_is_what_the_convolutions_of_the_network_put_out(convolutions, first):
     network = NetworkPlan(
         channels=2,
         classes=3,
         features=(4, 8, 8),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        strides=(first, (1, 2, 2), (2, 2, 2)),
         convolutions_per_level=convolutions,
         deep_supervision=False,
     )
-    patch = (4, 8, 12)
+    patch = (4, 8, 24)
     elements = []
     model = SegmentationNetwork(network)
     for module in model.modules():

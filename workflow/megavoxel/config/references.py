@@ -77,8 +77,6 @@ def _check_network(network: Network, where: str) -> None:
         entries = getattr(network, key)
         if entries is not None and len(entries) != levels:
             raise UserError(f"{where}.{key}: it has {len(entries)} entries for {levels} levels; give one for each")
-    if network.strides is not None and network.strides[0] != (1, 1, 1):
-        raise UserError(f"{where}.strides: the first level is the full resolution; give it [1, 1, 1]")
     if network.strides is not None and network.for_patch is not None:
         raise UserError(f"{where}.for_patch: 'strides' say what it is there to say; remove one of them")
     if network.decoder_features is None:

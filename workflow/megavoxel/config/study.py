@@ -52,7 +52,9 @@ class Network:
     levels: int | None = None
     """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
     strides: tuple[tuple[int, ...], ...] | None = None
-    """Stride from the level above per level and axis, that of the first level `[1, 1, 1]`; None: by `for_patch`."""
+    """Stride from the level above per level and axis; None: by `for_patch`. With other than `[1, 1, 1]` the first level
+    is coarser than the image, and what it makes is brought back to all voxels before the head: less memory, for
+    outlines from a coarser grid (the networks of LAMP begin with `[2, 2, 2]`)."""
     kernels: tuple[tuple[int, ...], ...] | None = None
     """Odd extent of the convolutions per level and axis; None: 3, or 1 along an axis until the others have become as
     coarse."""

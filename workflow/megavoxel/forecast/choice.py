@@ -179,6 +179,8 @@ def why(best: Forecast, seen: Sequence[Forecast]) -> str:
             refused.append(
                 f"{describe(other.parallel)} takes {other.hours_per_fold:.0f} h a fold, a job has {limit:g} h"
             )
+    if not refused:
+        return f"{describe(best.parallel)} training fits{several_jobs(best)}"
     memory = f"a device has {gib(best.device.limit_gib)}" if best.device.limit_gib else "no memory is stated"
     return f"{describe(best.parallel)}: {'; '.join(dict.fromkeys(refused))}; {memory}{several_jobs(best)}"
 

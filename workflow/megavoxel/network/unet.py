@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megavoxel.network.blocks import ConvolutionNormActivation, UpsampleAndJoin, initialise, squeeze_excitation
+from megavoxel.network.blocks import (
+    ConvolutionNormActivation,
+    InPlaceLeakyReLU,
+    UpsampleAndJoin,
+    initialise,
+    squeeze_excitation,
+)
 from megavoxel.network.program import Block, Program, RunState
 from megavoxel.planning.plan import NetworkPlan
 
@@ -24,8 +30,8 @@ def unet_blocks(plan: NetworkPlan) -> list[Block]:
     for level in range(deepest - 1, -1, -1):
         blocks += _decoder_level(plan, level)
         if level in levels_with_head(plan):
-            blocks.append(_head(plan, level))
-    return blocks if deepest > 0 else [*blocks, _head(plan, 0)]
+            blocks += _head(plan, level)
+    return blocks if deepest > 0 else [*blocks, *_head(plan, 0)]
 
 
 def supervised_levels(plan: NetworkPlan) -> list[int]:
@@ -142,7 +148,8 @@ class SegmentationNetwork(nn.Module):
 
     def cropped(self, logits: Tensor, level: int, shape: Sequence[int]) -> Tensor:
         """A level's logits without what belongs to the padding; `shape` is that of the image (z, y, x)."""
-        z, y, x = (math.ceil(size / step) for size, step in zip(shape, self.strides[level], strict=True))
+        stride = logits_strides(self.plan)[level]
+        z, y, x = (math.ceil(size / step) for size, step in zip(shape, stride, strict=True))
         return logits[:, :, :z, :y, :x]
 
     def pad(self, image: Tensor) -> Tensor:
@@ -159,6 +166,14 @@ def cumulative_strides(plan: NetworkPlan) -> list[tuple[int, ...]]:
     for stride in plan.strides[1:]:
         strides.append(tuple(before * step for before, step in zip(strides[-1], stride, strict=True)))
     return [tuple(stride) for stride in strides]
+
+
+def logits_strides(plan: NetworkPlan) -> list[tuple[int, ...]]:
+    """Per level and axis, how many voxels of the image one voxel of its logits covers; 1 at the first level.
+
+    Where the first level is coarser than the image, its logits are brought back to the image's resolution.
+    """
+    return [(1, 1, 1), *cumulative_strides(plan)[1:]]
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -218,10 +233,19 @@ def _excitation(plan: NetworkPlan, level: str, channels: int, *, stash: str | No
     return [Block(f"{level}_excitation", squeeze_excitation(channels, plan.squeeze_excitation), stash=stash)]
 
 
-def _head(plan: NetworkPlan, level: int) -> Block:
-    return Block(
-        f"head{level}", nn.Conv3d((*plan.decoder, plan.features[-1])[level], plan.classes, 1), emits=head_name(level)
-    )
+def _head(plan: NetworkPlan, level: int) -> list[Block]:
+    """What turns the activation of a decoder level into logits."""
+    features, restored = (*plan.decoder, plan.features[-1])[level], plan.restored_features
+    if level > 0 or restored is None:
+        return [Block(f"head{level}", nn.Conv3d(features, plan.classes, 1), emits=head_name(level))]
+    stride, kernel = plan.strides[0], plan.kernels[0]
+    if plan.upsampling == "nearest":
+        upsample = nn.Upsample(scale_factor=stride, mode="nearest")
+    else:
+        upsample = nn.Sequential(nn.ConvTranspose3d(features, restored, stride, stride), InPlaceLeakyReLU(0.01))
+    # Wider than one voxel: the copies that `nearest` makes of a voxel differ by their neighbours alone.
+    head = nn.Conv3d(restored, plan.classes, kernel, padding=tuple(extent // 2 for extent in kernel))
+    return [Block("full_upsample", upsample), Block("head0", head, emits=head_name(0))]
 
 
 def _entering_channels(plan: NetworkPlan) -> int:

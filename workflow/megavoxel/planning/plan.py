@@ -86,9 +86,12 @@ class PreprocessingPlan:
         return self.normalisation_by_modality[modality]
 
 
+MOST_RESTORED_FEATURES = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """A 3D U-Net; level 0 is the full resolution, the last level the bottleneck."""
+    """A 3D U-Net; level 0 is the finest, the last level the bottleneck."""
 
     channels: int
     """Channels of the image."""
@@ -99,7 +102,7 @@ class NetworkPlan:
     kernels: tuple[tuple[int, ...], ...]
     """Convolution kernel per level and axis."""
     strides: tuple[tuple[int, ...], ...]
-    """Stride of the first convolution per level and axis; level 0 has ones."""
+    """Stride of the first convolution per level and axis; with other than ones level 0 is coarser than the image."""
     decoder_features: tuple[int, ...] | None = None
     """Channels per decoder level, full resolution first; None: those of the encoder."""
     convolutions_per_level: int = 2
@@ -130,6 +133,17 @@ class NetworkPlan:
     def decoder(self) -> tuple[int, ...]:
         """Channels per decoder level, full resolution first."""
         return self.features[:-1] if self.decoder_features is None else self.decoder_features
+
+    @property
+    def restored_features(self) -> int | None:
+        """Channels at the image's resolution behind a first level that is coarser; None where it is not.
+
+        Half those of the level and at most 32, as in the code published with LAMP (Zhu et al., MICCAI 2020).
+        """
+        if max(self.strides[0]) == 1:
+            return None
+        features = (*self.decoder, self.features[-1])[0]
+        return features if self.upsampling == "nearest" else min(max(1, features // 2), MOST_RESTORED_FEATURES)
 
 
 @dataclass(frozen=True, kw_only=True)

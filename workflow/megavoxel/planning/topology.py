@@ -20,12 +20,12 @@ SIMILAR = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Shape of a U-Net; one entry per level, full resolution first."""
+    """Shape of a U-Net; one entry per level, the finest first."""
 
     kernels: tuple[tuple[int, ...], ...]
     """Extent of the convolutions per axis."""
     strides: tuple[tuple[int, ...], ...]
-    """Stride from the level above per axis; level 0 has ones."""
+    """Stride from the level above per axis, of level 0 from the image."""
 
     @property
     def levels(self) -> int:
@@ -105,7 +105,8 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
         voxels //= math.prod(stride)
         transposed = features if decoded and network.upsampling == "transposed" else 0
         elements += (network.convolutions_per_level * (features + decoded) + transposed) * voxels
-    return elements + network.classes * math.prod(patch)
+    transposed = network.restored_features if network.upsampling == "transposed" else None
+    return elements + (network.classes + (transposed or 0)) * math.prod(patch)
 
 
 def _axes_to_halve(spacing: Sequence[float], size: Sequence[float]) -> list[int]:

@@ -25,7 +25,7 @@ from megavoxel.distributed.wire import Arrival
 from megavoxel.network.device import to_device
 from megavoxel.network.program import RunState
 from megavoxel.network.stages import ACTIVATION, Transfer, tensor_of
-from megavoxel.network.unet import cumulative_strides, entering_state, head_name, supervised_levels
+from megavoxel.network.unet import entering_state, head_name, logits_strides, supervised_levels
 from megavoxel.training.border import entered, join_gradient, left
 from megavoxel.training.loss import (
     Loss,
@@ -192,7 +192,7 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     parts = len(held) * run.pipeline.replicas.size
     losses = {}
     for level in levels:
-        stride = cumulative_strides(run.plan.network)[level]
+        stride = logits_strides(run.plan.network)[level]
         with torch.no_grad():
             sums = [
                 dice_sums_of_batch(one.logits[level], downsample_target(one.target, stride), run.annotated)
@@ -227,7 +227,7 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
 
 def _weighted(run: Run, one: Held, losses: dict[int, Loss]) -> Tensor:
     """The stage's share of the loss over all levels."""
-    levels, strides = supervised_levels(run.plan.network), cumulative_strides(run.plan.network)
+    levels, strides = supervised_levels(run.plan.network), logits_strides(run.plan.network)
     weights = dict(zip(levels, supervision_weights(len(levels)), strict=True))
     return supervised_loss(
         list(losses.values()),

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from megavoxel.distributed.group import Group
 from megavoxel.network.device import to_device
-from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, cumulative_strides
+from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, logits_strides
 from megavoxel.planning.plan import Plan
 from megavoxel.training.loss import (
     Loss,
@@ -161,7 +161,7 @@ def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor
 
 def _strides(run: Run, one: Pass) -> list[tuple[int, ...]]:
     """Strides of the levels that a pass has logits of."""
-    strides = cumulative_strides(run.plan.network)
+    strides = logits_strides(run.plan.network)
     return strides[EXPANDED_LEVEL : EXPANDED_LEVEL + 1] if one.expanded else strides
 
 
