@@ -243,6 +243,19 @@ def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpoi
             assert pipeline._least_bytes(job, profile_of(job), begin, end) <= whole.peak_bytes
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_share_the_weights_that_they_cast(checkpointing):
+    """27 · 64 · 128 and 27 · 128² weights in bfloat16 beside activations of 4³ voxels."""
+    plan = unet(2, 64, size=8)
+    names = [block.name for block in unet_blocks(plan.network)]
+    begin, end = names.index("encoder1_convolution0"), names.index("decoder0_upsample")
+    few, many = (
+        pipeline._part_cost(pipeline._job(plan, 1, count, checkpointing, "bfloat16"), begin, end) for count in (2, 12)
+    )
+    weights = 27 * (64 * 128 + 128 * 128) * 2
+    assert 0 < many.peak_bytes - few.peak_bytes < weights
+
+
 def cost_of_whole_step(job, begin: int, end: int) -> StepCost:
     """With all micro-batches and the optimiser's step."""
     profile = profile_of(job)

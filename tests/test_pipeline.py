@@ -24,7 +24,15 @@ from pipeline_worker import BATCH, CUTS, plan_of, steps_of
 from training_jobs import check_that_all_end_with_one, training_command
 
 TESTS = Path(__file__).parent
-FORETOLD = ("instance norm", "one head", "checkpointing", "batch_dice", "labels of a first stage", "coarse first level")
+FORETOLD = (
+    "instance norm",
+    "one head",
+    "checkpointing",
+    "batch_dice",
+    "labels of a first stage",
+    "coarse first level",
+    "bfloat16",
+)
 """Ways whose memory is compared with the forecast as well."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Of batch norm: those of a replica are of its own samples, and the first one's are kept."""
@@ -82,7 +90,7 @@ def compare_memory(peaks: list[int], way: str, micro_batches: int, name: str) ->
     plan = plan_of(way, stages=len(peaks), micro_batches=micro_batches)
     costs = stage_costs(
         plan, stages=len(peaks), samples=BATCH // micro_batches, micro_batches=micro_batches,
-        checkpointing=plan.parallel.checkpointing, precision="float32", begins=plan.stages,
+        checkpointing=plan.parallel.checkpointing, precision=plan.training.precision, begins=plan.stages,
     )  # fmt: skip
     for found, cost in zip(peaks, costs, strict=True):
         assert found == pytest.approx(cost.peak_bytes, rel=0.05), name

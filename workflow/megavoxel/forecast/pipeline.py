@@ -79,7 +79,7 @@ def _least_bytes(job: Job, profile: Profile, begin: int, end: int) -> int:
     weights = sum(profile.weights[begin:end])
     kept = [0, *itertools.accumulate(profile.kept[begin:end])]
     risen = max(before + own for before, own in zip(kept, profile.risen[begin:end], strict=False))
-    earlier = (job.hashed.plan.parallel.micro_batches - 1) * kept[-1]
+    earlier = (job.hashed.plan.parallel.micro_batches - 1) * (kept[-1] - sum(profile.shared[begin:end]))
     return weights + optimizer_bytes(job.hashed.plan, weights) + earlier + max(kept[-1], risen)
 
 
@@ -102,9 +102,10 @@ def begins_of(
 def _first_cut(job: Job, stages: int) -> tuple[int, ...]:
     """By what each block keeps for the backward pass."""
     profile = profile_of(job)
-    blocks = zip(profile.kept, profile.weights, strict=True)
-    micro_batches = job.hashed.plan.parallel.micro_batches
-    return balanced_cuts([kept * micro_batches + COPIES_OF_WEIGHTS * own for kept, own in blocks], stages)
+    blocks = zip(profile.kept, profile.shared, profile.weights, strict=True)
+    count = job.hashed.plan.parallel.micro_batches
+    costs = [(kept - shared) * count + shared + COPIES_OF_WEIGHTS * own for kept, shared, own in blocks]
+    return balanced_cuts(costs, stages)
 
 
 @cache

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.study import Training
 from megavoxel.forecast.step import HashedPlan, autocast, float32_bytes
+from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.program import Block, Program
 from megavoxel.network.stages import ACTIVATION, Form, Stage, Transfer, form_of
@@ -35,6 +36,8 @@ class Profile:
 
     kept: tuple[int, ...]
     """Bytes that each block keeps for the backward pass of a micro-batch."""
+    shared: tuple[int, ...]
+    """What of it all micro-batches share: weights in the precision of the convolutions."""
     risen: tuple[int, ...]
     """Most bytes that are there while it runs forward, beside what was there before."""
     weights: tuple[int, ...]
@@ -88,7 +91,7 @@ def _profile(job: Job) -> Profile:
     with fake.mode, MemoryTracker() as memory:
         state = entering_state(plan.network, _image(plan))
         forms = {name: form_of(tensor) for name, tensor in state.stashed.items()}
-        activations, kept, risen, weights = [], [], [], []
+        activations, kept, shared, risen, weights = [], [], [], [], []
         for block in fake.blocks:
             activations.append(form_of(state.activation))
             before, waiting = memory.live, dict(state.stashed)
@@ -101,11 +104,22 @@ def _profile(job: Job) -> Profile:
             state.logits.clear()
             forms |= {name: form_of(state.stashed[name]) for name in outputs - inputs}
             kept.append(memory.live - before)
+            shared.append(bytes_of_casts(block, job))
             risen.append(memory.peak - before)
             weights.append(float32_bytes(block))
     return Profile(
-        kept=tuple(kept), risen=tuple(risen), weights=tuple(weights), activations=tuple(activations), stashes=forms
-    )
+        kept=tuple(kept), shared=tuple(shared), risen=tuple(risen), weights=tuple(weights),
+        activations=tuple(activations), stashes=forms,
+    )  # fmt: skip
+
+
+def bytes_of_casts(module: nn.Module, job: Job) -> int:
+    """Bytes of the weights that are kept for the backward pass in a lower precision than their own, once for all."""
+    if job.precision == "float32" or job.hashed.plan.parallel.checkpointing:
+        return 0
+    size = Precision(name=job.precision, reason="forecast").dtype.itemsize
+    # Those of convolutions and linear layers. Norms stay in float32, and no backward pass needs a bias.
+    return sum(weights.numel() * size for weights in module.parameters() if weights.dim() > 1)
 
 
 def _image(plan: Plan) -> Tensor:

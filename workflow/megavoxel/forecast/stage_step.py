@@ -9,7 +9,7 @@ import torch
 
 from megavoxel.distributed.line import Line
 from megavoxel.distributed.wire import Wire, Work
-from megavoxel.forecast.profile import Job, Profile, fake_network, profile_of
+from megavoxel.forecast.profile import Job, Profile, bytes_of_casts, fake_network, profile_of
 from megavoxel.forecast.step import CPU, float32_bytes, inputs_of_step, make_optimizer_state, new_run, optimizer_bytes
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.stages import Stage, cut_into_stages, stages_with_heads
@@ -56,8 +56,10 @@ def run_passes(job: Job, begin: int, end: int) -> Passes:
         memory.reset_peak()
         forward_and_backward(run, image, target)
 
+        shared = bytes_of_casts(run.network, job)
+
         def half(peak: int, live: int) -> Half:
-            kept = (live + state - resident) // plan.parallel.micro_batches
+            kept = (live + state - resident - shared) // plan.parallel.micro_batches
             return Half(peak_bytes=peak + state, kept_bytes=kept)
 
         passes = Passes(

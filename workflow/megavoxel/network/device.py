@@ -43,6 +43,14 @@ class Precision:
         """The context in which the network runs forward."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "float32")
 
+    @staticmethod
+    def casting_once(device: torch.device) -> AbstractContextManager:
+        """The context around several forward passes, each in its `autocast`, that share every weight they cast.
+
+        Without it each pass casts the weights anew, and keeps them so for its own backward pass.
+        """
+        return torch.autocast(device.type, enabled=False)  # autocast forgets its casts behind its outermost context
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """The device called `name`, or the GPU where there is one.

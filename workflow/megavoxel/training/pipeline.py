@@ -99,10 +99,11 @@ def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
     images, targets = _chunks(run, image, count), _chunks(run, target, count)
     expected = [_expect(run)]
     held = []
-    for number in range(count):
-        if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
-            expected.append(_expect(run))
-        held.append(_run_micro_batch(run, number, expected.pop(0), images[number], targets[number]))
+    with run.precision.casting_once(run.device):
+        for number in range(count):
+            if number + 1 < count:  # asked for before the stage is busy with the one that has arrived
+                expected.append(_expect(run))
+            held.append(_run_micro_batch(run, number, expected.pop(0), images[number], targets[number]))
     return held
 
 
