@@ -1,8 +1,8 @@
 """Prediction of a whole image at once against the sliding window, for the six networks of LAMP.
 
-An image of 64 x 64 x 96 voxels and windows of 32 voxels along each axis, a quarter of which overlaps: 36 windows, whose
-voxels are 3 times those of the image; no mirror images. The published ratios beside ours are those of table 3 of Zhu
-et al. (MICCAI 2020): whole CT images against windows of 64 voxels, on several GPUs.
+An image of 128 x 128 x 192 voxels and windows of 64 voxels along each axis, a quarter of which overlaps: 36 windows,
+whose voxels are 3 times those of the image; no mirror images. The published ratios beside ours are those of table 3 of
+Zhu et al. (MICCAI 2020): whole CT images, larger ones, against windows of 64 voxels, on several GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megavoxel.reporting.published import SECONDS, read_published
 STUDY = "zhu-2020-lamp-han"
 PUBLISHED = CONFIG / "published" / f"{STUDY}.csv"
 NETWORKS = ("unet-32", "unet-64", "unet-128", "se-unet-32", "se-unet-64", "se-unet-128")
-SHAPE, WINDOW, STEP = (64, 64, 96), (32, 32, 32), 0.75
+SHAPE, WINDOW, STEP = (128, 128, 192), (64, 64, 64), 0.75
 PRECISION = "bfloat16"
 REPEATS = {"32": 5, "64": 3, "128": 2}
 """By width: the widest takes minutes."""
