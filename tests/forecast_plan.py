@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
 from megavoxel.forecast.hours import Workload
+from megavoxel.forecast.setting import forecast_setting
 from megavoxel.planning.plan import NetworkPlan, Plan
 
 WORKLOAD = Workload(training_cases=20, folds=5)
@@ -25,3 +27,8 @@ def plan_of_some_size() -> Plan:
     )
     median = replace(preprocessing_plan(), median_shape=(48, 48, 48))
     return replace(tiny_plan(), patch=(48, 48, 48), batch=4, network=network, preprocessing=median)
+
+
+def needs(plan: Plan, **parallel) -> float:
+    """Peak memory in GiB of a way of running it."""
+    return forecast_setting(plan, Parallel(**parallel), device(), WORKLOAD).peak_gib

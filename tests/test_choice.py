@@ -1,0 +1,115 @@
+"""Which way of running a setting is chosen, and what is said of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from forecast_plan import WORKLOAD, device, needs, plan_of_some_size
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
+from megavoxel.forecast.choice import choose
+from megavoxel.forecast.setting import forecast_setting
+from megavoxel.forecast.shown import gib
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_of_some_size()
+
+
+def test_what_fits_stays_plain(plan):
+    choice = choose(plan, device(most_devices=8), WORKLOAD, fixed=None)
+    assert choice.fits
+    assert choice.forecast.parallel == Parallel()
+    assert choice.reason == "plain training fits"
+    assert choice.next_option == "parallel.accumulate: 2"
+
+
+def test_accumulation_is_cheaper_than_checkpointing(plan):
+    room = (needs(plan, accumulate=2) + needs(plan)) / 2
+    choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(accumulate=2)
+    assert choice.reason.startswith(f"accumulation over 2 parts: plain needs {gib(needs(plan))}")
+
+
+def test_checkpointing_where_one_sample_is_too_large(plan):
+    least, single = needs(plan, accumulate=4, checkpointing=True), needs(plan, accumulate=4)
+    choice = choose(plan, device(memory_gib=(least + single) / 2), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(accumulate=4, checkpointing=True)
+    assert "accumulation over 4 parts needs" in choice.reason
+
+
+def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
+    single = needs(plan, accumulate=4, checkpointing=True)
+    stages = needs(plan, pipeline=4, accumulate=4)
+    assert stages < single
+    choice = choose(plan, device(memory_gib=(stages + single) / 2, most_devices=4), WORKLOAD, fixed=None)
+    assert choice.fits
+    assert choice.forecast.parallel.pipeline > 1
+
+
+def test_more_devices_by_data_where_a_job_would_be_too_long(plan):
+    alone = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    limit = round(60 * alone * 0.7, 6)
+    choice = choose(plan, replace(device(most_devices=4), runtime_minutes=limit), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(data=2)
+    assert "plain takes" in choice.reason
+
+
+def test_nothing_fits_says_by_how_much_and_what_would(plan):
+    choice = choose(plan, device(memory_gib=0.01, most_devices=2), WORKLOAD, fixed=None)
+    assert not choice.fits
+    assert f"{gib(choice.forecast.peak_gib - 0.01)} more than gpu has (0.01 GiB)" in choice.reason
+    assert "a patch of about" in choice.reason
+
+
+def test_a_fixed_way_that_does_not_fit_names_one_that_does(plan):
+    room = (needs(plan, accumulate=2) + needs(plan)) / 2
+    choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=Parallel())
+    assert not choice.fits
+    assert choice.forecast.parallel == Parallel()
+    assert "what would fit: accumulation over 2 parts" in choice.reason
+
+
+def test_the_planner_finds_the_fewest_parts_at_any_memory(plan):
+    exact = {parts: needs(plan, accumulate=parts) for parts in (1, 2, 4)}
+    for room in (value + step for value in exact.values() for step in (1e-6, 1e-2)):
+        choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=None)
+        fewest = min(parts for parts, needed in exact.items() if needed <= room)
+        assert choice.forecast.parallel == Parallel(accumulate=fewest), room
+
+
+def test_more_devices_than_a_job_may_have_do_not_fit(plan):
+    wide = Parallel(data=4)
+    choice = choose(plan, device(most_devices=2), WORKLOAD, fixed=wide)
+    assert not choice.fits
+    assert choice.reason.startswith("4 devices by data takes 4 devices, a job on gpu has 2 at most")
+    assert choose(plan, device(most_devices=4), WORKLOAD, fixed=wide).fits
+
+
+def test_a_fixed_way_that_outlasts_a_job_says_so(plan):
+    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    short = replace(device(), runtime_minutes=30 * hours)
+    choice = choose(plan, short, WORKLOAD, fixed=Parallel())
+    assert choice.fits
+    assert re.fullmatch(r"as the study says; longer than a job's .* h, so it will need several", choice.reason)
+
+
+def test_plain_training_that_outlasts_a_job_and_has_no_quicker_way_says_so(plan):
+    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
+    short = replace(device(), runtime_minutes=30 * hours)
+    choice = choose(plan, short, WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel()
+    assert re.fullmatch(r"plain training fits; longer than a job's .* h, so it will need several", choice.reason)
+
+
+def test_on_a_cpu_it_is_the_memory_of_a_job_that_counts(plan):
+    cpu = Device(name="cpu", kind="cpu", overhead_gib=0.0, workspace=0.0, host_memory_mb=20)
+    choice = choose(plan, cpu, WORKLOAD, fixed=Parallel())
+    assert not choice.fits
+    assert "more than host_memory_mb of cpu allows (0.02 GiB)" in choice.reason
+    assert choose(plan, replace(cpu, host_memory_mb=4000), WORKLOAD, fixed=Parallel()).fits
+    assert choose(plan, replace(cpu, memory_gib=4), WORKLOAD, fixed=Parallel()).fits
