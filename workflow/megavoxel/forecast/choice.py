@@ -80,9 +80,9 @@ class Search:
         """The first way that fits."""
         plain = self._look(Parallel())
         if fits(plain) and not late(plain):
-            option = next_option(self.plan, plain.parallel, self.device)
-            return Choice(forecast=plain, fits=True, reason="plain training fits", next_option=option)
-        best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
+            best = plain
+        else:
+            best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
         if best is None:
             least = min(self.seen, key=lambda forecast: forecast.peak_gib)
             return Choice(forecast=least, fits=False, reason=too_large(least, None), next_option="")

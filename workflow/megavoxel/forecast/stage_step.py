@@ -55,7 +55,6 @@ def run_passes(job: Job, begin: int, end: int) -> Passes:
         image, target = inputs_of_step(run)
         memory.reset_peak()
         forward_and_backward(run, image, target)
-
         shared = bytes_of_casts(run.network, job)
 
         def half(peak: int, live: int) -> Half:

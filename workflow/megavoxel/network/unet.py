@@ -205,7 +205,7 @@ def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
 
 def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
     skip, features, stride = plan.features[level], plan.decoder[level], plan.strides[level + 1]
-    below = (*plan.decoder, plan.features[-1])[level + 1]
+    below = plan.decoder_and_bottleneck[level + 1]
     if plan.upsampling == "nearest":
         upsample, arriving = nn.Upsample(scale_factor=stride, mode="nearest"), below
     else:
@@ -235,7 +235,7 @@ def _excitation(plan: NetworkPlan, level: str, channels: int, *, stash: str | No
 
 def _head(plan: NetworkPlan, level: int) -> list[Block]:
     """What turns the activation of a decoder level into logits."""
-    features, restored = (*plan.decoder, plan.features[-1])[level], plan.restored_features
+    features, restored = plan.decoder_and_bottleneck[level], plan.restored_features
     if level > 0 or restored is None:
         return [Block(f"head{level}", nn.Conv3d(features, plan.classes, 1), emits=head_name(level))]
     stride, kernel = plan.strides[0], plan.kernels[0]

@@ -135,6 +135,11 @@ class NetworkPlan:
         return self.features[:-1] if self.decoder_features is None else self.decoder_features
 
     @property
+    def decoder_and_bottleneck(self) -> tuple[int, ...]:
+        """Channels of the activation that each level hands upwards, the bottleneck last."""
+        return (*self.decoder, self.features[-1])
+
+    @property
     def restored_features(self) -> int | None:
         """Channels at the image's resolution behind a first level that is coarser; None where it is not.
 
@@ -142,7 +147,7 @@ class NetworkPlan:
         """
         if max(self.strides[0]) == 1:
             return None
-        features = (*self.decoder, self.features[-1])[0]
+        features = self.decoder_and_bottleneck[0]
         return features if self.upsampling == "nearest" else min(max(1, features // 2), MOST_RESTORED_FEATURES)
 
 

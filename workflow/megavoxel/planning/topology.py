@@ -105,8 +105,8 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
         voxels //= math.prod(stride)
         transposed = features if decoded and network.upsampling == "transposed" else 0
         elements += (network.convolutions_per_level * (features + decoded) + transposed) * voxels
-    transposed = network.restored_features if network.upsampling == "transposed" else None
-    return elements + (network.classes + (transposed or 0)) * math.prod(patch)
+    restored = (network.restored_features or 0) if network.upsampling == "transposed" else 0
+    return elements + (network.classes + restored) * math.prod(patch)
 
 
 def _axes_to_halve(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
