@@ -19,13 +19,13 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.measure import Row, in_process, larger_is_better, paired_seconds
-from megavoxel.classification.cases import ImageCase, ImageCases
-from megavoxel.classification.networks import build_network
-from megavoxel.classification.plan import ClassifierPlan, classifier_plan
-from megavoxel.classification.samples import TrainingImages
-from megavoxel.classification.step import ClassifierRun, train_step
 from megavoxel.config.classification import ClassifierSetting
 from megavoxel.network.device import Precision
+from megavoxel.tasks.classification.cases import ImageCase, ImageCases
+from megavoxel.tasks.classification.networks import build_network
+from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan
+from megavoxel.tasks.classification.samples import TrainingImages
+from megavoxel.tasks.classification.step import ClassifierRun, train_step
 from megavoxel.training.optimizer import build_optimizer
 
 RESOLUTIONS = (224, 512)

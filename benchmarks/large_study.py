@@ -15,11 +15,11 @@ import pandas as pd
 from scipy import ndimage
 
 from megavoxel.config.study import Augmentation, Inference, Training
-from megavoxel.data.cases import Case, Cases, save_cases
-from megavoxel.data.nifti import Geometry, write_labels, write_nifti
+from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.files import write_json
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
+from megavoxel.volumes.nifti import Geometry, write_labels, write_nifti
 
 LABELS = {f"organ {number}": number for number in range(1, 16)}
 ENSEMBLE = "ensemble"

@@ -20,15 +20,15 @@ from benchmarks.measure import Row, in_process, peak_mib, smaller_is_better
 from megavoxel.cli import main
 from megavoxel.config.dataset import Phantom
 from megavoxel.config.study import Augmentation, Inference, Training
-from megavoxel.data import anatomy
-from megavoxel.data.cases import Case, Cases, save_cases
-from megavoxel.data.grid import rounded_spacing
-from megavoxel.data.nifti import read_geometry
-from megavoxel.data.phantom import write_large_case
+from megavoxel.datasets import anatomy
+from megavoxel.datasets.cases import Case, Cases, save_cases
+from megavoxel.datasets.phantom import write_large_case
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, load_plan, save_plan
 from megavoxel.planning.splits import Splits, save_splits
+from megavoxel.volumes.grid import rounded_spacing
+from megavoxel.volumes.nifti import read_geometry
 
 SIZES = (256, 512, 1024)
 """Mean voxels per axis."""

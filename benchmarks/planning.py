@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.measure import Row, smaller_is_better
-from megavoxel.data.cases import Case, Cases, save_cases
+from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]

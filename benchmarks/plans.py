@@ -16,9 +16,9 @@ from benchmarks.measure import Row, larger_is_better
 from benchmarks.nnunet import REORIENTING_READER, Made, Peer, data_folder
 from megavoxel.config.dataset import Dataset, Source
 from megavoxel.config.study import Preprocessing, Setting
-from megavoxel.data.cases import Case, Cases
-from megavoxel.data.check import check_layout
-from megavoxel.data.layout import read_layout
+from megavoxel.datasets.cases import Case, Cases
+from megavoxel.datasets.check import check_layout
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure
 from megavoxel.planning.patch import REFERENCE_MEMORY_GIB

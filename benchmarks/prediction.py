@@ -26,7 +26,6 @@ from torch import nn
 from benchmarks.environment import peer
 from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, smaller_is_better
 from megavoxel.config.study import Augmentation, Inference, Training
-from megavoxel.data.grid import resampled_shape, window_starts
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.window_weights import gaussian_weights, outer_product
@@ -36,6 +35,7 @@ from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties
+from megavoxel.volumes.grid import resampled_shape, window_starts
 
 CPU = torch.device("cpu")
 SHAPE, SPACING = (128, 256, 256), (1.2, 0.7, 0.7)

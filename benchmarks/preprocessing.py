@@ -12,7 +12,7 @@ from benchmarks.environment import peer
 from benchmarks.measure import Row, larger_is_better, paired_seconds
 from benchmarks.nnunet import Peer, data_folder, preprocessor
 from benchmarks.plans import CASES_COMPARED, planned, sound_cases
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.case import preprocess_case

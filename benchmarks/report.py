@@ -20,7 +20,7 @@ import yaml
 from benchmarks.large_study import make_results, write_runs, write_scores
 from benchmarks.measure import Row, smaller_is_better
 from megavoxel.cli import main
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
 from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.viewer import build_viewer
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from megavoxel.classification.bar import ForeignFileError
-from megavoxel.classification.loop import fold_of, start_run, train_classifier
-from megavoxel.classification.samples import Place, TrainingImages, training_batches
-from megavoxel.classification.shares import Assignment
-from megavoxel.classification.step import ClassifierRun, pool, train_step
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.network.device import Precision
 from megavoxel.planning.splits import Fold
+from megavoxel.tasks.classification.bar import ForeignFileError
+from megavoxel.tasks.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.tasks.classification.samples import Place, TrainingImages, training_batches
+from megavoxel.tasks.classification.shares import Assignment
+from megavoxel.tasks.classification.step import ClassifierRun, pool, train_step
 from small_images import classifier, image_cases
 
 CPU = torch.device("cpu")

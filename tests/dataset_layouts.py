@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 
 from megavoxel.config.dataset import Phantom
-from megavoxel.data.phantom import write_phantoms
+from megavoxel.datasets.phantom import write_phantoms
 
 CASES = 4
 

@@ -28,8 +28,6 @@ from megavoxel.cli import main
 from megavoxel.config.hardware import load_device
 from megavoxel.config.study import Training
 from megavoxel.config.study_file import load_study
-from megavoxel.data.nifti import read_image, read_labels
-from megavoxel.data.volume_file import read_volume
 from megavoxel.errors import UserError
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
@@ -40,6 +38,8 @@ from megavoxel.reporting.tables import write_tables
 from megavoxel.reporting.timing import read_timings
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.loop import Fold, start_run
+from megavoxel.volumes.nifti import read_image, read_labels
+from megavoxel.volumes.volume_file import read_volume
 
 Reader = Callable[[], bool]
 STUDY = """\

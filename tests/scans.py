@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.data.cases import Case, Cases
-from megavoxel.data.nifti import write_nifti
+from megavoxel.datasets.cases import Case, Cases
+from megavoxel.volumes.nifti import write_nifti
 
 
 def write_case(

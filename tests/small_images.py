@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megavoxel.classification.cases import ImageCase, ImageCases
-from megavoxel.classification.plan import ClassifierPlan
 from megavoxel.config.classification import ClassifierAugmentation, ClassifierTraining
+from megavoxel.tasks.classification.cases import ImageCase, ImageCases
+from megavoxel.tasks.classification.plan import ClassifierPlan
 
 CLASSES = ("bright", "dark")
 LEVELS = {"bright": 180, "dark": 70}

@@ -17,9 +17,8 @@ from helpers import store_case, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Hidden, Source, load_dataset
 from megavoxel.config.study import Preprocessing, Setting
-from megavoxel.data.annotations import annotated_cases
-from megavoxel.data.cases import Case, Cases, load_cases, save_cases
-from megavoxel.data.nifti import Geometry, write_labels
+from megavoxel.datasets.annotations import annotated_cases
+from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.determine import determine_postprocessing
 from megavoxel.evaluation.selection import predicted_pairs
@@ -36,6 +35,7 @@ from megavoxel.training.patches import TRAINING, PatchDataset
 from megavoxel.training.run import Part, Run
 from megavoxel.training.sampling import foreground_share, foreground_start
 from megavoxel.training.validation import validate
+from megavoxel.volumes.nifti import Geometry, write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("one", "two")

@@ -11,7 +11,8 @@ import pytest
 LAYERS = (
     {"errors", "files", "parallel", "progress"},
     {"config", "containers"},
-    {"data"},
+    {"volumes"},
+    {"datasets"},
     {"planning"},
     {"preprocessing"},
     {"network"},
@@ -20,7 +21,7 @@ LAYERS = (
     {"evaluation"},
     {"inference"},
     {"forecast"},
-    {"classification"},
+    {"tasks"},
     {"reporting"},
     {"models"},
     {"stages"},

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from megavoxel.data import archive as archive_module
-from megavoxel.data.archive import extract_dataset
-from megavoxel.data.folder import visible_files
+from megavoxel.datasets import archive as archive_module
+from megavoxel.datasets.archive import extract_dataset
+from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
 
 CONTENT = {

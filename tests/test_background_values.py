@@ -14,10 +14,9 @@ from sklearn.model_selection import train_test_split
 from dataset_folder import SHAPE, Folder, refusal
 from megavoxel.config.dataset import Dataset, Source, load_dataset
 from megavoxel.config.study import Preprocessing
-from megavoxel.data.adjustments import adjusted_cases
-from megavoxel.data.cases import Case, Cases, load_cases, save_cases
-from megavoxel.data.layout import read_layout
-from megavoxel.data.nifti import read_labels
+from megavoxel.datasets.adjustments import adjusted_cases
+from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.evaluation.score import score_pairs
 from megavoxel.evaluation.selection import predicted_pairs, targets_of
@@ -27,6 +26,7 @@ from megavoxel.planning.planner import plan_preprocessing
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_case, preprocess_image, preprocess_labels
 from megavoxel.preprocessing.store import open_case
+from megavoxel.volumes.nifti import read_labels
 
 KEYS = "labels: {synapse: 4}\nbackground_values: [1, 2]\n"
 

@@ -14,13 +14,13 @@ from nibabel.affines import apply_affine
 from dataset_folder import refusal
 from megavoxel.cli import main
 from megavoxel.config.dataset import Blocks, Dataset, Source, load_dataset
-from megavoxel.data.blocks import blocks_of
-from megavoxel.data.cases import load_cases
-from megavoxel.data.fetch import fetch
-from megavoxel.data.folder import visible_files
-from megavoxel.data.layout import read_layout
-from megavoxel.data.nifti import read_image
+from megavoxel.datasets.blocks import blocks_of
+from megavoxel.datasets.cases import load_cases
+from megavoxel.datasets.fetch import fetch
+from megavoxel.datasets.folder import visible_files
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
+from megavoxel.volumes.nifti import read_image
 
 SHAPE = (9, 8, 3)
 """Voxels of the small volume in the order of the file: x, y, z."""

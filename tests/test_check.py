@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dataset_folder import AFFINE, SHAPE, Folder, image, labels
-from megavoxel.data.cases import load_cases
-from megavoxel.data.check import compare_grids
-from megavoxel.data.nifti import Geometry
+from megavoxel.datasets.cases import load_cases
+from megavoxel.datasets.check import compare_grids
+from megavoxel.volumes.nifti import Geometry
 
 
 @pytest.fixture

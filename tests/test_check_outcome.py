@@ -9,9 +9,9 @@ import pytest
 
 from dataset_folder import SHAPE, Folder, image, labels
 from megavoxel.config.dataset import load_dataset
-from megavoxel.data.cases import load_cases
-from megavoxel.data.check import check_layout
-from megavoxel.data.layout import read_layout
+from megavoxel.datasets.cases import load_cases
+from megavoxel.datasets.check import check_layout
+from megavoxel.datasets.layout import read_layout
 
 
 @pytest.fixture

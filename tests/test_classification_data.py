@@ -15,18 +15,23 @@ import pytest
 import yaml
 from PIL import Image, ImageEnhance
 
-from megavoxel.classification.augmentation import saturate, shade, transform
-from megavoxel.classification.cases import load_image_cases, save_image_cases
-from megavoxel.classification.check import check_images
-from megavoxel.classification.decoded import DecodedImages
-from megavoxel.classification.images import DEVIATION, MEAN, read_image, to_tensor
-from megavoxel.classification.layout import read_image_layout
-from megavoxel.classification.plan import check_images_suffice
-from megavoxel.classification.shares import Assignment, assign
-from megavoxel.classification.splits import draw_images, load_image_splits, make_image_splits, require_whole_patients
 from megavoxel.config.dataset import Classification, Dataset, Source, TableColumns, load_dataset
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import Fold, Splits, save_splits
+from megavoxel.tasks.classification.augmentation import saturate, shade, transform
+from megavoxel.tasks.classification.cases import load_image_cases, save_image_cases
+from megavoxel.tasks.classification.check import check_images
+from megavoxel.tasks.classification.decoded import DecodedImages
+from megavoxel.tasks.classification.images import DEVIATION, MEAN, read_image, to_tensor
+from megavoxel.tasks.classification.layout import read_image_layout
+from megavoxel.tasks.classification.plan import check_images_suffice
+from megavoxel.tasks.classification.shares import Assignment, assign
+from megavoxel.tasks.classification.splits import (
+    draw_images,
+    load_image_splits,
+    make_image_splits,
+    require_whole_patients,
+)
 from small_images import CLASSES, classifier, image_cases, write_folders, write_image
 
 

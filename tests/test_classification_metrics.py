@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from megavoxel.classification import metrics
+from megavoxel.tasks.classification import metrics
 
 HAND = {
     "target": np.array([0, 0, 0, 1]),

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megavoxel.classification.networks import build_network
-from megavoxel.classification.pretrained import fetch_weights, give_published, load_published
 from megavoxel.config.classification import PublishedWeights
 from megavoxel.errors import UserError
 from megavoxel.network.unet import parameter_count
+from megavoxel.tasks.classification.networks import build_network
+from megavoxel.tasks.classification.pretrained import fetch_weights, give_published, load_published
 
 PUBLISHED_COUNTS = {"vgg16": 138_357_544, "resnet50": 25_557_032, "densenet169": 14_149_480}
 """Parameters that torchvision's documentation states, with 1000 classes."""

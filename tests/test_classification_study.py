@@ -15,19 +15,19 @@ import pytest
 import torch
 import yaml
 
-from megavoxel.classification import forecast, loop
-from megavoxel.classification.forecast import advice, forecast_study, image_bytes, precision_of, step_cost
-from megavoxel.classification.loop import fold_of, start_run, train_classifier
-from megavoxel.classification.networks import build_network
-from megavoxel.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
-from megavoxel.classification.splits import make_image_splits
-from megavoxel.classification.step import measured_step
 from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.forecast.hours import speed_of
 from megavoxel.reporting.classification.stored import load_definition, load_stored
+from megavoxel.tasks.classification import forecast, loop
+from megavoxel.tasks.classification.forecast import advice, forecast_study, image_bytes, precision_of, step_cost
+from megavoxel.tasks.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.tasks.classification.networks import build_network
+from megavoxel.tasks.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
+from megavoxel.tasks.classification.splits import make_image_splits
+from megavoxel.tasks.classification.step import measured_step
 from small_images import CLASSES, classifier, image_cases, write_folders
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import pytest
 from file_server import Server, serving
 from helpers import full_after
 from megavoxel.config.dataset import Source
-from megavoxel.data import download as download_module
-from megavoxel.data.download import download
+from megavoxel.datasets import download as download_module
+from megavoxel.datasets.download import download
 from megavoxel.errors import UserError
 from megavoxel.progress import Progress
 

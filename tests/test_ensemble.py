@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from helpers import preprocessing_plan, properties
-from megavoxel.data.nifti import read_labels, write_labels
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, save_postprocessing
 from megavoxel.inference.ensemble import Member, mean_probabilities, write_ensemble
 from megavoxel.inference.logits import header_of, label_map, open_logits, write_logits
 from megavoxel.inference.sliding_window import Slab
 from megavoxel.stages import ensemble as stage
+from megavoxel.volumes.nifti import read_labels, write_labels
 
 SHAPE = (2, 3, 8)
 

@@ -10,10 +10,10 @@ import pytest
 
 from fake_study import GEOMETRY, SHAPE, evaluate_part, make_study
 from megavoxel.cli import main
-from megavoxel.data.nifti import Geometry, read_labels, write_labels
 from megavoxel.evaluation.overlap import dice_per_label
 from megavoxel.evaluation.surface import surface_dice
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
+from megavoxel.volumes.nifti import Geometry, read_labels, write_labels
 
 
 @pytest.fixture

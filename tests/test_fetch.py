@@ -15,9 +15,9 @@ from file_server import serving
 from helpers import full_after
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Phantom, Source
-from megavoxel.data import phantom as phantom_module
-from megavoxel.data.fetch import fetch
-from megavoxel.data.folder import visible_files
+from megavoxel.datasets import phantom as phantom_module
+from megavoxel.datasets.fetch import fetch
+from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
 
 FILES = ["dataset.json", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.data.cases import save_cases
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning import fingerprint as module
 from megavoxel.planning.fingerprint import load_fingerprint, measure

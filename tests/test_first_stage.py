@@ -10,8 +10,7 @@ import torch
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
-from megavoxel.data.cases import Case
-from megavoxel.data.nifti import read_labels, write_nifti
+from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.network.one_hot import one_hot_branches
 from megavoxel.planning.plan import Plan, save_plan
@@ -19,6 +18,7 @@ from megavoxel.planning.splits import Fold, Splits, cases_of, save_splits
 from megavoxel.preprocessing.case import preprocess_cases
 from megavoxel.preprocessing.first_stage import first_stage_classes, open_first_stage, store_first_stage
 from megavoxel.preprocessing.store import open_case
+from megavoxel.volumes.nifti import read_labels, write_nifti
 from scans import dataset
 
 SHAPE = (9, 12, 14)

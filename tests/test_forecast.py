@@ -19,7 +19,7 @@ from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
 from megavoxel.config.study import Inference, Parallel, Partitions, Setting
 from megavoxel.config.study_file import parse_study, with_memory
-from megavoxel.data.cases import save_cases
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast.calibration import SMALL, measure, plan_of
 from megavoxel.forecast.choice import choose

@@ -17,8 +17,8 @@ from dataset_layouts import CASES, bids, label_values, link, make_phantoms, nnun
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.study_file import load_study
-from megavoxel.data.cases import load_cases
-from megavoxel.data.naming import guess_files
+from megavoxel.datasets.cases import load_cases
+from megavoxel.datasets.naming import guess_files
 from megavoxel.errors import UserError
 
 

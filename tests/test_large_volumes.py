@@ -17,13 +17,10 @@ from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Phantom
 from megavoxel.config.study import Inference
-from megavoxel.data import phantom, slabs
-from megavoxel.data.cases import Case, save_cases
-from megavoxel.data.check import check_case
-from megavoxel.data.crop import fill_holes
-from megavoxel.data.holes import filled_slabs
-from megavoxel.data.nifti import read_image, write_nifti
-from megavoxel.data.phantom import STORAGE, make_case, write_case
+from megavoxel.datasets import phantom
+from megavoxel.datasets.cases import Case, save_cases
+from megavoxel.datasets.check import check_case
+from megavoxel.datasets.phantom import STORAGE, make_case, write_case
 from megavoxel.errors import UserError
 from megavoxel.inference import sliding_window
 from megavoxel.inference.sliding_window import predict_slabs, window_strips
@@ -35,6 +32,10 @@ from megavoxel.preprocessing import foreground, large
 from megavoxel.preprocessing.case import preprocess_case
 from megavoxel.preprocessing.normalise import merged_moments, moments_of
 from megavoxel.preprocessing.store import open_case
+from megavoxel.volumes import slabs
+from megavoxel.volumes.crop import fill_holes
+from megavoxel.volumes.holes import filled_slabs
+from megavoxel.volumes.nifti import read_image, write_nifti
 from scans import dataset
 
 RANGE = ChannelNormalisation(scheme="range", lower=-20.0, upper=80.0)
@@ -293,7 +294,7 @@ def test_a_large_phantom_is_the_small_one_without_partial_volume(monkeypatch, tm
 MEASURED = """
 import sys
 from pathlib import Path
-from megavoxel.data import slabs
+from megavoxel.volumes import slabs
 from megavoxel.preprocessing import foreground, large
 slabs.SLAB_VOXELS, large.BLOCK_VOXELS, foreground.VOXELS_AT_ONCE = 2**18, 2**18, 2**18
 from megavoxel.cli import main

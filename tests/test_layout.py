@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from megavoxel.config.dataset import Dataset, Source, load_dataset
-from megavoxel.data.cases import Case
-from megavoxel.data.layout import read_layout
+from megavoxel.datasets.cases import Case
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 
 DECATHLON = {

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from helpers import preprocessing_plan, properties, tiny_plan
 from megavoxel.config.study import Augmentation, Inference
-from megavoxel.data.nifti import Geometry, write_nifti
 from megavoxel.errors import UserError
 from megavoxel.inference import logits as module
 from megavoxel.inference.logits import BACKGROUND, header_of, label_map, linear_weights, open_logits, write_logits
@@ -20,6 +19,7 @@ from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
+from megavoxel.volumes.nifti import Geometry, write_nifti
 
 
 def stored(folder, array: torch.Tensor, case_properties, plan=None):

@@ -9,7 +9,7 @@ import pytest
 from megavoxel.cli import main
 from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.config.study_file import parse_study
-from megavoxel.data.cases import save_cases
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, save_fingerprint
 from megavoxel.planning.low_resolution import LowResolution, NoLowResolution, coarser, low_resolution

@@ -14,9 +14,8 @@ from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
 from megavoxel.config.study import IntensityRange, Preprocessing
-from megavoxel.data.cases import Cases, load_cases, save_cases
-from megavoxel.data.layout import read_layout
-from megavoxel.data.nifti import write_nifti
+from megavoxel.datasets.cases import Cases, load_cases, save_cases
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
@@ -27,6 +26,7 @@ from megavoxel.planning.planner import plan_preprocessing
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_cases, preprocess_image
 from megavoxel.preprocessing.store import open_case
+from megavoxel.volumes.nifti import write_nifti
 from scans import dataset, unwritten, write_case
 
 PATTERNS = {"CT": ("s_0[0-4]*",), "MR": ("s_05*",)}

@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from megavoxel.cli import main
-from megavoxel.data.nifti import read_labels
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, apply_postprocessing, save_postprocessing
 from megavoxel.planning.plan import load_plan, save_plan
+from megavoxel.volumes.nifti import read_labels
 from trained_study import DATASET, train_study
 
 MANDATORY = (

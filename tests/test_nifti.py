@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from megavoxel.data.nifti import (
+from megavoxel.errors import UserError
+from megavoxel.volumes.nifti import (
     DamagedFileError,
     Geometry,
     read_geometry,
@@ -19,7 +20,6 @@ from megavoxel.data.nifti import (
     write_labels,
     write_nifti,
 )
-from megavoxel.errors import UserError
 
 SHAPE = (3, 4, 5)
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))

@@ -9,9 +9,9 @@ import pytest
 
 from dataset_folder import refusal
 from megavoxel.config.dataset import Dataset, Files, Source, load_dataset
-from megavoxel.data.fetch import fetch
-from megavoxel.data.layout import read_layout
-from megavoxel.data.pairs import matching
+from megavoxel.datasets.fetch import fetch
+from megavoxel.datasets.layout import read_layout
+from megavoxel.datasets.pairs import matching
 from megavoxel.errors import UserError
 
 KEYS = "labels: {one: 1}\nchannels: [CT]\n"

@@ -12,14 +12,14 @@ import pytest
 from dataset_folder import refusal
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Patients, Source, load_dataset
-from megavoxel.data.cases import Cases, load_cases
-from megavoxel.data.fetch import fetch
-from megavoxel.data.layout import read_layout
-from megavoxel.data.nifti import read_image, read_labels, write_nifti
-from megavoxel.data.volume_file import read_volume
+from megavoxel.datasets.cases import Cases, load_cases
+from megavoxel.datasets.fetch import fetch
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, write_json
 from megavoxel.planning.splits import make_splits
+from megavoxel.volumes.nifti import read_image, read_labels, write_nifti
+from megavoxel.volumes.volume_file import read_volume
 
 SHAPE = (6, 5, 4)
 SPACING = (1.1, 1.2, 2.5)

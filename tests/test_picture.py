@@ -14,15 +14,15 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 from helpers import preprocessing_plan, tiny_plan
-from megavoxel.data import slabs
-from megavoxel.data.nifti import read_geometry
-from megavoxel.data.slabs import read_image_slabs, read_label_slabs
 from megavoxel.errors import UserError
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading
 from megavoxel.models.scans import find_scans
 from megavoxel.reporting.picture import counted, picture_figure, slices_at, write_picture
+from megavoxel.volumes import slabs
+from megavoxel.volumes.nifti import read_geometry
+from megavoxel.volumes.slabs import read_image_slabs, read_label_slabs
 
 SPACING = (2.0, 1.0, 4.0)  # x, y, z
 SHAPE = (10, 12, 6)

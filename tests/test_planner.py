@@ -11,7 +11,7 @@ from megavoxel.cli import main
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.study import IntensityRange, Network, Preprocessing, Setting, Training
 from megavoxel.config.study_file import parse_study
-from megavoxel.data.cases import save_cases
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure, save_fingerprint
 from megavoxel.planning.plan import ChannelNormalisation, load_plan, load_preprocessing_plan, save_plan

@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from fake_study import GEOMETRY, make_study, organs
 from megavoxel.cli import main
-from megavoxel.data.nifti import read_labels, write_labels
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import (
     KeepLargest,
@@ -20,6 +19,7 @@ from megavoxel.evaluation.postprocessing import (
     load_postprocessing,
     save_postprocessing,
 )
+from megavoxel.volumes.nifti import read_labels, write_labels
 
 LABELS = {"liver": 1, "spleen": 2}
 

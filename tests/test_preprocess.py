@@ -12,9 +12,7 @@ from scipy import ndimage
 from helpers import preprocessing_plan
 from megavoxel.cli import main
 from megavoxel.config.study import Preprocessing
-from megavoxel.data.cases import save_cases
-from megavoxel.data.crop import bounding_box, fill_holes, nonzero_mask
-from megavoxel.data.nifti import Geometry
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import ChannelNormalisation, save_plan
@@ -24,6 +22,8 @@ from megavoxel.preprocessing.foreground import sample_foreground
 from megavoxel.preprocessing.normalise import normalise
 from megavoxel.preprocessing.resample import resample_image
 from megavoxel.preprocessing.store import Box, open_case, read_box
+from megavoxel.volumes.crop import bounding_box, fill_holes, nonzero_mask
+from megavoxel.volumes.nifti import Geometry
 from scans import dataset, dataset_of, write_case
 
 RANGE = ChannelNormalisation(scheme="range", lower=-21.0, upper=89.0)

@@ -12,7 +12,7 @@ import pytest
 
 from file_server import serving
 from megavoxel.config.dataset import Dataset, Source, load_dataset
-from megavoxel.data.fetch import fetch
+from megavoxel.datasets.fetch import fetch
 from megavoxel.errors import UserError
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from fake_study import ENSEMBLES, SETTINGS, TOLERANCES, FakeStudy, make_plan, report_study
 from megavoxel.cli import main
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.plan import save_plan
 

@@ -15,7 +15,6 @@ from PIL import Image
 from scipy import ndimage
 
 from fake_study import LABELS, SHAPE, organs
-from megavoxel.data.nifti import Geometry, write_labels
 from megavoxel.errors import UserError
 from megavoxel.reporting import viewer
 from megavoxel.reporting.budget import (
@@ -43,6 +42,7 @@ from megavoxel.reporting.slices import (
 )
 from megavoxel.reporting.stored import Stored, load_stored
 from megavoxel.reporting.viewer import Viewer, build_viewer
+from megavoxel.volumes.nifti import Geometry, write_labels
 
 WHOLE = tuple(slice(0, length) for length in (4, 6, 8))
 

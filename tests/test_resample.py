@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from megavoxel.data.grid import resampled_shape, separate_axis
 from megavoxel.preprocessing.resample import (
     axis_weights,
     resample_image,
     resample_labels,
 )
+from megavoxel.volumes.grid import resampled_shape, separate_axis
 
 ISO = (1.0, 1.0, 1.0)
 

@@ -10,11 +10,11 @@ import pytest
 
 from helpers import properties, store_case, tiny_plan
 from megavoxel.config.study import Training
-from megavoxel.data.grid import window_starts
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, save_case
 from megavoxel.training import sampling
 from megavoxel.training.patches import TRAINING, PatchDataset
 from megavoxel.training.sampling import draw_start, foreground_share, foreground_start, roulette_start
+from megavoxel.volumes.grid import window_starts
 
 PATCH = (4, 4, 4)
 STARTS = [0, 2, 4]

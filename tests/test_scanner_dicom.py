@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from megavoxel.data.dicom import chosen_series, read_series
-from megavoxel.data.itk import affine_of
 from megavoxel.errors import UserError
+from megavoxel.volumes.dicom import chosen_series, read_series
+from megavoxel.volumes.itk import affine_of
 
 pytest.importorskip("SimpleITK")
 FILES = Path(nibabel.__file__).parent / "nicom/tests/data"

@@ -25,9 +25,9 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.schema import load_schema
 from megavoxel.config.study_file import parse_study
-from megavoxel.data.archive import extract_dataset
-from megavoxel.data.cases import Case, Cases, load_cases, save_cases
-from megavoxel.data.download import archive_name
+from megavoxel.datasets.archive import extract_dataset
+from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
+from megavoxel.datasets.download import archive_name
 from megavoxel.errors import UserError
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import save_plan

@@ -13,7 +13,7 @@ from helpers import preprocessing_plan
 from megavoxel.cli import main
 from megavoxel.config.study import Expansion, Inference, Network, Phase, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
-from megavoxel.data.cases import Case, Cases
+from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities

@@ -11,8 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from megavoxel.data import slabs as module
-from megavoxel.data.nifti import (
+from megavoxel.errors import UserError
+from megavoxel.volumes import slabs as module
+from megavoxel.volumes.nifti import (
     DamagedFileError,
     Geometry,
     read_image,
@@ -20,8 +21,7 @@ from megavoxel.data.nifti import (
     write_labels,
     write_nifti,
 )
-from megavoxel.data.slabs import gathered, read_image_slabs, read_label_slabs, stored_shape, write_label_slabs
-from megavoxel.errors import UserError
+from megavoxel.volumes.slabs import gathered, read_image_slabs, read_label_slabs, stored_shape, write_label_slabs
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))

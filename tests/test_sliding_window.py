@@ -12,9 +12,9 @@ from monai.inferers import sliding_window_inference
 from scipy import ndimage
 from torch import nn
 
-from megavoxel.data.grid import window_starts
 from megavoxel.inference.sliding_window import mirrored, predict_slabs
 from megavoxel.inference.window_weights import gaussian_weights, outer_product
+from megavoxel.volumes.grid import window_starts
 
 CPU = torch.device("cpu")
 

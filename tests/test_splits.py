@@ -7,7 +7,7 @@ import json
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.data.cases import save_cases
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import Fold, Splits, import_splits, load_splits, make_splits, save_splits
 from scans import unwritten

@@ -16,7 +16,7 @@ from megavoxel.cli import main
 from megavoxel.config.records import to_plain
 from megavoxel.config.study import Sweep
 from megavoxel.config.study_file import parse_study
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.planning.plan import save_plan

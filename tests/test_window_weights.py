@@ -10,7 +10,6 @@ import torch
 
 from helpers import tiny_plan
 from megavoxel.config.study import Inference
-from megavoxel.data.grid import window_starts
 from megavoxel.inference import predict, sliding_window
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import predict_slabs
@@ -23,6 +22,7 @@ from megavoxel.inference.window_weights import (
 )
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
+from megavoxel.volumes.grid import window_starts
 
 CPU = torch.device("cpu")
 SHAPES = pytest.mark.parametrize(

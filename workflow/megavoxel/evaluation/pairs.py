@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.data.check import compare_grids
-from megavoxel.data.nifti import Geometry, read_labels
+from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
+from megavoxel.volumes.nifti import Geometry, read_labels
 
 SUFFIX = ".nii.gz"
 

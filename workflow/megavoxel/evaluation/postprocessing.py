@@ -14,10 +14,10 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.data.components import labelled_components
-from megavoxel.data.nifti import read_labels, write_labels
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
+from megavoxel.volumes.components import labelled_components
+from megavoxel.volumes.nifti import read_labels, write_labels
 
 CONNECTIVITIES = (6, 18, 26)
 CONNECTIVITY = 26

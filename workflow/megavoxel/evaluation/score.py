@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from megavoxel.data.grid import rounded_spacing
 from megavoxel.evaluation.overlap import dice_per_label
 from megavoxel.evaluation.pairs import Pair, read_pair
 from megavoxel.evaluation.surface import surface_dice_per_label
 from megavoxel.evaluation.targets import Target
 from megavoxel.evaluation.tidy import Score
 from megavoxel.parallel import map_cases
+from megavoxel.volumes.grid import rounded_spacing
 
 
 def score_pairs(pairs: Sequence[Pair], targets: Sequence[Target], *, processes: int = 1) -> list[Score]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.pairs import SUFFIX, Pair, case_names, check_complete
 from megavoxel.evaluation.targets import Target

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.data.grid import window_starts
 from megavoxel.forecast.step import window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.window import prediction_window
+from megavoxel.volumes.grid import window_starts
 
 GIB = 2**30
 

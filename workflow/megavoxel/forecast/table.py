@@ -11,7 +11,7 @@ import pandas
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Setting, Study
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose

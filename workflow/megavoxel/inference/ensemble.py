@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavoxel.data.nifti import read_labels
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.logits import Logits, open_logits, write_label_map
 from megavoxel.inference.sliding_window import Slab
+from megavoxel.volumes.nifti import read_labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.data.grid import separate_axis
-from megavoxel.data.nifti import label_type
-from megavoxel.data.slabs import write_label_slabs
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
 from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, check_properties, open_array
+from megavoxel.volumes.grid import separate_axis
+from megavoxel.volumes.nifti import label_type
+from megavoxel.volumes.slabs import write_label_slabs
 
 CHUNK_COLUMNS = 512
 """Most voxels of a chunk along the second axis."""

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavoxel.data.grid import window_starts
 from megavoxel.inference.window_weights import Terms, sum_of_products, total_terms, window_terms
 from megavoxel.preprocessing.store import Box, read_box
+from megavoxel.volumes.grid import window_starts
 
 Predictor = Callable[[Tensor], Tensor]
 """From float32 (1, channels, patch) to float32 logits (1, classes, patch)."""

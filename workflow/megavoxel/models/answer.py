@@ -9,12 +9,12 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-from megavoxel.data.itk import write_labels_like
-from megavoxel.data.nifti import CANONICAL, Geometry, compressed_file, label_type, read_labels, write_labels
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.logits import Logits
 from megavoxel.models.prepare import Source
 from megavoxel.models.scans import Scan
+from megavoxel.volumes.itk import write_labels_like
+from megavoxel.volumes.nifti import CANONICAL, Geometry, compressed_file, label_type, read_labels, write_labels
 
 PROBABILITIES = ".probabilities.nii.gz"
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megavoxel.classification.cases import is_classification
 from megavoxel.config.dataset import Dataset, load_dataset
 from megavoxel.config.schema import read_yaml
 from megavoxel.errors import UserError
@@ -16,6 +15,7 @@ from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.planning.splits import load_splits
+from megavoxel.tasks.classification.cases import is_classification
 
 DATASETS = Path("config/datasets")
 
@@ -162,7 +162,7 @@ def _tolerances(runs: Runs) -> dict[str, float]:
     path = runs.setting.parent / "cases.json"
     if not path.is_file():
         return {}
-    from megavoxel.data.cases import load_cases
+    from megavoxel.datasets.cases import load_cases
 
     return load_cases(path).nsd_tolerance_mm
 

@@ -11,11 +11,7 @@ import nibabel
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
-from megavoxel.data.check import compare_grids
-from megavoxel.data.dicom import chosen_series, read_series
-from megavoxel.data.itk import affine_of, read_itk, save_as_nifti, says_orientation
-from megavoxel.data.nifti import open_nifti, read_geometry, read_image, voxels_of
-from megavoxel.data.slabs import LARGE_VOXELS, stored_shape
+from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.models.modality import check_stated_modality, check_values, modality_of_scan
 from megavoxel.models.scans import NIFTI_SUFFIXES, Scan, in_order_of_channels, suffix_of
@@ -23,6 +19,10 @@ from megavoxel.planning.plan import Plan, PreprocessingPlan
 from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
 from megavoxel.preprocessing.large import is_large
 from megavoxel.preprocessing.store import CaseProperties, open_case
+from megavoxel.volumes.dicom import chosen_series, read_series
+from megavoxel.volumes.itk import affine_of, read_itk, save_as_nifti, says_orientation
+from megavoxel.volumes.nifti import open_nifti, read_geometry, read_image, voxels_of
+from megavoxel.volumes.slabs import LARGE_VOXELS, stored_shape
 
 AXES = ("LR", "PA", "IS")
 

@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from re import fullmatch
 
-from megavoxel.data.dicom import dicom_folders
-from megavoxel.data.itk import SUFFIXES as ITK_SUFFIXES
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name
+from megavoxel.volumes.dicom import dicom_folders
+from megavoxel.volumes.itk import SUFFIXES as ITK_SUFFIXES
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)

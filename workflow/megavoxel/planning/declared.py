@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import cycle, islice
 
 from megavoxel.config.dataset import Dataset, Declared, Phantom
-from megavoxel.data.anatomy import LABELS
-from megavoxel.data.cases import Case, Cases
+from megavoxel.datasets.anatomy import LABELS
+from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 

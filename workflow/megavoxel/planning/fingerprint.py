@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.data.cases import Case, Cases, case_generator, naming_case
-from megavoxel.data.crop import bounding_box, crop, nonzero_mask
-from megavoxel.data.grid import rounded_spacing
-from megavoxel.data.slabs import LARGE_VOXELS, stored_shape
+from megavoxel.datasets.cases import Case, Cases, case_generator, naming_case
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
 from megavoxel.planning.large_case import Foreground, sample_large_case
+from megavoxel.volumes.crop import bounding_box, crop, nonzero_mask
+from megavoxel.volumes.grid import rounded_spacing
+from megavoxel.volumes.slabs import LARGE_VOXELS, stored_shape
 
 MOST_VOXELS = 10_000_000
 """Foreground voxels of the whole dataset that are looked at, in equal shares of the cases."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from megavoxel.data.cases import Case, Cases, case_generator
-from megavoxel.data.crop import Box
-from megavoxel.data.nifti import Geometry
-from megavoxel.data.slabs import Place, slab_places
-from megavoxel.data.spool import spool_image, spool_labels
+from megavoxel.datasets.cases import Case, Cases, case_generator
 from megavoxel.errors import UserError
+from megavoxel.volumes.crop import Box
+from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.slabs import Place, slab_places
+from megavoxel.volumes.spool import spool_image, spool_labels
 
 CANONICAL = (0, 1, 2)
 

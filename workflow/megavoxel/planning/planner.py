@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from megavoxel.config.study import Network, Preprocessing, Setting, Training
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.context import plan_cascade, plan_expansion
 from megavoxel.planning.curriculum import as_last_phase, plan_phases, with_numbers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megavoxel.data.grid import ANISOTROPY, resampled_shape
+from megavoxel.volumes.grid import ANISOTROPY, resampled_shape
 
 FINER_PERCENTILE = 10.0
 """Percentile of the coarse axis' spacings that is aimed at in anisotropic datasets."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, require_file_name, write_json
 

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.data.cases import Case, Cases, naming_case
-from megavoxel.data.crop import bounding_box, crop, fill_holes, nonzero_mask
-from megavoxel.data.nifti import Geometry
-from megavoxel.data.slabs import LARGE_VOXELS
+from megavoxel.datasets.cases import Case, Cases, naming_case
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import PreprocessingPlan
@@ -29,6 +26,9 @@ from megavoxel.preprocessing.normalise import normalise
 from megavoxel.preprocessing.properties import case_properties, made_under
 from megavoxel.preprocessing.resample import resample_image, resample_labels
 from megavoxel.preprocessing.store import CaseProperties, begin_case, finish_case, image_path, open_case, save_case
+from megavoxel.volumes.crop import bounding_box, crop, fill_holes, nonzero_mask
+from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.slabs import LARGE_VOXELS
 
 
 def preprocess_image(

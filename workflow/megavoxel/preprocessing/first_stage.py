@@ -13,13 +13,13 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from megavoxel.data.check import compare_grids
-from megavoxel.data.nifti import read_labels
+from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.case import preprocess_labels
 from megavoxel.preprocessing.store import CaseProperties, open_array, open_case, save_array
+from megavoxel.volumes.nifti import read_labels
 
 MOST_LABELS = 255
 """What uint8 holds beside the background."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import blosc2
 import numpy as np
 
-from megavoxel.data.cases import case_generator
+from megavoxel.datasets.cases import case_generator
 
 MOST = 10_000
 """Voxels kept of a class, unless 1 % of it is more."""

@@ -19,10 +19,6 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from megavoxel.data.grid import separate_axis
-from megavoxel.data.holes import filled_slabs
-from megavoxel.data.slabs import Place, scratch_array, slab_rows, stored_shape
-from megavoxel.data.spool import SpooledImage, spool_image, spool_labels
 from megavoxel.errors import UserError
 from megavoxel.files import writing
 from megavoxel.planning.plan import ChannelNormalisation, PreprocessingPlan
@@ -31,6 +27,10 @@ from megavoxel.preprocessing.normalise import Moments, merged_moments, moments_o
 from megavoxel.preprocessing.properties import case_properties
 from megavoxel.preprocessing.resample import elect_labels, extremes, label_taps, resample_block
 from megavoxel.preprocessing.store import CaseProperties, image_path, labels_path, new_array
+from megavoxel.volumes.grid import separate_axis
+from megavoxel.volumes.holes import filled_slabs
+from megavoxel.volumes.slabs import Place, scratch_array, slab_rows, stored_shape
+from megavoxel.volumes.spool import SpooledImage, spool_image, spool_labels
 
 BLOCK_VOXELS = 2**22
 """Most voxels of a block, on the new grid and on the old one, unless a chunk of the store has more."""

@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 from scipy import ndimage
 
-from megavoxel.data.grid import separate_axis
+from megavoxel.volumes.grid import separate_axis
 
 TIED = 1e-9
 """Shares that differ by less count as equal: rounding alone tells them apart."""

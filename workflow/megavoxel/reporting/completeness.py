@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from megavoxel.data.cases import Cases
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 
 CASES_NAMED = 8

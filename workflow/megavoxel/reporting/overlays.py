@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megavoxel.data.cases import Cases
-from megavoxel.data.nifti import read_labels
+from megavoxel.datasets.cases import Cases
 from megavoxel.evaluation.pairs import SUFFIX
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import figure_style, save_figure
+from megavoxel.volumes.nifti import read_labels
 
 COLUMNS = ("Image", "Reference", "Prediction")
 WIDTH = 8.4

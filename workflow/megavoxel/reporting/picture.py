@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megavoxel.data.nifti import read_geometry
-from megavoxel.data.slabs import FileSlab, read_image_slabs, read_label_slabs
 from megavoxel.reporting.panels import draw_panel, label_legend, window_of
 from megavoxel.reporting.style import figure_style, save_figure
+from megavoxel.volumes.nifti import read_geometry
+from megavoxel.volumes.slabs import FileSlab, read_image_slabs, read_label_slabs
 
 PLANES = (("axial", 1, 2), ("coronal", 0, 2), ("sagittal", 0, 1))
 """By the canonical axis (z, y, x) that stands still: name, and the axes that run up and across."""

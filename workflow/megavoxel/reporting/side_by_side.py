@@ -13,14 +13,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megavoxel.data.cases import Case, Cases
-from megavoxel.data.nifti import read_labels
+from megavoxel.datasets.cases import Case, Cases
 from megavoxel.files import atomic_directory
 from megavoxel.reporting.overlays import prediction_path
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Definition, Stored
 from megavoxel.reporting.style import figure_style, save_figure
+from megavoxel.volumes.nifti import read_labels
 
 ALL_CASES = "all"
 """Name of the picture where cases have no modality."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Sweep
-from megavoxel.data.cases import Cases, load_cases
+from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json

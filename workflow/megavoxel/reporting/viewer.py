@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from megavoxel.data.cases import Case, Cases, naming_case
-from megavoxel.data.check import compare_grids
-from megavoxel.data.nifti import Geometry, read_image, read_labels
+from megavoxel.datasets.cases import Case, Cases, naming_case
+from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.reporting.budget import budget_for, refitted, within_budget
@@ -34,6 +33,7 @@ from megavoxel.reporting.slices import (
 )
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
+from megavoxel.volumes.nifti import Geometry, read_image, read_labels
 
 PROBES = 5
 """Cases that are made small first, to see how many bytes they take."""

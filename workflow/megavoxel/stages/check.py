@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, load_dataset
-from megavoxel.data.cases import Cases, save_cases
-from megavoxel.data.check import Finding, check_layout, write_findings
-from megavoxel.data.layout import read_layout
+from megavoxel.datasets.cases import Cases, save_cases
+from megavoxel.datasets.check import Finding, check_layout, write_findings
+from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 
 LISTED_FAULTS = 50
@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_images(arguments: argparse.Namespace, dataset: Dataset) -> None:
     """The same of images to be classified."""
-    from megavoxel.classification.cases import save_image_cases
-    from megavoxel.classification.check import check_images, describe_cases
+    from megavoxel.tasks.classification.cases import save_image_cases
+    from megavoxel.tasks.classification.check import check_images, describe_cases
 
     cases, findings = check_images(arguments.data, dataset, processes=arguments.processes)
     _write_checks(arguments, dataset, findings, len(cases.cases))

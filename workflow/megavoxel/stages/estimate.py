@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
-    from megavoxel.data.cases import load_cases
+    from megavoxel.datasets.cases import load_cases
     from megavoxel.forecast.partition import partition_table
     from megavoxel.forecast.shown import gib
     from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table

@@ -15,8 +15,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from megavoxel.classification.cases import is_classification
 from megavoxel.errors import UserError
+from megavoxel.tasks.classification.cases import is_classification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def _score_folders(arguments: argparse.Namespace) -> None:
 
 
 def _score_study(arguments: argparse.Namespace) -> None:
-    from megavoxel.data.cases import load_cases
+    from megavoxel.datasets.cases import load_cases
     from megavoxel.evaluation.score import score_pairs
     from megavoxel.evaluation.selection import select_pairs, targets_of
     from megavoxel.planning.splits import load_splits

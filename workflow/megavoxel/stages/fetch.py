@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.dataset import load_dataset
-from megavoxel.data.fetch import fetch
+from megavoxel.datasets.fetch import fetch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

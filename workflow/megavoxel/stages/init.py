@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.config.hardware import load_device
     from megavoxel.config.schema import CHARACTERS
     from megavoxel.config.study_file import load_study
-    from megavoxel.data.survey import Asked, survey
+    from megavoxel.datasets.survey import Asked, survey
     from megavoxel.files import write_text
 
     device = load_device(arguments.hardware, arguments.gpu, source="--gpu")

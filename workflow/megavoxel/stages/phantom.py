@@ -7,8 +7,8 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Phantom
 from megavoxel.config.schema import validate
-from megavoxel.data.folder import replaced_folder
-from megavoxel.data.phantom import write_phantoms
+from megavoxel.datasets.folder import replaced_folder
+from megavoxel.datasets.phantom import write_phantoms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Parallel, Setting
 from megavoxel.config.study_file import load_study, with_memory
-from megavoxel.data.cases import Cases, load_cases
+from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import Plan
 from megavoxel.stages.plan_preprocessing import parse_definition

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _determine(arguments: argparse.Namespace) -> None:
-    from megavoxel.data.cases import load_cases
+    from megavoxel.datasets.cases import load_cases
     from megavoxel.evaluation.determine import determine_postprocessing, disabled_postprocessing
     from megavoxel.evaluation.postprocessing import save_postprocessing
     from megavoxel.evaluation.selection import predicted_pairs
@@ -58,7 +58,7 @@ def _determine(arguments: argparse.Namespace) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-    from megavoxel.data.cases import load_cases
+    from megavoxel.datasets.cases import load_cases
     from megavoxel.evaluation.pairs import SUFFIX, case_names
     from megavoxel.evaluation.postprocessing import load_postprocessing, postprocess_file
     from megavoxel.files import atomic_directory

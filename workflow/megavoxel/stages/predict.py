@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megavoxel.classification.cases import is_classification
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
 from megavoxel.progress import progress
+from megavoxel.tasks.classification.cases import is_classification
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.inference.predict import CasePredictor
@@ -160,8 +160,8 @@ def _predict_by_model(arguments: argparse.Namespace) -> None:
 
 
 def _reading(arguments: argparse.Namespace) -> Reading:
-    from megavoxel.data.slabs import LARGE_VOXELS
     from megavoxel.models.prepare import Reading, check_orientation_code
+    from megavoxel.volumes.slabs import LARGE_VOXELS
 
     orientation, large = arguments.assume_orientation, arguments.large_voxels
     return Reading(
@@ -232,10 +232,10 @@ def _read_file(
     path: Path, plan: Plan, modality: str | None, large_voxels: int | None, scratch: Path
 ) -> tuple[Any, Any]:
     """An image file, preprocessed in memory or, where it is large, to an array in `scratch`, and its properties."""
-    from megavoxel.data.nifti import read_image
-    from megavoxel.data.slabs import LARGE_VOXELS
     from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
     from megavoxel.preprocessing.large import is_large
+    from megavoxel.volumes.nifti import read_image
+    from megavoxel.volumes.slabs import LARGE_VOXELS
 
     name = case_name(path)
     if is_large([path], LARGE_VOXELS if large_voxels is None else large_voxels):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
 
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Preprocesses the cases of a shard, then writes the marker."""
-    from megavoxel.data.slabs import LARGE_VOXELS
     from megavoxel.planning.plan import load_preprocessing_plan
     from megavoxel.preprocessing.case import preprocess_cases
+    from megavoxel.volumes.slabs import LARGE_VOXELS
 
     if not 0 <= arguments.shard < arguments.shards:
         raise UserError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megavoxel.classification.cases import is_classification
-from megavoxel.data.cases import load_cases
+from megavoxel.datasets.cases import load_cases
+from megavoxel.tasks.classification.cases import is_classification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

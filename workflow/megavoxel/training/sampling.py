@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from megavoxel.config.study import Training
-from megavoxel.data.grid import window_starts
 from megavoxel.preprocessing.store import Box, StoredCase, read_box
+from megavoxel.volumes.grid import window_starts
 
 ROULETTE_STEP = 0.5
 """Largest distance of the positions of `roulette` sampling, in patches (Wang et al. 2022, appendix A.7)."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from megavoxel.classification.metrics import BINS, RESAMPLES
 from megavoxel.files import write_text
 from megavoxel.reporting.classification.stored import StoredClassification
 from megavoxel.reporting.classification.tables import shown
+from megavoxel.tasks.classification.metrics import BINS, RESAMPLES
 
 FIGURES = ("accuracy_against_resolution", "cost_against_resolution", "training_curves")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from megavoxel.classification.metrics import METRICS, confusion, intervals, values
 from megavoxel.reporting.classification.stored import StoredClassification
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
+from megavoxel.tasks.classification.metrics import METRICS, confusion, intervals, values
 
 ACCURACY = "accuracy"
 KEYS = ("network", "resolution", "images_per_class", "workers", "data_partition")

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megavoxel.classification.cases import TASK, load_image_cases
-from megavoxel.classification.metrics import METRICS
-from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
-from megavoxel.classification.scores import PROBABILITY, TRUTH
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.tidy import read_scores, read_text
 from megavoxel.reporting.published import COLUMNS as PUBLISHED_COLUMNS
 from megavoxel.reporting.stored import check_folds, check_names, definition_values, read_history, read_manifest
+from megavoxel.tasks.classification.cases import TASK, load_image_cases
+from megavoxel.tasks.classification.metrics import METRICS
+from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
+from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
 
 HISTORY_COLUMNS = ("epoch", "training_loss", "training_accuracy")
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"

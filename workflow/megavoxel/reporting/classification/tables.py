@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from megavoxel.classification.metrics import METRICS
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting.classification import statistics
 from megavoxel.reporting.classification.stored import StoredClassification
 from megavoxel.reporting.tables import NO_PUBLISHED, NONE, SMALLEST_P, latex, markdown
+from megavoxel.tasks.classification.metrics import METRICS
 
 TITLES = {
     "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1", "auroc": "AUROC",

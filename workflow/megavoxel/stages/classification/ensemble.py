@@ -9,7 +9,7 @@ from megavoxel.errors import UserError
 
 def run_ensemble(arguments: argparse.Namespace) -> None:
     """Writes a CSV as `megavoxel predict` does."""
-    from megavoxel.classification.probabilities import mean_probabilities, write_probabilities
+    from megavoxel.tasks.classification.probabilities import mean_probabilities, write_probabilities
 
     if len(arguments.members) != len(arguments.probabilities):
         raise UserError("--members and --probabilities need as many values each")

@@ -12,8 +12,8 @@ from megavoxel.errors import UserError
 
 def run_estimate(arguments: argparse.Namespace, study: ClassificationStudy, device: Device, dataset: Dataset) -> None:
     """Prints the table and writes it."""
-    from megavoxel.classification.forecast import BLIND_SPOTS, forecast_study, save_table
     from megavoxel.forecast.shown import gib
+    from megavoxel.tasks.classification.forecast import BLIND_SPOTS, forecast_study, save_table
 
     if dataset.classification is None:
         raise UserError(f"{study.name}: dataset {dataset.name} has no 'classification' in its file, the study needs it")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from megavoxel.classification.cases import load_image_cases
-from megavoxel.classification.probabilities import read_probabilities
-from megavoxel.classification.scores import image_rows
-from megavoxel.classification.splits import load_image_splits
 from megavoxel.evaluation.tidy import write_scores
 from megavoxel.planning.splits import cases_of
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.probabilities import read_probabilities
+from megavoxel.tasks.classification.scores import image_rows
+from megavoxel.tasks.classification.splits import load_image_splits
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from megavoxel.classification.pretrained import fetch_weights
 from megavoxel.config.classification import PublishedWeights
 from megavoxel.config.records import from_plain
 from megavoxel.stages.plan_preprocessing import parse_definition
+from megavoxel.tasks.classification.pretrained import fetch_weights
 
 
 def run_fetch_weights(arguments: argparse.Namespace) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from megavoxel.classification.cases import load_image_cases
-from megavoxel.classification.plan import check_images_suffice, classifier_plan, save_classifier_plan
-from megavoxel.classification.splits import load_image_splits
 from megavoxel.config.classification import ClassifierSetting
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
 from megavoxel.stages.plan_preprocessing import parse_definition
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.plan import check_images_suffice, classifier_plan, save_classifier_plan
+from megavoxel.tasks.classification.splits import load_image_splits
 
 
 def run_plan(arguments: argparse.Namespace) -> None:

@@ -6,20 +6,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megavoxel.classification.cases import load_image_cases
-from megavoxel.classification.layout import SUFFIXES
-from megavoxel.classification.plan import load_classifier_plan
-from megavoxel.classification.splits import load_image_splits
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import cases_of
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.layout import SUFFIXES
+from megavoxel.tasks.classification.plan import load_classifier_plan
+from megavoxel.tasks.classification.splits import load_image_splits
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Writes a CSV with a line per image and a column per class."""
-    from megavoxel.classification.predict import predict_images
-    from megavoxel.classification.probabilities import write_probabilities
     from megavoxel.forecast.out_of_memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
+    from megavoxel.tasks.classification.predict import predict_images
+    from megavoxel.tasks.classification.probabilities import write_probabilities
 
     plan = load_classifier_plan(arguments.plan)
     names, files = _any_images(arguments.input) if arguments.input else _of_study(arguments)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from megavoxel.classification.cases import load_image_cases
-from megavoxel.classification.splits import make_image_splits, require_whole_patients
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import import_splits, save_splits
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.splits import make_image_splits, require_whole_patients
 
 
 def run_split(arguments: argparse.Namespace) -> None:

@@ -8,27 +8,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megavoxel.classification.cases import load_image_cases
-from megavoxel.classification.plan import ClassifierPlan, load_classifier_plan
-from megavoxel.classification.splits import load_image_splits
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_json
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
+from megavoxel.tasks.classification.splits import load_image_splits
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to train
-    from megavoxel.classification.loop import ClassifierFold
-    from megavoxel.classification.step import ClassifierRun
+    from megavoxel.tasks.classification.loop import ClassifierFold
+    from megavoxel.tasks.classification.step import ClassifierRun
 
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Trains, then writes model.pt, history.csv and manifest.json. Several workers: as a group of processes."""
-    from megavoxel.classification.forecast import advice
-    from megavoxel.classification.loop import train_classifier
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
     from megavoxel.forecast.out_of_memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.stages.train import PATIENCE
+    from megavoxel.tasks.classification.forecast import advice
+    from megavoxel.tasks.classification.loop import train_classifier
     from megavoxel.training.lock import held, wait_for_others
     from megavoxel.training.manifest import code_commit
 
@@ -57,7 +57,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def _fold(arguments: argparse.Namespace, plan: ClassifierPlan) -> ClassifierFold:
-    from megavoxel.classification.loop import fold_of
+    from megavoxel.tasks.classification.loop import fold_of
 
     cases, folds = load_image_cases(arguments.cases), load_image_splits(arguments.splits).folds
     if not 0 <= arguments.fold < len(folds):
@@ -77,10 +77,10 @@ def _fold(arguments: argparse.Namespace, plan: ClassifierPlan) -> ClassifierFold
 
 
 def _write_outputs(folder: Path, done: ClassifierRun, fold: ClassifierFold) -> None:
-    from megavoxel.classification.forecast import step_cost
-    from megavoxel.classification.manifest import build_manifest
     from megavoxel.network.weights import save_weights
     from megavoxel.stages.train import write_history
+    from megavoxel.tasks.classification.forecast import step_cost
+    from megavoxel.tasks.classification.manifest import build_manifest
     from megavoxel.training.memory import GIB
 
     forecast = step_cost(done.plan, done.precision.name).peak_bytes / GIB

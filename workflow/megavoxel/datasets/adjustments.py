@@ -1,0 +1,101 @@
+"""What a dataset file changes in the list of cases: who is left out or tested on, and the modality of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from megavoxel.config.dataset import Dataset
+from megavoxel.datasets.cases import Case
+from megavoxel.errors import UserError
+
+LISTED_CASES = 10
+
+
+def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Applies `include`, `exclude`, `test_cases`, `test_count` and `modalities` of a dataset file.
+
+    Args:
+        cases: all cases of the dataset's folder.
+        dataset: the dataset file.
+        root: the folder, for error messages.
+
+    Returns:
+        The cases that are kept, in the same order, and the sorted ids of those left out.
+
+    Raises:
+        UserError: the dataset file names a case that does not exist, a pattern of `include` matches nothing, no case is
+            left, more test cases are to be drawn than leave one to train on, or a case has no modality or several.
+    """
+    known = {case.id for case in cases}
+    _require(dataset.exclude, known, f"dataset {dataset.name}: exclude", root)
+    _require(dataset.test_cases, known, f"dataset {dataset.name}: test_cases", root)
+    excluded = {*dataset.exclude, *_not_included(known, dataset, root)}
+    kept = [case for case in cases if case.id not in excluded]
+    if not kept:
+        raise UserError(f"dataset {dataset.name}: exclude: all {len(known)} cases are left out; keep some")
+    tested = {*dataset.test_cases, *_drawn(kept, dataset)}
+    kept = [replace(case, split="test") if case.id in tested else case for case in kept]
+    if dataset.modalities is not None:
+        kept = _with_modality(kept, dataset.modalities, f"dataset {dataset.name}: modalities")
+    return tuple(kept), tuple(sorted(excluded))
+
+
+def _require(names: tuple[str, ...], known: set[str], where: str, root: Path) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = {name: difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5) for name in unknown}
+        listing = "; ".join(
+            f"'{name}'" + (f" (nearest: {', '.join(near[name])})" if near[name] else "") for name in near
+        )
+        raise UserError(f"{where}: {root} has no such case: {listing}")
+
+
+def _not_included(known: set[str], dataset: Dataset, root: Path) -> set[str]:
+    """The cases that no pattern of `include` keeps."""
+    for pattern in dataset.include:
+        if not any(fnmatchcase(case, pattern) for case in known):
+            raise UserError(
+                f"dataset {dataset.name}: include: '{pattern}' matches none of the {len(known)} cases of {root}, the "
+                f"first of which is '{min(known)}'; correct or remove the pattern"
+            )
+    return {case for case in known if dataset.include and not matches_one(case, dataset.include)}
+
+
+def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
+    """The labelled cases that `test_count` and `test_seed` make test cases."""
+    if dataset.test_count is None:
+        return []
+    labelled = sorted({case.id for case in cases if case.split == "training" and case.label is not None})
+    if len(labelled) <= dataset.test_count:
+        raise UserError(
+            f"dataset {dataset.name}: test_count: {dataset.test_count} test cases cannot be drawn from {len(labelled)} "
+            "labelled ones, because some must be left to train on; lower it"
+        )
+    order = np.random.RandomState(dataset.test_seed).permutation(len(labelled))
+    return [labelled[number] for number in order[: dataset.test_count]]
+
+
+def _with_modality(cases: Sequence[Case], modalities: dict[str, tuple[str, ...]], where: str) -> list[Case]:
+    """Each case with the one modality that has a pattern for it."""
+    matching = {
+        case.id: [name for name, patterns in modalities.items() if matches_one(case.id, patterns)] for case in cases
+    }
+    faults = [f"'{case}' ({' and '.join(names) or 'none'})" for case, names in matching.items() if len(names) != 1]
+    if faults:
+        more = f" and {len(faults) - LISTED_CASES} more" if len(faults) > LISTED_CASES else ""
+        raise UserError(
+            f"{where}: each case must match the patterns of exactly one of {', '.join(modalities)}; these do not: "
+            f"{', '.join(faults[:LISTED_CASES])}{more}; correct the patterns, or list the cases under 'exclude'"
+        )
+    return [replace(case, modality=matching[case.id][0]) for case in cases]
+
+
+def matches_one(case: str, patterns: Sequence[str]) -> bool:
+    """Whether a case's id matches one of the shell patterns."""
+    return any(fnmatchcase(case, pattern) for pattern in patterns)

@@ -1,0 +1,168 @@
+"""Cases: what `check` found sound, in one file (`cases.json`) that every later stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.errors import UserError, expect
+from megavoxel.files import read_json, require_file_name, write_json
+from megavoxel.volumes.nifti import Geometry, read_geometry, read_image, read_labels
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One patient or scan."""
+
+    id: str
+    """Name of its files without suffix."""
+    images: tuple[str, ...]
+    """One file (3D, or 4D with the channels last) or one file per channel, below the dataset's folder."""
+    label: str | None = None
+    """Label map below the dataset's folder; None: unlabelled."""
+    split: str = "training"
+    """`training` or `test`."""
+    modality: str | None = None
+    """Name of the modality that it is normalised with; None: the dataset has no modalities."""
+    unannotated: tuple[str, ...] = ()
+    """Names of the labels that nobody drew in it, though they may be there. The key is not written where there are
+    none."""
+    hidden: tuple[str, ...] = ()
+    """Names of the labels whose annotation is kept from training and not from scores. Written as `unannotated` is."""
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Names of the labels that nothing which shapes a prediction may take from its label map."""
+        return tuple(sorted({*self.unannotated, *self.hidden}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """The sound cases of a dataset."""
+
+    dataset: str
+    """Name of the dataset."""
+    root: str
+    """The dataset's folder."""
+    channels: tuple[str, ...]
+    """Names of the image channels."""
+    labels: dict[str, int]
+    """Values 1 and up by name; background is left out."""
+    nsd_tolerance_mm: dict[str, float]
+    """Tolerance of NSD per label name in mm."""
+    cases: tuple[Case, ...]
+    background_values: tuple[int, ...] = ()
+    """Values of the label files that count as background. The key is not written where there are none."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities in alphabetical order; none where the cases have none."""
+        return tuple(sorted({case.modality for case in self.cases if case.modality is not None}))
+
+    def of_split(self, split: str) -> tuple[Case, ...]:
+        """The cases of `training` or `test`, in order of their ids."""
+        return tuple(sorted((case for case in self.cases if case.split == split), key=lambda case: case.id))
+
+    def case(self, name: str) -> Case:
+        """The case of that id.
+
+        Raises:
+            UserError: there is none.
+        """
+        for case in self.cases:
+            if case.id == name:
+                return case
+        raise UserError(f"dataset {self.dataset}: there is no case '{name}' among the {len(self.cases)} checked ones")
+
+    def read_image(self, case: Case) -> tuple[np.ndarray, Geometry]:
+        """Image of a case as float32 (channels, z, y, x) in canonical order, and its grid on disk."""
+        parts = [read_image(Path(self.root) / image) for image in case.images]
+        return (parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])), parts[0][1]
+
+    def read_labels(self, case: Case) -> np.ndarray:
+        """Label map of a case (z, y, x) in canonical order, with 0 for all `background_values`.
+
+        Raises:
+            UserError: the case has no label map.
+        """
+        if case.label is None:
+            raise UserError(f"case {case.id}: it has no label map")
+        labels = read_labels(Path(self.root) / case.label)[0]
+        if self.background_values:
+            labels[np.isin(labels, self.background_values)] = 0
+        return labels
+
+    def read_geometry(self, case: Case) -> Geometry:
+        """Grid of a case on disk, from the header alone."""
+        return read_geometry(Path(self.root) / case.images[0])
+
+
+def save_cases(path: Path, cases: Cases) -> None:
+    """Writes `cases.json`; `background_values`, and `unannotated` and `hidden` of a case, only where there are some."""
+    plain = _without_empty(to_plain(cases), "background_values")
+    write_json(path, plain | {"cases": [_without_empty(case, "unannotated", "hidden") for case in plain["cases"]]})
+
+
+def load_cases(path: Path) -> Cases:
+    """Reads `cases.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel check` writes.
+    """
+    cases = from_plain(Cases, read_json(path, what="list of cases"), where=str(path))
+    _check(cases, str(path))
+    return cases
+
+
+def _check(cases: Cases, where: str) -> None:
+    """Refuses what `megavoxel check` never writes: names that lead elsewhere, or labels without a value."""
+    values = [*cases.labels.values()]
+    expect(len(cases.channels) > 0, f"{where}: channels", "one name or more")
+    expect(len(values) > 0 and len(set(values)) == len(values), f"{where}: labels", "a value of its own for each")
+    expect(all(0 < value <= 65535 for value in values), f"{where}: labels", "values from 1 to 65535")
+    expect(set(cases.labels) <= set(cases.nsd_tolerance_mm), f"{where}: nsd_tolerance_mm", "a number for each label")
+    expect(
+        all(value >= 0 for value in cases.nsd_tolerance_mm.values()), f"{where}: nsd_tolerance_mm", "no negative one"
+    )
+    expect(len({case.id for case in cases.cases}) == len(cases.cases), f"{where}: cases", "each id once")
+    for case in cases.cases:
+        require_file_name(case.id, f"{where}: cases")
+        files = [PurePosixPath(name) for name in (*case.images, *filter(None, [case.label]))]
+        is_inside = all(not file.is_absolute() and ".." not in file.parts for file in files)
+        expect(is_inside and len(case.images) > 0, f"{where}: case {case.id}", "files below the dataset's folder")
+        expect(case.split in ("training", "test"), f"{where}: case {case.id}: split", "training or test")
+        expect(set(case.unseen) <= set(cases.labels), f"{where}: case {case.id}: unannotated", "names of labels")
+
+
+def _without_empty(plain: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in plain.items() if value or key not in keys}
+
+
+def case_generator(case_id: str) -> np.random.Generator:
+    """Random numbers that depend on a case's id alone."""
+    return np.random.default_rng(list(case_id.encode()))
+
+
+def naming_case(work: Callable[[Case], Result], case: Case) -> Result:
+    """`work(case)`; what goes wrong in it names the case.
+
+    Raises:
+        UserError: what `work` raised, or memory ran out.
+    """
+    try:
+        return work(case)
+    except UserError as error:
+        named = str(error).startswith(f"case {case.id}:")
+        raise error if named else UserError(f"case {case.id}: {error}") from None
+    except MemoryError:
+        raise UserError(f"case {case.id}: memory ran out; run with fewer --processes, or more memory") from None
+    except Exception as fault:
+        fault.add_note(f"while working on case {case.id}")
+        raise

@@ -1,0 +1,302 @@
+"""What a folder of images and label maps holds: its layout, its labels, and what its files say when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas
+
+from megavoxel.config.dataset import Dataset, Files, Source
+from megavoxel.datasets.cases import Case, naming_case
+from megavoxel.datasets.folder import visible_files
+from megavoxel.datasets.layout import SUFFIXES, read_layout
+from megavoxel.datasets.naming import MODALITY_WORDS, guess_files
+from megavoxel.datasets.pairs import listed, pairs
+from megavoxel.errors import UserError
+from megavoxel.files import read_json
+from megavoxel.parallel import map_cases
+from megavoxel.volumes.nifti import read_geometry
+from megavoxel.volumes.slabs import read_image_slabs, read_label_slabs, stored_shape
+
+MOST_VALUES = 200
+"""Values of label maps above which they are taken to be no label maps."""
+AIR = -500
+"""An image with lower intensities is taken to be CT, in HU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user says of a folder that its files leave open; empty: the survey finds out."""
+
+    images: tuple[str, ...] = ()
+    """Patterns of the images, one per channel."""
+    label: str | None = None
+    """Pattern of the label maps."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Values by name."""
+    leave_out: bool = False
+    """Whether images without a label map are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What was found."""
+
+    root: Path
+    """The folder itself, or the only one in it that has a dataset.json."""
+    layout: str
+    """What the layout is called."""
+    files: Files | None
+    """What images and label maps are called; None: dataset.json tells."""
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    """Values above 0 by name, in ascending order."""
+    unnamed: bool
+    """Whether the names of the labels are made up."""
+    excluded: tuple[str, ...]
+    """Ids of the images without a label map."""
+    training_cases: int
+    test_cases: int
+    shape: tuple[int, int, int]
+    """Median voxels along z, y, x."""
+    largest_shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    """Median spacing in mm along z, y, x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """A folder's cases before anybody has looked into the files."""
+
+    root: Path
+    name: str
+    files: Files | None
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    labels: dict[str, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What the files of a case say."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    values: frozenset[int]
+
+
+def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
+    """Looks at a folder: a Decathlon or nnU-Net dataset, BIDS with derivatives, or images and label maps.
+
+    Args:
+        folder: nothing in it is changed.
+        asked: what the user says of it.
+        processes: cases that are read at once.
+
+    Raises:
+        UserError: there are no images or no label maps, several would do, images have no label map, a file has four
+            dimensions and nobody named as many channels, or label maps hold values that have no name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name one with images and label maps")
+    found = _layout(folder, asked)
+    unlabelled = tuple(case.id for case in found.cases if case.split == "training" and case.label is None)
+    if unlabelled and not asked.leave_out:
+        raise UserError(
+            f"{found.root}: {len(unlabelled)} images have no label map: {listed(unlabelled)}; bring the label maps, or "
+            "leave these cases out by --leave-out"
+        )
+    kept = [case for case in found.cases if case.id not in unlabelled]
+    training = [case for case in kept if case.split == "training"]
+    if not training:
+        raise UserError(f"{found.root}: no image has a label map, so that there is nothing to train on")
+    look = partial(naming_case, partial(_look, found.root, found.channels))
+    seen = map_cases(look, training, processes=processes, title="reading images and label maps")
+    values = {value: case.id for case, one in reversed(list(zip(training, seen, strict=True))) for value in one.values}
+    labels = asked.labels or found.labels
+    if labels is not None:
+        _refuse_unnamed(values, labels, found)
+    return Survey(
+        root=found.root.resolve(),
+        layout=found.name,
+        files=found.files,
+        channels=found.channels,
+        labels=_made_up(values, found) if labels is None else _sorted(labels, values, found),
+        unnamed=labels is None,
+        excluded=unlabelled,
+        training_cases=len(training),
+        test_cases=len(kept) - len(training),
+        shape=_whole(np.median([one.shape for one in seen], axis=0)),
+        largest_shape=_whole(np.max([one.shape for one in seen], axis=0)),
+        spacing=tuple(float(f"{size:.6g}") for size in np.median([one.spacing for one in seen], axis=0)),
+    )
+
+
+def _layout(folder: Path, asked: Asked) -> _Layout:
+    root = _described_root(folder) if not (asked.images or asked.label) else None
+    return _paired(folder, asked) if root is None else _described(root, asked)
+
+
+def _described_root(folder: Path) -> Path | None:
+    """The folder with dataset.json: this one, or the only one in it that has one; None: there is none."""
+    if (folder / "dataset.json").is_file():
+        return folder
+    inner = sorted(path.parent for path in folder.glob("*/dataset.json") if not path.parent.name.startswith("."))
+    if len(inner) > 1:
+        raise UserError(
+            f"{folder}: several datasets lie in it ({', '.join(path.name for path in inner)}); name one of them"
+        )
+    return inner[0] if inner else None
+
+
+def _described(root: Path, asked: Asked) -> _Layout:
+    content = read_json(root / "dataset.json", what="dataset description")
+    is_decathlon = isinstance(content, dict) and "channel_names" not in content and "file_ending" not in content
+    dataset = Dataset(
+        name="init", source=Source(folder=str(root)), labels=asked.labels or None, channels=asked.channels or None
+    )
+    layout = read_layout(root, dataset)
+    missing = [
+        name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).is_file()
+    ]
+    if missing:
+        raise UserError(f"{root}: its dataset.json and file names ask for files that are not there: {listed(missing)}")
+    return _Layout(
+        root=root,
+        name="Medical Segmentation Decathlon" if is_decathlon else "nnU-Net raw",
+        files=None,
+        cases=layout.cases,
+        channels=layout.channels,
+        labels=layout.labels,
+    )
+
+
+def _paired(folder: Path, asked: Asked) -> _Layout:
+    visible = [path.as_posix() for path in visible_files(folder)]
+    names = [name for name in visible if name.endswith(SUFFIXES)]
+    if not names:
+        kinds = sorted({PurePosixPath(name).suffix for name in visible if PurePosixPath(name).suffix})[:8]
+        there = f"; it has files of the kinds {', '.join(kinds)}, to be converted" if kinds else ""
+        raise UserError(f"{folder}: no images are found: there is no file that ends in {' or '.join(SUFFIXES)}{there}")
+    try:
+        guess = guess_files(names, images=asked.images, label=asked.label)
+        images, labels = pairs(folder, guess.files)
+    except UserError as fault:
+        raise fault if str(fault).startswith(str(folder)) else UserError(f"{folder}: {fault}") from None
+    cases = tuple(
+        Case(id=case, images=tuple(found[case] for found in images), label=labels.get(case)) for case in images[0]
+    )
+    return _Layout(
+        root=folder,
+        name="BIDS with derivatives" if guess.is_bids else "images and label maps",
+        files=guess.files,
+        cases=cases,
+        channels=asked.channels or _channel_names(folder, guess.files, cases[0]),
+        labels=_names_of_bids(folder, labels.values()) if guess.is_bids else None,
+    )
+
+
+def _channel_names(folder: Path, files: Files, case: Case) -> tuple[str, ...]:
+    """By the words of the patterns, or CT where the intensities are those of CT, or else `image`."""
+    names = []
+    for pattern, image in zip(files.images, case.images, strict=True):
+        words = [word for word in _split(pattern) if word.lower() in MODALITY_WORDS]
+        low = 0 if words else min(slab.voxels.min() for slab in read_image_slabs(folder / image))
+        word = words[-1] if words else "CT" if low < AIR else "image"
+        names.append("CT" if word.lower() == "ct" else word)
+    numbered = [f"{name}-{number}" for number, name in enumerate(names)]
+    return tuple(names if len(set(names)) == len(names) else numbered)
+
+
+def _split(pattern: str) -> list[str]:
+    return "".join(sign if sign.isalnum() else " " for sign in pattern).split()
+
+
+def _names_of_bids(folder: Path, labels: Sequence[str]) -> dict[str, int] | None:
+    """Names from the tables `*dseg.tsv` (columns index, name) in the folders above the label maps; None: no table.
+
+    Raises:
+        UserError: a table has other columns, or two tables name a value differently.
+    """
+    above = {parent for label in labels for parent in PurePosixPath(label).parents}
+    tables = sorted(path for parent in above for path in (folder / parent).glob("*dseg.tsv"))
+    names: dict[int, str] = {}
+    for path in tables:
+        for value, name in _read_names(path).items():
+            if names.setdefault(value, name) != name:
+                raise UserError(f"{path}: the value {value} is '{name}' here and '{names[value]}' in another table")
+    return {name: value for value, name in names.items() if value > 0} or None
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    try:
+        table = pandas.read_csv(path, sep="\t", dtype={"name": str})
+        return {int(value): name for value, name in zip(table["index"], table["name"], strict=True)}
+    except (KeyError, ValueError, OSError) as fault:
+        raise UserError(
+            f"{path}: expected the columns 'index' and 'name' of BIDS, separated by tabs ({fault})"
+        ) from None
+
+
+def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
+    stored = {name: stored_shape(root / name)[0] for name in case.images}
+    if sum(stored.values()) != len(channels):
+        _refuse_volumes(stored, channels)
+    grid = read_geometry(root / case.images[0])
+    values = {
+        int(value) for slab in read_label_slabs(root / case.label) for value in pandas.unique(slab.voxels.ravel("K"))
+    }
+    return _Seen(shape=grid.canonical_shape, spacing=grid.spacing, values=frozenset(values - {0}))
+
+
+def _refuse_volumes(stored: dict[str, int], channels: tuple[str, ...]) -> None:
+    several = {name: volumes for name, volumes in stored.items() if volumes > 1}
+    total = sum(stored.values())
+    if several:
+        name, volumes = next(iter(several.items()))
+        raise UserError(
+            f"{name} has four dimensions, with {volumes} volumes; {len(channels)} channels are named "
+            f"({', '.join(channels)}): if the volumes are channels, name them all by --channels, {total} in all; a "
+            "series over time has to be cut into files of one volume each"
+        )
+    raise UserError(
+        f"{total} images for {len(channels)} channels ({', '.join(channels)}); name as many as there are by --channels"
+    )
+
+
+def _refuse_unnamed(values: dict[int, str], labels: dict[str, int], found: _Layout) -> None:
+    unnamed = sorted(set(values) - set(labels.values()))
+    if unnamed:
+        where = listed(f"{value} (in {values[value]})" for value in unnamed)
+        named = ", ".join(f"{name}={value}" for name, value in labels.items())
+        raise UserError(
+            f"{found.root}: label maps hold values that have no name: {where}; named are {named}: name all of them by "
+            "--labels NAME=VALUE ..., or where the names come from"
+        )
+
+
+def _made_up(values: dict[int, str], found: _Layout) -> dict[str, int]:
+    if not values:
+        raise UserError(f"{found.root}: all label maps are empty, so that there is nothing to segment")
+    if len(values) > MOST_VALUES:
+        raise UserError(
+            f"{found.root}: the label maps hold {len(values)} values, so they are most likely no label maps; name "
+            "these by --label PATTERN, or their values by --labels NAME=VALUE ..."
+        )
+    return {f"label-{value}": value for value in sorted(values)}
+
+
+def _sorted(labels: dict[str, int], values: dict[int, str], found: _Layout) -> dict[str, int]:
+    """In ascending order of the values; of the many that a table of BIDS may name, those that occur."""
+    kept = {name: value for name, value in labels.items() if found.files is None or value in values}
+    return dict(sorted(kept.items(), key=lambda item: item[1]))
+
+
+def _whole(sizes: np.ndarray) -> tuple[int, ...]:
+    return tuple(round(float(size)) for size in sizes)

@@ -1,0 +1,222 @@
+"""Memory and time of a classifier before anything runs: `plan.tsv` of a classification study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megavoxel.config.classification import ClassificationStudy, ClassifierSetting
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Parallel
+from megavoxel.files import atomic_path
+from megavoxel.forecast.fit import device_at_hand
+from megavoxel.forecast.hours import GIB, speed_of, step_seconds
+from megavoxel.forecast.shown import gib
+from megavoxel.network.device import Precision
+from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
+from megavoxel.network.unet import parameter_count
+from megavoxel.parallel import map_cases
+from megavoxel.tasks.classification.networks import build_network
+from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
+from megavoxel.tasks.classification.step import ClassifierRun, optimizer_tensors, train_step
+from megavoxel.training.optimizer import build_optimizer
+
+COLUMNS = (
+    "setting", "network", "resolution", "images_per_class", "workers", "batch", "learning_rate", "peak_gib",
+    "mib_per_image", "seconds_per_image", "hours_per_fold", "gpu_hours", "fits", "reason",
+)  # fmt: skip
+MIB = 2**20
+LARGE_BATCHES = (64, 128)
+"""Batches whose peaks are those of activations, not of the optimiser's step."""
+BLIND_SPOTS = (
+    "peak_gib: of a worker in training: weights, gradients, optimiser, activations and, with several workers, the "
+    "buffer of the exchange, from the network itself on fake tensors, plus the device's overhead_gib and workspace; "
+    "mib_per_image: what each image of a large batch adds to the tensors.\n"
+    "seconds_per_image, hours_per_fold: operations of convolutions at the device's sustained rate, with decoding "
+    "keeping up; of several workers, seconds of each for its own images. Rates of config/hardware.yaml are those of 3D "
+    "networks, or of large batches: small images, whose steps are many small operations, take longer than that. "
+    "hours_per_fold is empty where images_per_class is: how many images there are is then not known."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """A training step of one worker."""
+
+    peak_bytes: int
+    """Most memory of tensors at any time."""
+    workspace_bytes: int
+    """Input and output of the largest convolution in float32."""
+    flops: int
+    parameter_bytes: int
+
+
+def step_cost(plan: ClassifierPlan, precision: str) -> StepCost:
+    """The cost of a step on one worker, from `train_step` itself on fake tensors.
+
+    With several workers, the buffer of the exchange, and the copy that is summed, are there once activations are gone.
+    """
+    peak, resident, workspace, flops, parameters = _traced(plan, plan.batch, precision)
+    if plan.workers > 1:
+        peak = max(peak, resident + 3 * parameters)
+    return StepCost(peak_bytes=peak, workspace_bytes=workspace, flops=flops, parameter_bytes=parameters)
+
+
+def image_bytes(plan: ClassifierPlan, precision: str) -> float:
+    """What each image of a large batch adds to the peak."""
+    few, many = (_traced(plan, images, precision)[0] for images in LARGE_BATCHES)
+    return (many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
+
+
+def forecast_study(
+    study: ClassificationStudy, classes: int | tuple[str, ...], device: Device, *, processes: int = 1
+) -> pandas.DataFrame:
+    """The rows of `plan.tsv`, in the order of the study.
+
+    Args:
+        study: the study.
+        classes: of its dataset: their names, or how many.
+        device: that the study names.
+        processes: networks that are traced at once, each at one resolution, for all settings with it together.
+    """
+    together: dict[tuple[str, int], list[ClassifierSetting]] = {}
+    for setting in study.settings:
+        together.setdefault((setting.network, setting.resolution), []).append(setting)
+    work = partial(_rows, study=study, classes=placeholder_classes(study, classes), device=device)
+    found = map_cases(work, list(together.values()), processes=processes, title="networks traced", unit="resolution")
+    rows = {row["setting"]: row for group in found for row in group}
+    table = pandas.DataFrame([rows[setting.name] for setting in study.settings], columns=COLUMNS)
+    return table.astype({"images_per_class": "Int64", "hours_per_fold": "Float64", "gpu_hours": "Float64"})
+
+
+def save_table(path: Path, rows: pandas.DataFrame) -> None:
+    """Writes `plan.tsv`."""
+    with atomic_path(path) as partial_path:
+        rows.to_csv(partial_path, sep="\t", index=False)
+
+
+def precision_of(plan: ClassifierPlan, device: Device) -> str:
+    """The precision that training will choose there (`tasks/classification/loop.py: precision_on`)."""
+    wanted = plan.training.precision
+    return ("bfloat16" if device.kind == "gpu" and device.bfloat16 else "float32") if wanted == "auto" else wanted
+
+
+def _rows(settings: list[ClassifierSetting], **keys: Any) -> list[dict[str, object]]:
+    """Settings that one process looks at, which traces a step once for all that are alike."""
+    return [_row(setting, **keys) for setting in settings]
+
+
+def advice(plan: ClassifierPlan, device: torch.device) -> str:
+    """What `explained_out_of_memory` says of training."""
+    found = device_at_hand(device, plan.workers)
+    peak = _peak_gib(step_cost(plan, precision_of(plan, found)), found)
+    option = f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
+    return f"on {found.name} ({gib(found.memory_gib)}); the forecast was {gib(peak)}; next cheaper option: {option}"
+
+
+def _peak_gib(cost: StepCost, device: Device) -> float:
+    return (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
+
+
+def _row(
+    setting: ClassifierSetting, *, study: ClassificationStudy, classes: tuple[str, ...], device: Device
+) -> dict[str, object]:
+    plan = classifier_plan(setting, study=study.name, dataset=study.dataset, classes=classes, seed=study.seed)
+    precision = precision_of(plan, device)
+    cost = step_cost(plan, precision)
+    peak = _peak_gib(cost, device)
+    seconds = _seconds_per_step(plan, cost, device, precision)
+    hours = _hours(plan, seconds)
+    fits, reason = _fits(plan, peak, device)
+    gpu_hours = hours * plan.workers * len(study.folds_of(setting)) if hours and device.kind == "gpu" else None
+    return {
+        "setting": plan.setting,
+        "network": plan.network,
+        "resolution": plan.resolution,
+        "images_per_class": plan.images_per_class,
+        "workers": plan.workers,
+        "batch": plan.batch,
+        "learning_rate": plan.learning_rate,
+        "peak_gib": round(peak, 2),
+        "mib_per_image": float(f"{image_bytes(plan, precision) / MIB:.3g}"),
+        "seconds_per_image": None if seconds is None else float(f"{seconds / plan.batch:.3g}"),
+        "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
+        "gpu_hours": None if gpu_hours is None else float(f"{gpu_hours:.3g}"),
+        "fits": "yes" if fits else "no",
+        "reason": reason,
+    }
+
+
+def _seconds_per_step(plan: ClassifierPlan, cost: StepCost, device: Device, precision: str) -> float | None:
+    speed = speed_of(device, precision)
+    if speed is None:
+        return None
+    return step_seconds(speed, Parallel(data=plan.workers), [cost.flops], cost.parameter_bytes)
+
+
+def _hours(plan: ClassifierPlan, seconds: float | None) -> float | None:
+    images = expected_images(plan)
+    if images is None or seconds is None:
+        return None
+    return plan.training.epochs * -(-images // (plan.batch * plan.workers)) * seconds / 3600
+
+
+def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]:
+    if device.kind == "gpu" and plan.workers > device.most_devices:
+        return False, f"{plan.workers} workers, but a job on {device.name} has {device.most_devices} at most"
+    if device.limit_gib is None:
+        return True, f"{device.name} states no memory"
+    if peak > device.limit_gib:
+        return False, f"{gib(peak)}, {device.name} has {gib(device.limit_gib)}; lower batch or resolution"
+    return True, f"{gib(peak)} of {gib(device.limit_gib)}"
+
+
+def _traced(plan: ClassifierPlan, images: int, precision: str) -> tuple[int, int, int, int, int]:
+    """Peak, resident, workspace, operations and bytes of weights of a step with so many images."""
+    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
+    return _step(_Plan(plan, keys), images, precision)
+
+
+class _Plan:
+    """A plan as a key of a cache, equal where all that memory depends on is."""
+
+    def __init__(self, plan: ClassifierPlan, keys: tuple) -> None:
+        self.plan, self.keys = plan, keys
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Plan) and self.keys == other.keys
+
+    def __hash__(self) -> int:
+        return hash(self.keys)
+
+
+@cache
+def _step(hashed: _Plan, images: int, precision: str) -> tuple[int, int, int, int, int]:
+    plan = hashed.plan
+    with FakeTensorMode():
+        network = build_network(plan.network, len(plan.classes))
+        run = ClassifierRun(
+            plan=plan,
+            device=torch.device("cpu"),
+            precision=Precision(name=precision, reason="forecast"),
+            network=network.train(),
+            optimizer=build_optimizer(network.parameters(), plan.training),
+        )
+        with MemoryTracker() as memory:
+            memory.include(network.state_dict().values())
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+            resident = sum(tensor.nbytes for tensor in (*network.state_dict().values(), *optimizer_tensors(run)))
+            image = torch.zeros(images, 3, plan.resolution, plan.resolution)
+            memory.reset_peak()
+            train_step(run, image, torch.zeros(images, dtype=torch.int64))
+            parameters = parameter_count(network) * BYTES_OF_FLOAT32
+            return memory.peak, resident, memory.largest_convolution, memory.flops, parameters

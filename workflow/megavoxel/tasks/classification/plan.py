@@ -1,0 +1,158 @@
+"""`plan.json` of a classification setting: everything that training and prediction need, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavoxel.config.classification import (
+    ClassificationStudy,
+    ClassifierAugmentation,
+    ClassifierSetting,
+    ClassifierTraining,
+)
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.errors import UserError
+from megavoxel.files import content_hash, read_json, write_json
+from megavoxel.planning.splits import Splits
+from megavoxel.tasks.classification.cases import TASK, ImageCases
+from megavoxel.tasks.classification.shares import Assignment, assign
+from megavoxel.tasks.classification.splits import draw_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPlan:
+    """One setting."""
+
+    task: str = TASK
+    study: str
+    setting: str
+    dataset: str
+    seed: int
+    classes: tuple[str, ...]
+    """Names in the order of the network's outputs."""
+    network: str
+    pretrained: bool
+    """Whether training begins with published weights, which it is given as a file."""
+    resolution: int
+    """Pixels of each side."""
+    images_per_class: int | None
+    """None: all that a fold has."""
+    batch: int
+    """Images of a step on each worker."""
+    workers: int
+    data_partition: str
+    """`private` or `shared`."""
+    training: ClassifierTraining
+    augmentation: ClassifierAugmentation
+    notes: tuple[str, ...] = ()
+    """For the reader."""
+
+    @property
+    def hash(self) -> str:
+        """Short hash of all that trained weights depend on: names and notes are left out."""
+        plain = to_plain(self)
+        training = {
+            key: value for key, value in plain["training"].items() if key not in ("loaders", "checkpoint_minutes")
+        }
+        kept = {key: value for key, value in plain.items() if key not in ("study", "setting", "notes")}
+        return content_hash(kept | {"training": training})
+
+    @property
+    def learning_rate(self) -> float:
+        """The initial learning rate, scaled for the batch of all workers together."""
+        from megavoxel.training.optimizer import learning_rate  # which brings PyTorch
+
+        return learning_rate(self.training.warmup_epochs, self.training, self.batch * self.workers)
+
+
+def classifier_plan(
+    setting: ClassifierSetting, *, study: str, dataset: str, classes: tuple[str, ...], seed: int
+) -> ClassifierPlan:
+    """The plan of a setting, before any image is looked at.
+
+    Args:
+        setting: as the study has it.
+        study: its name.
+        dataset: name of the dataset.
+        classes: of the dataset, in order.
+        seed: of the study, for a setting without one.
+    """
+    keys = ("network", "pretrained", "resolution", "images_per_class", "batch", "workers", "data_partition")
+    return ClassifierPlan(
+        study=study,
+        setting=setting.name,
+        dataset=dataset,
+        seed=seed if setting.seed is None else setting.seed,
+        classes=classes,
+        training=setting.training,
+        augmentation=setting.augmentation,
+        **{key: getattr(setting, key) for key in keys},
+    )
+
+
+def expected_images(plan: ClassifierPlan) -> int | None:
+    """Training images of a fold, where the study says how many."""
+    return None if plan.images_per_class is None else plan.images_per_class * len(plan.classes)
+
+
+def placeholder_classes(study: ClassificationStudy, classes: int | tuple[str, ...]) -> tuple[str, ...]:
+    """Names of classes for a forecast without data."""
+    return tuple(f"{study.dataset}-{number}" for number in range(classes)) if isinstance(classes, int) else classes
+
+
+def check_images_suffice(plan: ClassifierPlan, cases: ImageCases, splits: Splits, folds: tuple[int, ...]) -> list[str]:
+    """Draws and deals the images of every fold as training will; a line about each.
+
+    Raises:
+        UserError: a class has fewer images than asked for, a worker's share would be empty, or a step would have one
+            image, of which the network cannot learn at this resolution.
+    """
+    lines, pool = [], cases.of_split("training")
+    for number in folds:
+        where = f"setting {plan.setting}, fold {number}"
+        drawn = draw_images(
+            cases.select(splits.folds[number].training),
+            plan.images_per_class,
+            plan.seed,
+            classes=plan.classes,
+            where=where,
+        )
+        shares = assign(drawn, plan.workers, plan.data_partition, plan.seed, pool=pool, setting=plan.setting)
+        _refuse_lone_pixels(plan, shares, where)
+        sizes = f", private shares of {', '.join(map(str, shares.sizes))}" if _is_divided(plan) else ""
+        lines.append(
+            f"fold {number}: {len(drawn)} training images{sizes}; {shares.steps_per_epoch(plan.batch)} steps per epoch"
+        )
+    return lines
+
+
+def _refuse_lone_pixels(plan: ClassifierPlan, shares: Assignment, where: str) -> None:
+    sizes = {len(batch) for rank in range(plan.workers) for batch in shares.batches(rank, plan.batch, (plan.seed,))}
+    if 1 not in sizes:
+        return
+    from megavoxel.tasks.classification.networks import learns_from_one_image  # which brings PyTorch
+
+    if not learns_from_one_image(plan.network, len(plan.classes), plan.resolution):
+        raise UserError(
+            f"{where}: a step would have one image on a worker, of which {plan.network} leaves one pixel at resolution "
+            f"{plan.resolution}, and batch norm needs two; raise resolution or batch, or change images_per_class"
+        )
+
+
+def save_classifier_plan(path: Path, plan: ClassifierPlan) -> None:
+    """Writes `plan.json`."""
+    write_json(path, to_plain(plan))
+
+
+def load_classifier_plan(path: Path) -> ClassifierPlan:
+    """Reads `plan.json`.
+
+    Raises:
+        UserError: the file is missing or not what `megavoxel plan` writes of a classification setting.
+    """
+    return from_plain(ClassifierPlan, read_json(path, what="plan"), where=str(path))
+
+
+def _is_divided(plan: ClassifierPlan) -> bool:
+    return plan.workers > 1 and plan.data_partition == "private"
