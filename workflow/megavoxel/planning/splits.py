@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ class Splits:
 def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     """Random folds of equal size over the training cases in order of their ids, as nnU-Net makes them.
 
-    The same as scikit-learn's `KFold(folds, shuffle=True, random_state=seed)`; where the dataset has modalities, each
-    fold has its share of each, as from `StratifiedKFold`.
+    They come from scikit-learn's `KFold`; where the dataset has modalities, from `StratifiedKFold`, so that each fold
+    has its share of every modality.
 
     Raises:
         UserError: there are fewer training cases than folds.
@@ -52,10 +53,7 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
             f"dataset {cases.dataset}: {len(names)} training cases cannot be divided into {folds} folds; "
             f"set 'folds' of the study to at most {len(names)}"
         )
-    if cases.modalities:
-        fold_of = _stratified([case.modality for case in training], folds, seed)
-    else:
-        fold_of = _unstratified(len(names), folds, seed)
+    fold_of = _folds(len(names), folds, seed, [case.modality for case in training] if cases.modalities else None)
     return Splits(
         folds=tuple(
             Fold(
@@ -68,30 +66,23 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     )
 
 
-def _unstratified(count: int, folds: int, seed: int) -> np.ndarray:
-    """The fold that each of `count` cases is validated in."""
-    order = np.arange(count)
-    np.random.RandomState(seed).shuffle(order)
+def _folds(count: int, folds: int, seed: int, modalities: Sequence[str | None] | None) -> np.ndarray:
+    """The number of the fold in which each of `count` cases is validated."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
     fold_of = np.empty(count, dtype=int)
-    for number, part in enumerate(np.array_split(order, folds)):
-        fold_of[part] = number
-    return fold_of
-
-
-def _stratified(modalities: Sequence[str | None], folds: int, seed: int) -> np.ndarray:
-    """The fold that each case is validated in; folds differ by one case at most, in number and in each modality.
-
-    Dealing out the cases sorted by modality says how many of each a fold gets; which ones, is shuffled within the
-    modality. Modalities come in order of their first case, as in scikit-learn.
-    """
-    random, fold_of = np.random.RandomState(seed), np.empty(len(modalities), dtype=int)
-    names = list(dict.fromkeys(modalities))
-    number = np.array([names.index(modality) for modality in modalities])
-    dealt = np.arange(len(modalities)) % folds
-    for modality in range(len(names)):
-        chosen = np.sort(dealt[np.sort(number) == modality])
-        random.shuffle(chosen)
-        fold_of[number == modality] = chosen
+    if modalities is None:
+        parts = KFold(folds, shuffle=True, random_state=seed).split(fold_of)
+    else:
+        known = list(dict.fromkeys(modalities))
+        # StratifiedKFold refuses data in which every class has fewer cases than there are folds. One more class
+        # behind the others satisfies it and does not change how they are divided.
+        classes = [*(known.index(modality) for modality in modalities), *[len(known)] * folds]
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(classes, classes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for number, (_, validated) in enumerate(parts):
+            fold_of[validated[validated < count]] = number
     return fold_of
 
 
