@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megavoxel.cli import main
-from megavoxel.containers.apptainer import build_image
+from megavoxel.containers.build import build_image
 from megavoxel.containers.lock import hash_of_sources, read_lock, source_files, write_lock
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256

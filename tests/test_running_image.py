@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megavoxel.containers.running import running_image
+from megavoxel.containers.lock import running_image
 from megavoxel.files import file_sha256
 from megavoxel.training.manifest import commit_of
 
@@ -21,7 +21,7 @@ def inside(tmp_path, monkeypatch) -> Path:
     image.parent.mkdir(parents=True)
     image.write_text("cpu")
     (tmp_path / "labels.json").write_text('{"sources": "abc"}')
-    monkeypatch.setattr("megavoxel.containers.running.LABELS", tmp_path / "labels.json")
+    monkeypatch.setattr("megavoxel.containers.lock.LABELS", tmp_path / "labels.json")
     monkeypatch.setenv("APPTAINER_CONTAINER", str(image))
     return image
 
@@ -31,7 +31,7 @@ def test_a_run_names_the_image_it_is_in_and_the_sources_of_that(inside, monkeypa
     monkeypatch.delenv("APPTAINER_CONTAINER")
     assert running_image() is None
     monkeypatch.setenv("SINGULARITY_CONTAINER", "/not/seen/other.sif")
-    monkeypatch.setattr("megavoxel.containers.running.LABELS", inside)
+    monkeypatch.setattr("megavoxel.containers.lock.LABELS", inside)
     assert running_image() == {"image": "other.sif", "sha256": None, "sources": None}
 
 

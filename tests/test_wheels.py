@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from megavoxel.containers.debian import mirror_of_host
-from megavoxel.containers.wheels import collect_wheels
+from megavoxel.containers.build import collect_wheels, mirror_of_host
 from megavoxel.errors import UserError
 
 
@@ -45,6 +44,6 @@ def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
 def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("megavoxel.containers.wheels.PYTHON_OF_IMAGE", (3, 9))
+    monkeypatch.setattr("megavoxel.containers.build.PYTHON_OF_IMAGE", (3, 9))
     with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
         collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megavoxel.containers.debian import mirror_of_host
+from megavoxel.containers.build import mirror_of_host
 
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PROGRAM = ("apptainer", "libc6", "libseccomp2", "libsqlite3-0")

@@ -1,1 +1,1 @@
-"""Container images: the packages that go in, the build, and the lock that says what is in them."""
+"""Container images: their build, and the lock that describes them."""

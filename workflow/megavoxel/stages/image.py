@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the image."""
-    from megavoxel.containers.apptainer import build_image
-    from megavoxel.containers.debian import mirror_of_host
+    from megavoxel.containers.build import build_image, mirror_of_host
 
     values = dict(argument.partition("=")[::2] for argument in arguments.argument)
     empty = [name for name, value in values.items() if not value]

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fills the folder with wheels."""
-    from megavoxel.containers.wheels import collect_wheels
+    from megavoxel.containers.build import collect_wheels
 
     collect_wheels(arguments.requirements, arguments.output, index=arguments.index)
     found = list(arguments.output.iterdir())

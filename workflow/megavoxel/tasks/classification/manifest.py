@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import megavoxel
-from megavoxel.containers.running import running_image
+from megavoxel.containers.lock import running_image
 from megavoxel.network.unet import parameter_count
 from megavoxel.tasks.classification.loop import ClassifierFold
 from megavoxel.tasks.classification.step import ClassifierRun

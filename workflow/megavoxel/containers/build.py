@@ -1,0 +1,97 @@
+"""What an image is built from, and its build by Apptainer."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_directory, atomic_path
+
+PYTHON_OF_IMAGE = (3, 11)
+"""The Python of Debian 12, on which the images are based."""
+BUILD_TOOLS = ("setuptools", "wheel")
+"""The packages that build megavoxel itself inside the image."""
+# As fast to unpack as gzip, and several times as fast to make.
+COMPRESSION = ("--mksquashfs-args", "-comp zstd -Xcompression-level 3")
+
+
+def mirror_of_host(root: Path = Path("/")) -> str:
+    """The address from which this Debian machine takes its packages; the images take theirs from there as well.
+
+    Raises:
+        UserError: this is not Debian, or its sources name no address.
+    """
+    if re.search(r"^ID=\"?debian\"?$", _text(root / "etc/os-release"), re.MULTILINE):
+        for file in [*sorted(root.glob("etc/apt/sources.list.d/*.sources")), root / "etc/apt/sources.list"]:
+            pattern = r"^URIs:\s*(\S+)" if file.suffix == ".sources" else r"^deb\s+(?:\[[^]]*\]\s+)?(\S+)"
+            found = re.search(pattern, _text(file), re.MULTILINE)
+            if found:
+                return found[1]
+    raise UserError("no address of a Debian mirror is known here; give one: --config debian_mirror=ADDRESS")
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
+def collect_wheels(requirements: Path, folder: Path, *, index: str | None = None) -> None:
+    """Downloads the locked packages as wheels, so that the build of the image needs no network.
+
+    Packages that come as source only are built here.
+
+    Args:
+        requirements: a file of pinned requirements.
+        folder: where the wheels go; an older folder there is replaced.
+        index: an address or folder in which pip looks as well. A local version (``2.13.0+cpu``) found there is
+            preferred to the plain one.
+
+    Raises:
+        UserError: this Python is not that of the images, or pip failed; pip explains itself on standard error.
+    """
+    if sys.version_info[:2] != PYTHON_OF_IMAGE:
+        wanted, here = (".".join(map(str, version)) for version in (PYTHON_OF_IMAGE, sys.version_info[:2]))
+        raise UserError(f"the images have Python {wanted}, and wheels collected by Python {here} do not fit it")
+    with atomic_directory(folder, replace=True) as partial:
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+        command += ["--requirement", str(requirements), *BUILD_TOOLS, "--wheel-dir", str(partial)]
+        command += ["--extra-index-url", index] if index else []
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"{requirements}: pip could not collect all packages; the lines above say which")
+
+
+def build_image(definition: Path, image: Path, arguments: Mapping[str, str]) -> None:
+    """Builds an image from a definition file, whole or not at all.
+
+    Args:
+        definition: a definition file.
+        image: the SIF file to make; an older one is replaced once the new one is complete.
+        arguments: values of the ``{{ names }}`` in the definition.
+
+    Raises:
+        UserError: there is no Apptainer, or it failed; it explains itself on standard output.
+    """
+    options = [word for item in arguments.items() for word in ("--build-arg", "=".join(item))]
+    with atomic_path(image) as partial:
+        command = [apptainer(), "build", "--force", *COMPRESSION, *options, str(partial), str(definition)]
+        if subprocess.run(command, check=False, stderr=subprocess.STDOUT).returncode:
+            raise UserError(
+                f"{definition}: Apptainer could not build {image}; the lines above say why. What it needs without root "
+                "is in containers/README.md"
+            )
+
+
+def apptainer() -> str:
+    """The path of the program.
+
+    Raises:
+        UserError: there is neither `apptainer` nor, by its old name, `singularity`.
+    """
+    program = shutil.which("apptainer") or shutil.which("singularity")
+    if program is None:
+        raise UserError("there is no apptainer on this machine's PATH; install Apptainer 1.1 or newer")
+    return program
