@@ -249,7 +249,7 @@ def predict(tmp_path):
         paths = ["--plan", tmp_path / "plan.json", "--weights", tmp_path / "model.pt", "--input", image]
         output = tmp_path / f"predicted-{len(list(tmp_path.glob('predicted-*')))}"
         assert main(["predict", *map(str, [*paths, "--output", output]), "--device", "cpu", *options]) == 0
-        assert [path.name for path in output.iterdir()] == [image.name]
+        assert {path.name for path in output.iterdir()} == {image.name, "prediction.json"}
         return (output / image.name).read_bytes()
 
     return run

@@ -314,7 +314,7 @@ def test_new_images_are_predicted_by_hand(finished, tmp_path):
     weights = [str(path) for path in sorted(results.glob("fold-*/model.pt"))]
     arguments = ["--plan", str(results / "plan.json"), "--weights", *weights, "--device", "cpu", "--threads", "1"]
     assert main(["predict", *arguments, "--input", str(image), "--output", str(tmp_path / "out")]) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [image.name]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {image.name, "prediction.json"}
 
 
 def test_every_rule_says_where_it_logs_what_it_needs_and_in_what_it_runs(repository):

@@ -17,9 +17,15 @@ from megavoxel.files import read_json, write_json
 from megavoxel.models.scans import Scan
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
+    import blosc2
+    import numpy as np
+
     from megavoxel.forecast.whole_image import WholeImages
+    from megavoxel.inference.first_stage import ImageWithFirstStage
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
+    from megavoxel.planning.plan import Plan
+    from megavoxel.preprocessing.store import CaseProperties
 
 RECORD = "prediction.json"
 """In the folder of the label maps: by what they were made."""
@@ -35,6 +41,10 @@ class Labelling:
     """Name of the model and checksums of what it is made of: a folder takes label maps of one model."""
     postprocessing: Postprocessing | None
     reading: Reading
+    logits: Path | None = None
+    """Folder in which the logits are kept, which an ensemble needs; None: they are removed."""
+    first_stage: tuple[Path, ...] = ()
+    """For the second stage of a cascade: folders of label maps by each setting of the first stage."""
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
     pictures: bool = False
@@ -54,7 +64,8 @@ class Labelling:
 
     def finished(self, scan: Scan) -> bool:
         """Whether all files of a scan are there."""
-        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan))
+        logits = None if self.logits is None else self.logits / f"{scan.case}.json"
+        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), logits)
         return all(path is None or path.is_file() for path in files)
 
 
@@ -118,6 +129,20 @@ def _fault_of(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, l
     return None
 
 
+def _with_first_stage(
+    image: np.ndarray | blosc2.NDArray, properties: CaseProperties, plan: Plan, labelling: Labelling, scan: Scan
+) -> np.ndarray | blosc2.NDArray | ImageWithFirstStage:
+    """What the network is given of a scan: in the second stage of a cascade, its first stage's labels as well."""
+    from megavoxel.inference.first_stage import ImageWithFirstStage
+    from megavoxel.preprocessing.first_stage import first_stage_classes
+
+    if not plan.stage1:
+        return image
+    paths = [folder / f"{scan.case}{scan.suffix}" for folder in labelling.first_stage]
+    labels = first_stage_classes(paths, properties, plan)
+    return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
+
+
 def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
     from megavoxel.inference.logits import open_logits
     from megavoxel.models.answer import postprocess_in_place, write_answer, write_probabilities
@@ -132,7 +157,8 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
         source = source_of(scan, plan.channels, labelling.reading, scratch)
         image, properties = prepared(scan, source, predictor.plan, labelling.reading, scratch)
         whole_images.check(scan.case, image.shape[1:])
-        logits = scratch / "logits" if labelling.probabilities else None
+        image = _with_first_stage(image, properties, predictor.plan, labelling, scan)
+        logits = labelling.logits or (scratch / "logits" if labelling.probabilities else None)
         predictor.write(image, properties, scratch, logits)
         if probabilities := labelling.probability_map(scan):
             write_probabilities(probabilities, open_logits(logits, scan.case), scratch, source, scan)
