@@ -26,7 +26,7 @@ from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.forecast.step import CPU, training_step
 from megavoxel.network.device import Precision
-from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers
+from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, transfer_specs
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
 
 REPOSITORY = Path(__file__).parents[1]
@@ -94,10 +94,10 @@ def traffic_rows() -> list[Row]:
     """Bytes that go through the wires at four stages: ours, and where every skip goes from stage to stage."""
     plan = cut(FORECAST_SIZE, 4)
     image = (plan.batch, plan.network.input_channels, *plan.patch)
-    forms = forms_of_transfers(plan.network, plan.stages, image, Precision(name=PRECISION, reason=""), CPU)
-    skips = {way: form for way, form in forms.items() if way.name != ACTIVATION}
+    specs = transfer_specs(plan.network, plan.stages, image, Precision(name=PRECISION, reason=""), CPU)
+    skips = {way: spec for way, spec in specs.items() if way.name != ACTIVATION}
     rows = []
-    for what, chosen, bound in (("skips", skips, f", bound {MOST_SENT}"), ("activations and skips", forms, "")):
+    for what, chosen, bound in (("skips", skips, f", bound {MOST_SENT}"), ("activations and skips", specs, "")):
         direct, carried = (_sent(chosen, carried=carried) for carried in (False, True))
         title = f"bytes sent at 4 stages, {what}: {direct / carried:.2f} of those carried by neighbours{bound}"
         rows.append(smaller_is_better(title, "skips handed on by every stage", direct / MIB, carried / MIB, "MiB"))
@@ -173,11 +173,11 @@ def idle_by_clock(traces: list[list[dict]]) -> float:
     return 1 - sum(one["busy"] for one in passes) / (span * len(traces))
 
 
-def _sent(forms: dict[Transfer, Form], *, carried: bool) -> int:
+def _sent(specs: dict[Transfer, TensorSpec], *, carried: bool) -> int:
     """Bytes there and, as gradients, back."""
     return sum(
-        form.nbytes * (2 if form.needs_gradient else 1) * (way.target - way.source if carried else 1)
-        for way, form in forms.items()
+        spec.nbytes * (2 if spec.needs_gradient else 1) * (way.target - way.source if carried else 1)
+        for way, spec in specs.items()
     )
 
 

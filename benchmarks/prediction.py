@@ -28,7 +28,7 @@ from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, smal
 from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.inference.window_weights import gaussian_weights, outer_product
+from megavoxel.inference.sliding_window import gaussian_weights, outer_product
 from megavoxel.network.device import choose_precision
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.unet import SegmentationNetwork

@@ -15,7 +15,7 @@ import torch
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group, joined_group
-from megavoxel.distributed.line import join_line
+from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
@@ -75,13 +75,13 @@ def started(plan: Plan, group: Group) -> Run:
     network = SegmentationNetwork(plan.network, seed=SEED, checkpointing=plan.parallel.checkpointing)
     precision = Precision(name=plan.training.precision, reason="test")
     weights = plan.training.class_weights
-    line = join_line(network, plan, group, precision)
+    member = join_pipeline(network, plan, group, precision)
     network.to(memory_format=torch.channels_last_3d).train()
     return Run(
         plan=plan, device=CPU, precision=precision, network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", **OVERFLOWS, enabled=precision.name == "float16"),
-        group=group, pipeline=line, annotated=annotation_table(plan),
+        group=group, pipeline=member, annotated=annotation_table(plan),
         class_weights=None if isinstance(weights, str) else torch.tensor(weights),
     )  # fmt: skip
 

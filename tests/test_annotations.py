@@ -31,9 +31,8 @@ from megavoxel.training.absent import background_never_seen, cases_without_annot
 from megavoxel.training.annotation import annotation_table, decode_target, encode_target, unannotated_classes
 from megavoxel.training.class_weights import class_voxels
 from megavoxel.training.loop import Fold, start_run, train
-from megavoxel.training.patches import TRAINING, PatchDataset
+from megavoxel.training.patches import TRAINING, PatchDataset, foreground_share, foreground_start
 from megavoxel.training.run import Part, Run
-from megavoxel.training.sampling import foreground_share, foreground_start
 from megavoxel.training.validation import validate
 from megavoxel.volumes.nifti import Geometry, write_labels
 

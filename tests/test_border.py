@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from megavoxel.network.blocks import InPlaceLeakyReLU
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.stages import Transfer
-from megavoxel.training.border import entered, join_gradient, left
+from megavoxel.network.partition import Transfer
+from megavoxel.training.pipeline import add_gradient, as_received, backward_root
 
 WAY = Transfer(source=0, target=1, name="skip0")
 VOXELS = 1000
@@ -23,7 +23,7 @@ def received() -> Tensor:
 def test_what_a_concatenation_has_copied_is_given_up():
     with MemoryTracker() as memory:
         gradients: dict[Transfer, Tensor] = {}
-        tensor = entered(torch.zeros(VOXELS), WAY, gradients)
+        tensor = as_received(torch.zeros(VOXELS), WAY, gradients)
         joined = torch.cat([tensor, tensor])
         del tensor
         assert memory.live == 2 * BYTES
@@ -34,7 +34,7 @@ def test_what_a_concatenation_has_copied_is_given_up():
 def test_what_a_block_needs_in_its_backward_pass_stays():
     gradients: dict[Transfer, Tensor] = {}
     whole = received()
-    tensor = entered(whole, WAY, gradients)
+    tensor = as_received(whole, WAY, gradients)
     tensor.square().sum().backward()
     torch.testing.assert_close(gradients[WAY], 2 * whole)
 
@@ -42,7 +42,7 @@ def test_what_a_block_needs_in_its_backward_pass_stays():
 def test_without_gradients_a_tensor_enters_as_it_is():
     with torch.no_grad():
         tensor = torch.zeros(3)
-        assert entered(tensor, WAY, {}) is tensor
+        assert as_received(tensor, WAY, {}) is tensor
 
 
 def test_what_was_sent_is_given_up_and_its_gradient_taken_when_the_backward_pass_begins():
@@ -53,7 +53,7 @@ def test_what_was_sent_is_given_up_and_its_gradient_taken_when_the_backward_pass
         return torch.full((VOXELS,), 3.0)
 
     with MemoryTracker() as memory:
-        root = left(weight * 2, gradient)
+        root = backward_root(weight * 2, gradient)
         assert memory.live < BYTES
         assert not asked
         root.backward()
@@ -64,8 +64,8 @@ def test_a_skip_gets_the_gradients_of_both_its_uses():
     """That of the stage itself, and the one that came back; an activation that is a skip as well gets three."""
     weight = torch.ones(3, requires_grad=True)
     skip = weight * 2
-    join_gradient(skip, lambda: torch.full((3,), 10.0))
-    root = left(skip, lambda: torch.full((3,), 100.0))
+    add_gradient(skip, lambda: torch.full((3,), 10.0))
+    root = backward_root(skip, lambda: torch.full((3,), 100.0))
     torch.autograd.backward([root, skip.sum()])
     assert weight.grad.equal(torch.full((3,), 222.0))
 

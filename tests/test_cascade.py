@@ -14,10 +14,9 @@ import yaml
 from helpers import store_case, tiny_plan
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
-from megavoxel.inference.first_stage import ImageWithFirstStage
-from megavoxel.network.one_hot import one_hot_branches
+from megavoxel.network.first_stage import ImageWithFirstStage, one_hot_branches
 from megavoxel.network.unet import SegmentationNetwork
-from megavoxel.planning.context import plan_cascade
+from megavoxel.planning.extensions import plan_cascade
 from megavoxel.planning.plan import Plan, require_first_stage
 from megavoxel.preprocessing.store import Box, read_box, save_array
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset

@@ -12,7 +12,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.choice import choose
 from megavoxel.forecast.setting import forecast_setting
-from megavoxel.forecast.shown import gib
+from megavoxel.forecast.step import gib
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_setting
 from megavoxel.training.class_weights import class_voxels, class_weights, inverse_frequency, softmax_of_inverse
 from megavoxel.training.loop import Fold, start_run
-from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss
-from megavoxel.training.voxel_losses import focal_loss
+from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss, focal_loss
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
-from megavoxel.forecast.hours import speed_of
+from megavoxel.forecast.duration import speed_of
 from megavoxel.reporting.classification.stored import load_definition, load_stored
 from megavoxel.tasks.classification import forecast, loop
 from megavoxel.tasks.classification.forecast import advice, forecast_study, image_bytes, precision_of, step_cost

@@ -19,15 +19,15 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Network, Parallel, Phase, Setting, Timing, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
-from megavoxel.forecast.hours import Workload
+from megavoxel.forecast.choice import check_parallel
+from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
-from megavoxel.forecast.ways import check_parallel
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
+from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import PhasePlan, Plan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
-from megavoxel.planning.window import predicting_devices, prediction_window
 from megavoxel.training import loop
 from megavoxel.training.loop import Fold, train
 from scans import unwritten

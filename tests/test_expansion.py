@@ -13,11 +13,11 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.study import Augmentation, Expansion, Parallel, Setting, Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
+from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.step import training_step
-from megavoxel.forecast.ways import check_parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
-from megavoxel.planning.context import expanded_patch, plan_expansion
+from megavoxel.planning.extensions import expanded_patch, plan_expansion
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.training.loss import build_loss, downsample_target
 from megavoxel.training.optimizer import build_optimizer

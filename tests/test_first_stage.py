@@ -12,7 +12,7 @@ from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError
-from megavoxel.network.one_hot import one_hot_branches
+from megavoxel.network.first_stage import one_hot_branches
 from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.planning.splits import Fold, Splits, cases_of, save_splits
 from megavoxel.preprocessing.case import preprocess_cases

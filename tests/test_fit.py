@@ -17,10 +17,10 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Inference, Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
-from megavoxel.forecast import fit
-from megavoxel.forecast.out_of_memory import explained_out_of_memory
+from megavoxel.forecast import memory
+from megavoxel.forecast.memory import explained_out_of_memory
 from megavoxel.forecast.setting import forecast_setting
-from megavoxel.forecast.shown import gib
+from megavoxel.forecast.step import gib
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import save_plan
@@ -33,25 +33,25 @@ def plan():
 
 def at_hand(gibibytes: float = 16, **changes) -> Device:
     """This machine, as if it had so much memory."""
-    return replace(fit.device_at_hand(torch.device("cpu"), **changes), memory_gib=gibibytes)
+    return replace(memory.device_at_hand(torch.device("cpu"), **changes), memory_gib=gibibytes)
 
 
 def test_training_refuses_what_cannot_fit(plan):
     with pytest.raises(UserError, match=r"setting tiny: training needs .* GiB more than this machine has"):
-        fit.check_fits(plan, at_hand(0.05), WORKLOAD)
+        memory.check_fits(plan, at_hand(0.05), WORKLOAD)
 
 
 def test_training_refuses_what_its_process_alone_leaves_no_room_for(plan):
     certain = forecast_setting(plan, Parallel(), device(), WORKLOAD).certain_gib
     with pytest.raises(UserError, match="training needs"):
-        fit.check_fits(plan, at_hand(certain + 0.9), WORKLOAD)
+        memory.check_fits(plan, at_hand(certain + 0.9), WORKLOAD)
     calibrated = Device(name="cpu", kind="cpu", overhead_gib=0.3, workspace=0.0)
-    fit.check_fits(plan, at_hand(certain + 0.9, described=calibrated), WORKLOAD)
+    memory.check_fits(plan, at_hand(certain + 0.9, described=calibrated), WORKLOAD)
 
 
 def test_training_warns_of_what_may_not_fit(plan, capsys):
     certain = forecast_setting(plan, Parallel(), device(), WORKLOAD).certain_gib
-    fit.check_fits(plan, at_hand(certain + 1.01), WORKLOAD)
+    memory.check_fits(plan, at_hand(certain + 1.01), WORKLOAD)
     assert "for training is above" in (printed := capsys.readouterr().out)
     assert "should memory run out: parallel.accumulate: 2" in printed
 
@@ -61,23 +61,23 @@ def test_training_warns_of_a_prediction_that_may_not_fit(plan, capsys):
     wide = replace(plan, batch=1, preprocessing=replace(plan.preprocessing, median_shape=(48, 2000, 10_000)))
     forecast = forecast_setting(wide, Parallel(), at_hand(), WORKLOAD)
     assert forecast.prediction_gib > forecast.training_gib + 0.1
-    fit.check_fits(wide, at_hand(forecast.training_gib + 0.05), WORKLOAD)
+    memory.check_fits(wide, at_hand(forecast.training_gib + 0.05), WORKLOAD)
     assert f"{gib(forecast.prediction_gib)} for prediction of the largest case" in (out := capsys.readouterr().out)
     assert out.count("warning") == 1
 
 
 def test_what_is_described_of_the_device_counts_but_its_memory_is_what_is_found():
     described = Device(name="big", kind="cpu", memory_gib=9999, overhead_gib=0.3, most_devices=4)
-    found = fit.device_at_hand(torch.device("cpu"), described=described)
+    found = memory.device_at_hand(torch.device("cpu"), described=described)
     assert (found.overhead_gib, found.most_devices, found.name) == (0.3, 4, "this machine")
     assert 0 < found.memory_gib < 9999
-    gpu = fit.device_at_hand(torch.device("cpu"), described=device(overhead_gib=7.0))
+    gpu = memory.device_at_hand(torch.device("cpu"), described=device(overhead_gib=7.0))
     assert (gpu.kind, gpu.overhead_gib) == ("cpu", 1.0)
 
 
 def explained(plan):
-    forecast = fit.check_fits(plan, at_hand(), WORKLOAD)
-    return explained_out_of_memory(plan.setting, lambda: fit.advice_for_training(plan, forecast))
+    forecast = memory.check_fits(plan, at_hand(), WORKLOAD)
+    return explained_out_of_memory(plan.setting, lambda: memory.advice_for_training(plan, forecast))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_other_errors_pass_unchanged(plan):
 
 
 def test_out_of_memory_in_prediction_says_what_would_help(plan):
-    found = fit.advice_for_prediction(plan, 5, torch.device("cpu"))
+    found = memory.advice_for_prediction(plan, 5, torch.device("cpu"))
     assert found.startswith("on this machine (")
     assert found.endswith(
         "in float32; what would help: the weights of fewer folds at once or a device with more memory"
     )
     whole = replace(plan, inference=Inference(window="whole"))
-    advice = fit.advice_for_prediction(whole, 1, torch.device("cpu"))
+    advice = memory.advice_for_prediction(whole, 1, torch.device("cpu"))
     assert "what would help: a smaller inference.window, such as that of the patch, [48, 48, 48] or a device" in advice
 
 

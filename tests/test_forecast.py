@@ -23,13 +23,12 @@ from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast.calibration import SMALL, measure, plan_of
 from megavoxel.forecast.choice import choose
-from megavoxel.forecast.hours import Speed, prediction_seconds, step_seconds
-from megavoxel.forecast.partition import partitions
+from megavoxel.forecast.duration import Speed, prediction_seconds, step_seconds
+from megavoxel.forecast.pipeline_step import staged_window
+from megavoxel.forecast.prediction import WholeImages
 from megavoxel.forecast.setting import forecast_setting, precision_on
-from megavoxel.forecast.staged_window import staged_window
 from megavoxel.forecast.step import training_step, window
-from megavoxel.forecast.table import COLUMNS, plan_study, spread, table
-from megavoxel.forecast.whole_image import WholeImages
+from megavoxel.forecast.table import COLUMNS, partitions, plan_study, spread, table
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan

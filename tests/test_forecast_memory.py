@@ -15,10 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.forecast import pipeline
-from megavoxel.forecast.cuts import balanced_cuts
-from megavoxel.forecast.pipeline import stage_costs
-from megavoxel.forecast.profile import fake_network, profile_of
-from megavoxel.forecast.stage_step import SilentWire, run_of_stage
+from megavoxel.forecast.pipeline import balanced_cuts, stage_costs
+from megavoxel.forecast.pipeline_step import SilentPeers, fake_network, profile_of, run_of_stage
 from megavoxel.forecast.step import StepCost, cost_of_step, optimizer_bytes, training_step, window
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
@@ -235,12 +233,12 @@ def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpoi
     borders = range(norm == "batch", len(unet_blocks(plan.network)) + 1, 2)
     for begin, end in itertools.combinations(borders, 2):
         for count in (1, 2, 5):
-            job = pipeline._job(plan, 1, count, checkpointing, "bfloat16")
-            foretold, whole = pipeline._part_cost(job, begin, end), cost_of_whole_step(job, begin, end)
+            key = pipeline._step_key(plan, 1, count, checkpointing, "bfloat16")
+            foretold, whole = pipeline._part_cost(key, begin, end), cost_of_whole_step(key, begin, end)
             # The optimiser counts its steps in four bytes per tensor.
             assert foretold.peak_bytes == pytest.approx(whole.peak_bytes, abs=4 * 100)
             assert (foretold.flops, foretold.workspace_bytes) == (whole.flops, whole.workspace_bytes)
-            assert pipeline._least_bytes(job, profile_of(job), begin, end) <= whole.peak_bytes
+            assert pipeline._least_bytes(key, profile_of(key), begin, end) <= whole.peak_bytes
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -250,15 +248,16 @@ def test_micro_batches_share_the_weights_that_they_cast(checkpointing):
     names = [block.name for block in unet_blocks(plan.network)]
     begin, end = names.index("encoder1_convolution0"), names.index("decoder0_upsample")
     few, many = (
-        pipeline._part_cost(pipeline._job(plan, 1, count, checkpointing, "bfloat16"), begin, end) for count in (2, 12)
+        pipeline._part_cost(pipeline._step_key(plan, 1, count, checkpointing, "bfloat16"), begin, end)
+        for count in (2, 12)
     )
     weights = 27 * (64 * 128 + 128 * 128) * 2
     assert 0 < many.peak_bytes - few.peak_bytes < weights
 
 
-def cost_of_whole_step(job, begin: int, end: int) -> StepCost:
+def cost_of_whole_step(key, begin: int, end: int) -> StepCost:
     """With all micro-batches and the optimiser's step."""
-    profile = profile_of(job)
-    with fake_network(job.hashed.plan.network).mode:
-        run = run_of_stage(job, profile, begin, end, SilentWire(MemoryTracker()))
+    profile = profile_of(key)
+    with fake_network(key.hashed.plan.network).mode:
+        run = run_of_stage(key, profile, begin, end, SilentPeers(MemoryTracker()))
         return cost_of_step(run)

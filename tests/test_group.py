@@ -17,7 +17,7 @@ from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
-from megavoxel.forecast.ways import check_parallel
+from megavoxel.forecast.choice import check_parallel
 from megavoxel.network.weights import load_tensors
 from megavoxel.training.patches import SampleNumbers, Share
 from training_jobs import check_that_all_end_with_one, training_command

@@ -18,10 +18,18 @@ from megavoxel.network.unet import cumulative_strides
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.class_weights import softmax_of_inverse
 from megavoxel.training.loop import Fold, start_run
-from megavoxel.training.loss import SMOOTH, build_loss, cross_entropy_loss, dice_loss, supervised_loss
+from megavoxel.training.loss import (
+    SMOOTH,
+    build_loss,
+    cross_entropy_loss,
+    dice_loss,
+    focal_loss,
+    perimeter_loss,
+    supervised_loss,
+    topk_loss,
+)
 from megavoxel.training.patches import TRAINING, PatchDataset
 from megavoxel.training.step import train_step
-from megavoxel.training.voxel_losses import focal_loss, perimeter_loss, topk_loss
 
 CPU = torch.device("cpu")
 LOSSES = ["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megavoxel.network.memory_limit import host_memory, limits_of_groups
+from megavoxel.network.host_memory import host_memory, limits_of_groups
 
 
 def made(tmp_path, lines: str, limits: dict[str, str]):

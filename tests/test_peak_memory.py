@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers import store_case, tiny_plan
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.hours import GIB, Workload
+from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
+from megavoxel.forecast.step import GIB
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.planning.plan import Plan
 from megavoxel.training import loop, memory

@@ -11,9 +11,15 @@ import pytest
 from helpers import properties, store_case, tiny_plan
 from megavoxel.config.study import Training
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, save_case
-from megavoxel.training import sampling
-from megavoxel.training.patches import TRAINING, PatchDataset
-from megavoxel.training.sampling import draw_start, foreground_share, foreground_start, roulette_start
+from megavoxel.training import patches
+from megavoxel.training.patches import (
+    TRAINING,
+    PatchDataset,
+    draw_start,
+    foreground_share,
+    foreground_start,
+    roulette_start,
+)
 from megavoxel.volumes.grid import window_starts
 
 PATCH = (4, 4, 4)
@@ -57,7 +63,7 @@ def test_windows_come_as_often_as_they_are_accepted(case, acceptance):
 
 
 def test_without_acceptance_only_windows_with_enough_foreground_come(case, monkeypatch):
-    monkeypatch.setattr(sampling, "MOST_DRAWS", 10_000)
+    monkeypatch.setattr(patches, "MOST_DRAWS", 10_000)
     assert set(starts_of(case, 5, threshold=1 / 64, acceptance=0.0)) == {CORNER}
 
 
@@ -71,9 +77,9 @@ def test_every_window_of_the_grid_is_reached_and_no_other(case, threshold, accep
 def test_a_case_that_has_nothing_to_accept_gives_its_last_draw(case, monkeypatch):
     """A share above 1 does not exist: every draw is refused."""
     shares = []
-    monkeypatch.setattr(sampling, "foreground_share", lambda _, box: shares.append(box.start) or 0.0)
+    monkeypatch.setattr(patches, "foreground_share", lambda _, box: shares.append(box.start) or 0.0)
     start = roulette_start(case, PATCH, 0.5, 0.0, np.random.default_rng(0))
-    assert len(shares) == sampling.MOST_DRAWS
+    assert len(shares) == patches.MOST_DRAWS
     assert start == shares[-1]
 
 

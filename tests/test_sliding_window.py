@@ -12,8 +12,7 @@ from monai.inferers import sliding_window_inference
 from scipy import ndimage
 from torch import nn
 
-from megavoxel.inference.sliding_window import mirrored, predict_slabs
-from megavoxel.inference.window_weights import gaussian_weights, outer_product
+from megavoxel.inference.sliding_window import gaussian_weights, mirrored, outer_product, predict_slabs
 from megavoxel.volumes.grid import window_starts
 
 CPU = torch.device("cpu")

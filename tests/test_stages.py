@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.forecast.cuts import least_cut
-from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
+from megavoxel.forecast.pipeline import least_cut, least_peak_cut, stage_costs
 from megavoxel.network.device import Precision
-from megavoxel.network.stages import ACTIVATION, Transfer, cut_into_stages, forms_of_transfers, tensor_of
+from megavoxel.network.partition import ACTIVATION, Transfer, cut_into_stages, tensor_of, transfer_specs
 from megavoxel.network.unet import SegmentationNetwork, entering_state, program_inputs, unet_blocks
 
 CPU = torch.device("cpu")
@@ -68,7 +67,7 @@ def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins
     kind = replace(FLOAT32, name=precision)
     network = SegmentationNetwork(NETWORK).eval()
     blocks, image = list(network.program), torch.randn(2, 1, 6, 10, 12)
-    forms = forms_of_transfers(NETWORK, begins, image.shape, kind, CPU)
+    specs = transfer_specs(NETWORK, begins, image.shape, kind, CPU)
     stages, sent, logits = cut_into_stages(blocks, (), begins), {}, {}
     with kind.autocast(CPU):
         whole = network.program(network.pad(image))
@@ -81,8 +80,8 @@ def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins
             sent |= {way: tensor_of(state, way.name) for way in stage.sends}
             for way in stage.sends:
                 tensor = sent[way]
-                assert (forms[way].shape, forms[way].dtype) == (tuple(tensor.shape), tensor.dtype)
-                assert forms[way].needs_gradient == tensor.requires_grad
+                assert (specs[way].shape, specs[way].dtype) == (tuple(tensor.shape), tensor.dtype)
+                assert specs[way].needs_gradient == tensor.requires_grad
             logits |= state.logits
     assert not sent
     assert logits.keys() == whole.keys()
@@ -142,4 +141,4 @@ def test_no_other_cut_has_a_smaller_peak(stages):
 
 def bytes_sent(begins: tuple[int, ...]) -> int:
     """Of a micro-batch of one sample, forward."""
-    return sum(form.nbytes for form in forms_of_transfers(NETWORK, begins, (1, 1, 16, 32, 32), FLOAT32, CPU).values())
+    return sum(spec.nbytes for spec in transfer_specs(NETWORK, begins, (1, 1, 16, 32, 32), FLOAT32, CPU).values())

@@ -28,8 +28,7 @@ from megavoxel.training.absent import labels_never_seen
 from megavoxel.training.checkpoint import load_state, save_state
 from megavoxel.training.loop import Fold, train
 from megavoxel.training.optimizer import build_optimizer, learning_rate
-from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
-from megavoxel.training.sampling import foreground_start
+from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, foreground_start, patch_loader
 from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")

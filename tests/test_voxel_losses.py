@@ -14,8 +14,15 @@ from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.training.loss import downsample_target, supervised_loss, supervision_weights
-from megavoxel.training.voxel_losses import focal_loss, perimeter_loss, soft_surface, topk_loss
+from megavoxel.training.loss import (
+    downsample_target,
+    focal_loss,
+    perimeter_loss,
+    soft_surface,
+    supervised_loss,
+    supervision_weights,
+    topk_loss,
+)
 
 LOSSES = {
     "focal": partial(focal_loss, gamma=2.0),

@@ -11,7 +11,7 @@ import pytest
 from forecast_plan import device, plan_of_some_size
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
-from megavoxel.forecast.ways import check_parallel, next_option
+from megavoxel.forecast.choice import check_parallel, next_option
 
 
 @pytest.fixture(scope="module")

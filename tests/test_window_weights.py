@@ -12,10 +12,10 @@ from helpers import tiny_plan
 from megavoxel.config.study import Inference
 from megavoxel.inference import predict, sliding_window
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.inference.sliding_window import predict_slabs
-from megavoxel.inference.window_weights import (
+from megavoxel.inference.sliding_window import (
     central_half,
     gaussian_weights,
+    predict_slabs,
     sum_of_products,
     total_terms,
     window_terms,

@@ -70,7 +70,7 @@ def _told_to_runner() -> AbstractContextManager:
     """Where this is one of several processes, an error is left for the one that started them."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
-    from megavoxel.distributed.failure import told_to_runner
+    from megavoxel.distributed.launch import told_to_runner
 
     return told_to_runner()
 

@@ -2,7 +2,7 @@
 from megavoxel.config.records import from_plain
 from megavoxel.planning.needs import Needs, cpus, memory_mb, runtime_minutes
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import WHOLE, predicting_devices
+from megavoxel.planning.patch import WHOLE, predicting_devices
 
 GPU_MODEL = SITE.gpu.get("gpu_model", DEVICE.gpu_model) if DEVICE.gpus else None
 ADDED_FOR_GPUS = {name: value for name, value in SITE.gpu.items() if DEVICE.gpus and name != "gpu_model"}

@@ -1,15 +1,18 @@
-"""Starts a stage again as a group of processes, one per device, by `torchrun`."""
+"""Groups of processes, one per device, that `torchrun` starts: how a stage becomes one, and how its failure is told."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.run import parse_args, run
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, printable
 from megavoxel.network.device import usable_threads
 
 FIRST_PORT, PORTS = 20000, 10000
@@ -45,7 +48,7 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
     threads = max(1, usable_threads(arguments.threads) // here)
     options = vars(arguments) | {"threads": threads}
     words = [word for key, value in options.items() for word in _option(key, value)]
-    runner = [sys.executable, "-m", "megavoxel.distributed.runner", *meeting_point(os.environ), "--max-restarts", "0"]
+    runner = [sys.executable, "-m", "megavoxel.distributed.launch", *meeting_point(os.environ), "--max-restarts", "0"]
     runner += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     command = [*runner, "--nproc-per-node", str(here), "-m", "megavoxel", stage, *words]
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": str(threads)})
@@ -76,3 +79,63 @@ def _option(key: str, value: object) -> list[str]:
         return [f"--{key.replace('_', '-')}"] if value else []
     values = value if isinstance(value, list) else [] if value is None else [value]
     return [f"--{key.replace('_', '-')}", *map(str, values)] if values else []
+
+
+SIGNS_OF_A_LOST_PEER = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
+    "failed to recv, got 0 bytes", "remote process exited", "Timed out waiting", "Connection refused",
+)  # fmt: skip
+"""What gloo, NCCL and their store say where another process is no longer there."""
+
+
+@contextmanager
+def told_to_runner() -> Iterator[None]:
+    """Leaves the error of a member of a group for the process that started it, which says it last.
+
+    Raises:
+        UserError: another process of the group has ended, which is its error and not this one's.
+    """
+    try:
+        yield
+    except Exception as error:
+        if lost_peer(error):
+            rank = os.environ.get("RANK", "0")
+            raise UserError(f"process {rank} ends because another one did; its error is the last line") from None
+        get_error_handler().record_exception(error)
+        raise
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether an error says no more than that another process is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER)
+
+
+def first_failure(failed: ChildFailedError) -> tuple[int, str]:
+    """Rank and error of the process of a group that failed first.
+
+    One that has left its error is: those that lose another leave none. Else one that was killed is.
+    """
+    rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
+    message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+    return rank, message.removeprefix(f"{UserError.__name__}: ")
+
+
+def _order(failure: ProcessFailure) -> tuple[bool, bool, int]:
+    return not isinstance(failure.message, dict), failure.exitcode >= 0, failure.timestamp
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a group of processes; `words` are the options of `torchrun`. Returns 1 where one of them failed."""
+    options = parse_args(sys.argv[1:] if words is None else words)
+    try:
+        run(options)
+    except ChildFailedError as failed:
+        rank, message = first_failure(failed)
+        stage = options.training_script_args[0]
+        print(printable(f"megavoxel {stage}: error: process {rank}: {message}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

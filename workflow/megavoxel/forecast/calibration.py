@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from megavoxel.config.study import Augmentation, Inference, Parallel, Training
-from megavoxel.forecast.hours import GIB
-from megavoxel.forecast.step import StepCost, training_step
+from megavoxel.forecast.step import GIB, StepCost, training_step
 from megavoxel.network.device import Precision
 from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory
 from megavoxel.network.unet import SegmentationNetwork

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from megavoxel.forecast.hours import GIB, Workload
+from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import Forecast, largest_case
+from megavoxel.forecast.step import GIB
 from megavoxel.planning.needs import JobNeeds, Needs
 from megavoxel.planning.plan import Plan
 

@@ -1,6 +1,6 @@
 """Memory and FLOPs of the stages of a pipeline: the block program cut into contiguous parts, each run on its own.
 
-What runs is the code of training (`training/pipeline.py`), on fake tensors and over a wire without a far end. A first
+What runs is the code of training (`training/pipeline.py`), on fake tensors and with peers that never answer. A first
 cut is the one whose most expensive stage is cheapest by what the blocks keep for the backward pass. `least_peak_cut`
 goes by the peak memory of stages that are run; what the blocks keep tells which it can do without.
 """
@@ -8,16 +8,87 @@ goes by the peak memory of stages that are run; what the blocks keep tells which
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.cuts import balanced_cuts, least_cut
-from megavoxel.forecast.profile import Job, Profile, fake_network, profile_of, with_micro_batches
-from megavoxel.forecast.stage_step import run_passes, sent_bytes, update_peak
+from megavoxel.forecast.pipeline_step import (
+    Profile,
+    StepKey,
+    fake_network,
+    profile_of,
+    run_passes,
+    sent_bytes,
+    update_peak,
+    with_micro_batches,
+)
 from megavoxel.forecast.step import HashedPlan, StepCost, anonymous, optimizer_bytes
 from megavoxel.planning.plan import Plan
+
+CostOfStage = Callable[[int, int], float]
+"""By a stage's first block and the first one behind it."""
+Blocks = tuple[int, int]
+"""The same two numbers."""
+
+
+def least_cut(peak: CostOfStage, bound: CostOfStage, cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
+    """First block of each stage, so that the largest peak is as small as can be, and of such cuts the cheapest.
+
+    The best cut by what is known of peaks so far has the least certain of its stages looked at, until it has none: as
+    no peak is less than what was known of it, no other cut can be better. So few peaks are asked for.
+
+    Args:
+        peak: of a stage; dear to ask for. Exact as long as a stage with a block more never needs less.
+        bound: what a stage's peak is not below.
+        cost: of a stage; adds up.
+        blocks: of the program.
+        stages: no more than there are blocks; none is left empty.
+    """
+    known = {ends: bound(*ends) for ends in itertools.combinations(range(blocks + 1), 2)}
+    seen: dict[Blocks, float] = {}
+    while True:
+        begins = _cheapest_of_least(known, cost, blocks, stages)
+        unseen = [ends for ends in zip(begins, (*begins[1:], blocks), strict=True) if ends not in seen]
+        if not unseen:
+            return begins
+        asked = max(unseen, key=known.get)
+        seen[asked] = peak(*asked)
+        for wider in itertools.product(range(asked[0] + 1), range(asked[1], blocks + 1)):
+            known[wider] = max(known[wider], seen[asked]) if wider not in seen else seen[wider]
+
+
+def _cheapest_of_least(peaks: dict[Blocks, float], cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
+    """The same for peaks that are all known; dynamic programming over where a stage begins."""
+    limit, _ = _best_cut(lambda *ends: peaks[ends], max, blocks, stages)
+    return _best_cut(lambda *ends: cost(*ends) if peaks[ends] <= limit else math.inf, sum, blocks, stages)[1]
+
+
+def _best_cut(
+    value: CostOfStage, together: Callable[[tuple[float, float]], float], blocks: int, stages: int
+) -> tuple[float, tuple[int, ...]]:
+    """The least value of a cut and the first block of each of its stages, values of stages being put `together`."""
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0, ())}
+    for left in range(stages - 1, -1, -1):
+        ends = range(1, blocks - left + 1) if left else [blocks]
+        best = {
+            end: min(
+                (together((before, value(begin, end))), (*begins, begin))
+                for begin, (before, begins) in best.items()
+                if begin < end
+            )
+            for end in ends
+            if end > min(best)
+        }
+    return best[blocks]
+
+
+def balanced_cuts(costs: Sequence[float], stages: int) -> tuple[int, ...]:
+    """First block of each stage, so that the largest sum of `costs` over a stage is as small as can be."""
+    sums = [0.0, *itertools.accumulate(costs)]
+    return _best_cut(lambda begin, end: sums[end] - sums[begin], max, len(costs), stages)[1]
+
 
 COPIES_OF_WEIGHTS = 3
 """Weights, gradients and one momentum, for the choice of the first cut."""
@@ -48,10 +119,10 @@ def stage_costs(
         precision: `float32`, `bfloat16` or `float16`.
         begins: number of the first block of each stage; empty: the first cut.
     """
-    job = _job(plan, samples, micro_batches, checkpointing, precision)
-    cut = tuple(begins) or _first_cut(job, stages)
+    key = _step_key(plan, samples, micro_batches, checkpointing, precision)
+    cut = tuple(begins) or _first_cut(key, stages)
     ends = (*cut[1:], len(fake_network(plan.network).blocks))
-    return [_part_cost(job, begin, end) for begin, end in zip(cut, ends, strict=True)]
+    return [_part_cost(key, begin, end) for begin, end in zip(cut, ends, strict=True)]
 
 
 def least_peak_cut(
@@ -62,16 +133,16 @@ def least_peak_cut(
     Of the cuts with that peak it is the one that sends the fewest bytes. Exact as long as a stage with a block more
     never needs less. Arguments as for `stage_costs`.
     """
-    job = _job(plan, samples, micro_batches, checkpointing, precision)
+    key = _step_key(plan, samples, micro_batches, checkpointing, precision)
 
     def peak(begin: int, end: int) -> int:
-        return _part_cost(job, begin, end).peak_bytes
+        return _part_cost(key, begin, end).peak_bytes
 
-    bound, sent = partial(_least_bytes, job, profile_of(job)), cache(partial(sent_bytes, job))
+    bound, sent = partial(_least_bytes, key, profile_of(key)), cache(partial(sent_bytes, key))
     return least_cut(peak, bound, sent, len(fake_network(plan.network).blocks), stages)
 
 
-def _least_bytes(job: Job, profile: Profile, begin: int, end: int) -> int:
+def _least_bytes(key: StepKey, profile: Profile, begin: int, end: int) -> int:
     """What the peak of a stage is not below: what it keeps of all micro-batches but the last, while that goes forward.
 
     Weights and optimiser are there all the time. In the stage itself there is more: what it was sent, and its loss.
@@ -79,14 +150,14 @@ def _least_bytes(job: Job, profile: Profile, begin: int, end: int) -> int:
     weights = sum(profile.weights[begin:end])
     kept = [0, *itertools.accumulate(profile.kept[begin:end])]
     risen = max(before + own for before, own in zip(kept, profile.risen[begin:end], strict=False))
-    earlier = (job.hashed.plan.parallel.micro_batches - 1) * (kept[-1] - sum(profile.shared[begin:end]))
-    return weights + optimizer_bytes(job.hashed.plan, weights) + earlier + max(kept[-1], risen)
+    earlier = (key.hashed.plan.parallel.micro_batches - 1) * (kept[-1] - sum(profile.shared[begin:end]))
+    return weights + optimizer_bytes(key.hashed.plan, weights) + earlier + max(kept[-1], risen)
 
 
-def _job(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> Job:
+def _step_key(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> StepKey:
     parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
     own = replace(anonymous(plan), batch=samples * micro_batches, parallel=parallel)
-    return Job(hashed=HashedPlan(own), precision=precision)
+    return StepKey(hashed=HashedPlan(own), precision=precision)
 
 
 def begins_of(
@@ -95,29 +166,29 @@ def begins_of(
     """First block of each stage: the plan's, where it has as many, else the first cut. Arguments: see `stage_costs`."""
     if len(plan.stages) == stages:
         return plan.stages
-    return _first_cut(_job(plan, samples, micro_batches, checkpointing, precision), stages)
+    return _first_cut(_step_key(plan, samples, micro_batches, checkpointing, precision), stages)
 
 
 @cache
-def _first_cut(job: Job, stages: int) -> tuple[int, ...]:
+def _first_cut(key: StepKey, stages: int) -> tuple[int, ...]:
     """By what each block keeps for the backward pass."""
-    profile = profile_of(job)
+    profile = profile_of(key)
     blocks = zip(profile.kept, profile.shared, profile.weights, strict=True)
-    count = job.hashed.plan.parallel.micro_batches
+    count = key.hashed.plan.parallel.micro_batches
     costs = [(kept - shared) * count + shared + COPIES_OF_WEIGHTS * own for kept, shared, own in blocks]
     return balanced_cuts(costs, stages)
 
 
 @cache
-def _part_cost(job: Job, begin: int, end: int) -> StepCost:
+def _part_cost(key: StepKey, begin: int, end: int) -> StepCost:
     """The cost of some consecutive blocks."""
-    micro_batches = job.hashed.plan.parallel.micro_batches
+    micro_batches = key.hashed.plan.parallel.micro_batches
     simulated = min(micro_batches, MOST_SIMULATED)
-    passes = run_passes(with_micro_batches(job, simulated), begin, end)
+    passes = run_passes(with_micro_batches(key, simulated), begin, end)
     more = micro_batches - simulated
     peak = max(half.peak_bytes + more * half.kept_bytes for half in (passes.forward, passes.backward))
     if peak < passes.parameter_bytes * (1 + MOST_COPIES_IN_AN_UPDATE) + passes.resident_bytes:
-        peak = max(peak, update_peak(with_micro_batches(job, 1), begin, end))
+        peak = max(peak, update_peak(with_micro_batches(key, 1), begin, end))
     return StepCost(
         peak_bytes=peak,
         resident_bytes=passes.resident_bytes,

@@ -8,14 +8,14 @@ from typing import Any
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.hours import GIB, Workload, prediction_seconds, speed_of, step_seconds, validation_flops
+from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
-from megavoxel.forecast.staged_window import StageOfWindow, staged_window
-from megavoxel.forecast.step import StepCost, repeated, training_step, window
+from megavoxel.forecast.pipeline_step import StageOfWindow, staged_window
+from megavoxel.forecast.step import GIB, StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.network.unet import unet_blocks
+from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import predicting_devices, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
+GIB = 2**30
 ONE_NETWORK = 1
 KEYS_OF_A_STEP = ("optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent")
 """Of `training`, those that memory and FLOPs of a step depend on; settings that differ in others share what is run."""
@@ -200,3 +201,8 @@ def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCos
             flops=memory.flops,
             parameter_bytes=float32_bytes(network),
         )
+
+
+def gib(value: float) -> str:
+    """Memory, exact enough that what is above a limit is seen to be: `0.428 GiB`, `5.86 GiB`, `16 GiB`."""
+    return f"{round(value, 3 if value < 10 else 2):g} GiB"

@@ -1,25 +1,30 @@
-"""Prediction of cases by one network or the mean logits of several folds."""
+"""Prediction of cases by one network or the mean logits of several folds, in this process or through a pipeline."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megavoxel.distributed.group import Group
+from megavoxel.distributed.group import Group, is_member, joined_group, local_device
+from megavoxel.distributed.launch import start_group
 from megavoxel.errors import UserError, shown
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
+from megavoxel.inference.pipeline import StagedNetwork, dismiss, serve
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
-from megavoxel.inference.staged import StagedNetwork
-from megavoxel.network.device import TYPES, Precision
+from megavoxel.network.device import TYPES, Precision, choose_device, set_threads
+from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights
+from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import prediction_window
 from megavoxel.preprocessing.store import CaseProperties
 
 
@@ -129,3 +134,49 @@ def usable_precision(name: str, device: torch.device) -> Precision:
     if name == "float16" and device.type == "cpu":
         return Precision(name="float32", reason="trained in float16, which the CPU has not")
     return Precision(name=name, reason="as in training")
+
+
+PATIENCE = timedelta(hours=2)
+"""How long the later stages wait for a window, while the first process reads and writes images."""
+
+
+@contextmanager
+def open_predictor(
+    plan: Plan, weights: Sequence[Path], stage: str, arguments: argparse.Namespace
+) -> Iterator[CasePredictor | None]:
+    """The predictor; None in processes that hold a later stage, which have served it when they get here.
+
+    A plan whose windows go through a pipeline has this process replaced by `torchrun` first.
+
+    Args:
+        plan: the setting.
+        weights: `model.pt` of one or several folds.
+        stage: name of the subcommand.
+        arguments: its options, with `device` and `threads`.
+
+    Raises:
+        UserError: there are fewer devices than stages, or the weights are missing, damaged or of another plan.
+    """
+    count = predicting_devices(plan)
+    if count > 1 and not is_member():
+        start_group(stage, arguments, processes=count, setting=plan.setting)
+    set_threads(arguments.threads)
+    device = choose_device(local_device(arguments.device))
+    if device.type == "cpu":
+        return_large_tensors()
+    if count == 1:
+        yield CasePredictor(plan, weights, device)
+        return
+    with joined_group(device, PATIENCE) as group:
+        if group.size != count:
+            raise UserError(
+                f"setting {plan.setting}: the plan predicts through a pipeline of {count} processes, {group.size} were "
+                f"started; start 'megavoxel {stage}' once, it starts the others itself"
+            )
+        predictor = CasePredictor(plan, weights, device, group)
+        if not group.leads:
+            serve(predictor.networks, group)
+            yield None
+            return
+        yield predictor
+        dismiss(group)

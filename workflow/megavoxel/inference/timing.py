@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.planning.window import WHOLE, prediction_window
+from megavoxel.planning.patch import WHOLE, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)

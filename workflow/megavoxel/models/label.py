@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     import blosc2
     import numpy as np
 
-    from megavoxel.forecast.whole_image import WholeImages
-    from megavoxel.inference.first_stage import ImageWithFirstStage
+    from megavoxel.forecast.prediction import WholeImages
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
+    from megavoxel.network.first_stage import ImageWithFirstStage
     from megavoxel.planning.plan import Plan
     from megavoxel.preprocessing.store import CaseProperties
 
@@ -97,7 +97,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     Raises:
         UserError: the faults of all scans that could not be labelled, after the others were.
     """
-    from megavoxel.forecast.whole_image import WholeImages
+    from megavoxel.forecast.prediction import WholeImages
 
     whole_images = WholeImages.of(predictor)
     faults, begin = [], time.monotonic()
@@ -133,7 +133,7 @@ def _with_first_stage(
     image: np.ndarray | blosc2.NDArray, properties: CaseProperties, plan: Plan, labelling: Labelling, scan: Scan
 ) -> np.ndarray | blosc2.NDArray | ImageWithFirstStage:
     """What the network is given of a scan: in the second stage of a cascade, its first stage's labels as well."""
-    from megavoxel.inference.first_stage import ImageWithFirstStage
+    from megavoxel.network.first_stage import ImageWithFirstStage
     from megavoxel.preprocessing.first_stage import first_stage_classes
 
     if not plan.stage1:

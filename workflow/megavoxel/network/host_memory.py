@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Parameters of mallopt(3).
@@ -72,3 +73,43 @@ def _set_parameters(values: dict[int, int]) -> None:
     if hasattr(library, "mallopt"):
         for parameter, value in values.items():
             library.mallopt(parameter, value)
+
+
+PROCESS = Path("/proc/self/cgroup")
+MOUNTED = Path("/sys/fs/cgroup")
+
+
+def host_memory() -> int:
+    """Bytes of the machine, or of the tightest control group around this process where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *limits_of_groups()])
+
+
+def limits_of_groups(process: Path = PROCESS, mounted: Path = MOUNTED) -> list[int]:
+    """Bytes that the control groups around this process allow, of both versions; those without a limit are left out.
+
+    Args:
+        process: what the kernel says of the process: `HIERARCHY:CONTROLLERS:PATH` per line.
+        mounted: where groups are seen as folders.
+    """
+    lines = process.read_text().splitlines() if process.is_file() else []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            files = _of_each_group(mounted, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            files = _of_each_group(mounted / "memory", path, "memory.limit_in_bytes")
+        else:
+            continue
+        found += [int(text) for file in files if (text := file.read_text().strip()).isdigit()]
+    return found
+
+
+def _of_each_group(mounted: Path, path: str, name: str) -> Iterator[Path]:
+    """The file of a group and of those around it; a container sees its own group as the outermost one."""
+    group = mounted / path.lstrip("/")
+    while group.is_relative_to(mounted):
+        if (group / name).is_file():
+            yield group / name
+        group = group.parent

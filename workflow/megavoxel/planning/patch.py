@@ -7,17 +7,19 @@ is nnU-Net's measure, the number of convolution outputs scaled to a reference, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from megavoxel.config.study import Network
+from megavoxel.config.study import Network, Setting
 from megavoxel.errors import UserError
-from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import (
     SMALLEST_EDGE,
     Topology,
     build_topology,
     convolution_elements,
+    divisor_of,
     kernels_of,
     padded_patch,
 )
@@ -162,3 +164,96 @@ def _shrunk(frame: Frame, candidate: Candidate, axis: int) -> tuple[int, ...]:
 
 def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
     return tuple(size - step if index == axis else size for index, size in enumerate(patch))
+
+
+WHOLE = "whole"
+"""In place of the voxels of a patch or window: the whole image."""
+
+
+def predicting_devices(plan: Plan) -> int:
+    """Devices over which a prediction goes: a window with more voxels than the patch takes the pipeline of training."""
+    window = plan.inference.window
+    larger = window == WHOLE or (window is not None and math.prod(window) > math.prod(plan.patch))
+    return plan.parallel.pipeline if larger else 1
+
+
+def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
+    """Voxels per axis of a window over an image.
+
+    One that holds the whole image is a multiple of the network's stride. It is no smaller than the patch: what a
+    network was shown around images in training is there in prediction as well, and its normalisation sees it.
+
+    Args:
+        plan: the setting.
+        shape: of the image (z, y, x), in network order.
+    """
+    if plan.inference.window is None:
+        return plan.patch
+    if plan.inference.window != WHOLE:
+        return tuple(plan.inference.window)
+    sides = [max(size, patch) for size, patch in zip(shape, plan.patch, strict=True)]
+    return padded_patch(sides, divisor_of(plan.network.strides))
+
+
+def padding_notes(plan: Plan) -> list[str]:
+    """A note for each patch of a plan that is not a multiple of the network's stride: those of all phases, and the
+    expanded one."""
+    divisor = divisor_of(plan.network.strides)
+    named = [("patch", phase.patch) for phase in plan.by_phase()]
+    if plan.expanded_patch is not None:
+        named.append(("expanded patch", plan.expanded_patch))
+    return [
+        f"{name}: not a multiple of the network's stride; padded inside from {times(size)} to {times(inside)}, logits "
+        "are cropped"
+        for name, size in dict.fromkeys((name, tuple(size)) for name, size in named)
+        if (inside := padded_patch(size, divisor)) != size
+    ]
+
+
+def check_sizes(plan: Plan) -> None:
+    """Refuses what leaves a single voxel at the lowest level, of which there is no deviation to normalise by.
+
+    Raises:
+        UserError: with the stride that a patch or window has to be above.
+    """
+    divisor = divisor_of(plan.network.strides)
+    for name, size in _sizes(plan):
+        if padded_patch(size, divisor) == divisor:
+            raise UserError(
+                f"setting {plan.setting}: {name} {times(size)} leaves one voxel at the lowest of "
+                f"{len(plan.network.strides)} levels, which cannot be normalised; take one of more than "
+                f"{times(divisor)} voxels along some axis, or fewer levels in 'network'"
+            )
+
+
+def _sizes(plan: Plan) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from (("patch", phase.patch) for phase in plan.by_phase())
+    if plan.inference.window is not None and not isinstance(plan.inference.window, str):
+        yield "inference.window", plan.inference.window
+
+
+def check_levels(frame: Frame, setting: Setting, patch: Sequence[int]) -> None:
+    """Refuses more levels than a patch allows.
+
+    Raises:
+        UserError: with the number that it does allow.
+    """
+    wanted, possible = setting.network.fixed_levels, frame.topology(patch).levels
+    if wanted is not None and wanted > possible:
+        raise UserError(
+            f"setting {setting.name}: network has {wanted} levels, but patch "
+            f"{times(setting.network.for_patch or patch)} at spacing "
+            f"{times(frame.spacing)} mm allows at most {possible}; lower it, or leave it out"
+        )
+
+
+def network_note(candidate: Candidate, setting: Setting) -> str:
+    """How many levels the network has, and why."""
+    keys = setting.network
+    if keys.fixed_levels:
+        reason = "fixed by the study"
+    elif keys.for_patch:
+        reason = f"as many as the patch {times(keys.for_patch)} and the spacing allow, for which the network is made"
+    else:
+        reason = "as many as patch and spacing allow"
+    return f"network: {len(candidate.network.features)} levels ({reason}), stride {times(candidate.divisor)}"

@@ -12,8 +12,7 @@ import numpy as np
 from megavoxel.config.study import Network, Preprocessing, Setting, Training
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.planning.context import plan_cascade, plan_expansion
-from megavoxel.planning.curriculum import as_last_phase, plan_phases, with_numbers
+from megavoxel.planning.extensions import as_last_phase, plan_cascade, plan_expansion, plan_phases, with_numbers
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.low_resolution import dice_of_whole_batch, low_resolution_note, require_low_resolution
 from megavoxel.planning.normalisation import plan_normalisation
@@ -25,11 +24,14 @@ from megavoxel.planning.patch import (
     Frame,
     batch_by_dataset,
     batch_by_memory,
+    check_levels,
+    check_sizes,
     largest_patch,
+    network_note,
+    padding_notes,
     start_patch,
 )
 from megavoxel.planning.plan import Plan, PreprocessingPlan
-from megavoxel.planning.sizes import check_levels, check_sizes, network_note, padding_notes
 from megavoxel.planning.spacing import (
     coarsest_axis,
     is_anisotropic,

@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
     from megavoxel.datasets.cases import load_cases
-    from megavoxel.forecast.partition import partition_table
-    from megavoxel.forecast.shown import gib
-    from megavoxel.forecast.table import BLIND_SPOTS, describe, plan_study, save_table, table
+    from megavoxel.forecast.step import gib
+    from megavoxel.forecast.table import BLIND_SPOTS, describe, partition_table, plan_study, save_table, table
     from megavoxel.planning.declared import declared_dataset
     from megavoxel.planning.fingerprint import load_fingerprint
 

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Plan:
     """The plan with its parallelism, a note where it does not fit, and what its jobs need."""
-    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.duration import Workload
     from megavoxel.forecast.needs import needs_of
     from megavoxel.forecast.table import spread
 

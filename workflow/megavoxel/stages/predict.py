@@ -168,7 +168,7 @@ def _label(
     left = unfinished(scans, labelling)
     if not left:
         return
-    from megavoxel.forecast.predictor import explained_predictor
+    from megavoxel.forecast.prediction import explained_predictor
 
     with explained_predictor(plan, weights, "predict", arguments) as predictor:
         if predictor is not None:
@@ -207,7 +207,7 @@ def _predict_study(plan: Plan, arguments: argparse.Namespace) -> None:
         print("no cases to predict", flush=True)
         with _folders(arguments):
             return
-    from megavoxel.forecast.predictor import explained_predictor
+    from megavoxel.forecast.prediction import explained_predictor
 
     with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
         if predictor is not None:
@@ -218,8 +218,8 @@ def _predict_study(plan: Plan, arguments: argparse.Namespace) -> None:
 def _predict_cases(
     predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, output: Path, logits: Path | None
 ) -> None:
-    from megavoxel.forecast.whole_image import WholeImages
-    from megavoxel.inference.first_stage import with_first_stage
+    from megavoxel.forecast.prediction import WholeImages
+    from megavoxel.network.first_stage import with_first_stage
     from megavoxel.preprocessing.store import open_case
 
     whole_images = WholeImages.of(predictor)

@@ -80,7 +80,7 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame | None:
     require_first_stage(plan, arguments.stage1, option="--stage1")
     names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
 
-    from megavoxel.forecast.predictor import explained_predictor
+    from megavoxel.forecast.prediction import explained_predictor
 
     with explained_predictor(plan, [arguments.weights], "time", arguments) as predictor:
         return None if predictor is None else _timed(predictor, names, arguments)
@@ -89,9 +89,9 @@ def _measured(arguments: argparse.Namespace) -> pandas.DataFrame | None:
 def _timed(predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace) -> pandas.DataFrame:
     import pandas
 
-    from megavoxel.forecast.whole_image import WholeImages
-    from megavoxel.inference.first_stage import with_first_stage
+    from megavoxel.forecast.prediction import WholeImages
     from megavoxel.inference.timing import time_cases
+    from megavoxel.network.first_stage import with_first_stage
     from megavoxel.preprocessing.store import open_case
     from megavoxel.reporting.timing import COLUMNS
 

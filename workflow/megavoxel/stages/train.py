@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
-    from megavoxel.forecast.fit import advice_for_training
-    from megavoxel.forecast.out_of_memory import explained_out_of_memory
+    from megavoxel.forecast.memory import advice_for_training, explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.training.lock import held, wait_for_others
@@ -119,8 +118,8 @@ def _checked_forecast(
     plan: Plan, fold: Fold, folds: int, device: torch.device, hardware: Sequence[str] | None
 ) -> Forecast:
     """The forecast for the device at hand, in the precision that training will choose there."""
-    from megavoxel.forecast.fit import check_fits, device_at_hand
-    from megavoxel.forecast.hours import Workload
+    from megavoxel.forecast.duration import Workload
+    from megavoxel.forecast.memory import check_fits, device_at_hand
     from megavoxel.network.device import choose_precision
 
     described = load_device(Path(hardware[0]), hardware[1], source="--hardware") if hardware else None
@@ -207,8 +206,8 @@ def _write_outputs(folder: Path, done: Run, fold: Fold) -> None:
 
 def _forecast_gib(done: Run) -> float:
     """What the forecast says of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
-    from megavoxel.forecast.hours import GIB
     from megavoxel.forecast.setting import step_costs
+    from megavoxel.forecast.step import GIB
 
     plan = done.plan
     costs = [cost for phase in plan.by_phase() for cost in step_costs(phase, plan.parallel, done.precision.name)]

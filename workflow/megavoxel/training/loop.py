@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megavoxel.distributed.group import Group, require_same
-from megavoxel.distributed.line import join_line
+from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import TYPES, Precision, choose_precision
@@ -28,6 +28,7 @@ from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
+from megavoxel.training.pipeline_state import whole_network, whole_state
 from megavoxel.training.resuming import precision_of, take_up
 from megavoxel.training.run import Part, Run
 from megavoxel.training.saving import Saving, saving
@@ -35,7 +36,6 @@ from megavoxel.training.start import load_start, starting_weights
 from megavoxel.training.step import replicated
 from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
 from megavoxel.training.validation import validate
-from megavoxel.training.whole import whole_network, whole_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def start_run(
     network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
     if weights is not None and state is None:
         load_start(network, weights, plan)
-    line = join_line(network, plan, group, precision)
+    member = join_pipeline(network, plan, group, precision)
     network = network.to(device, memory_format=torch.channels_last_3d)
     run = Run(
         plan=plan,
@@ -170,8 +170,8 @@ def start_run(
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
-        replica=replicated(network, group) if line is None else None,
-        pipeline=line,
+        replica=replicated(network, group) if member is None else None,
+        pipeline=member,
         class_weights=_class_weights(plan, fold, device),
         annotated=annotation_table(plan, device),
     )

@@ -12,21 +12,20 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from megavoxel.distributed.line import Line
-from megavoxel.distributed.wire import Arrival
+from megavoxel.distributed.pipeline import Arrival, PipelineMember
 from megavoxel.network.device import to_device
+from megavoxel.network.partition import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.program import RunState
-from megavoxel.network.stages import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.unet import entering_state, head_name, logits_strides, supervised_levels
-from megavoxel.training.border import entered, join_gradient, left
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -36,6 +35,53 @@ from megavoxel.training.loss import (
     supervision_weights,
 )
 from megavoxel.training.run import Run
+
+GivenGradient = Callable[[], Tensor]
+"""Gives the gradient that has come back for a tensor, called once. It may be overwritten."""
+
+
+def as_received(tensor: Tensor, transfer: Transfer, gradients: dict[Transfer, Tensor]) -> Tensor:
+    """The same tensor, no leaf; the backward pass puts its gradient into `gradients`."""
+    if not torch.is_grad_enabled():
+        return tensor
+    return _AsReceived.apply(tensor, torch.empty(0, requires_grad=True), transfer, gradients)
+
+
+def backward_root(tensor: Tensor, gradient: GivenGradient) -> Tensor:
+    """A scalar from which a backward pass begins with `gradient`; it does not keep the tensor's memory."""
+    return _BackwardRoot.apply(tensor, gradient)
+
+
+def add_gradient(tensor: Tensor, gradient: GivenGradient) -> None:
+    """Adds `gradient` to what the backward pass finds for a tensor that the stage goes on to use itself.
+
+    In the memory of the one that came, where autograd would make a third tensor of their size.
+    """
+    tensor.register_hook(lambda own: gradient().add_(own))
+
+
+class _AsReceived(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, _: Tensor, transfer: Transfer, gradients: dict[Transfer, Tensor]) -> Tensor:
+        ctx.transfer, ctx.gradients = transfer, gradients
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        ctx.gradients[ctx.transfer] = gradient
+        return None, None, None, None
+
+
+class _BackwardRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, gradient: GivenGradient) -> Tensor:
+        ctx.gradient = gradient
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient(), None
+
 
 TARGET_DTYPE = torch.int32
 """Of targets on their way: the smallest that holds all classes and that every backend sends."""
@@ -70,7 +116,7 @@ def forward_and_backward(run: Run, image: Tensor, target: Tensor) -> Tensor:
         _backward(run, _forward(run, part, own), parts=count)
         for part, own in zip(_chunks(run, image, count), _chunks(run, target, count), strict=True)
     ]
-    run.pipeline.wire.finish()
+    run.pipeline.peers.finish()
     return torch.stack(values).sum()
 
 
@@ -84,7 +130,7 @@ def finest_logits(run: Run, image: Tensor, target: Tensor) -> list[tuple[Tensor,
         losses = _losses(run, held)
         if 0 in losses:
             results += [(losses[0](one.logits[0], one.target), one.logits[0], one.target) for one in held]
-    run.pipeline.wire.finish()
+    run.pipeline.peers.finish()
     return results
 
 
@@ -109,71 +155,73 @@ def _forward(run: Run, image: Tensor, target: Tensor) -> list[Held]:
 
 def _expect(run: Run) -> dict[Transfer | None, Arrival]:
     """Begins to receive a micro-batch; the target stands under None."""
-    line, plan = run.pipeline, run.plan
+    member, plan = run.pipeline, run.plan
     arrivals: dict[Transfer | None, Arrival] = {}
-    if line.stage.number > 0 and line.stage.number in line.head_stages:
+    if member.stage.number > 0 and member.stage.number in member.head_stages:
         shape = (plan.batch // plan.parallel.parts, *plan.patch)
-        arrivals[None] = line.wire.receive(shape, TARGET_DTYPE, 0)
-    for transfer in line.stage.receives:
-        arrivals[transfer] = line.wire.expect(line.forms[transfer], transfer.source)
+        arrivals[None] = member.peers.receive(shape, TARGET_DTYPE, 0)
+    for transfer in member.stage.receives:
+        arrivals[transfer] = member.peers.expect(member.specs[transfer], transfer.source)
     return arrivals
 
 
 def _run_micro_batch(
     run: Run, number: int, arrivals: dict[Transfer | None, Arrival], image: Tensor, target: Tensor
 ) -> Held:
-    line = run.pipeline
+    member = run.pipeline
     gradients: dict[Transfer, Tensor] = {}
-    if line.stage.number == 0:
+    if member.stage.number == 0:
         state = entering_state(run.plan.network, run.network.pad(to_device(image, run.device)))
         own = target.to(run.device, non_blocking=True)
-        for stage in line.head_stages:
+        for stage in member.head_stages:
             if stage > 0:
-                line.wire.send(own.to(TARGET_DTYPE), stage)
+                member.peers.send(own.to(TARGET_DTYPE), stage)
     else:
         own = arrivals.pop(None).wait().long() if None in arrivals else None
-        state = _arrived_state(line, arrivals, gradients)
+        state = _arrived_state(member, arrivals, gradients)
     with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
         state = run.network.program.run(state, checkpointing=run.network.checkpointing)
-    roots = _send(line, state)
-    own = own if line.stage.number in line.head_stages else None
+    roots = _send(member, state)
+    own = own if member.stage.number in member.head_stages else None
     return Held(gradients=gradients, roots=roots, logits=_own_logits(run, state), target=own)
 
 
-def _arrived_state(line: Line, arrivals: dict[Transfer, Arrival], gradients: dict[Transfer, Tensor]) -> RunState:
+def _arrived_state(
+    member: PipelineMember, arrivals: dict[Transfer, Arrival], gradients: dict[Transfer, Tensor]
+) -> RunState:
     """What other stages have sent, emptied from `arrivals`."""
     tensors = {}
     for transfer in list(arrivals):
         tensor = arrivals.pop(transfer).wait()
-        needs_gradient = line.forms[transfer].needs_gradient
-        tensors[transfer.name] = entered(tensor, transfer, gradients) if needs_gradient else tensor
+        needs_gradient = member.specs[transfer].needs_gradient
+        tensors[transfer.name] = as_received(tensor, transfer, gradients) if needs_gradient else tensor
     return RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
 
 
-def _send(line: Line, state: RunState) -> list[Tensor]:
+def _send(member: PipelineMember, state: RunState) -> list[Tensor]:
     """Sends what leaves the stage, and has its gradients received when the backward pass gets there.
 
     Not before: the gradient of the largest skip would lie there while the deeper levels run. The backward pass wants
-    them in the order of `Stage.sends`, in which they are sent.
+    them in the order of `PipelinePipelineStage.sends`, in which they are sent.
 
     Returns what the backward pass begins from. That is the activation; on its way there every skip was used.
     """
     roots = []
-    for transfer in line.stage.sends:
-        tensor, form = tensor_of(state, transfer.name), line.forms[transfer]
-        line.wire.send(tensor, transfer.target, channels_last=form.channels_last)
+    for transfer in member.stage.sends:
+        tensor, spec = tensor_of(state, transfer.name), member.specs[transfer]
+        member.peers.send(tensor, transfer.target, channels_last=spec.channels_last)
         if tensor.requires_grad:
-            gradient = partial(_gradient_of, line, transfer)
+            gradient = partial(_gradient_of, member, transfer)
             if transfer.name == ACTIVATION:
-                roots.append(left(tensor, gradient))
+                roots.append(backward_root(tensor, gradient))
             else:
-                join_gradient(tensor, gradient)
+                add_gradient(tensor, gradient)
     return roots
 
 
-def _gradient_of(line: Line, transfer: Transfer) -> Tensor:
+def _gradient_of(member: PipelineMember, transfer: Transfer) -> Tensor:
     """What comes back for something that was sent."""
-    return line.wire.expect(line.forms[transfer], transfer.target).wait()
+    return member.peers.expect(member.specs[transfer], transfer.target).wait()
 
 
 def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
@@ -206,8 +254,8 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
 
 def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
     """All micro-batches backward, the last one first; returns their loss in one of `parts` equal parts of a batch."""
-    line, losses, share = run.pipeline, _losses(run, held), len(held) * parts
-    line.wire.finish()  # no gradient comes back before all that was sent has arrived; its memory is needed now
+    member, losses, share = run.pipeline, _losses(run, held), len(held) * parts
+    member.peers.finish()  # no gradient comes back before all that was sent has arrived; its memory is needed now
     values = [torch.zeros((), device=run.device)]
     run.scaler.scale(values[0])  # where a stage has no loss to scale, the scaler would have no scale
     while held:
@@ -220,9 +268,9 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
             del loss
         with record_function(BACKWARD.format(len(held))):
             torch.autograd.backward(roots)
-        for way in line.stage.receives:
-            if line.forms[way].needs_gradient:
-                line.wire.send(one.gradients.pop(way), way.source, channels_last=line.forms[way].channels_last)
+        for way in member.stage.receives:
+            if member.specs[way].needs_gradient:
+                member.peers.send(one.gradients.pop(way), way.source, channels_last=member.specs[way].channels_last)
     return torch.stack(values).sum()
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from megavoxel.errors import UserError
 from megavoxel.network.device import TYPES, Precision
 from megavoxel.planning.plan import Plan
+from megavoxel.training.pipeline_state import load_weights
 from megavoxel.training.run import Run
-from megavoxel.training.whole import load_weights
 
 UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What comes of a state with other content than the one that the run wrote."""

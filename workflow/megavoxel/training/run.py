@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from megavoxel.distributed.group import Group
-from megavoxel.distributed.line import Line
+from megavoxel.distributed.pipeline import PipelineMember
 from megavoxel.network.device import Precision
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.planning.plan import Plan
@@ -33,7 +33,7 @@ class Run:
     group: Group = field(default_factory=Group)
     replica: DistributedDataParallel | None = None
     """The network where it is one of several, whose gradients it averages."""
-    pipeline: Line | None = None
+    pipeline: PipelineMember | None = None
     """The process's place in a pipeline, of whose network it holds a stage; None: it holds the whole network."""
     class_weights: Tensor | None = None
     """float32 (classes), of cross-entropy or focal loss (`training.class_weights`), on the run's device; None: all

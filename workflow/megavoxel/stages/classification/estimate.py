@@ -12,7 +12,7 @@ from megavoxel.errors import UserError
 
 def run_estimate(arguments: argparse.Namespace, study: ClassificationStudy, device: Device, dataset: Dataset) -> None:
     """Prints the table and writes it."""
-    from megavoxel.forecast.shown import gib
+    from megavoxel.forecast.step import gib
     from megavoxel.tasks.classification.forecast import BLIND_SPOTS, forecast_study, save_table
 
     if dataset.classification is None:

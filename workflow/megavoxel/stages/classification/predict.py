@@ -16,7 +16,7 @@ from megavoxel.tasks.classification.splits import load_image_splits
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Writes a CSV with a line per image and a column per class."""
-    from megavoxel.forecast.out_of_memory import explained_out_of_memory
+    from megavoxel.forecast.memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.tasks.classification.predict import predict_images
     from megavoxel.tasks.classification.probabilities import write_probabilities

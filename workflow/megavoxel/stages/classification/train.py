@@ -23,7 +23,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     """Trains, then writes model.pt, history.csv and manifest.json. Several workers: as a group of processes."""
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
-    from megavoxel.forecast.out_of_memory import explained_out_of_memory
+    from megavoxel.forecast.memory import explained_out_of_memory
     from megavoxel.network.device import choose_device, set_threads
     from megavoxel.network.host_memory import keep_freed_memory
     from megavoxel.stages.train import PATIENCE

@@ -15,9 +15,9 @@ from megavoxel.config.classification import ClassificationStudy, ClassifierSetti
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.files import atomic_path
-from megavoxel.forecast.fit import device_at_hand
-from megavoxel.forecast.hours import GIB, speed_of, step_seconds
-from megavoxel.forecast.shown import gib
+from megavoxel.forecast.duration import speed_of, step_seconds
+from megavoxel.forecast.memory import device_at_hand
+from megavoxel.forecast.step import GIB, gib
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.unet import parameter_count

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group
-from megavoxel.distributed.line import join_line
+from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision
+from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, tensor_of, transfer_specs
 from megavoxel.network.program import RunState
-from megavoxel.network.stages import ACTIVATION, Form, Transfer, forms_of_transfers, tensor_of
 from megavoxel.network.unet import SegmentationNetwork, entering_state, head_name
 from megavoxel.planning.plan import Plan
 
@@ -48,47 +48,47 @@ class StagedNetwork:
         memory_format: torch.memory_format,
     ) -> None:
         alone = replace(plan, batch=1, parallel=Parallel(pipeline=group.size))
-        self.line = join_line(network, alone, group, precision)
+        self.member = join_pipeline(network, alone, group, precision)
         self.network = network.to(group.device, memory_format=memory_format).eval()
         self.number, self.plan, self.group, self.precision = number, plan, group, precision
-        self._forms: dict[tuple[int, ...], dict[Transfer, Form]] = {}
+        self._specs: dict[tuple[int, ...], dict[Transfer, TensorSpec]] = {}
 
     def __call__(self, window: Tensor) -> list[Tensor]:
         """In the first process: float32 logits (1, classes, z, y, x) of a window (1, input channels, z, y, x)."""
         shape = tuple(window.shape[2:])
         self.group.from_leader([self.number, *shape])
         self.run(shape, window)
-        source = self.line.head_stages[-1]
-        logits = self.line.wire.receive((1, self.plan.network.classes, *shape), torch.float32, source).wait()
-        self.line.wire.finish()
+        source = self.member.head_stages[-1]
+        logits = self.member.peers.receive((1, self.plan.network.classes, *shape), torch.float32, source).wait()
+        self.member.peers.finish()
         return [logits]
 
     def run(self, shape: tuple[int, ...], window: Tensor | None = None) -> None:
         """This stage's part of a window of this shape (z, y, x); the first stage is given the window."""
-        line, forms = self.line, self._forms_of(shape)
+        member, specs = self.member, self._specs_of(shape)
         if window is not None:
             state = entering_state(self.plan.network, self.network.pad(window))
         else:
-            arriving = {way.name: line.wire.expect(forms[way], way.source) for way in line.stage.receives}
+            arriving = {way.name: member.peers.expect(specs[way], way.source) for way in member.stage.receives}
             tensors = {name: arrival.wait() for name, arrival in arriving.items()}
             state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
             del arriving, tensors  # else skips that have been used would be kept
         with self.precision.autocast(self.group.device):
             state = self.network.program.run(state)
-        for way in line.stage.sends:
-            line.wire.send(tensor_of(state, way.name), way.target, channels_last=forms[way].channels_last)
-        if line.stage.number == line.head_stages[-1]:
-            line.wire.send(self.network.cropped(state.logits[head_name(0)], 0, shape).float(), 0)
-        if line.stage.number > 0:
-            line.wire.finish()
+        for way in member.stage.sends:
+            member.peers.send(tensor_of(state, way.name), way.target, channels_last=specs[way].channels_last)
+        if member.stage.number == member.head_stages[-1]:
+            member.peers.send(self.network.cropped(state.logits[head_name(0)], 0, shape).float(), 0)
+        if member.stage.number > 0:
+            member.peers.finish()
 
-    def _forms_of(self, shape: tuple[int, ...]) -> dict[Transfer, Form]:
-        if shape not in self._forms:
+    def _specs_of(self, shape: tuple[int, ...]) -> dict[Transfer, TensorSpec]:
+        if shape not in self._specs:
             image = (1, self.plan.network.input_channels, *shape)
-            self._forms[shape] = forms_of_transfers(
+            self._specs[shape] = transfer_specs(
                 self.plan.network, self.plan.stages, image, self.precision, self.group.device
             )
-        return self._forms[shape]
+        return self._specs[shape]
 
 
 @torch.inference_mode()

@@ -74,16 +74,16 @@ def _by_name(run: Run, optimizer: dict[str, Any]) -> dict[str, dict[str, Tensor]
 
 def _parts_at_leader(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
     """What the processes of the first pipeline hold, for the leading process; each of the others has its own."""
-    line, parts = run.pipeline, [own]
+    member, parts = run.pipeline, [own]
     packed = io.BytesIO()
     torch.save(own, packed)
     content = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8).to(run.device)
     sizes = [round(size) for size in run.group.all(content.numel())]
     if run.group.leads:
-        for stage in range(1, line.stages):
-            arrived = line.wire.receive((sizes[stage],), torch.uint8, stage).wait().cpu()
+        for stage in range(1, member.stages):
+            arrived = member.peers.receive((sizes[stage],), torch.uint8, stage).wait().cpu()
             parts.append(torch.load(io.BytesIO(arrived.numpy().tobytes()), map_location="cpu", weights_only=True))
-    elif run.group.rank < line.stages:
-        line.wire.send(content, 0)
-        line.wire.finish()
+    elif run.group.rank < member.stages:
+        member.peers.send(content, 0)
+        member.peers.finish()
     return parts

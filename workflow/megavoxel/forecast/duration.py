@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.forecast.step import window
+from megavoxel.forecast.step import GIB, window
+from megavoxel.planning.patch import prediction_window
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.window import prediction_window
 from megavoxel.volumes.grid import window_starts
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

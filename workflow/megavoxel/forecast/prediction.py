@@ -1,22 +1,26 @@
-"""Whether a whole image fits as one window, and which window would."""
+"""The memory of prediction: whether a whole image fits as one window, and what is said when memory ran out."""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from megavoxel.config.hardware import Device
+from megavoxel.distributed.group import local_device
 from megavoxel.errors import UserError
-from megavoxel.forecast.fit import device_at_hand
-from megavoxel.forecast.hours import GIB
-from megavoxel.forecast.staged_window import staged_window
-from megavoxel.forecast.step import window
-from megavoxel.inference.predict import CasePredictor
+from megavoxel.forecast.memory import advice_for_prediction, device_at_hand, explained_out_of_memory
+from megavoxel.forecast.pipeline_step import staged_window
+from megavoxel.forecast.step import GIB, window
+from megavoxel.inference.predict import CasePredictor, open_predictor
+from megavoxel.network.device import choose_device
+from megavoxel.planning.patch import WHOLE, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import divisor_of, padded_patch
-from megavoxel.planning.window import WHOLE, predicting_devices, prediction_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +93,20 @@ class WholeImages:
                 return None
             sides[axis] = max(smallest[axis], sides[axis] // strides[axis] // 2 * strides[axis])
         return tuple(sides)
+
+
+@contextmanager
+def explained_predictor(
+    plan: Plan, weights: Sequence[Path], stage: str, arguments: argparse.Namespace
+) -> Iterator[CasePredictor | None]:
+    """`open_predictor`, for as long as which an error of memory says what was foretold and what would help.
+
+    Raises:
+        UserError: memory ran out, or as `open_predictor` says.
+    """
+
+    def advice() -> str:
+        return advice_for_prediction(plan, len(weights), choose_device(local_device(arguments.device)))
+
+    with explained_out_of_memory(plan.setting, advice), open_predictor(plan, weights, stage, arguments) as predictor:
+        yield predictor

@@ -1,4 +1,4 @@
-"""What a network of a cascade's second stage is given: the image, and the first stage's labels behind it."""
+"""Label maps of a cascade's first stage, as the channels behind the image that the second stage is given."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ from typing import Any
 
 import blosc2
 import numpy as np
+import torch
+from torch import Tensor
 
-from megavoxel.network.one_hot import one_hot_branches
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.first_stage import open_first_stage
 from megavoxel.preprocessing.store import CaseProperties
+
+
+def one_hot_branches(labels: Tensor | np.ndarray, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One channel of zeros and ones per branch and label; the background is where all of them are zero.
+
+    As nnU-Net gives the previous stage of its cascade (`MoveSegAsOneHotToDataTransform` of batchgeneratorsv2).
+
+    Args:
+        labels: uint8 (…, branches, z, y, x), classes from 0, the background, to `classes` - 1.
+        classes: background counted.
+        dtype: of the result.
+
+    Returns:
+        (…, branches * (classes - 1), z, y, x), branch after branch, on the device of `labels`.
+    """
+    labels = torch.as_tensor(labels)
+    values = torch.arange(1, classes, dtype=labels.dtype, device=labels.device).view(-1, 1, 1, 1)
+    return (labels.unsqueeze(-4) == values).flatten(-5, -4).to(dtype)
 
 
 def with_first_stage(plan: Plan, image: Any, properties: CaseProperties, folders: Sequence[Path]) -> Any:

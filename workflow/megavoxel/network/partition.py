@@ -35,7 +35,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class PipelineStage:
     """Some consecutive blocks of a program."""
 
     number: int
@@ -55,7 +55,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class TensorSpec:
     """What a tensor that is received looks like."""
 
     shape: tuple[int, ...]
@@ -72,7 +72,7 @@ class Form:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[Stage]:
+def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[PipelineStage]:
     """The stages of a program.
 
     Args:
@@ -93,7 +93,7 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
         sends = tuple(transfer for transfer in transfers if transfer.source == number)
         own = set(inputs) if number == 0 else set()
         stages.append(
-            Stage(
+            PipelineStage(
                 number=number,
                 blocks=slice(begin, end),
                 receives=receives,
@@ -105,14 +105,14 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
     return stages
 
 
-def stages_with_heads(blocks: Sequence[Block], stages: Sequence[Stage]) -> tuple[int, ...]:
+def stages_with_heads(blocks: Sequence[Block], stages: Sequence[PipelineStage]) -> tuple[int, ...]:
     """Numbers of the stages that hold a head."""
     return tuple(stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks]))
 
 
-def forms_of_transfers(
+def transfer_specs(
     plan: NetworkPlan, begins: Sequence[int], image: Sequence[int], precision: Precision, device: torch.device
-) -> dict[Transfer, Form]:
+) -> dict[Transfer, TensorSpec]:
     """What every transfer looks like, from a run of the whole program on tensors without memory.
 
     Args:
@@ -126,15 +126,15 @@ def forms_of_transfers(
         blocks = unet_blocks(plan)
         shape = (*image[:2], *padded_patch(image[2:], cumulative_strides(plan)[-1]))
         state = entering_state(plan, torch.empty(shape, memory_format=torch.channels_last_3d))
-        forms, waiting = {}, dict(state.stashed)
+        specs, waiting = {}, dict(state.stashed)
         for stage in cut_into_stages(blocks, program_inputs(plan), begins):
             own = {name: waiting.pop(name) for name in stage.inputs}
             with precision.autocast(device):
                 state = stage.program(blocks).run(RunState(activation=state.activation, stashed=own))
             waiting |= state.stashed
             for transfer in stage.sends:
-                forms[transfer] = form_of(tensor_of(state, transfer.name))
-    return forms
+                specs[transfer] = spec_of(tensor_of(state, transfer.name))
+    return specs
 
 
 def tensor_of(state: RunState, name: str) -> Tensor:
@@ -142,9 +142,9 @@ def tensor_of(state: RunState, name: str) -> Tensor:
     return state.activation if name == ACTIVATION else state.stashed[name]
 
 
-def form_of(tensor: Tensor) -> Form:
+def spec_of(tensor: Tensor) -> TensorSpec:
     """What a tensor looks like."""
-    return Form(
+    return TensorSpec(
         shape=tuple(tensor.shape),
         dtype=tensor.dtype,
         needs_gradient=tensor.requires_grad,

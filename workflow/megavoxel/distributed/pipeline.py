@@ -1,0 +1,160 @@
+"""One process's place in a pipeline, and the tensors that it sends to the other processes and receives from them.
+
+Nothing waits where it need not. Both sides know whether a tensor lies with channels last, so that what is sent is not
+copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from megavoxel.distributed.group import Group, subgroups
+from megavoxel.network.device import Precision
+from megavoxel.network.partition import (
+    PipelineStage,
+    TensorSpec,
+    Transfer,
+    cut_into_stages,
+    stages_with_heads,
+    transfer_specs,
+)
+from megavoxel.network.unet import SegmentationNetwork, program_inputs
+from megavoxel.planning.plan import Plan
+
+
+class Work(Protocol):
+    """A tensor that is on its way, as PyTorch's `torch.distributed.Work`."""
+
+    def wait(self) -> object:
+        """Returns when it is there; on a GPU, what follows waits for it."""
+
+    def is_completed(self) -> bool:
+        """Whether it is known to be there. gloo does not know before `wait`."""
+
+
+@dataclass(kw_only=True)
+class Arrival:
+    """A tensor that is being received."""
+
+    work: Work
+    tensor: Tensor
+
+    def wait(self) -> Tensor:
+        """The tensor, (samples, channels, z, y, x) for activations."""
+        self.work.wait()
+        return self.tensor
+
+
+class Peers:
+    """The way of one process to the others of its pipeline.
+
+    Args:
+        first_rank: rank of the process with the first stage; the stages' ranks follow one another.
+        device: where tensors lie.
+    """
+
+    def __init__(self, first_rank: int, device: torch.device) -> None:
+        self.first_rank = first_rank
+        self.device = device
+        self._leaving: list[tuple[Work, Tensor]] = []
+
+    def send(self, tensor: Tensor, stage: int, *, channels_last: bool = False) -> None:
+        """Begins to send a tensor, which must not be changed until it has arrived."""
+        packed = tensor.detach().contiguous(memory_format=_memory_format(channels_last))
+        self._leaving = [(work, kept) for work, kept in self._leaving if not work.is_completed()]
+        self._leaving.append((self._begin_to_send(_in_one_piece(packed, channels_last), stage), packed))
+
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, stage: int, *, channels_last: bool = False) -> Arrival:
+        """Begins to receive a tensor; between two processes they arrive in the order in which they were sent."""
+        tensor = torch.empty(shape, dtype=dtype, device=self.device, memory_format=_memory_format(channels_last))
+        return Arrival(work=self._begin_to_receive(_in_one_piece(tensor, channels_last), stage), tensor=tensor)
+
+    def expect(self, spec: TensorSpec, stage: int) -> Arrival:
+        """The same for what a spec describes: a transfer, or the gradient of one."""
+        return self.receive(spec.shape, spec.dtype, stage, channels_last=spec.channels_last)
+
+    def finish(self) -> None:
+        """Waits until all has left."""
+        for work, _ in self._leaving:
+            work.wait()
+        self._leaving = []
+
+    def _begin_to_send(self, tensor: Tensor, stage: int) -> Work:
+        return torch.distributed.isend(tensor, self.first_rank + stage)
+
+    def _begin_to_receive(self, tensor: Tensor, stage: int) -> Work:
+        return torch.distributed.irecv(tensor, self.first_rank + stage)
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+def _in_one_piece(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The same memory with its axes in the order in which they lie."""
+    return tensor.movedim(1, -1) if channels_last else tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineMember:
+    """One process's place in a pipeline."""
+
+    stage: PipelineStage
+    stages: int
+    head_stages: tuple[int, ...]
+    """Stages that hold a head."""
+    specs: dict[Transfer, TensorSpec]
+    """What a micro-batch's transfers look like."""
+    replicas: Group
+    """The processes that hold this stage, one of each pipeline."""
+    peers: Peers
+    parameter_names: tuple[str, ...]
+    """Of the whole network, in the order of its optimiser."""
+
+
+def join_pipeline(
+    network: SegmentationNetwork, plan: Plan, group: Group, precision: Precision
+) -> PipelineMember | None:
+    """This process's place; the network keeps the blocks of its stage alone. None where the plan has no pipeline."""
+    if plan.parallel.pipeline == 1:
+        return None
+    count, names = plan.parallel.pipeline, tuple(name for name, _ in network.named_parameters())
+    blocks = list(network.program)
+    stages = cut_into_stages(blocks, program_inputs(plan.network), plan.stages)
+    own = stages[group.rank % count]
+    shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
+    network.program = own.program(blocks)
+    replicas = subgroups(group, [range(stage, group.size, count) for stage in range(count)])
+    member = PipelineMember(
+        stage=own,
+        stages=count,
+        head_stages=stages_with_heads(blocks, stages),
+        specs=transfer_specs(plan.network, plan.stages, shape, precision, group.device),
+        replicas=replicas,
+        peers=Peers(group.rank - group.rank % count, group.device),
+        parameter_names=names,
+    )
+    _meet(member, stages)
+    return member
+
+
+def _meet(member: PipelineMember, stages: Sequence[PipelineStage]) -> None:
+    """Every pair that will talk does so once, in the same order everywhere.
+
+    NCCL makes a connection when two processes first talk, and both wait for it: in another order they could wait in a
+    circle.
+    """
+    pairs = {(transfer.source, transfer.target) for stage in stages for transfer in stage.sends}
+    pairs |= {(0, head) for head in member.head_stages if head > 0}
+    for source, target in sorted(pairs):
+        if member.stage.number == source:
+            member.peers.send(torch.zeros(1, device=member.peers.device), target)
+        elif member.stage.number == target:
+            member.peers.receive((1,), torch.float32, source).wait()
+    member.peers.finish()

@@ -1,0 +1,337 @@
+"""What the stages of a pipeline need, from their own code on fake tensors: for a training step, and for a window of
+prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megavoxel.config.study import Training
+from megavoxel.distributed.pipeline import Peers, PipelineMember, Work
+from megavoxel.forecast.step import (
+    CPU,
+    HashedPlan,
+    autocast,
+    float32_bytes,
+    inputs_of_step,
+    make_optimizer_state,
+    new_run,
+    optimizer_bytes,
+)
+from megavoxel.network.device import Precision
+from megavoxel.network.memory_tracker import MemoryTracker
+from megavoxel.network.partition import (
+    ACTIVATION,
+    PipelineStage,
+    TensorSpec,
+    Transfer,
+    cut_into_stages,
+    spec_of,
+    stages_with_heads,
+    transfer_specs,
+)
+from megavoxel.network.program import Block, Program, RunState
+from megavoxel.network.unet import SegmentationNetwork, cumulative_strides, entering_state, program_inputs, unet_blocks
+from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.topology import padded_patch
+from megavoxel.training.pipeline import forward_and_backward
+from megavoxel.training.run import Run
+from megavoxel.training.step import update_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """What a stage depends on."""
+
+    hashed: HashedPlan
+    """With the batch of one pipeline, and no `parallel` keys but `micro_batches` and `checkpointing`."""
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One run of the whole program."""
+
+    kept: tuple[int, ...]
+    """Bytes that each block keeps for the backward pass of a micro-batch."""
+    shared: tuple[int, ...]
+    """What of it all micro-batches share: weights in the precision of the convolutions."""
+    risen: tuple[int, ...]
+    """Most bytes that are there while it runs forward, beside what was there before."""
+    weights: tuple[int, ...]
+    """Bytes of each block's weights."""
+    activations: tuple[TensorSpec, ...]
+    """What each block is given."""
+    stashes: dict[str, TensorSpec]
+
+    def spec(self, transfer: Transfer, stages: Sequence[PipelineStage]) -> TensorSpec:
+        """What a transfer between some stages looks like."""
+        if transfer.name == ACTIVATION:
+            return self.activations[stages[transfer.target].blocks.start]
+        return self.stashes[transfer.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeNetwork:
+    """A network whose weights are fake tensors, to be run in their mode."""
+
+    mode: FakeTensorMode
+    network: SegmentationNetwork
+    blocks: tuple[Block, ...]
+    """All of them, whichever the network has at the time."""
+
+
+@cache
+def fake_network(plan: NetworkPlan) -> FakeNetwork:
+    mode = FakeTensorMode()
+    with mode:
+        network = SegmentationNetwork(plan)
+    return FakeNetwork(mode=mode, network=network, blocks=tuple(network.program))
+
+
+def profile_of(key: StepKey) -> Profile:
+    """The key's profile, which depends on little of it, so that one serves many ways of running a step."""
+    key = with_micro_batches(key, 1)
+    return _profile(replace(key, hashed=HashedPlan(replace(key.hashed.plan, training=Training()))))
+
+
+def with_micro_batches(key: StepKey, count: int) -> StepKey:
+    """The same with another number of micro-batches of the same size."""
+    plan = key.hashed.plan
+    samples = plan.batch // plan.parallel.micro_batches
+    plan = replace(plan, batch=samples * count, parallel=replace(plan.parallel, micro_batches=count))
+    return replace(key, hashed=HashedPlan(plan))
+
+
+@cache
+def _profile(key: StepKey) -> Profile:
+    plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
+    with fake.mode, MemoryTracker() as memory:
+        state = entering_state(plan.network, _image(plan))
+        specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}
+        activations, kept, shared, risen, weights = [], [], [], [], []
+        for block in fake.blocks:
+            activations.append(spec_of(state.activation))
+            before, waiting = memory.live, dict(state.stashed)
+            memory.reset_peak()
+            inputs, outputs = set(waiting), set(waiting) - set(block.pops) | ({block.stash} - {None})
+            with autocast(key.precision):
+                state = Program([block], inputs=inputs, outputs=outputs).run(
+                    state, checkpointing=plan.parallel.checkpointing
+                )
+            state.logits.clear()
+            specs |= {name: spec_of(state.stashed[name]) for name in outputs - inputs}
+            kept.append(memory.live - before)
+            shared.append(bytes_of_casts(block, key))
+            risen.append(memory.peak - before)
+            weights.append(float32_bytes(block))
+    return Profile(
+        kept=tuple(kept), shared=tuple(shared), risen=tuple(risen), weights=tuple(weights),
+        activations=tuple(activations), stashes=specs,
+    )  # fmt: skip
+
+
+def bytes_of_casts(module: nn.Module, key: StepKey) -> int:
+    """Bytes of the weights that are kept for the backward pass in a lower precision than their own, once for all."""
+    if key.precision == "float32" or key.hashed.plan.parallel.checkpointing:
+        return 0
+    size = Precision(name=key.precision, reason="forecast").dtype.itemsize
+    # Those of convolutions and linear layers. Norms stay in float32, and no backward pass needs a bias.
+    return sum(weights.numel() * size for weights in module.parameters() if weights.dim() > 1)
+
+
+def _image(plan: Plan) -> Tensor:
+    """A micro-batch as the network is given it."""
+    patch = padded_patch(plan.patch, cumulative_strides(plan.network)[-1])
+    return torch.empty(
+        plan.batch // plan.parallel.micro_batches, plan.network.input_channels, *patch,
+        memory_format=torch.channels_last_3d,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """All micro-batches forward, or all backward."""
+
+    peak_bytes: int
+    kept_bytes: int
+    """Of a micro-batch, when all have gone forward; what was sent only counts before it is known to have arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A step of a stage up to the update of its weights."""
+
+    forward: Half
+    backward: Half
+    resident_bytes: int
+    workspace_bytes: int
+    flops: int
+    parameter_bytes: int
+
+
+@cache
+def run_passes(key: StepKey, begin: int, end: int) -> Passes:
+    """Forward and backward through the stage that holds these blocks, the other stages being silent."""
+    plan, fake, profile = key.hashed.plan, fake_network(key.hashed.plan.network), profile_of(key)
+    with fake.mode, MemoryTracker() as memory:
+        peers = SilentPeers(memory)
+        run = run_of_stage(key, profile, begin, end, peers)
+        memory.include(run.network.state_dict().values())
+        weights = float32_bytes(run.network)
+        state = optimizer_bytes(plan, weights)
+        resident = memory.live + state
+        image, target = inputs_of_step(run)
+        memory.reset_peak()
+        forward_and_backward(run, image, target)
+        shared = bytes_of_casts(run.network, key)
+
+        def half(peak: int, live: int) -> Half:
+            kept = (live + state - resident - shared) // plan.parallel.micro_batches
+            return Half(peak_bytes=peak + state, kept_bytes=kept)
+
+        passes = Passes(
+            forward=half(peers.peak_forward, peers.live_forward),
+            backward=half(memory.peak, peers.live_backward),
+            resident_bytes=resident,
+            workspace_bytes=memory.largest_convolution,
+            flops=memory.flops,
+            parameter_bytes=weights,
+        )
+        run.network.zero_grad(set_to_none=True)  # the weights serve other stages as well
+    return passes
+
+
+@cache
+def update_peak(key: StepKey, begin: int, end: int) -> int:
+    """Most memory while the optimiser takes its step."""
+    fake, profile = fake_network(key.hashed.plan.network), profile_of(key)
+    with fake.mode, MemoryTracker() as memory:
+        run = run_of_stage(key, profile, begin, end, SilentPeers(memory))
+        memory.include(run.network.state_dict().values())
+        make_optimizer_state(run)
+        memory.reset_peak()
+        for parameter in run.network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        update_weights(run)
+        run.network.zero_grad(set_to_none=True)
+    return memory.peak
+
+
+def run_of_stage(key: StepKey, profile: Profile, begin: int, end: int, peers: Peers) -> Run:
+    """A run without data of the stage that holds these blocks."""
+    plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
+    stages = _cut_around(plan.network, begin, end)
+    stage = next(stage for stage in stages if stage.blocks.start == begin)
+    fake.network.program = stage.program(fake.blocks)
+    fake.network.checkpointing = plan.parallel.checkpointing
+    run = new_run(plan, key.precision, fake.network)
+    run.pipeline = PipelineMember(
+        stage=stage,
+        stages=len(stages),
+        head_stages=stages_with_heads(fake.blocks, stages),
+        specs={transfer: profile.spec(transfer, stages) for transfer in (*stage.receives, *stage.sends)},
+        replicas=run.group,
+        peers=peers,
+        parameter_names=(),
+    )
+    return run
+
+
+def sent_bytes(key: StepKey, begin: int, end: int) -> int:
+    """Bytes of a micro-batch that leave a stage of these blocks; as many come back as gradients."""
+    profile, stages = profile_of(key), _cut_around(key.hashed.plan.network, begin, end)
+    stage = next(stage for stage in stages if stage.blocks.start == begin)
+    return sum(profile.spec(transfer, stages).nbytes for transfer in stage.sends)
+
+
+def _cut_around(network: NetworkPlan, begin: int, end: int) -> list[PipelineStage]:
+    """A stage of the blocks from `begin` to before `end`, and one each of those before and behind it."""
+    blocks = fake_network(network).blocks
+    return cut_into_stages(blocks, program_inputs(network), sorted({0, begin, end} - {len(blocks)}))
+
+
+class SilentPeers(Peers):
+    """What is sent takes memory until the sender knows that it has arrived, and what is received before it comes."""
+
+    def __init__(self, memory: MemoryTracker) -> None:
+        super().__init__(0, CPU)
+        self.memory = memory
+        self.peak_forward: int | None = None
+        """Most bytes up to the first backward pass, from where on the tracker begins anew."""
+        self.live_forward = self.live_backward = 0
+        """Bytes between the last forward and the first backward pass: before all that was sent is gone, and then."""
+
+    def finish(self) -> None:
+        """Called before the first backward pass, and behind the last one."""
+        first, live = self.peak_forward is None, self.memory.live
+        super().finish()
+        if first:
+            self.peak_forward, self.live_forward, self.live_backward = self.memory.peak, live, self.memory.live
+            self.memory.reset_peak()
+
+    def _begin_to_send(self, *_: object) -> Work:
+        return _Silent()
+
+    def _begin_to_receive(self, *_: object) -> Work:
+        return _Silent()
+
+
+class _Silent:
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def is_completed(self) -> bool:
+        """As with gloo."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOfWindow:
+    """What a stage needs while a window goes through."""
+
+    peak_bytes: int
+    """The weights of all networks included."""
+    workspace_bytes: int
+    """Input and output of its largest convolution in float32."""
+
+
+def staged_window(
+    plan: NetworkPlan, begins: Sequence[int], size: Sequence[int], *, networks: int, precision: str
+) -> list[StageOfWindow]:
+    """Of each stage what it needs while a window goes through.
+
+    Args:
+        plan: the network.
+        begins: first block of each stage.
+        size: voxels per axis of the window.
+        networks: that are held, and go one after the other.
+        precision: of the forward pass.
+    """
+    image = (1, plan.input_channels, *size)
+    specs = transfer_specs(plan, begins, image, Precision(name=precision, reason="forecast"), CPU)
+    needs = []
+    with FakeTensorMode(), torch.no_grad():
+        blocks = unet_blocks(plan)
+        for stage in cut_into_stages(blocks, program_inputs(plan), begins):
+            program = stage.program(blocks)
+            with MemoryTracker() as memory, autocast(precision):
+                program.run(_entering(plan, stage, specs, image))
+            peak = memory.peak + networks * float32_bytes(program)
+            needs.append(StageOfWindow(peak_bytes=peak, workspace_bytes=memory.largest_convolution))
+    return needs
+
+
+def _entering(
+    plan: NetworkPlan, stage: PipelineStage, specs: dict[Transfer, TensorSpec], image: Sequence[int]
+) -> RunState:
+    """What a stage is given, in memory of its own."""
+    if stage.number == 0:
+        return entering_state(plan, torch.empty(image))
+    arrived = {way.name: torch.empty(specs[way].shape, dtype=specs[way].dtype) for way in stage.receives}
+    return RunState(activation=arrived.pop(ACTIVATION), stashed=arrived)
