@@ -1,1 +1,1 @@
-"""Benchmarks: one small program per line of the table; `python -m benchmarks` runs them all."""
+"""Benchmarks: one module for each program; `python -m benchmarks` runs them all."""

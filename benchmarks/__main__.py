@@ -1,20 +1,22 @@
-"""Runs the benchmarks, all or those named, and writes `benchmarks/latest.csv`; a ratio above 1: ours is better.
+"""Runs the benchmarks, all or those named, and writes their rows to `benchmarks/results/DATE.csv`.
 
 python -m benchmarks [NAME …]
+
+A ratio above 1 means that ours is better. A row that is measured again on the same day and machine replaces the older.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import importlib
 import sys
 from pathlib import Path
 
 import pandas
 
-from benchmarks.environment import describe
-from benchmarks.measure import COLUMNS
+from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine
 
 PROGRAMS = (
     "accuracy",
@@ -36,29 +38,40 @@ PROGRAMS = (
     "overhead",
     "report",
 )
-"""One module of this package each; `run()` gives its rows."""
+"""Modules of this package; `run()` of each returns its rows."""
 
 
 def main() -> int:
-    """Prints the environment and the table, and writes it."""
+    """Prints the environment and the table, and writes the rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*PROGRAMS, []], default=[], help="default: all")
     names = parser.parse_args().names or PROGRAMS
     print(describe(), flush=True)
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    origin = {"date": today, "machine": machine(), "commit": commit(), "note": ""}
     rows = []
     for name in names:
-        rows += [row.plain() for row in importlib.import_module(f"benchmarks.{name}").run()]
-        write(Path(__file__).with_name("latest.csv"), rows)
-    print(pandas.DataFrame(rows, columns=COLUMNS).to_string(index=False))
+        rows += [row.plain() | origin for row in importlib.import_module(f"benchmarks.{name}").run()]
+        write(RESULTS / f"{today}.csv", rows)
+    print(pandas.DataFrame(rows, columns=COLUMNS[:6]).to_string(index=False))
     return 0
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """Writes the rows so far."""
+    """Writes rows to a file of measurements, in place of its older rows of the same benchmarks, peers and machine."""
+
+    def key(row: dict) -> tuple[str, ...]:
+        return row["benchmark"], row["peer"], row["machine"]
+
+    older = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            older = list(csv.DictReader(file))
+    measured = {key(row) for row in rows}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*(row for row in older if key(row) not in measured), *rows])
 
 
 if __name__ == "__main__":

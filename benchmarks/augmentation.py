@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, in_process, paired_seconds, smaller_is_better
+from benchmarks.measure import Row, in_process, paired_seconds, peer, smaller_is_better
 from megavoxel.config.study import Augmentation
 from megavoxel.preprocessing.store import read_box
 from megavoxel.training.augmentation import Augmenter

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, paired_seconds, smaller_is_better
+from benchmarks.measure import Row, paired_seconds, peer, smaller_is_better
 from megavoxel.evaluation.overlap import dice_per_label
 from megavoxel.evaluation.surface import surface_dice_per_label
 

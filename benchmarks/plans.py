@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, larger_is_better
+from benchmarks.measure import Row, larger_is_better, peer
 from benchmarks.nnunet import REORIENTING_READER, Made, Peer, data_folder
 from megavoxel.config.dataset import Dataset, Source
 from megavoxel.config.study import Preprocessing, Setting

@@ -23,8 +23,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, smaller_is_better
+from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, peer, smaller_is_better
 from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor

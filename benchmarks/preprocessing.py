@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, larger_is_better, paired_seconds
+from benchmarks.measure import Row, larger_is_better, paired_seconds, peer
 from benchmarks.nnunet import Peer, data_folder, preprocessor
 from benchmarks.plans import CASES_COMPARED, planned, sound_cases
 from megavoxel.datasets.cases import Cases

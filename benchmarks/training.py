@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import peer
-from benchmarks.measure import Row, in_process, larger_is_better
+from benchmarks.measure import Row, in_process, larger_is_better, peer
 from benchmarks.nnunet import NAME, Peer, data_folder
 from benchmarks.plans import planned, sound_cases
 from megavoxel.planning.fingerprint import measure

@@ -1,0 +1,186 @@
+"""Writes the tables of docs/performance.md and docs/results.md from the files in benchmarks/results.
+
+python -m benchmarks.tables [--check]
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. `--check` changes nothing, and exits with 1
+if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from benchmarks.measure import REPOSITORY, RESULTS
+
+PAGES = ("docs/performance.md", "docs/results.md")
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+FIELD = re.compile(r"\{(\w+)(\+?)\}")
+INTERVAL = "{dsc} [{dsc_low}, {dsc_high}]"
+COMPARED = {
+    "DSC": INTERVAL, "SD of seeds": "{sd_of_seeds}", "− first": "{difference+}", "p (Holm)": "{p_holm}",
+    "NSD at 2 mm": "{nsd_2mm}", "peak, GiB": "{peak_gib}",
+}  # fmt: skip
+SWEEP = {"setting": "{setting}", **COMPARED}
+RUN = "2026-11-29.csv"
+"""The run of the benchmarks that the pages show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a page."""
+
+    file: str
+    """Its measurements, in `benchmarks/results`."""
+    columns: dict[str, str]
+    """Heading of each column, and the text of its cells with `{field}`, or `{field+}` for a number with its sign."""
+    rows: Callable[[dict[str, str]], bool] | None = None
+    """Whether a row of the file is shown; None: all are."""
+
+    def lines(self) -> list[str]:
+        """The table in Markdown."""
+        with (RESULTS / self.file).open(newline="") as file:
+            shown = [row for row in csv.DictReader(file) if self.rows is None or self.rows(row)]
+        cells = [[_filled(template, row) for template in self.columns.values()] for row in shown]
+        return [_line(line) for line in (self.columns, ["---"] * len(self.columns), *cells)]
+
+
+def _is_peer(row: dict[str, str]) -> bool:
+    return row["peer"].split()[0:1] in (["nnunetv2"], ["batchgeneratorsv2"], ["monai"]) and bool(row["theirs"])
+
+
+def _has_own_bound(row: dict[str, str]) -> bool:
+    return row["peer"] == "own bound" and row["unit"] in ("s", "MB", "%") and "make bench" in row["note"]
+
+
+BESIDE = {"measured": "{benchmark}", "unit": "{unit}", "ours": "{ours}", "theirs": "{theirs}", "ratio": "{ratio}"}
+TABLES = {
+    "beside-nnunet": Table(file=RUN, columns=BESIDE, rows=_is_peer),
+    "own-bounds": Table(
+        file=RUN, columns={"measured": "{benchmark}", "value": "{ours} {unit}", "bound": "{theirs} {unit}"},
+        rows=_has_own_bound,
+    ),
+    "large-volumes": Table(
+        file=RUN, columns={"measured": "{benchmark}", "MiB": "{ours}", "bound": "{theirs}"},
+        rows=lambda row: row["benchmark"].endswith("one volume of 1024³") and row["peer"] == "own bound",
+    ),
+    "expanded-patch": Table(
+        file="studies/expanded-patch.csv",
+        columns={
+            "expanded patch × batch": "{expanded_patch} × {batch}", "patch": "{patch}", "how": "{how}",
+            "U-Net, GiB": "{unet_gib}", "meU-net, GiB": "{meunet_gib}", "ratio": "{ratio}",
+            "ratio in the paper": "{published_ratio}",
+        },
+        rows=lambda row: bool(row["published_ratio"]) or row["how"] == "measured",
+    ),
+    "pipeline-stages": Table(
+        file="studies/pipeline-stages.csv",
+        columns={"stages": "{stages}", "memory of each stage over one device's": "{shares}", "fullest": "{fullest}"},
+    ),
+    "whole-image": Table(
+        file="studies/whole-image.csv",
+        columns={
+            "network": "{network}", "whole, s": "{whole_seconds}", "windows, s": "{windows_seconds}",
+            "ratio": "{ratio}", "published": "{published_ratio}",
+        },
+    ),
+    "demo": Table(
+        file="studies/demo.csv",
+        columns={
+            "model": "{model}", "patch": "{patch}", "split": "{split}", "cases": "{cases}", "DSC": "{dsc} ± {dsc_sd}",
+            "NSD at 2 mm": "{nsd_2mm} ± {nsd_2mm_sd}",
+        },
+    ),
+    "chaos-sweep-patch": Table(file="studies/chaos-sweep-patch.csv", columns={"patch": "{setting}", **COMPARED}),
+    "chaos-sweep-batch": Table(file="studies/chaos-sweep-batch.csv", columns={"batch": "{setting}", **COMPARED}),
+    "chaos-models": Table(
+        file="studies/chaos-models.csv",
+        columns={key: text for key, text in SWEEP.items() if key != "SD of seeds"},
+    ),
+    "vnc-networks": Table(
+        file="studies/vnc-networks.csv",
+        columns={
+            "network": "{setting}", **{key: text for key, text in COMPARED.items() if "NSD" not in key},
+        },
+    ),
+    "openkbp": Table(
+        file="studies/openkbp.csv",
+        columns={
+            "network": "{network}",
+            **{
+                heading: f"{{{key}_dsc}} [{{{key}_low}}, {{{key}_high}}]"
+                for heading, key in (
+                    ("32³", "patch_32"), ("48 × 48 × 64", "patch_48_48_64"), ("whole image", "whole"),
+                )
+            },
+        },
+        rows=lambda row: row["run"] == "2",
+    ),
+    "cxr2": Table(
+        file="studies/cxr2.csv",
+        columns={
+            "resolution": "{resolution}", "images per class": "{images_per_class}",
+            "accuracy": "{accuracy} [{accuracy_low}, {accuracy_high}]", "SD of seeds": "{sd_of_seeds}",
+            "AUROC": "{auroc}", "ECE": "{ece}", "seconds": "{seconds}", "peak, MiB": "{peak_mib}",
+        },
+        rows=lambda row: row["workers"] == "1",
+    ),
+}  # fmt: skip
+
+
+def with_tables(page: str) -> str:
+    """The text of a page with its tables as they should be.
+
+    Raises:
+        KeyError: the page names a table that is not in `TABLES`.
+    """
+    return MARKED.sub(lambda found: f"{found[1]}{_text(TABLES[found[2]].lines())}{found[4]}", page)
+
+
+def main() -> int:
+    """Writes or checks the pages; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is out of date")
+    check = parser.parse_args().check
+    status = 0
+    for name in PAGES:
+        path = REPOSITORY / name
+        wanted = with_tables(path.read_text())
+        if path.read_text() == wanted:
+            continue
+        if check:
+            print(f"{name}: its tables are out of date; run 'make bench-tables'", file=sys.stderr)
+            status = 1
+        else:
+            path.write_text(wanted)
+    return status
+
+
+def _filled(template: str, row: dict[str, str]) -> str:
+    """A cell; empty where all of its fields are."""
+    values = [row[name] for name, _ in FIELD.findall(template)]
+    if not any(values):
+        return ""
+    return FIELD.sub(lambda field: _number(row[field[1]], signed=bool(field[2])), template)
+
+
+def _number(text: str, *, signed: bool) -> str:
+    if signed and text and text[0] != "-":
+        return f"+{text}"
+    return text.replace("-", "−") if re.fullmatch(r"-[\d.]+", text) else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " ".join(f"| {cell}" if cell else "|" for cell in cells) + " |"
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
