@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test fuzz test-slurm bench lint format setup clean
+.PHONY: demo test fuzz test-slurm bench bench-tables lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -40,8 +40,11 @@ $(PEERS): requirements-peers.lock $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-peers.lock
 	@touch $@
 
-bench: $(PEERS) ## with what the benchmarks compare with; no other target needs it
+bench: $(PEERS) ## installs first what the benchmarks compare with; no other target needs it
 	$(BIN)/python -m benchmarks
+
+bench-tables: $(INSTALLED) ## the tables of docs/performance.md and docs/results.md, from benchmarks/results
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -50,6 +53,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m megavoxel.config config
 	$(BIN)/python -m megavoxel.config.reference --check
 	$(BIN)/python envs/update.py --check
+	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/snakemake --lint
 
 format: $(INSTALLED)

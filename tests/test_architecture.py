@@ -78,3 +78,41 @@ def test_paths_and_modules_named_in_the_page_exist(repository, package):
     assert len(named) > 15
     for name in named - {"stages/NAME.py"}:
         assert (repository / name).is_file() or (package / name).is_file(), name
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """For every module of the package, those that it imports, wherever in the file; for types alone counts as well."""
+    names = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    return {name: {other for other in imported(path) if other in modules} - {name} for name, path in modules.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach one another, sorted: the strongly connected components of more than one node."""
+
+    def reached(start: str, edges: dict[str, set[str]]) -> set[str]:
+        found, waiting = set(), [start]
+        while waiting:
+            new = edges[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    backwards = {name: {other for other in graph if name in graph[other]} for name in graph}
+    groups = {frozenset(reached(name, graph) & reached(name, backwards)) for name in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [["a", "b", "c"]]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_no_function_is_longer_than_70_lines(package):
+    too_long = [
+        f"{path.relative_to(package)}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 70
+    ]
+    assert not too_long
