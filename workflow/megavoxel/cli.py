@@ -1,6 +1,6 @@
-"""The command line: one subcommand per stage, each in a module of `megavoxel.stages`.
+"""The command line: one subcommand for each module of `megavoxel.stages`.
 
-Only the module of the stage that was asked for is imported, so that `megavoxel check` does not wait for torch.
+Only the module of the requested stage is imported, so that `megavoxel check` does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from megavoxel import __version__
 from megavoxel.errors import UserError, printable
 
 STAGES = {
-    "init": "look at a folder of images, and write a first dataset and study file",
+    "init": "look at a folder of images and write a first dataset and study file",
     "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
     "phantom": "make a synthetic labelled CT-like dataset from a seed",
-    "check": "look at every case and list all faults",
+    "check": "read every case and list all faults",
     "fingerprint": "measure shapes, spacings and intensities of a dataset",
     "split": "divide the training cases into folds",
     "plan-preprocessing": "choose spacing, axis order and normalisation",
@@ -30,24 +30,24 @@ STAGES = {
     "preprocess": "crop, normalise and resample cases",
     "train": "train a setting on a fold",
     "predict": "label images by the sliding window",
-    "export": "make a model to take away of trained runs",
+    "export": "make a model that can be used elsewhere, from trained runs",
     "time": "measure seconds per image of a trained setting",
     "stage1": "bring first-stage label maps to the grid of the second stage of a cascade",
     "ensemble": "average the probabilities of several settings",
     "postprocess": "keep largest components where cross-validation improves",
     "evaluate": "score label maps: DSC and NSD",
     "report": "tables, figures and a page from the scores",
-    "status": "show how far the runs of a study are",
+    "status": "show the progress of the runs of a study",
     "tensorboard": "write the training curves as event files of TensorBoard",
     "wheels": "download the packages of a container image",
     "image": "build a container image",
-    "lock-images": "write what container images hold",
+    "lock-images": "write the lock file that describes the container images",
 }
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one stage and returns the exit status: 0, 1 for an error that the message explains, 2 for wrong usage."""
+    """Runs one stage; returns 0, 1 after an error that its message explains, or 2 after wrong usage."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in STAGES:
         return _top_level(arguments)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told_to_runner() -> AbstractContextManager:
-    """Where this is one of several processes, an error is left for the one that started them."""
+    """In one of several processes of a job, leaves an error for the process that started them."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
     from megavoxel.distributed.launch import told_to_runner
@@ -76,11 +76,11 @@ def _told_to_runner() -> AbstractContextManager:
 
 
 def _explained(error: Exception) -> str | None:
-    """What the user can do about an error, in one line; None for those that need their traceback."""
+    """What the user can do about an error, in one line; None if it needs its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "memory ran out; run it with more memory, or fewer --processes where there are several"
+        return "memory ran out; run it with more memory, or with fewer --processes if there are several"
     if error.errno in FULL_DISK:
         place = f" while writing {error.filename}" if error.filename else ""
         return (

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the few formats that stages exchange."""
+"""Files that are written whole or not at all, and the JSON that stages exchange."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from megavoxel.errors import UserError, shown
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; a clean exit renames it to `path`, an exception removes it.
+    """Yields a temporary path beside `path`, which is renamed to `path` on success and removed on an exception.
 
-    The temporary name ends like `path`, so that writers that look at the suffix (``.nii.gz``, ``.png``) do the
-    same thing for both.
+    The temporary path ends like `path`, because some writers choose the format by the suffix (``.nii.gz``, ``.png``).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,21 +35,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; a clean exit puts it in the place of `path`, an exception removes it.
+    """Yields a temporary folder beside `path`, which becomes `path` on success and is removed on an exception.
 
     Args:
         path: the folder to make.
-        replace: whether a folder with content may stand there, which is then deleted.
+        replace: whether a folder that is already there, with its content, is replaced.
 
     Raises:
-        UserError: there is content at `path`, and `replace` was not asked for.
+        UserError: there is content at `path`, and `replace` is false.
     """
     path = Path(path)
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: has content already and is not replaced; name a new folder, or empty this one")
     path.parent.mkdir(parents=True, exist_ok=True)
     private = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-    # Within the private folder, so that this one is made with the permissions that the user's umask says.
+    # mkdtemp makes a folder that only the user can read; a folder inside it gets the permissions of the umask.
     partial = private / path.name
     try:
         partial.mkdir()
@@ -64,7 +63,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the file where a compiled library reports a failed write as no more than a RuntimeError.
+    """Names the file for a failed write that a compiled library reports as a plain RuntimeError.
 
     Raises:
         UserError: the block raised RuntimeError.
@@ -108,7 +107,7 @@ def read_json(path: Path, *, what: str) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        if "\\ud" in text.lower():  # half a character, which can be written nowhere, if it is not one of a pair
+        if "\\ud" in text.lower():  # a lone surrogate cannot be written to any file: refuse it here
             json.dumps(content, ensure_ascii=False).encode()
         return content
     except FileNotFoundError:
@@ -125,10 +124,14 @@ def read_json(path: Path, *, what: str) -> Any:
 
 
 def require_file_name(name: str, where: str) -> None:
-    """Refuses what cannot be the name of a file in a folder of ours, with a suffix of ours behind it.
+    """Refuses a name that cannot be a file's: stages add folders before it and suffixes behind it.
+
+    Args:
+        name: the name, say of a case.
+        where: file and key, for the message.
 
     Raises:
-        UserError: the name is empty, a way to another folder, longer than 180 bytes, or has control characters.
+        UserError: the name is empty, leads to another folder, is longer than 180 bytes, or has control characters.
     """
     if not name.isprintable() or name in ("", ".", "..") or set(name) & {"/", "\\"} or len(name.encode()) > 180:
         raise UserError(
@@ -138,7 +141,7 @@ def require_file_name(name: str, where: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
     with Path(path).open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""The same work on many cases, in this process or in several, with a bar or plain lines that show how far it is."""
+"""Runs a function on many cases, in this process or in several, and shows the progress."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PROBES = 2
-"""Items done in this process first; the last of them, which pays for no imports, tells how long the others take."""
+"""Items done in this process first. The last of them, after all imports, tells how long the others will take."""
 START_SECONDS = 6.0
-"""What starting processes costs with their imports; less work than that is done in this process."""
+"""Time in which other processes start and import; if less work than that is left, this process does it alone."""
 
 
 def map_cases(
@@ -32,18 +32,18 @@ def map_cases(
     unit: str = "case",
     describe: Callable[[Item, Result], str] | None = None,
 ) -> list[Result]:
-    """`[work(item) for item in items]`, in that order whatever the number of processes.
+    """Returns `[work(item) for item in items]`, in that order with any number of processes.
 
     Args:
-        work: a function of a module, or a `functools.partial` of one, so that other processes can be given it.
-        items: what to work on.
-        processes: how many at once; each of several computes with one thread.
-        title: stands beside the progress.
+        work: a function of a module, or a `functools.partial` of one, which can be sent to other processes.
+        items: the arguments of `work`.
+        processes: how many run at once; if several do, each computes with one thread.
+        title: shown beside the progress.
         unit: what an item is.
-        describe: one line about a finished item; None: about ten lines in all.
+        describe: makes a line about each finished item; None: a log gets about ten lines in all.
 
     Raises:
-        UserError: a process was killed; and what `work` raises.
+        UserError: a process was killed. Errors of `work` are raised as well.
     """
     results: list[Result] = []
     with progress(title, len(items), unit=unit) as shown:
@@ -68,7 +68,7 @@ def _results(work: Callable[[Item], Result], items: Sequence[Item], processes: i
 def _by_processes(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int, title: str
 ) -> Iterator[Result]:
-    # A fork of a process that has used OpenMP threads can hang: fork from a fresh one that has the module already.
+    # A fork of a process that has used OpenMP threads can hang. The fork server is a fresh process with the module.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([getattr(work, "func", work).__module__])
     try:
@@ -83,7 +83,7 @@ def _by_processes(
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started inside compute with one thread each: several times all cores is slower than all cores."""
+    """Has processes that are started inside compute with one thread each, so that they do not compete for cores."""
     before = {name: os.environ.get(name) for name in THREAD_COUNTS}
     os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
     try:

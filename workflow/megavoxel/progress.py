@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, and in a log plain lines with the time that is left."""
+"""Progress of a long piece of work: a bar on a terminal, plain lines with the remaining time in a log."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 LINES = 10
-"""Lines in a log, where not every item has one of its own."""
+"""Lines in a log if items have no lines of their own."""
 SAID_FROM_SECONDS = 5.0
-"""Less time than that is left unsaid."""
+"""A shorter remaining time is not shown."""
 BYTES = "B"
-"""The unit of work that is counted in bytes."""
+"""Unit of work that is counted in bytes."""
 
 
 class Progress:
-    """Counts what is done of one piece of work, and shows it."""
+    """Counts and shows the progress of one piece of work."""
 
     def __init__(self, bar: tqdm, title: str, total: int | None, done: int) -> None:
         self._bar, self._title, self._total, self._first, self._done = bar, title, total, done, done
         self._begin = time.monotonic()
 
     def advance(self, amount: int = 1, line: str | None = None) -> None:
-        """Some more is done.
+        """Counts more work as done.
 
         Args:
-            amount: how much more, in units.
-            line: what to say of it, on a terminal as well; None: about ten lines in all, and in a log alone.
+            amount: how much, in units.
+            line: text to write, also on a terminal; None: a log gets about ten lines in all, a terminal none.
         """
         before, self._done = self._done, self._done + amount
         self._bar.update(amount)
@@ -37,7 +37,7 @@ class Progress:
                 self._bar.write(line)
         elif self._total and (line is not None or _tenths(self._done, self._total) > _tenths(before, self._total)):
             said = f"{self._title}: " if line is None else f"{line}; "
-            # A log is read while it is written: Python itself would keep the lines back until they are many.
+            # Without flush, Python would keep the lines of a log back until there are many.
             print(f"{said}{self._count(self._total)}", flush=True)
 
     def _count(self, total: int) -> str:
@@ -49,13 +49,13 @@ class Progress:
 
 @contextmanager
 def progress(title: str, total: int | None, *, unit: str = "case", done: int = 0) -> Iterator[Progress]:
-    """Shows how far the work of a `with` block is.
+    """Shows the progress of a `with` block.
 
     Args:
-        title: stands beside the bar and before the count.
+        title: shown beside the bar and before the count.
         total: how much there is to do; None: not known, and no lines are written.
         unit: what is counted; `B`: bytes, shown in MB.
-        done: what was done before, which says nothing of the speed.
+        done: how much was done before; it does not count for the speed.
     """
     with tqdm(total=total, initial=done, desc=title, unit=unit, unit_scale=unit == BYTES, disable=None) as bar:
         bar.unit = unit  # a switched-off bar does not keep it
@@ -63,13 +63,13 @@ def progress(title: str, total: int | None, *, unit: str = "case", done: int = 0
 
 
 def time_left(done: int, missing: int, seconds: float) -> str:
-    """`, about 3 min left`, if the rest goes on like the work so far; empty where that is not known or is little."""
+    """`, about 3 min left`, at the speed so far; empty if that is not known or the time is short."""
     left = seconds / done * missing if done > 0 else 0.0
     return f", about {duration(left)} left" if left >= SAID_FROM_SECONDS else ""
 
 
 def duration(seconds: float) -> str:
-    """A time for the reader: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """A duration as text: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
         if seconds >= 2 * size or (seconds >= size and unit == "h"):
             return f"{seconds / size:.{digits}f} {unit}"

@@ -1,4 +1,4 @@
-"""Build a container image by Apptainer from a definition file."""
+"""Build a container image from a definition file with Apptainer."""
 
 from __future__ import annotations
 

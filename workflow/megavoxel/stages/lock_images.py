@@ -1,4 +1,4 @@
-"""Write what container images hold: digest, sources and packages of each."""
+"""Write the digest, sources and packages of container images."""
 
 from __future__ import annotations
 
