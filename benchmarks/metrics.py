@@ -13,8 +13,8 @@ import torch
 from scipy import ndimage
 
 from benchmarks.measure import Row, paired_seconds, peer, smaller_is_better
-from megavoxel.evaluation.overlap import dice_per_label
-from megavoxel.evaluation.surface import surface_dice_per_label
+from megavoxel.evaluation.metrics import DEFAULT, METRICS
+from megavoxel.evaluation.surface import compared_labels
 
 SHAPE = (128, 256, 256)
 SPACING = (5.0, 0.8, 0.8)
@@ -46,8 +46,8 @@ def run() -> list[Row]:
 def score(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """DSC and NSD per label, (2, labels)."""
     tolerances = [TOLERANCE] * len(LABELS)
-    surface = surface_dice_per_label(prediction, reference, LABELS, tolerances=tolerances, spacing=SPACING)
-    return np.stack([dice_per_label(prediction, reference, LABELS), surface])
+    labels = list(compared_labels(prediction, reference, LABELS, tolerances=tolerances, spacing=SPACING))
+    return np.array([[METRICS[key].of(label) for label in labels] for key in DEFAULT])
 
 
 def score_by_monai(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:

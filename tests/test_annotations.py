@@ -20,8 +20,8 @@ from megavoxel.config.study import Preprocessing, Setting
 from megavoxel.datasets.annotations import annotated_cases
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.errors import UserError
-from megavoxel.evaluation.determine import determine_postprocessing
-from megavoxel.evaluation.selection import predicted_pairs
+from megavoxel.evaluation.pairs import predicted_pairs
+from megavoxel.evaluation.postprocessing import determine_postprocessing
 from megavoxel.files import write_json
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import Plan, load_plan, save_plan

@@ -18,8 +18,9 @@ from megavoxel.datasets.adjustments import adjusted_cases
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
+from megavoxel.evaluation.metrics import METRICS
+from megavoxel.evaluation.pairs import predicted_pairs, targets_of
 from megavoxel.evaluation.score import score_pairs
-from megavoxel.evaluation.selection import predicted_pairs, targets_of
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import load_preprocessing_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -122,8 +123,8 @@ def test_scores_are_those_of_the_labels(folder, cases):
     for number in range(3):
         folder.write(f"../predictions/case_{number}", found)
     pairs = predicted_pairs(cases, [folder.base / "predictions"])
-    scores = score_pairs(pairs, targets_of(cases))
-    assert [(score.label, score.dsc) for score in scores] == [("synapse", 0.5)] * 3
+    scores = score_pairs(pairs, targets_of(cases), [METRICS["dsc"]])
+    assert [(label, value) for _, label, _, value in scores] == [("synapse", 0.5)] * 3
 
 
 def test_files_of_datasets_without_the_key_stay_as_they_were(folder, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from fake_study import GEOMETRY, SHAPE, evaluate_part, make_study
 from megavoxel.cli import main
+from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.overlap import dice_per_label
-from megavoxel.evaluation.surface import surface_dice
+from megavoxel.evaluation.surface import compared_labels
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.volumes.nifti import Geometry, read_labels, write_labels
 
@@ -74,8 +75,8 @@ def test_spacing_is_taken_in_the_order_of_the_axes(folders, tmp_path):
     output = tmp_path / "scores.csv"
     assert evaluate(*folders, "--tolerance", "0.5", "--output", output) == 0
     prediction, reference = (read_labels(folder / "b.nii.gz")[0] for folder in folders)
-    expected = surface_dice(prediction == 1, reference == 1, tolerance=0.5, spacing=(3.0, 1.5, 1.0))
-    assert values(output)["b", "1", "NSD"] == expected
+    (label,) = compared_labels(prediction, reference, [1], tolerances=[0.5], spacing=(3.0, 1.5, 1.0))
+    assert values(output)["b", "1", "NSD"] == METRICS["nsd"].of(label)
     assert dice_per_label(prediction, reference, [1])[0] == values(output)["b", "1", "DSC"]
 
 

@@ -25,9 +25,8 @@ from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.classification.stored import read_published_accuracy
 from megavoxel.reporting.comparison import mean_interval
 from megavoxel.reporting.memory import cascade_peaks, how_measured, own_peaks, stages_of
-from megavoxel.reporting.memory_figure import NO_PEAK, memory_figure
-from megavoxel.reporting.memory_points import measured_groups, model_groups, published_rows
 from megavoxel.reporting.published import read_published
+from megavoxel.reporting.scatter import NO_PEAK, memory_figure, memory_points, model_groups
 from megavoxel.reporting.stored import Stored, load_stored
 from megavoxel.stages.train import _forecast_gib
 from megavoxel.training.memory import tracked_step
@@ -194,7 +193,7 @@ def test_a_cascade_has_the_largest_of_its_stages_beside_published_numbers_and_it
     memory, gut = tables["published"].to_dict("records")
     assert (memory["published"], memory["measured"], memory["difference"]) == (15.0, 4.0, -11.0)
     assert (gut["peak_gib"], gut["forecast_gib"]) == (4.0, 5.0)
-    drawn = {group.name: group.gib for group in measured_groups(load(folder, definition))}
+    drawn = {point.name: point.cost for point in memory_points(load(folder, definition), read_published(None))}
     assert drawn == {"small": 1.5, "large-s1 + 1 repeat": 4.25, "second": 4.0, "both": 4.0}
 
 
@@ -314,8 +313,8 @@ def test_a_published_row_that_two_tables_repeat_is_drawn_once(written):
     )]  # fmt: skip
     lines += ["3,huge,DSC,0.9,A", "3,huge,peak_gib,31,A", "4,huge,DSC,0.9,A"]
     stored = load(folder, definition)
-    rows = published_rows(read_published(published_file(folder, *lines)), stored, measured_groups(stored))
-    assert [(row.number, row.name, row.gib) for row in rows] == [
+    points = memory_points(stored, read_published(published_file(folder, *lines)))
+    assert [(point.number, point.name, point.cost) for point in points if point.kind == "published"] == [
         (5, "huge (1)", 30.0),
         (1, "small (1)", 30.0),
         (6, "huge (3)", 31.0),

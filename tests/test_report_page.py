@@ -140,7 +140,7 @@ def test_best_median_and_worst_case(reported):
 def test_a_slice_is_seen_from_the_feet_with_the_right_aspect(reported):
     cases = load_cases(reported.cases)
     prediction = reported.results / "small/fold-0/validation/case_0.nii.gz"
-    cut = read_slice(cases, Example(rank="best", case="case_0", dsc=1.0, prediction=prediction))
+    cut = read_slice(cases, Example(rank="best", case="case_0", score=1.0, prediction=prediction))
     assert cut.aspect == pytest.approx(1.5)
     assert cut.window == (-160.0, 240.0)
     # The liver lies at low x, the patient's left in RAS+, so on the right of the picture.
@@ -159,7 +159,7 @@ def test_a_slice_of_a_case_without_reference_foreground(reported, tmp_path):
     shutil.copytree(Path(cases.root) / "images", empty / "images")
     moved = type(cases)(**{**vars(cases), "root": str(empty), "channels": ("MR",)})
     prediction = reported.results / "small/fold-0/validation/case_0.nii.gz"
-    cut = read_slice(moved, Example(rank="worst", case="case_0", dsc=0.0, prediction=prediction))
+    cut = read_slice(moved, Example(rank="worst", case="case_0", score=0.0, prediction=prediction))
     assert not cut.reference.any()
     assert np.count_nonzero(cut.prediction) == 8 * 6 + 4 * 4
     low, high = np.percentile(cases.read_image(cases.case("case_0"))[0], [1, 99])

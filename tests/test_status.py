@@ -98,11 +98,12 @@ def finish(root: Path, *, scored: bool) -> None:
 def test_a_finished_run_has_the_mean_of_its_cases(tmp_path):
     finish(tmp_path, scored=False)
     run = one(tmp_path)
-    assert (run.state, run.epoch, run.pseudo_dice, run.dsc) == ("trained", "2", 0.75, None)
+    assert (run.state, run.epoch, run.pseudo_dice, run.score) == ("trained", "2", 0.75, None)
     finish(tmp_path, scored=True)
     run = one(tmp_path)
     assert run.state == "done"
-    assert run.dsc == pytest.approx((0.625 + 0.5) / 2)
+    assert run.metric == "DSC"
+    assert run.score == pytest.approx((0.625 + 0.5) / 2)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import torch
 from monai.metrics import compute_surface_dice
 
-from megavoxel.evaluation.surface import surface_dice, surface_dice_per_label
+from megavoxel.evaluation.metrics import METRICS
+from megavoxel.evaluation.surface import compared_labels
 
 
 def by_monai(prediction, reference, tolerance, spacing):
@@ -22,6 +23,18 @@ def by_monai(prediction, reference, tolerance, spacing):
             *masks, class_thresholds=[tolerance], include_background=True, spacing=list(spacing), use_subvoxels=True
         )
     )
+
+
+def surface_dice_per_label(prediction, reference, labels, *, tolerances, spacing):
+    """NSD of each label."""
+    found = compared_labels(prediction, reference, labels, tolerances=tolerances, spacing=spacing)
+    return np.array([METRICS["nsd"].of(label) for label in found])
+
+
+def surface_dice(prediction, reference, *, tolerance, spacing):
+    """NSD of two masks."""
+    maps = [mask.astype(np.uint8) for mask in (prediction, reference)]
+    return surface_dice_per_label(*maps, [1], tolerances=[tolerance], spacing=spacing)[0]
 
 
 def box(shape, start, stop):

@@ -18,6 +18,7 @@ from megavoxel.config.study import Sweep
 from megavoxel.config.study_file import parse_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
+from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.planning.plan import save_plan
 from megavoxel.reporting.comparison import holm, mean_interval
@@ -332,10 +333,10 @@ def test_of_many_models_ensembles_and_their_members_are_shown():
 def test_the_median_case_is_one_that_all_models_have():
     rows = [("a", f"c{number}", number / 10) for number in range(5)] + [("b", f"c{number}", 0.5) for number in range(4)]
     means = pd.DataFrame(rows, columns=["setting", "case", "DSC"])
-    assert median_case(means, {"a"}, "a") == "c2"
+    assert median_case(means, {"a"}, "a", METRICS["dsc"]) == "c2"
     # Of 0.3, 0.2, 0.1 and 0.0 the lower one in the middle.
-    assert median_case(means, {"a", "b"}, "a") == "c1"
-    assert median_case(means, {"a", "absent"}, "a") is None
+    assert median_case(means, {"a", "b"}, "a", METRICS["dsc"]) == "c1"
+    assert median_case(means, {"a", "absent"}, "a", METRICS["dsc"]) is None
     assert median_case(means.assign(DSC=np.nan), {"a"}, "a") is None
     # Without the value that b has for c1, 0.3, 0.2 and 0.0 are left.
     hollow = means.assign(DSC=means["DSC"].mask((means["setting"] == "b") & (means["case"] == "c1")))

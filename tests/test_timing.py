@@ -13,9 +13,9 @@ from fake_study import FakeStudy, make_plan, make_study, report_study
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.published import read_published
+from megavoxel.reporting.scatter import MEAN, network_names, time_figure, time_points
 from megavoxel.reporting.stored import Definition, load_stored
 from megavoxel.reporting.tables import NO_TIMINGS, show_time
-from megavoxel.reporting.time_figure import network_names, time_figure, timed_points
 from megavoxel.reporting.timing import COLUMNS, no_timings, read_timings, seconds_of_models, time_table
 
 HEAD = ",".join(COLUMNS)
@@ -181,15 +181,19 @@ def test_without_timings_the_page_has_no_such_section_and_no_older_figure_stays(
 def test_the_figure_has_a_line_per_network_and_published_points_beside(fake, tmp_path):
     stored = load_stored(fake.results, str(fake.definition), need_cases=True)
     timings = read_timings([Path(timed(fake, tmp_path)[1])])
-    points = timed_points(stored, timings, read_published(tmp_path / "published.csv"))
+    published = read_published(tmp_path / "published.csv")
+    points = time_points(stored, timings, published)
     liver = {"small": 4 / 6, "large": 5 / 6}
-    assert [(point.setting, point.window, point.seconds) for point in points] == [
-        ("small", "8x8x8", 1.5),
-        ("large", "16x16x16", 3.0),
+    assert [(point.number, point.name, point.kind, point.cost) for point in points] == [
+        (1, "small, window 8x8x8", "setting", 1.5),
+        (2, "large, window 16x16x16", "setting", 3.0),
+        (2, "large, window 16x16x16", "published", 2.0),
     ]
-    assert [point.dsc for point in points] == [pytest.approx((liver[point.setting] + 1) / 2) for point in points]
-    assert [point.published for point in points] == [None, (2.0, 0.75)]
-    (ax,) = time_figure(points, "test").axes
+    assert [point.scores[MEAN] for point in points] == [
+        *(pytest.approx((liver[name] + 1) / 2) for name in ("small", "large")),
+        0.75,
+    ]
+    (ax,) = time_figure(stored, timings, published).axes
     lines = [line for line in ax.get_lines() if line.get_linestyle() == "-"]
     assert [list(line.get_xdata()) for line in lines] == [[1.5, 3.0]]  # the same network: one line
     hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
@@ -238,15 +242,23 @@ def test_figure_1_of_the_paper_can_be_drawn_from_its_grid(fake, repository):
         plans=plans,
     )
     lines = [(n, "test", "all", "case_4", "1", rows[n, "seconds"], n.rpartition("-")[2]) for n in settings]
-    points = timed_points(study, pd.DataFrame(lines, columns=COLUMNS), published)
-    assert [(point.seconds, point.dsc) for point in points] == [point.published for point in points]
-    figure = time_figure(points, "test")
+    timings = pd.DataFrame(lines, columns=COLUMNS)
+    points = time_points(study, timings, published)
+    measured, said = (
+        [(point.cost, point.scores[MEAN]) for point in points if (point.kind == "published") == kind]
+        for kind in (False, True)
+    )
+    assert measured == said
+    assert len(measured) == 18
+    figure = time_figure(study, timings, published)
     solid = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]
     assert [len(line.get_xdata()) for line in solid] == [3] * 6
     assert figure.axes[0].get_xscale() == "log"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:6] == ["unet-32", "unet-64", "unet-128", "se-unet-32", "se-unet-64", "se-unet-128"]
-    assert labels[6:] == ["window small", "window medium", "window whole", "published"]
+    networks = ("unet-32", "unet-64", "unet-128", "se-unet-32", "se-unet-64", "se-unet-128")
+    places = [(network, window) for window in ("small", "medium", "whole") for network in networks]
+    assert labels[:18] == [f"{n}  {network}-{window}, window {window}" for n, (network, window) in enumerate(places, 1)]
+    assert labels[18:] == ["published, of the same number"]
 
 
 @pytest.mark.parametrize(

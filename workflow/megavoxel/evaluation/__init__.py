@@ -1,1 +1,1 @@
-"""Scores of label maps (DSC, NSD) and the post-processing that is chosen by them."""
+"""Metrics, scores of label maps, and the post-processing that is chosen by them."""

@@ -1,19 +1,23 @@
-"""Predictions and the label maps that they are held against, as files."""
+"""What is scored: predictions and the label maps that they are held against, as files, and the labels in them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from megavoxel.datasets.cases import Cases
 from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
+from megavoxel.planning.splits import Splits
 from megavoxel.volumes.nifti import Geometry, read_labels
 
 SUFFIX = ".nii.gz"
+ALL_FOLDS = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,27 @@ class Pair:
     """Label map in NIfTI, on the same grid."""
     skipped: tuple[str, ...] = ()
     """Names of the labels that are not scored, because the reference has no annotation of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A label to score."""
+
+    name: str
+    value: int
+    """Its number in the label maps, 1 or more."""
+    tolerance: float
+    """Tolerance of NSD in mm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What of a split is scored."""
+
+    pairs: tuple[Pair, ...]
+    """The labelled cases."""
+    unlabelled: tuple[str, ...]
+    """Cases without a label map: predicted, not scored."""
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
@@ -115,5 +140,134 @@ def label_values(paths: Sequence[Path], *, processes: int = 1) -> list[int]:
     return sorted(set().union(*found) - {0})
 
 
+def select_pairs(
+    cases: Cases, splits: Splits, *, split: str, fold: str, predictions: Path, allow_extra: bool
+) -> Selection:
+    """The labelled cases of a split with their predictions `CASE.nii.gz`; labels that are not annotated are skipped.
+
+    Args:
+        split: `validation` or `test`.
+        fold: number of a fold, or `all`; validation then means the validation cases of all folds.
+
+    Raises:
+        UserError: there is no such fold, a prediction is missing, or there is one too many.
+    """
+    names = split_cases(splits, split=split, fold=fold)
+    labelled = [name for name in names if cases.case(name).label is not None]
+    if labelled:
+        check_complete(predictions, labelled, known=names, allow_extra=allow_extra)
+    pairs = tuple(
+        _pair(cases, name, predictions / f"{name}{SUFFIX}", cases.case(name).unannotated) for name in labelled
+    )
+    return Selection(pairs=pairs, unlabelled=tuple(name for name in names if name not in set(labelled)))
+
+
+def split_cases(splits: Splits, *, split: str, fold: str) -> list[str]:
+    """Names of the cases of a split, sorted; arguments and errors as in `select_pairs`."""
+    if split == "test":
+        return sorted(splits.test)
+    if fold == ALL_FOLDS:
+        return sorted({name for part in splits.folds for name in part.validation})
+    if not fold.isdecimal() or int(fold) >= len(splits.folds):
+        raise UserError(f"--fold {fold}: there is no such fold; allowed: 0 to {len(splits.folds) - 1}, or {ALL_FOLDS}")
+    return sorted(splits.folds[int(fold)].validation)
+
+
+def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
+    """All predictions of several folders with their references, in order of the cases' names, to learn from them.
+
+    So hidden labels are skipped as well as those that are not annotated.
+
+    Raises:
+        UserError: no predictions, a case in two folders, or one that is unknown or has no label map.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for name in case_names(folder):
+            if name in found:
+                raise UserError(
+                    f"case {name} is in {found[name].parent} and in {folder}; each case is validated in one fold only: "
+                    "remove the prediction that does not belong"
+                )
+            found[name] = folder / f"{name}{SUFFIX}"
+    if not found:
+        raise UserError(f"{', '.join(map(str, folders))}: there are no *{SUFFIX} predictions; run 'megavoxel predict'")
+    return [_pair(cases, name, found[name], cases.case(name).unseen) for name in sorted(found)]
+
+
+def targets_of(cases: Cases) -> list[Target]:
+    """The labels of a dataset, in ascending order of their values."""
+    return [
+        Target(name=name, value=value, tolerance=cases.nsd_tolerance_mm[name])
+        for name, value in sorted(cases.labels.items(), key=lambda item: item[1])
+    ]
+
+
+def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Target]:
+    """Labels with their tolerances, in ascending order of their values.
+
+    Args:
+        labels: value by name.
+        tolerances: one number in mm for all, or `NAME=MM` for each label.
+
+    Raises:
+        UserError: a tolerance is no number from 0, is missing, or belongs to no label.
+    """
+    by_name = _tolerances(tolerances, list(labels))
+    order = sorted(labels.items(), key=lambda item: item[1])
+    return [Target(name=name, value=value, tolerance=by_name[name]) for name, value in order]
+
+
+def parse_labels(words: Sequence[str]) -> dict[str, int]:
+    """Values by name from words such as `liver=1`.
+
+    Raises:
+        UserError: a word is not NAME=VALUE, or a name or value comes twice.
+    """
+    labels: dict[str, int] = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        if not name or not value.isdecimal() or not 1 <= int(value) <= 65535:
+            raise UserError(f"--labels {word}: expected NAME=VALUE with a whole number from 1 to 65535")
+        if name in labels or int(value) in labels.values():
+            raise UserError(f"--labels {word}: this name or value was given before; give each once")
+        labels[name] = int(value)
+    return labels
+
+
+def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -> Pair:
+    case = cases.case(name)
+    if case.label is None:
+        raise UserError(f"case {name}: {prediction} has no label map to be held against; remove it from the folder")
+    return Pair(case=name, prediction=prediction, reference=Path(cases.root) / case.label, skipped=skipped)
+
+
 def _values(path: Path) -> set[int]:
     return {int(value) for value in np.unique(read_labels(path)[0])}
+
+
+def _tolerances(words: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    if len(words) == 1 and "=" not in words[0]:
+        return dict.fromkeys(names, _millimetres(words[0], words[0]))
+    by_name: dict[str, float] = {}
+    for word in words:
+        name, equals, number = word.rpartition("=")
+        if not equals:
+            raise UserError(f"--tolerance {word}: expected one number in mm, or NAME=MM for each label")
+        if name not in names:
+            raise UserError(f"--tolerance {word}: there is no label '{name}'; there are: {', '.join(names)}")
+        by_name[name] = _millimetres(number, word)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise UserError(f"--tolerance: no tolerance for {', '.join(missing)}; add {missing[0]}=MM")
+    return by_name
+
+
+def _millimetres(text: str, word: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise UserError(f"--tolerance {word}: '{text}' is not a number of mm from 0")
+    return number

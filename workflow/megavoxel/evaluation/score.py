@@ -1,40 +1,88 @@
-"""Scores of one case or of many, from files to numbers."""
+"""Scores of label maps: from pairs of files to values of metrics, and their means on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from megavoxel.evaluation.overlap import dice_per_label
-from megavoxel.evaluation.pairs import Pair, read_pair
-from megavoxel.evaluation.surface import surface_dice_per_label
-from megavoxel.evaluation.targets import Target
-from megavoxel.evaluation.tidy import Score
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from megavoxel.evaluation.metrics import Metric
+from megavoxel.evaluation.pairs import Pair, Target, read_pair
+from megavoxel.evaluation.surface import compared_labels
+from megavoxel.evaluation.tidy import Row
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.grid import rounded_spacing
 
+DEFINITIONS = (
+    "Means over cases; the last line takes the mean over labels within each case first. 'Both empty': values that are "
+    "not numbers, left out of the means. 'Unannotated': cases without an annotation of the label, not scored for it."
+)
 
-def score_pairs(pairs: Sequence[Pair], targets: Sequence[Target], *, processes: int = 1) -> list[Score]:
-    """Scores of all pairs, case by case in the given order; the number of processes does not change them.
+
+def score_pairs(
+    pairs: Sequence[Pair], targets: Sequence[Target], metrics: Sequence[Metric], *, processes: int = 1
+) -> list[Row]:
+    """Values of all metrics of all pairs, case by case in the given order, whatever the number of processes.
 
     Raises:
         UserError: a file cannot be read, or a prediction lies on another grid than its reference.
     """
-    per_case = map_cases(partial(score_pair, targets=targets), pairs, processes=processes, title="scoring")
-    return [score for scores in per_case for score in scores]
+    work = partial(score_pair, targets=targets, metrics=metrics)
+    per_case = map_cases(work, pairs, processes=processes, title="scoring")
+    return [row for rows in per_case for row in rows]
 
 
-def score_pair(pair: Pair, targets: Sequence[Target]) -> list[Score]:
-    """DSC and NSD of each label of a case, but for those that are skipped; raises as `score_pairs` does."""
+def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric]) -> list[Row]:
+    """Values of each label of a case but for those that are skipped; raises as `score_pairs` does."""
     targets = [target for target in targets if target.name not in pair.skipped]
     prediction, reference, geometry = read_pair(pair)
-    values = [target.value for target in targets]
-    dsc = dice_per_label(prediction, reference, values)
-    # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
-    spacing = rounded_spacing(geometry.spacing)
-    tolerances = [target.tolerance for target in targets]
-    nsd = surface_dice_per_label(prediction, reference, values, tolerances=tolerances, spacing=spacing)
+    labels = compared_labels(
+        prediction,
+        reference,
+        [target.value for target in targets],
+        tolerances=[target.tolerance for target in targets],
+        # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
+        spacing=rounded_spacing(geometry.spacing),
+    )
     return [
-        Score(case=pair.case, label=target.name, dsc=float(dice), nsd=float(surface))
-        for target, dice, surface in zip(targets, dsc, nsd, strict=True)
+        (pair.case, target.name, metric.name, metric.of(label))
+        for target, label in zip(targets, labels, strict=True)
+        for metric in metrics
     ]
+
+
+def print_means(
+    rows: Sequence[Row], targets: Sequence[Target], metrics: Sequence[Metric], skipped: Mapping[str, int]
+) -> None:
+    """Prints the mean of each metric per label, and the means over labels.
+
+    Args:
+        rows: of all cases, as `score_pairs` gives them.
+        targets: the labels.
+        metrics: of the rows.
+        skipped: by label, in how many cases it was not scored; labels that were always scored may be left out.
+    """
+    table = pd.DataFrame(rows, columns=["case", "label", "metric", "value"])
+    wide = table.pivot(index=["case", "label"], columns="metric", values="value")[[metric.name for metric in metrics]]
+    heads = ["label", "tolerance in mm", "cases", "unannotated", "both empty", *(metric.head for metric in metrics)]
+    lines = []
+    for target in targets:
+        own = wide[wide.index.get_level_values("label") == target.name]
+        counts = (len(own), skipped.get(target.name, 0), int(own.iloc[:, 0].isna().sum()))
+        lines.append([target.name, _tolerance(target, metrics), *counts, *map(_number, own.mean())])
+    by_case = wide.groupby("case").mean()
+    lines.append(["mean over labels", "", len(by_case), "", "", *map(_number, by_case.mean())])
+    align = ["left"] + ["right"] * (len(heads) - 1)
+    print(tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True, colalign=align))
+    print(DEFINITIONS, *(f"{metric.shown}: {metric.title}, {metric.definition}." for metric in metrics))
+
+
+def _tolerance(target: Target, metrics: Sequence[Metric]) -> str:
+    return f"{target.tolerance:g}" if any(metric.takes_tolerance for metric in metrics) else ""
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4f}"

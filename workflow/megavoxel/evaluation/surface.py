@@ -1,96 +1,124 @@
-"""Agreement of two surfaces: the normalised surface distance (NSD), also called surface Dice."""
+"""Labels of two maps compared one by one, and how far their surfaces lie apart."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from monai.metrics import compute_surface_dice
-from scipy.ndimage import find_objects
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import KDTree
+
+from megavoxel.evaluation.overlap import label_counts
+
+if TYPE_CHECKING:  # loaded where a surface is first asked for
+    import torch
 
 MARGIN = 1
+"""Voxels around both masks that belong to the box of a label."""
 Box = tuple[slice, ...]
 
 
-def surface_dice(prediction: np.ndarray, reference: np.ndarray, *, tolerance: float, spacing: Sequence[float]) -> float:
-    """NSD of two masks as defined by Nikolov et al. 2018 (arXiv:1809.04430, section "surface DSC").
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A label of a prediction and of a reference, cut to the box around both masks."""
 
-    The surfaces run between voxels: each neighbourhood of 2 x 2 x 2 voxels contributes the area in mm² of its
-    marching-cubes elements. NSD is the area of both surfaces that lies within `tolerance` of the other one, divided
-    by the area of both. Outside of the array counts as not in the mask, so that a mask that touches the border has a
-    surface there.
+    prediction: np.ndarray
+    """bool, three axes; empty where neither map has the label."""
+    reference: np.ndarray
+    """bool, of the same shape."""
+    both: int
+    """Voxels that are in both masks."""
+    predicted: int
+    """Voxels of the prediction."""
+    referred: int
+    """Voxels of the reference."""
+    tolerance: float
+    """Largest distance of surfaces in mm that counts as none."""
+    spacing: tuple[float, ...]
+    """Voxel size in mm per axis."""
+    diagonal_mm: float
+    """Length of the whole image's diagonal."""
 
-    Args:
-        prediction: boolean mask with three axes.
-        reference: boolean mask of the same shape.
-        tolerance: largest accepted distance in mm, 0 or more.
-        spacing: voxel size in mm per axis, in the order of the arrays' axes.
-
-    Returns:
-        A number from 0 to 1; NaN where both masks are empty, 0 where one is.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must agree")
-    present = bool(prediction.any()), bool(reference.any())
-    if not all(present):
-        return 0.0 if any(present) else float("nan")
-    with _quiet_single_thread():
-        value = compute_surface_dice(
-            _tensor(prediction),
-            _tensor(reference),
-            class_thresholds=[float(tolerance)],
-            include_background=True,
-            spacing=[float(size) for size in spacing],
-            use_subvoxels=True,
+    @cached_property
+    def border_distances(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distances in mm from each border voxel of the prediction to the nearest one of the reference, and back."""
+        ours, theirs = (
+            np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(self.spacing)
+            for mask in (self.prediction, self.reference)
         )
-    return float(value)
+        return KDTree(theirs).query(ours)[0], KDTree(ours).query(theirs)[0]
 
 
-def surface_dice_per_label(
+def compared_labels(
     prediction: np.ndarray,
     reference: np.ndarray,
     labels: Sequence[int],
     *,
     tolerances: Sequence[float],
     spacing: Sequence[float],
-) -> np.ndarray:
-    """NSD of each label, computed in the box around both masks: the same value as on the whole maps.
+) -> Iterator[Compared]:
+    """Each label of two maps in turn, in the box around both masks: metrics have the values of the whole maps there.
 
     Args:
         prediction: label map with three axes, integers from 0.
         reference: label map of the same shape.
-        labels: values to score, 1 or more.
+        labels: values, 1 or more, each once.
         tolerances: largest accepted distance in mm, one per label.
         spacing: voxel size in mm per axis, in the order of the arrays' axes.
-
-    Returns:
-        float64, one value per label as in `surface_dice`.
 
     Raises:
         ValueError: the shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must agree")
+    counts = zip(*label_counts(prediction, reference, labels), strict=True)
     boxes = [_boxes(array, labels) for array in (prediction, reference)]
-    scores = np.full(len(labels), np.nan)
-    for position, (label, tolerance) in enumerate(zip(labels, tolerances, strict=True)):
+    diagonal = math.hypot(*(length * size for length, size in zip(prediction.shape, spacing, strict=True)))
+    for label, tolerance, (both, predicted, referred) in zip(labels, tolerances, counts, strict=True):
         box = _around([found[label] for found in boxes if found[label] is not None], prediction.shape)
-        if box is not None:
-            scores[position] = surface_dice(
-                prediction[box] == label, reference[box] == label, tolerance=tolerance, spacing=spacing
-            )
-    return scores
+        yield Compared(
+            prediction=prediction[box] == label,
+            reference=reference[box] == label,
+            both=int(both),
+            predicted=int(predicted),
+            referred=int(referred),
+            tolerance=tolerance,
+            spacing=tuple(spacing),
+            diagonal_mm=diagonal,
+        )
+
+
+def surface_dice(label: Compared) -> float:
+    """NSD of two masks as defined by Nikolov et al. 2018 (arXiv:1809.04430, section "surface DSC").
+
+    The surfaces run between voxels: each neighbourhood of 2 x 2 x 2 voxels contributes the area in mm² of its
+    marching-cubes elements. NSD is the area of both surfaces that lies within the tolerance of the other one, divided
+    by the area of both. Outside of the image counts as not in the mask, so that a mask that touches the border has a
+    surface there.
+    """
+    from monai.metrics import compute_surface_dice
+
+    with _quiet_single_thread():
+        value = compute_surface_dice(
+            _tensor(label.prediction),
+            _tensor(label.reference),
+            class_thresholds=[float(label.tolerance)],
+            include_background=True,
+            spacing=[float(size) for size in label.spacing],
+            use_subvoxels=True,
+        )
+    return float(value)
 
 
 @contextmanager
 def _quiet_single_thread() -> Iterator[None]:
     """Areas are summed in float32: the order of the sum, and so its last digits, must not depend on the threads."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -103,6 +131,8 @@ def _quiet_single_thread() -> Iterator[None]:
 
 
 def _tensor(mask: np.ndarray) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))[None, None]
 
 
@@ -111,9 +141,10 @@ def _boxes(array: np.ndarray, labels: Sequence[int]) -> dict[int, Box | None]:
     return {label: found[label - 1] if label <= len(found) else None for label in labels}
 
 
-def _around(boxes: Sequence[Box], shape: Sequence[int]) -> Box | None:
+def _around(boxes: Sequence[Box], shape: Sequence[int]) -> Box:
+    """The box around all boxes, with a margin; an empty one where there is none."""
     if not boxes:
-        return None
+        return (slice(0, 0),) * len(shape)
     return tuple(
         slice(max(0, min(side.start for side in sides) - MARGIN), min(size, max(side.stop for side in sides) + MARGIN))
         for size, *sides in zip(shape, *boxes, strict=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,32 +12,13 @@ from megavoxel.files import atomic_path
 
 COLUMNS = ["setting", "split", "fold", "case", "label", "metric", "value"]
 KEYS = COLUMNS[:-1]
-METRICS = ("DSC", "NSD")
+Row = tuple[str, str, str, float]
+"""Case, label, name of the metric and value; NaN where there is none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One label of one case."""
-
-    case: str
-    label: str
-    """Name of the label."""
-    dsc: float
-    """0 to 1; NaN where neither map has the label."""
-    nsd: float
-    """0 to 1; NaN where neither map has the label."""
-
-
-def write_scores(path: Path, rows: Iterable[Sequence[str | float]]) -> None:
-    """Writes rows in the order of `COLUMNS`, sorted by all keys; NaN becomes an empty field; whole or not at all."""
-    _write(path, pd.DataFrame([tuple(row) for row in rows], columns=COLUMNS))
-
-
-def score_rows(scores: Iterable[Score], *, setting: str, split: str, fold: str) -> Iterator[tuple[str | float, ...]]:
-    """Two rows per score, one per metric, in the order of `COLUMNS`."""
-    for score in scores:
-        for metric, value in zip(METRICS, (score.dsc, score.nsd), strict=True):
-            yield setting, split, fold, score.case, score.label, metric, value
+def write_scores(path: Path, rows: Iterable[Row], *, setting: str, split: str, fold: str) -> None:
+    """Writes the rows of a part of a study, sorted by all keys; NaN becomes an empty field; whole or not at all."""
+    _write(path, pd.DataFrame([(setting, split, fold, *row) for row in rows], columns=COLUMNS))
 
 
 def read_text(path: Path, columns: Sequence[str], *, missing: str, unreadable: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from megavoxel.evaluation.metrics import Metric, metrics_in
 from megavoxel.models.description import Mean, ModelDescription
 from megavoxel.planning.plan import Plan
 
@@ -94,20 +95,24 @@ def _scores(scores: Sequence[Mean]) -> list[str]:
     for split, explained in SPLITS.items():
         own = [mean for mean in scores if mean.split == split]
         if own:
-            parts += [explained, _table(("label", "DSC", "NSD", "NSD tolerance", "cases"), _score_rows(own))]
+            metrics = metrics_in(mean.metric for mean in own)
+            tolerances = [f"{metric.shown} tolerance" for metric in metrics if metric.takes_tolerance]
+            heads = ("label", *(metric.head for metric in metrics), *tolerances, "cases")
+            parts += [explained, _table(heads, _score_rows(own, metrics))]
     return [*parts, "Means over cases; in the row of all labels the mean over labels is taken first, within each case."]
 
 
-def _score_rows(means: Sequence[Mean]) -> list[tuple[str, ...]]:
+def _score_rows(means: Sequence[Mean], metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
     rows = []
     for label in dict.fromkeys(mean.label for mean in means):
         of = {mean.metric: mean for mean in means if mean.label == label}
-        values = [f"{of[metric].mean:.3f}" if metric in of else "" for metric in ("DSC", "NSD")]
-        tolerance = of["NSD"].tolerance_mm if "NSD" in of else None
+        values = [f"{of[metric.name].mean:.3f}" if metric.name in of else "" for metric in metrics]
+        tolerances = [
+            of[metric.name].tolerance_mm for metric in metrics if metric.takes_tolerance and metric.name in of
+        ]
+        shown = ["by label" if tolerance is None else f"{tolerance:g} mm" for tolerance in tolerances]
         cases = sorted({str(mean.cases) for mean in of.values()})
-        rows.append(
-            (label or "all", *values, "by label" if tolerance is None else f"{tolerance:g} mm", " / ".join(cases))
-        )
+        rows.append((label or "all", *values, *shown, " / ".join(cases)))
     return rows
 
 

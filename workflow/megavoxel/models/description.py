@@ -59,12 +59,12 @@ class Mean:
     label: str | None
     """None: the mean over labels was taken first, within each case."""
     metric: str
-    """DSC or NSD."""
+    """Its name, such as DSC (`megavoxel.evaluation.metrics`)."""
     mean: float
     cases: int
     """That have a value."""
     tolerance_mm: float | None = None
-    """Of an NSD, where it is one for all that was averaged."""
+    """Of a metric that takes one, where it is one for all that was averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

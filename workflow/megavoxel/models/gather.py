@@ -10,7 +10,8 @@ from typing import Any
 from megavoxel.config.dataset import Dataset, load_dataset
 from megavoxel.config.schema import read_yaml
 from megavoxel.errors import UserError
-from megavoxel.evaluation.tidy import METRICS, read_scores
+from megavoxel.evaluation.metrics import metrics_in
+from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
@@ -139,18 +140,18 @@ def score_means(runs: Runs) -> tuple[Mean, ...]:
 
 def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
     means = []
-    for metric in METRICS:
-        own = scores[scores["metric"] == metric].dropna(subset="value")
+    for metric in metrics_in(scores["metric"]):
+        own = scores[scores["metric"] == metric.name].dropna(subset="value")
         groups = [(None, own.groupby("case")["value"].mean())]
         groups += [(str(label), part["value"]) for label, part in own.groupby("label", sort=False)]
         for label, values in groups:
             if len(values) == 0:
                 continue
             stated = {tolerances.get(label)} if label else set(tolerances.values())
-            tolerance = stated.pop() if metric == "NSD" and len(stated) == 1 else None
+            tolerance = stated.pop() if metric.takes_tolerance and len(stated) == 1 else None
             means.append(
                 Mean(
-                    split=split, label=label, metric=metric, mean=float(values.mean()), cases=len(values),
+                    split=split, label=label, metric=metric.name, mean=float(values.mean()), cases=len(values),
                     tolerance_mm=tolerance,
                 )
             )  # fmt: skip

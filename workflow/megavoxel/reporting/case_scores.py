@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megavoxel.evaluation.tidy import METRICS
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
 
@@ -16,20 +15,24 @@ PARTS = 10_000
 
 
 def ranked_cases(stored: Stored) -> pd.DataFrame:
-    """Cases with their split and `DSC`, the mean over models of the mean over labels; worst first, equal ones by name.
+    """Cases with their split and the study's first metric, the mean over models of the mean over labels; worst first,
+    equal ones by name.
 
-    A case without any DSC (its labels are in no map) comes last.
+    A case without any value (its labels are in no map) comes last.
     """
-    means = case_means(stored.scores).groupby(["case", "split"], as_index=False)["DSC"].mean()
-    return means.sort_values(["DSC", "case"], na_position="last", ignore_index=True)
+    metric = stored.metrics[0]
+    means = case_means(stored.scores).groupby(["case", "split"], as_index=False)[metric.name].mean()
+    order = {"ascending": [metric.higher_is_better, True], "na_position": "last"}
+    return means.sort_values([metric.name, "case"], **order, ignore_index=True)
 
 
 def case_data(stored: Stored) -> dict[str, Any]:
     """What the page's script needs: names, and scores by metric, model, case and label.
 
     Returns:
-        `models`, `labels`, `metrics`, `cases` (`id`, `split`, `fold`; in the order of `ranked_cases`) and `scores`:
-        nested lists [metric][model][case][label] of whole numbers, `parts` of which are 1; None where there is no
+        `models`, `labels`, `metrics` (their heads), `signs` (1 where higher is better, else -1), `cases` (`id`,
+        `split`, `fold`; in the order of `ranked_cases`) and `scores`: nested lists
+        [metric][model][case][label] of whole numbers, `parts` of which are 1; None where there is no
         value, and for a case that a model does not have.
     """
     cases = ranked_cases(stored)
@@ -39,12 +42,13 @@ def case_data(stored: Stored) -> dict[str, Any]:
     return {
         "models": models,
         "labels": labels,
-        "metrics": list(METRICS),
+        "metrics": [metric.head for metric in stored.metrics],
+        "signs": [metric.sign for metric in stored.metrics],
         "parts": PARTS,
         "cases": [{"id": case, "split": split, "fold": folds[case]} for case, split in keys],
         "scores": [
-            [_of_model(stored.scores, metric, model, list(cases["case"]), labels) for model in models]
-            for metric in METRICS
+            [_of_model(stored.scores, metric.name, model, list(cases["case"]), labels) for model in models]
+            for metric in stored.metrics
         ],
     }
 

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.stored import HISTORY_COLUMNS, Stored
 from megavoxel.reporting.style import figure_style, palette, save_figure
 
@@ -31,10 +32,10 @@ SPLIT_TITLES = {"validation": "Validation (cross-validation)", "test": "Test"}
 
 
 def write_score_figures(stored: Stored, folder: Path) -> None:
-    """Writes `dsc_by_label` and `nsd_by_label`, each as .png and .svg."""
+    """Writes `KEY_by_label` of each metric, such as `dsc_by_label`, as .png and .svg."""
     with figure_style():
-        for metric, axis_title in (("DSC", "DSC"), ("NSD", _nsd_axis(stored))):
-            _save(score_figure(stored, metric, axis_title), folder, f"{metric.lower()}_by_label")
+        for metric in stored.metrics:
+            _save(score_figure(stored, metric), folder, f"{metric.key}_by_label")
 
 
 def write_training_figure(stored: Stored, folder: Path) -> None:
@@ -43,22 +44,22 @@ def write_training_figure(stored: Stored, folder: Path) -> None:
         _save(training_figure(stored), folder, "training_curves")
 
 
-def score_figure(stored: Stored, metric: str, axis_title: str) -> Figure:
+def score_figure(stored: Stored, metric: Metric) -> Figure:
     """Box plots of a metric per label, one box per model, one point per case; one panel per split."""
-    scores = stored.scores[(stored.scores["metric"] == metric) & stored.scores["value"].notna()]
+    scores = stored.scores[(stored.scores["metric"] == metric.name) & stored.scores["value"].notna()]
     models = stored.definition.models
     groups = _chunks(stored.labels, max(1, BOXES_PER_PANEL // len(models)))
     panels = list(product(stored.splits, groups))
     widest = max(len(group) for group in groups)
     figure = Figure(figsize=(_panel_width(widest, len(models)), 3.2 * len(panels) + 0.5), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    low = math.floor(10 * scores["value"].min()) / 10 if len(scores) else 0.0
+    limits, ticks = _limits(metric, scores["value"])
     for ax, (split, group) in zip(axes, panels, strict=True):
         part = scores[(scores["split"] == split) & scores["label"].isin(group)]
         _draw_boxes(ax, part, group, models)
         title = SPLIT_TITLES[split] if group is groups[0] else ""
-        ax.set(title=title, xlabel="", ylabel=axis_title, ylim=(min(low, 0.9) - 0.02, 1.02))
-        ax.set_yticks([tick for tick in ax.get_yticks() if low - 0.01 <= tick <= 1.0])
+        ax.set(title=title, xlabel="", ylabel=_axis_title(stored, metric), ylim=limits)
+        ax.set_yticks([tick for tick in ax.get_yticks() if ticks[0] <= tick <= ticks[1]])
         _turn_long_names(ax, group, figure.get_figwidth() / widest)
     handles = [Patch(facecolor=colour, edgecolor="0.3", label=model) for model, colour in _light(models).items()]
     legend_above(figure, handles)
@@ -189,8 +190,19 @@ def _turn_long_names(ax: Axes, labels: Sequence[str], slot: float) -> None:
             text.set(ha="right", rotation_mode="anchor")
 
 
-def _nsd_axis(stored: Stored) -> str:
+def _limits(metric: Metric, values: pd.Series) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ends of an axis of a metric, and the first and last place of a tick."""
+    if math.isinf(metric.high):
+        top = 1.05 * values.max() if len(values) and values.max() > 0 else 1.0
+        return (-0.02 * top, top), (0.0, top)
+    low = math.floor(10 * values.min()) / 10 if len(values) else 0.0
+    return (min(low, 0.9) - 0.02, 1.02), (low - 0.01, 1.0)
+
+
+def _axis_title(stored: Stored, metric: Metric) -> str:
+    if not metric.takes_tolerance:
+        return metric.head
     tolerances = {stored.tolerances[label] for label in stored.labels if label in stored.tolerances}
     if len(tolerances) == 1:
-        return f"NSD at {tolerances.pop():g} mm"
-    return "NSD (tolerance per label)"
+        return f"{metric.head} at {tolerances.pop():g} mm"
+    return f"{metric.head} (tolerance per label)"

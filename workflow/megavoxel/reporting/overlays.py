@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megavoxel.datasets.cases import Cases
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.pairs import SUFFIX
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.style import figure_style, save_figure
+from megavoxel.reporting.style import empty_figure, figure_style, save_figure
 from megavoxel.volumes.nifti import read_labels
 
 COLUMNS = ("Image", "Reference", "Prediction")
@@ -30,8 +31,8 @@ class Example:
     rank: str
     """`best`, `median` or `worst`."""
     case: str
-    dsc: float
-    """Mean DSC over labels."""
+    score: float
+    """Mean over labels of the study's first metric."""
     prediction: Path
     """Its predicted label map."""
 
@@ -58,21 +59,24 @@ def write_overlays(stored: Stored, cases: Cases, folder: Path) -> None:
     with figure_style():
         for model in stored.definition.models:
             examples = choose_examples(stored, means[means["setting"] == model], model)
-            save_figure(overlay_figure(model, examples, cases), folder / f"{model}.png")
+            save_figure(overlay_figure(model, examples, cases, stored.metrics[0]), folder / f"{model}.png")
 
 
 def choose_examples(stored: Stored, means: pd.DataFrame, model: str) -> list[Example]:
-    """Best, median and worst case by mean DSC, of validation where that is scored, else of test.
+    """Best, median and worst case by the study's first metric, of validation where that is scored, else of test.
 
     Args:
         means: a model's lines of `case_means`.
 
     Returns:
-        Three examples, or fewer where fewer cases have a DSC.
+        Three examples, or fewer where fewer cases have a value.
     """
-    ranked = means[means["DSC"].notna()]
+    metric = stored.metrics[0]
+    ranked = means[means[metric.name].notna()]
     for split in ("validation", "test"):
-        part = ranked[ranked["split"] == split].sort_values(["DSC", "case"], ascending=[False, True])
+        part = ranked[ranked["split"] == split].sort_values(
+            [metric.name, "case"], ascending=[not metric.higher_is_better, True]
+        )
         if len(part):
             break
     chosen: dict[int, str] = {}
@@ -82,19 +86,17 @@ def choose_examples(stored: Stored, means: pd.DataFrame, model: str) -> list[Exa
     return [_example(stored, model, part.iloc[place], rank) for place, rank in sorted(chosen.items())]
 
 
-def overlay_figure(model: str, examples: Sequence[Example], cases: Cases) -> Figure:
+def overlay_figure(model: str, examples: Sequence[Example], cases: Cases, metric: Metric) -> Figure:
     """One row per example: image, reference and prediction, with a legend of the labels' colours."""
     if not examples:
-        figure = Figure(figsize=(6.5, 1.5), layout="constrained")
-        figure.text(0.5, 0.5, f"{model}: no case has a DSC to be ranked by", ha="center", va="center")
-        return figure
+        return empty_figure(f"{model}: no case has a value of {metric.shown} to be ranked by")
     slices = [read_slice(cases, example) for example in examples]
     heights = [WIDTH / len(COLUMNS) * min(1.5, max(0.3, _height_to_width(cut))) + 0.6 for cut in slices]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
     figure.suptitle(model)
     rows = figure.subfigures(len(slices), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, example, cut in zip(rows, examples, slices, strict=True):
-        row.suptitle(f"{example.rank}: {example.case}, mean DSC {example.dsc:.3f}", x=0.01, ha="left")
+        row.suptitle(f"{example.rank}: {example.case}, mean {metric.head} {example.score:.3f}", x=0.01, ha="left")
         _draw_row(row.subplots(1, len(COLUMNS)), cut, cases)
     label_legend(figure, cases.labels)
     return figure
@@ -131,7 +133,7 @@ def _draw_row(row: Sequence[Axes], cut: Slice, cases: Cases) -> None:
 
 def _example(stored: Stored, model: str, row: pd.Series, rank: str) -> Example:
     path = prediction_path(stored, model, row)
-    return Example(rank=rank, case=row["case"], dsc=float(row["DSC"]), prediction=path)
+    return Example(rank=rank, case=row["case"], score=float(row[stored.metrics[0].name]), prediction=path)
 
 
 def _height_to_width(cut: Slice) -> float:

@@ -18,21 +18,17 @@ from megavoxel.files import write_text
 from megavoxel.reporting.case_scores import case_data
 from megavoxel.reporting.embedded import drawing_uri, photo_uri
 from megavoxel.reporting.memory import how_measured
-from megavoxel.reporting.memory_figure import panels
 from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
+from megavoxel.reporting.scatter import panels
 from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import palette
-from megavoxel.reporting.tables import NONE
+from megavoxel.reporting.tables import NONE, compared_heads
 from megavoxel.reporting.viewer import Viewer
 
-FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory")
-TIMED_FIGURE = "dsc_against_seconds"
 SCRIPTS = ("tables.js", "cases.js", "viewer.js", "print.js")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
-COMPARED = ("DSC − baseline", "DSC p (Holm)", "NSD − baseline", "NSD p (Holm)")
-"""Columns of the summary that have a table of their own on the page."""
 NAMES_SHOWN = 12
 """Of a list in a sentence; the others are counted."""
 
@@ -66,6 +62,7 @@ def write_page(
     template = files("megavoxel.reporting") / "template"
     text = environment.get_template("page.html.j2").render(
         definition=stored.definition,
+        metrics=stored.metrics,
         splits=stored.splits,
         tables=tables,
         style=Markup((template / "page.css").read_text(encoding="utf-8")),
@@ -96,11 +93,13 @@ def _notices(stored: Stored) -> dict[str, Any]:
 
 def _numbers(stored: Stored, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What the captions of the tables say."""
+    # They have a table of their own on the page.
+    compared = [head for metric in stored.metrics for head in compared_heads(metric)]
     return {
         "tolerances": stored.tolerances,
         "both_empty": both_empty(stored),
-        "scored_values": int((stored.scores["metric"] == "DSC").sum()),
-        "summary": tables["summary"].drop(columns=[name for name in COMPARED if name in tables["summary"]]),
+        "scored_values": int((stored.scores["metric"] == stored.metrics[0].name).sum()),
+        "summary": tables["summary"].drop(columns=compared, errors="ignore"),
         "case_counts": {split: _case_count(stored, split) for split in stored.splits},
         "run_count": sum(map(len, stored.histories.values())),
         "timed": is_timed(tables),
@@ -115,9 +114,12 @@ def _pictures(
 ) -> dict[str, Any]:
     """All pictures as data URIs."""
     definition = stored.definition
-    names = (*FIGURES, *([TIMED_FIGURE] if is_timed(tables) else []))
+    first = stored.metrics[0].key
+    names = {f"{metric.key}_by_label": f"{metric.key}_by_label" for metric in stored.metrics}
+    names |= {"training_curves": "training_curves", "against_memory": f"{first}_against_memory"}
+    names |= {"against_seconds": f"{first}_against_seconds"} if is_timed(tables) else {}
     return {
-        "figures": {name: drawing_uri(figures / f"{name}.png") for name in names},
+        "figures": {name: drawing_uri(figures / f"{file}.png") for name, file in names.items()},
         "sweep_figures": {sweep.name: drawing_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
         "comparisons": {shown.caption: photo_uri(figures / "comparisons" / shown.file) for shown in comparisons},
         "overlays": {name: photo_uri(figures / "overlays" / f"{name}.png") for name in definition.models},
@@ -244,9 +246,8 @@ def manifest_table(manifests: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def both_empty(stored: Stored) -> int:
-    """Values of DSC that are not numbers."""
-    dsc = stored.scores[stored.scores["metric"] == "DSC"]["value"]
-    return int(dsc.isna().sum())
+    """Pairs of case and label without a value."""
+    return int(stored.scores[stored.scores["metric"] == stored.metrics[0].name]["value"].isna().sum())
 
 
 def _shown(value: Any) -> str:

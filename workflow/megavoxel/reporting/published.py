@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.tidy import METRICS, read_text
+from megavoxel.evaluation.metrics import METRICS, Metric
+from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.memory import Peak, largest, with_peaks
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
@@ -21,7 +22,8 @@ PEAK = "peak_gib"
 """The metric of published memory: of a GPU in training, in GB as the paper prints it."""
 SECONDS, SECONDS_SD = "seconds", "seconds_sd"
 """The metrics of published inference time per image: the mean, and the standard deviation that is printed with it."""
-METRIC = re.compile(rf"{PEAK}|{SECONDS}|{SECONDS_SD}|({'|'.join(METRICS)})( \S.*)?")
+SCORES = tuple(metric.name for metric in METRICS.values())
+METRIC = re.compile(rf"{PEAK}|{SECONDS}|{SECONDS_SD}|({'|'.join(SCORES)})( \S.*)?")
 
 
 def read_published(path: Path | None) -> pd.DataFrame:
@@ -39,7 +41,7 @@ def read_published(path: Path | None) -> pd.DataFrame:
     if len(unknown):
         raise UserError(
             f"{path}: line {unknown[0] + 2}: unknown metric '{table['metric'][unknown[0]]}'; allowed: "
-            f"{', '.join(METRICS)}, one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), "
+            f"{', '.join(SCORES)}, one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), "
             f"{SECONDS} or {SECONDS_SD} (inference per image)"
         )
     numbers = pd.to_numeric(table["value"], errors="coerce")
@@ -63,11 +65,12 @@ def published_table(
     peaks: Mapping[str, Peak],
     seconds: Mapping[tuple[str, str], float],
     split: str,
+    metrics: Sequence[Metric],
 ) -> pd.DataFrame:
     """Published values beside the measured means, with the peak memory of each row; empty where nothing is published.
 
-    A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is `DSC` or
-    `NSD` (mean over labels and cases), one of them followed by a label (`DSC liver`; of a point with repeats the mean
+    A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is a
+    metric's name (mean over labels and cases), one followed by a label (`DSC liver`; of a point with repeats the mean
     of their means), `peak_gib`, `seconds` or `seconds_sd`. Measured stays empty where the study has no such row or
     label.
 
@@ -80,8 +83,9 @@ def published_table(
         peaks: by model, as `megavoxel.reporting.memory.cascade_peaks` gives them.
         seconds: by model and metric, as `megavoxel.reporting.timing.seconds_of_models` gives them.
         split: the split to compare with.
+        metrics: of the study.
     """
-    means = {**_means(summary[summary["split"] == split], labels[labels["split"] == split]), **seconds}
+    means = {**_means(summary[summary["split"] == split], labels[labels["split"] == split], metrics), **seconds}
     keys = list(published[KEYS].itertuples(index=False, name=None))
     measured = [points.get(key, _measured(key[2], models[key[:2]], means, peaks)) for key in keys]
     table = published.rename(columns={"value": "published"})
@@ -102,12 +106,12 @@ def _measured(
     return sum(values) / len(values) if values else math.nan
 
 
-def _means(summary: pd.DataFrame, labels: pd.DataFrame) -> dict[tuple[str, str], float]:
+def _means(summary: pd.DataFrame, labels: pd.DataFrame, metrics: Sequence[Metric]) -> dict[tuple[str, str], float]:
     values = {}
-    for metric in METRICS:
-        column = f"{metric.lower()}_mean"
+    for metric in metrics:
+        column = f"{metric.key}_mean"
         for row in summary.to_dict("records"):
-            values[row["model"], metric] = row[column]
+            values[row["model"], metric.name] = row[column]
         for row in labels.to_dict("records"):
-            values[row["model"], f"{metric} {row['label']}"] = row[column]
+            values[row["model"], f"{metric.name} {row['label']}"] = row[column]
     return values

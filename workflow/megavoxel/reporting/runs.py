@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.errors import UserError
+from megavoxel.evaluation.metrics import metrics_in
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.training.lock import sign_of_life
 
@@ -45,7 +46,9 @@ class Run:
     """After that epoch."""
     seconds_left: float | None = None
     """Of training, or of its phase."""
-    dsc: float | None = None
+    metric: str = ""
+    """What it was scored by: the first metric of its scores."""
+    score: float | None = None
     """Mean over validation cases of the mean over labels, as in the report."""
     lines: tuple[str, ...] = ()
     """The end of the log of a failed run."""
@@ -152,18 +155,21 @@ def _finished(outputs: Path, setting: str, fold: int) -> Run:
     last = pd.read_csv(outputs / "history.csv").iloc[-1] if (outputs / "history.csv").is_file() else None
     epoch = "" if last is None else f"{last['epoch']:.0f}"
     dice = None if last is None else float(last["pseudo_dice"])
-    dsc = _mean_dsc(outputs / "scores.csv")
-    state = "trained" if dsc is None else "done"
-    return Run(setting=setting, fold=fold, state=state, epoch=epoch, pseudo_dice=dice, dsc=dsc)
+    metric, score = _mean_score(outputs / "scores.csv")
+    state = "trained" if score is None else "done"
+    return Run(setting=setting, fold=fold, state=state, epoch=epoch, pseudo_dice=dice, metric=metric, score=score)
 
 
-def _mean_dsc(path: Path) -> float | None:
+def _mean_score(path: Path) -> tuple[str, float | None]:
+    """Head of the first metric of a score file, and its mean; None where there is none."""
     try:
         table = read_scores(path)
     except UserError:  # not there yet
-        return None
-    mean = table[table["metric"] == "DSC"].groupby("case")["value"].mean().mean()
-    return None if pd.isna(mean) else float(mean)
+        return "", None
+    for metric in metrics_in(table["metric"])[:1]:
+        mean = table[table["metric"] == metric.name].groupby("case")["value"].mean().mean()
+        return metric.head, None if pd.isna(mean) else float(mean)
+    return "", None
 
 
 def _progress(log: Path) -> dict[str, object]:

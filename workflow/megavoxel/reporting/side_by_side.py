@@ -14,12 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megavoxel.datasets.cases import Case, Cases
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.files import atomic_directory
 from megavoxel.reporting.overlays import prediction_path
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Definition, Stored
-from megavoxel.reporting.style import figure_style, save_figure
+from megavoxel.reporting.style import empty_figure, figure_style, save_figure
 from megavoxel.volumes.nifti import read_labels
 
 ALL_CASES = "all"
@@ -43,6 +44,8 @@ class Shown:
     """The case's line of `case_means` of each model, indexed by model; empty where no case could be chosen."""
     ranked_by: str
     """The model whose median the case is."""
+    metric: Metric
+    """The study's first."""
     position: int = 0
     """Number of the axial slice, counted from the feet and from 1."""
     slices: int = 0
@@ -66,12 +69,13 @@ class Shown:
         """All that a reader has to know."""
         kind = "" if self.name == ALL_CASES else f"{self.name}: "
         if self.lines.empty:
-            return f"{kind}there is no case with a DSC that all models share."
-        scores = ", ".join(f"{model} {dsc:.3f}" for model, dsc in self.lines["DSC"].items())
+            return f"{kind}there is no case with a value of {self.metric.shown} that all models share."
+        scores = ", ".join(f"{model} {value:.3f}" for model, value in self.lines[self.metric.name].items())
         omitted = f" Not shown: {', '.join(self.left_out)}." if self.left_out else ""
         return (
             f"{kind}{self.place}, counted from the feet: the slice with the most labels in the reference. The case is "
-            f"the median of {self.ranked_by} by mean DSC over labels. DSC of the whole case: {scores}.{omitted}"
+            f"the median of {self.ranked_by} by mean {self.metric.shown} over labels. {self.metric.head} of the "
+            f"whole case: {scores}.{omitted}"
         )
 
 
@@ -116,10 +120,11 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
     left_out = tuple(model for model in definition.models if model not in models)
     means = case_means(stored.scores)
     means = means[(means["split"] == stored.splits[-1]) & means["case"].isin(names)]
-    chosen = median_case(means, {ranked_by, *models}, ranked_by)
+    metric = stored.metrics[0]
+    chosen = median_case(means, {ranked_by, *models}, ranked_by, metric)
     lines = means[means["case"] == chosen].set_index("setting").reindex(models if chosen else ())
     if chosen is None:
-        return _nothing(Shown(name=name, lines=lines, ranked_by=ranked_by, left_out=left_out))
+        return _nothing(Shown(name=name, lines=lines, ranked_by=ranked_by, metric=metric, left_out=left_out))
     case = cases.case(chosen)
     reference = cases.read_labels(case)
     position = slice_with_most_labels(reference, list(cases.labels.values()))
@@ -127,6 +132,7 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
         name=name,
         lines=lines,
         ranked_by=ranked_by,
+        metric=metric,
         position=position + 1,
         slices=len(reference),
         left_out=left_out,
@@ -134,18 +140,19 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
     return shown, _draw(stored, cases, case, shown, reference)
 
 
-def median_case(means: pd.DataFrame, models: set[str], ranked_by: str) -> str | None:
-    """The case in the middle by the DSC of one model, among those with a DSC of all models; None where there is none.
+def median_case(means: pd.DataFrame, models: set[str], ranked_by: str, metric: Metric) -> str | None:
+    """The case in the middle of one model, among those that all models have a value of; None where there is none.
 
     Args:
         means: lines of `case_means` of one split.
         models: who must have the case.
-        ranked_by: whose DSC counts; of two in the middle the lower one is taken, and ties go by name.
+        ranked_by: the model that counts; of two in the middle the worse one is taken, and ties go by name.
+        metric: by which cases are ranked.
     """
-    part = means[means["setting"].isin(models) & means["DSC"].notna()]
+    part = means[means["setting"].isin(models) & means[metric.name].notna()]
     shared = part[part.groupby("case")["setting"].transform("nunique") == len(models)]
     own = shared[shared["setting"] == ranked_by]
-    ranked = own.sort_values(["DSC", "case"], ascending=[False, True])["case"]
+    ranked = own.sort_values([metric.name, "case"], ascending=[not metric.higher_is_better, True])["case"]
     return ranked.iloc[len(ranked) // 2] if len(ranked) else None
 
 
@@ -163,11 +170,12 @@ def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.
     flat = seen_from_the_feet(image[0], position)
     style = {"window": window_of(image[0], case.modality or cases.channels[0]), "aspect": height / width}
     titles = {
-        model: [*textwrap.wrap(model, TITLE_WIDTH), f"DSC {dsc:.3f}"] for model, dsc in shown.lines["DSC"].items()
+        model: [*textwrap.wrap(model, TITLE_WIDTH), f"{shown.metric.head} {value:.3f}"]
+        for model, value in shown.lines[shown.metric.name].items()
     }
     title_height = TITLE_LINE_HEIGHT * max(map(len, titles.values()))
     figure, panels = _grid(2 + len(titles), flat.shape[0] * style["aspect"] / flat.shape[1], title_height)
-    figure.suptitle(f"{shown.place}; DSC of the whole case")
+    figure.suptitle(f"{shown.place}; {shown.metric.shown} of the whole case")
     for ax, title, labels in zip(panels[:2], ("Image", "Reference"), (None, reference), strict=True):
         draw_panel(ax, flat, None if labels is None else seen_from_the_feet(labels, position), cases.labels, **style)
         ax.set_title(title)
@@ -192,6 +200,4 @@ def _grid(panels: int, height_to_width: float, title_height: float) -> tuple[Fig
 
 
 def _nothing(shown: Shown) -> tuple[Shown, Figure]:
-    figure = Figure(figsize=(6.5, 1.5), layout="constrained")
-    figure.text(0.5, 0.5, textwrap.fill(shown.caption, 70), ha="center", va="center")
-    return shown, figure
+    return shown, empty_figure(textwrap.fill(shown.caption, 70))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from megavoxel.evaluation.tidy import METRICS
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Stored
 
@@ -22,10 +22,10 @@ DEVICES_UNSAID = 1
 
 
 def case_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over labels of each case: columns setting, split, fold, case, DSC, NSD; NaN values are left out."""
+    """Mean over labels of each case: columns setting, split, fold, case, and each metric; NaN values are left out."""
     index = ["setting", "split", "fold", "case"]
     means = scores.groupby([*index, "metric"], sort=True)["value"].mean().unstack("metric")
-    return means.reindex(columns=["DSC", "NSD"]).reset_index()
+    return means.rename_axis(columns=None).reset_index()
 
 
 def summary(stored: Stored) -> pd.DataFrame:
@@ -35,15 +35,17 @@ def summary(stored: Stored) -> pd.DataFrame:
     The mean over labels is taken first, within each case. SD is that of a sample (n - 1); `low` and `high` bound the
     95 % bootstrap interval of the mean. The difference is the mean over the cases that the model and the baseline share
     of one minus the other; p is that of Wilcoxon's signed-rank test over the same cases, and `p_holm` is corrected
-    for all models and both metrics of the split (`megavoxel.reporting.comparison`).
+    for all models and metrics of the split (`megavoxel.reporting.comparison`).
     """
     means = case_means(stored.scores)
     rows = []
     for split in stored.splits:
-        rows += with_holm([_summary_row(stored, means, model, split) for model in stored.definition.models])
+        rows += with_holm(
+            [_summary_row(stored, means, model, split) for model in stored.definition.models], stored.metrics
+        )
     columns = ["model", "split", "cases", "both_empty", "unannotated"]
-    columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("mean", "sd", "low", "high")]
-    columns += [f"{metric.lower()}_{kind}" for metric in METRICS for kind in ("difference", "p", "p_holm")]
+    columns += [f"{metric.key}_{kind}" for metric in stored.metrics for kind in ("mean", "sd", "low", "high")]
+    columns += [f"{metric.key}_{kind}" for metric in stored.metrics for kind in ("difference", "p", "p_holm")]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -51,7 +53,7 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     """Per split, metric and model but the baseline: its difference to the baseline, over the cases that both have.
 
     `low` and `high` bound the 95 % paired bootstrap interval of the mean difference; `better`, `equal` and `worse`
-    count cases. Difference and p are those of the summary.
+    count cases, by the direction of the metric. Difference and p are those of the summary.
 
     Args:
         stored: the study; without a baseline there are no lines.
@@ -59,15 +61,16 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     """
     baseline, means = stored.definition.baseline, case_means(stored.scores)
     rows = []
-    for metric in METRICS if baseline is not None else ():
+    for metric in stored.metrics if baseline is not None else ():
         for line in summarised[summarised["model"] != baseline].to_dict("records"):
             own, other = (_part(means, model, line["split"]) for model in (line["model"], baseline))
-            changes = differences(own, other)[metric].dropna().round(EQUAL_DECIMALS)
+            changes = differences(own, other, stored.metrics)[metric.name].dropna().round(EQUAL_DECIMALS)
             low, high = mean_interval(changes)
-            row = {"model": line["model"], "baseline": baseline, "split": line["split"], "metric": metric}
+            row = {"model": line["model"], "baseline": baseline, "split": line["split"], "metric": metric.name}
             row |= {"cases": len(changes), "low": low, "high": high}
-            row |= {"better": (changes > 0).sum(), "equal": (changes == 0).sum(), "worse": (changes < 0).sum()}
-            row |= {key: line[f"{metric.lower()}_{key}"] for key in ("difference", "p", "p_holm")}
+            gains = changes * metric.sign
+            row |= {"better": (gains > 0).sum(), "equal": (gains == 0).sum(), "worse": (gains < 0).sum()}
+            row |= {key: line[f"{metric.key}_{key}"] for key in ("difference", "p", "p_holm")}
             rows.append(row)
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     order = {split: number for number, split in enumerate(stored.splits)}
@@ -87,29 +90,29 @@ def labels(stored: Stored) -> pd.DataFrame:
                 if (model, split, label) not in table.index:
                     continue
                 found = table.loc[(model, split, label)]
-                count, size = int(found["count", "DSC"]), int(found["size", "DSC"])
+                count, size = (int(found[kind, stored.metrics[0].name]) for kind in ("count", "size"))
                 row = {"split": split, "label": label, "model": model, "values": count, "both_empty": size - count}
                 row["unannotated"] = int(cases.loc[(model, split)]) - size
-                for metric in ("DSC", "NSD"):
-                    row[f"{metric.lower()}_mean"] = found["mean", metric]
-                    row[f"{metric.lower()}_sd"] = found["std", metric]
+                for metric in stored.metrics:
+                    row[f"{metric.key}_mean"] = found["mean", metric.name]
+                    row[f"{metric.key}_sd"] = found["std", metric.name]
                 rows.append({**row, "tolerance_mm": stored.tolerances.get(label)})
     columns = ["split", "label", "model", "values", "both_empty", "unannotated"]
-    columns += ["dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd"]
+    columns += [f"{metric.key}_{kind}" for metric in stored.metrics for kind in ("mean", "sd")]
     return pd.DataFrame(rows, columns=[*columns, "tolerance_mm"])
 
 
 def cost(stored: Stored) -> pd.DataFrame:
-    """Per setting: what a run is, what it cost, and the DSC that it bought.
+    """Per setting: what a run is, what it cost, and what it bought in the first metric of the study.
 
     `hours` is training time summed over folds, `devices` the number that a run used, `device_hours` each fold's hours
     times its devices. `peak_memory_mib` is the largest of any fold on one device in all of training: what PyTorch
     allocated on a GPU, what the process held on the CPU. `device_forecast_gib` is what plan.tsv forecasts of a device,
-    libraries and prediction included. `dsc` is the mean of the summary on the split that is named beside it: test where
-    it is scored.
+    libraries and prediction included. The last column, such as `dsc`, is the mean of the summary on the split that is
+    named beside it: test where it is scored.
     """
-    split = stored.splits[-1]
-    accuracy = _of_split(case_means(stored.scores), split).groupby("setting")["DSC"].mean()
+    split, metric = stored.splits[-1], stored.metrics[0]
+    accuracy = _of_split(case_means(stored.scores), split).groupby("setting")[metric.name].mean()
     rows = []
     for setting, plan in stored.plans.items():
         histories, manifests = stored.histories[setting], stored.manifests[setting]
@@ -130,26 +133,28 @@ def cost(stored: Stored) -> pd.DataFrame:
                 "peak_memory_mib": max(history["peak_memory_mib"].max() for history in histories.values()),
                 "device_forecast_gib": stored.device_forecast_gib.get(setting),
                 "split": split,
-                "dsc": accuracy.get(setting),
+                metric.key: accuracy.get(setting),
             }
         )
-    return pd.DataFrame(rows).astype({"parameters": "Int64", "device_forecast_gib": float, "dsc": float})
+    return pd.DataFrame(rows).astype({"parameters": "Int64", "device_forecast_gib": float, metric.key: float})
 
 
-def differences(own: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    """DSC and NSD of one minus those of the other, by case: columns case, DSC, NSD.
+def differences(own: pd.DataFrame, baseline: pd.DataFrame, metrics: Sequence[Metric]) -> pd.DataFrame:
+    """Values of one model minus those of the other, by case: columns case, and each metric.
 
     Args:
-        own: columns case, DSC, NSD.
-        baseline: the same; cases that only one of both has are left out.
+        own: with these columns.
+        baseline: with these columns; cases that only one of both has are left out.
+        metrics: what is compared.
     """
     both = own.merge(baseline, on="case", suffixes=("", "_baseline"))
-    return both[["case"]].assign(**{metric: both[metric] - both[f"{metric}_baseline"] for metric in METRICS})
+    names = [metric.name for metric in metrics]
+    return both[["case"]].assign(**{name: both[name] - both[f"{name}_baseline"] for name in names})
 
 
-def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `dsc_p_holm` and `nsd_p_holm`: all their `dsc_p` and `nsd_p` are one family of tests."""
-    names = [metric.lower() for metric in METRICS]
+def with_holm(rows: Sequence[dict[str, Any]], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """The rows with `KEY_p_holm` of each metric: the `KEY_p` of all rows and metrics are one family of tests."""
+    names = [metric.key for metric in metrics]
     corrected = holm([row.get(f"{name}_p", float("nan")) for row in rows for name in names])
     pairs = zip(rows, corrected.reshape(-1, len(names)), strict=True)
     return [row | {f"{name}_p_holm": p for name, p in zip(names, own, strict=True)} for row, own in pairs]
@@ -158,16 +163,17 @@ def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) -> dict[str, Any]:
     own, lines = _part(means, model, split), _part(stored.scores, model, split)
     row = {"model": model, "split": split, "cases": len(own)}
-    dsc = lines[lines["metric"] == "DSC"]
-    row |= {"both_empty": int(dsc["value"].isna().sum()), "unannotated": len(own) * len(stored.labels) - len(dsc)}
+    first = lines[lines["metric"] == stored.metrics[0].name]
+    row |= {"both_empty": int(first["value"].isna().sum()), "unannotated": len(own) * len(stored.labels) - len(first)}
     baseline = stored.definition.baseline
-    changes = None if baseline is None else differences(own, _part(means, baseline, split))
-    for metric in METRICS:
-        low, high = mean_interval(own[metric])
-        found = {"mean": own[metric].mean(), "sd": own[metric].std(), "low": low, "high": high}
+    changes = None if baseline is None else differences(own, _part(means, baseline, split), stored.metrics)
+    for metric in stored.metrics:
+        name = metric.name
+        low, high = mean_interval(own[name])
+        found = {"mean": own[name].mean(), "sd": own[name].std(), "low": low, "high": high}
         if changes is not None:
-            found |= {"difference": changes[metric].mean(), "p": paired_p(changes[metric])}
-        row |= {f"{metric.lower()}_{kind}": value for kind, value in found.items()}
+            found |= {"difference": changes[name].mean(), "p": paired_p(changes[name])}
+        row |= {f"{metric.key}_{kind}": value for kind, value in found.items()}
     return row
 
 

@@ -14,6 +14,7 @@ from megavoxel.config.records import from_plain
 from megavoxel.config.study import Sweep
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
+from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import Plan, load_plan
@@ -41,6 +42,8 @@ class Definition:
     """Path of cases.json."""
     sweeps: tuple[Sweep, ...] = ()
     """Tables that compare some of the models."""
+    metrics: tuple[str, ...] = ()
+    """Keys of the metrics that are shown; the first ranks cases. Empty: all that are scored."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -89,6 +92,13 @@ class Stored:
         """NSD tolerance in mm by label; empty where cases.json is absent."""
         return {} if self.cases is None else self.cases.nsd_tolerance_mm
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is shown; the first ranks cases, and stands against cost."""
+        if self.definition.metrics:
+            return metrics_of(self.definition.metrics, where="metrics")
+        return metrics_in(self.scores["metric"])
+
     def folder(self, model: str) -> Path:
         """Folder of a setting or an ensemble."""
         return self.results / "ensembles" / model if model in self.definition.ensembles else self.results / model
@@ -120,6 +130,11 @@ def load_stored(
     test_expected = cases is not None and any(case.label is not None for case in cases.of_split("test"))
     if partial:
         study, scores, missing = existing_part(study, results, scores, test_expected=test_expected)
+    known = metrics_in(scores["metric"])
+    expect(len(known) > 0, f"{source}: metric", f"one of {', '.join(metric.name for metric in METRICS.values())}")
+    unscored = [metric.name for metric in metrics_of(study.metrics, where="metrics") if metric not in known]
+    if unscored:
+        raise UserError(f"{source}: there is no {unscored[0]}, which the study asks for; run 'megavoxel evaluate'")
     scores = check_complete(
         scores,
         source=source,

@@ -42,6 +42,13 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+def empty_figure(text: str) -> Figure:
+    """A figure that says why it shows nothing."""
+    figure = Figure(figsize=(6.5, 1.5), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
 def save_figure(figure: Figure, *paths: Path) -> None:
     """Writes a figure to each path (.png or .svg), whole or not at all."""
     engine = figure.get_layout_engine()

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from megavoxel.config.study import Sweep
 from megavoxel.reporting.figures import legend_above, thinned
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.style import figure_style, palette, save_figure
+from megavoxel.reporting.style import empty_figure, figure_style, palette, save_figure
 
 PANELS = {"training_loss": "training loss", "pseudo_dice": "pseudo-Dice (validation patches)"}
 SIZE = (9.0, 4.2)
@@ -38,9 +38,7 @@ def sweep_figure(stored: Stored, sweep: Sweep) -> Figure:
     """
     curves = point_curves(stored, sweep)
     if not curves:
-        figure = Figure(figsize=(6.5, 1.5), layout="constrained")
-        figure.text(0.5, 0.5, f"{sweep.title}: no point was trained by itself", ha="center", va="center")
-        return figure
+        return empty_figure(f"{sweep.title}: no point was trained by itself")
     figure = Figure(figsize=SIZE, layout="constrained")
     figure.get_layout_engine().set(wspace=0.05)
     colours = palette(list(sweep.points))

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from megavoxel.config.study import Sweep
-from megavoxel.evaluation.tidy import METRICS
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.published import Key
 from megavoxel.reporting.statistics import case_means, differences
@@ -29,7 +29,7 @@ def sweep_table(stored: Stored, published: pd.DataFrame) -> pd.DataFrame:
     over cases. `repeat_sd` is the standard deviation (n - 1) of the repeats' own means. The difference is to the first
     point of the sweep, over the cases that both have, with its paired bootstrap interval; p is Wilcoxon's signed-rank
     test over the same cases, empty where fewer than six differ. `p_holm` is corrected for one family: all comparisons
-    with the first point of this sweep, in both metrics, on this split. Published values stand on the split that is
+    with the first point of this sweep, in all metrics, on this split. Published values stand on the split that is
     reported last (test where it is scored).
 
     Args:
@@ -40,7 +40,7 @@ def sweep_table(stored: Stored, published: pd.DataFrame) -> pd.DataFrame:
     for sweep in stored.definition.sweeps:
         for split in stored.splits:
             lines = published_lines(published, sweep) if split == stored.splits[-1] else published[:0]
-            rows += _sweep_rows(sweep, means[means["split"] == split], split, lines)
+            rows += _sweep_rows(sweep, means[means["split"] == split], split, lines, stored.metrics)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -90,35 +90,40 @@ def models_of_rows(published: pd.DataFrame, definition: Definition) -> dict[tupl
     return models
 
 
-def point_scores(means: pd.DataFrame, models: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def point_scores(
+    means: pd.DataFrame, models: Sequence[str], metrics: Sequence[Metric]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of a point: of each case, and of each repeat.
 
     Args:
         means: lines of `case_means` of one split.
         models: the repeats.
+        metrics: of the study.
 
     Returns:
-        Mean over repeats with the columns case, DSC, NSD, and mean over cases with the columns setting, DSC, NSD;
+        Mean over repeats with the columns case and one per metric, and mean over cases with setting in place of case;
         both over the cases that all repeats have.
     """
     part = means[means["setting"].isin(models)]
     shared = part[part.groupby("case")["setting"].transform("nunique") == len(models)]
-    columns = list(METRICS)
+    columns = [metric.name for metric in metrics]
     return shared.groupby("case")[columns].mean().reset_index(), shared.groupby("setting")[columns].mean().reset_index()
 
 
-def _sweep_rows(sweep: Sweep, means: pd.DataFrame, split: str, published: pd.DataFrame) -> list[dict[str, Any]]:
-    points = {point: point_scores(means, models) for point, models in sweep.points.items()}
+def _sweep_rows(
+    sweep: Sweep, means: pd.DataFrame, split: str, published: pd.DataFrame, metrics: Sequence[Metric]
+) -> list[dict[str, Any]]:
+    points = {point: point_scores(means, models, metrics) for point, models in sweep.points.items()}
     first, _ = next(iter(points.values()))
     values = published.set_index(["row", "metric"])["value"].to_dict()
     rows = []
-    for metric in METRICS:
+    for metric in (metric.name for metric in metrics):
         for point, (cases, repeats) in points.items():
             row = {"sweep": sweep.name, "title": sweep.title, "split": split, "metric": metric, "point": point}
             row |= {"models": " ".join(sweep.points[point]), "repeats": len(sweep.points[point]), "cases": len(cases)}
             row |= _own(cases[metric], repeats[metric])
             if point != next(iter(points)):
-                row |= _against_first(differences(cases, first)[metric])
+                row |= _against_first(differences(cases, first, metrics)[metric])
             row["published"] = values.get((point, metric), float("nan"))
             row["published_difference"] = row["mean"] - row["published"]
             rows.append(row)

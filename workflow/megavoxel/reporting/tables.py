@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting import statistics
 from megavoxel.reporting.memory import cascade_peaks, own_peaks, with_peaks
@@ -23,6 +26,7 @@ NO_TIMINGS = "No inference of this study was timed."
 MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
 """The column of a table that names the models of a row, with spaces between them; such tables state peak memory."""
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
+FORECAST_HEAD = "Forecast of the job (GiB)"
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
 
@@ -46,46 +50,68 @@ def write_tables(
     return shown
 
 
+class Column(NamedTuple):
+    """A column as a reader sees it."""
+
+    head: str
+    keys: str
+    """The columns of the full numbers that it is made of, with spaces between them."""
+    write: Callable[..., str] = str
+    """Of their values in one row, the text."""
+    optional: bool = False
+    """Whether it is left out where no row has a value of its first key."""
+
+
+def show(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """A table of texts from one of full numbers."""
+    shown = {}
+    for column in columns:
+        own = table[column.keys.split()]
+        if not (column.optional and own.iloc[:, 0].isna().all()):
+            shown[column.head] = [column.write(*row) for row in own.itertuples(index=False, name=None)]
+    return pd.DataFrame(shown)
+
+
 def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     """The summary with rounded numbers; columns that say nothing are left out."""
-    shown = pd.DataFrame(
-        {
-            "Model": table["model"],
-            "Split": table["split"],
-            "Cases": table["cases"].astype(str),
-            "DSC": _with_sd(table["dsc_mean"], table["dsc_sd"]),
-            "DSC 95 %": _intervals(table["dsc_low"], table["dsc_high"]),
-            "NSD": _with_sd(table["nsd_mean"], table["nsd_sd"]),
-            "NSD 95 %": _intervals(table["nsd_low"], table["nsd_high"]),
-            "DSC − baseline": table["dsc_difference"].map(_signed),
-            "DSC p (Holm)": table["dsc_p_holm"].map(_p),
-            "NSD − baseline": table["nsd_difference"].map(_signed),
-            "NSD p (Holm)": table["nsd_p_holm"].map(_p),
-            "Both empty": table["both_empty"].astype(str),
-            **_unannotated(table),
-        }
+    metrics, columns = (
+        _metrics_of(table),
+        [Column("Model", "model"), Column("Split", "split"), Column("Cases", "cases")],
     )
-    without_baseline = table["dsc_difference"].isna().all()
-    return shown.drop(columns=[name for name in shown if without_baseline and name.endswith(("baseline", "(Holm)"))])
+    for metric in metrics:
+        columns += [Column(metric.head, f"{metric.key}_mean {metric.key}_sd", with_sd)]
+        columns += [Column(f"{metric.shown} 95 %", f"{metric.key}_low {metric.key}_high", interval)]
+    for metric in metrics:
+        difference, p = compared_heads(metric)
+        stated = table[f"{metric.key}_difference"].notna().any()
+        columns += [Column(difference, f"{metric.key}_difference", signed)] if stated else []
+        columns += [Column(p, f"{metric.key}_p_holm", p_value)] if stated else []
+    return show(table, [*columns, Column("Both empty", "both_empty"), *_unannotated(table)])
+
+
+def compared_heads(metric: Metric) -> tuple[str, str]:
+    """Heads of the summary's columns that compare models with the baseline."""
+    return f"{metric.shown} − baseline", f"{metric.shown} p (Holm)"
 
 
 def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
     """The comparison with rounded numbers, or the sentence that there is no baseline."""
     if table.empty:
         return pd.DataFrame({"Comparison": [NO_BASELINE]})
-    return pd.DataFrame(
-        {
-            "Model": table["model"],
-            "Split": table["split"],
-            "Metric": table["metric"],
-            "Cases": table["cases"].astype(str),
-            "− baseline [95 %]": _with_interval(table["difference"], table["low"], table["high"], _signed),
-            "Better": table["better"].astype(str),
-            "Equal": table["equal"].astype(str),
-            "Worse": table["worse"].astype(str),
-            "p": table["p"].map(_p),
-            "p (Holm)": table["p_holm"].map(_p),
-        }
+    return show(
+        table,
+        [
+            Column("Model", "model"),
+            Column("Split", "split"),
+            Column("Metric", "metric"),
+            Column("Cases", "cases"),
+            Column("− baseline [95 %]", "difference low high", signed_with_interval),
+            Column("Better", "better"),
+            Column("Equal", "equal"),
+            Column("Worse", "worse"),
+            Column("p", "p", p_value),
+            Column("p (Holm)", "p_holm", p_value),
+        ],
     )
 
 
@@ -93,111 +119,111 @@ def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
     """The sweeps with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
     if table.empty:
         return pd.DataFrame({"Sweep": [NO_SWEEPS]})
-    shown = pd.DataFrame(
-        {
-            "Sweep": table["title"],
-            "Split": table["split"],
-            "Metric": table["metric"],
-            "Point": table["point"],
-            "Repeats": table["repeats"].astype(str),
-            "Cases": table["cases"].astype(str),
-            "Mean [95 %]": _with_interval(table["mean"], table["low"], table["high"], _rounded),
-            "SD of repeats": table["repeat_sd"].map(_rounded),
-            "− first [95 %]": _with_interval(
-                table["difference"], table["difference_low"], table["difference_high"], _signed
-            ),
-            "p": table["p"].map(_p),
-            "p (Holm)": table["p_holm"].map(_p),
-            "Published": table["published"].map(lambda value: _number(value, ".4g")),
-            "− published": table["published_difference"].map(_signed),
-        }
+    published = table["published"].notna().any()
+    return show(
+        table,
+        [
+            Column("Sweep", "title"),
+            Column("Split", "split"),
+            Column("Metric", "metric"),
+            Column("Point", "point"),
+            Column("Repeats", "repeats"),
+            Column("Cases", "cases"),
+            Column("Mean [95 %]", "mean low high", with_interval),
+            Column("SD of repeats", "repeat_sd", rounded, optional=True),
+            Column("− first [95 %]", "difference difference_low difference_high", signed_with_interval),
+            Column("p", "p", p_value),
+            Column("p (Holm)", "p_holm", p_value),
+            *([Column("Published", "published", four_digits)] if published else []),
+            *([Column("− published", "published_difference", signed)] if published else []),
+        ],
     )
-    silent = {"repeat_sd": ["SD of repeats"], "published": ["Published", "− published"]}
-    return shown.drop(columns=[name for key, names in silent.items() if table[key].isna().all() for name in names])
 
 
 def show_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table per label with rounded numbers."""
-    return pd.DataFrame(
-        {
-            "Split": table["split"],
-            "Label": table["label"],
-            "Model": table["model"],
-            "DSC": _with_sd(table["dsc_mean"], table["dsc_sd"]),
-            "NSD": _with_sd(table["nsd_mean"], table["nsd_sd"]),
-            "Tolerance (mm)": table["tolerance_mm"].map(lambda value: _number(value, "g")),
-            "Values": table["values"].astype(str),
-            "Both empty": table["both_empty"].astype(str),
-            **_unannotated(table),
-        }
+    scores = [Column(metric.head, f"{metric.key}_mean {metric.key}_sd", with_sd) for metric in _metrics_of(table)]
+    return show(
+        table,
+        [
+            Column("Split", "split"),
+            Column("Label", "label"),
+            Column("Model", "model"),
+            *scores,
+            Column("Tolerance (mm)", "tolerance_mm", partial(number, form="g")),
+            Column("Values", "values"),
+            Column("Both empty", "both_empty"),
+            *_unannotated(table),
+        ],
     )
 
 
 def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     """The cost of each setting beside its accuracy, with rounded numbers; without forecasts no column for them."""
-    split = table["split"].iloc[0]
-    shown = pd.DataFrame(
-        {
-            "Setting": table["setting"],
-            "Patch": table["patch"].str.replace("x", " × "),
-            "Batch": table["batch"].astype(str),
-            "Parameters": table["parameters"].map(lambda value: _number(value, ",d")),
-            "Epochs": table["epochs"].astype(str),
-            "Folds": table["folds"].astype(str),
-            "Devices": table["devices"].astype(str),
-            "Training (h)": table["hours"].map(lambda value: _number(value, ".3g")),
-            "Device-hours": table["device_hours"].map(lambda value: _number(value, ".3g")),
-            "Peak of the job (GiB)": table["peak_memory_mib"].map(lambda value: _number(value / MIB_PER_GIB, ".2f")),
-            "Forecast of the job (GiB)": table["device_forecast_gib"].map(lambda value: _number(value, ".2f")),
-            f"DSC ({split})": table["dsc"].map(_rounded),
-        }
+    (metric,) = (metric for metric in METRICS.values() if metric.key in table)
+    head = f"{metric.head} ({table['split'].iloc[0]})"
+    return show(
+        table,
+        [
+            Column("Setting", "setting"),
+            Column("Patch", "patch", lambda patch: patch.replace("x", " × ")),
+            Column("Batch", "batch"),
+            Column("Parameters", "parameters", partial(number, form=",d")),
+            Column("Epochs", "epochs"),
+            Column("Folds", "folds"),
+            Column("Devices", "devices"),
+            Column("Training (h)", "hours", three_digits),
+            Column("Device-hours", "device_hours", three_digits),
+            Column("Peak of the job (GiB)", "peak_memory_mib", lambda mib: number(mib / MIB_PER_GIB, ".2f")),
+            Column(FORECAST_HEAD, "device_forecast_gib", partial(number, form=".2f"), optional=True),
+            Column(head, metric.key, rounded),
+        ],
     )
-    return shown.drop(columns="Forecast of the job (GiB)") if table["device_forecast_gib"].isna().all() else shown
 
 
 def show_time(table: pd.DataFrame) -> pd.DataFrame:
     """Inference time with rounded numbers, or the sentence that there is none; silent columns are left out."""
     if table.empty:
         return pd.DataFrame({"Inference time": [NO_TIMINGS]})
-    shown = pd.DataFrame(
-        {
-            "Setting": table["setting"],
-            "Split": table["split"],
-            "Window": table["window"],
-            "Cases": table["cases"].astype(str),
-            "Repeats": table["repeats"].astype(str),
-            "Seconds per image": _with_sd(table["mean"], table["sd"]),
-            "÷ baseline": table["ratio"].map(_rounded),
-            "Published (s)": _with_sd(table["published"], table["published_sd"]),
-            "Published ÷ baseline": table["published_ratio"].map(_rounded),
-        }
+    return show(
+        table,
+        [
+            Column("Setting", "setting"),
+            Column("Split", "split"),
+            Column("Window", "window"),
+            Column("Cases", "cases"),
+            Column("Repeats", "repeats"),
+            Column("Seconds per image", "mean sd", with_sd),
+            Column("÷ baseline", "ratio", rounded, optional=True),
+            Column("Published (s)", "published published_sd", with_sd, optional=True),
+            Column("Published ÷ baseline", "published_ratio", rounded, optional=True),
+        ],
     )
-    silent = {"ratio": "÷ baseline", "published": "Published (s)", "published_ratio": "Published ÷ baseline"}
-    return shown.drop(columns=[name for key, name in silent.items() if table[key].isna().all()])
 
 
 def show_published(table: pd.DataFrame) -> pd.DataFrame:
     """Published beside measured numbers, or the sentence that there are none."""
     if table.empty:
         return pd.DataFrame({"Published": [NO_PUBLISHED]})
-    return pd.DataFrame(
-        {
-            "Table": table["table"],
-            "Row": table["row"],
-            "Metric": table["metric"],
-            "Published": table["published"].map(lambda value: _number(value, ".4g")),
-            "Measured": table["measured"].map(lambda value: _number(value, ".4g")),
-            "Difference": table["difference"].map(_signed),
-            "Split": table["split"],
-            "Source": table["source"],
-        }
+    return show(
+        table,
+        [
+            Column("Table", "table"),
+            Column("Row", "row"),
+            Column("Metric", "metric"),
+            Column("Published", "published", four_digits),
+            Column("Measured", "measured", four_digits),
+            Column("Difference", "difference", signed),
+            Column("Split", "split"),
+            Column("Source", "source"),
+        ],
     )
 
 
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """What is shown of a table, with peak memory, measured and forecast, where one of its rows has it."""
     stated = {head: table[name] for name, head in PEAK_HEADS.items() if name in table and table[name].notna().any()}
-    return shown.assign(**{head: peaks.map(lambda value: _number(value, ".3g")) for head, peaks in stated.items()})
+    return shown.assign(**{head: peaks.map(three_digits) for head, peaks in stated.items()})
 
 
 SHOWN = {
@@ -246,6 +272,7 @@ def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> 
         peaks=cascade_peaks(stored),
         seconds=seconds_of_models(tables["inference_time"], split),
         split=split,
+        metrics=stored.metrics,
     )
     peaked = {
         name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
@@ -253,41 +280,61 @@ def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> 
     return {**tables, **peaked, "published": beside}
 
 
-def _unannotated(table: pd.DataFrame) -> dict[str, pd.Series]:
+def _metrics_of(table: pd.DataFrame) -> list[Metric]:
+    """The metrics that a table has means of, in its order."""
+    keys = [column.removesuffix("_mean") for column in table if column.endswith("_mean")]
+    return [METRICS[key] for key in keys]
+
+
+def _unannotated(table: pd.DataFrame) -> list[Column]:
     """The column that counts labels without an annotation, where there are any."""
-    return {"Unannotated": table["unannotated"].astype(str)} if table["unannotated"].any() else {}
+    return [Column("Unannotated", "unannotated")] if table["unannotated"].any() else []
 
 
-def _with_sd(mean: pd.Series, deviation: pd.Series) -> list[str]:
-    pairs = zip(mean, deviation, strict=True)
-    return [_number(value, ".3f") if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}" for value, spread in pairs]
+def number(value: float | None, form: str) -> str:
+    """A number in a format of Python, with a true minus sign; a dash where there is none."""
+    return NONE if pd.isna(value) else format(value, form).replace("-", "−")
 
 
-def _intervals(low: pd.Series, high: pd.Series) -> list[str]:
-    pairs = zip(low, high, strict=True)
-    return [NONE if pd.isna(start) else f"{start:.3f} to {end:.3f}" for start, end in pairs]
+def rounded(value: float) -> str:
+    """Three decimals."""
+    return number(value, ".3f")
 
 
-def _with_interval(mean: pd.Series, low: pd.Series, high: pd.Series, write: Callable[[float], str]) -> list[str]:
-    rows = zip(mean, low, high, strict=True)
-    return [
-        write(value) if pd.isna(start) else f"{write(value)} [{write(start)}, {write(end)}]"
-        for value, start, end in rows
-    ]
+def three_digits(value: float) -> str:
+    """Three significant digits."""
+    return number(value, ".3g")
 
 
-def _rounded(value: float) -> str:
-    return _number(value, ".3f")
+def four_digits(value: float) -> str:
+    """Four significant digits, as papers print them."""
+    return number(value, ".4g")
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < SMALLEST_P else _number(value, ".3f")
-
-
-def _signed(value: float) -> str:
-    text = _number(value, "+.3f").replace("-", "−")
+def signed(value: float) -> str:
+    """Three decimals with a sign; zero has none."""
+    text = number(value, "+.3f")
     return "0.000" if text in ("+0.000", "−0.000") else text
 
 
-def _number(value: float | None, form: str) -> str:
-    return NONE if pd.isna(value) else format(value, form)
+def p_value(value: float) -> str:
+    """Three decimals; smaller than the smallest of them is said so."""
+    return f"< {SMALLEST_P:g}" if value < SMALLEST_P else rounded(value)
+
+
+def with_sd(mean: float, deviation: float) -> str:
+    """Mean and standard deviation, where there is one."""
+    return rounded(mean) if pd.isna(deviation) else f"{rounded(mean)} ± {rounded(deviation)}"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval by itself."""
+    return NONE if pd.isna(low) else f"{rounded(low)} to {rounded(high)}"
+
+
+def with_interval(value: float, low: float, high: float, write: Callable[[float], str] = rounded) -> str:
+    """A number and its interval, where there is one."""
+    return write(value) if pd.isna(low) else f"{write(value)} [{write(low)}, {write(high)}]"
+
+
+signed_with_interval = partial(with_interval, write=signed)

@@ -1,4 +1,4 @@
-"""Score label maps: DSC and NSD per case and label, as a table and as CSV; or the probabilities of a classifier.
+"""Score label maps per case and label, as a table and as CSV; or the probabilities of a classifier.
 
 Two folders, matched by file name:
   megavoxel evaluate PREDICTIONS REFERENCES --tolerance 2.0 --output scores.csv
@@ -14,9 +14,16 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
+from megavoxel.evaluation.metrics import DEFAULT, METRICS, metrics_of
 from megavoxel.tasks.classification.cases import is_classification
+
+if TYPE_CHECKING:
+    from megavoxel.evaluation.metrics import Metric
+    from megavoxel.evaluation.pairs import Target
+    from megavoxel.evaluation.tidy import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("references", type=Path, nargs="?", help="folder of reference label maps of the same names")
     parser.add_argument("--output", type=Path, help="score file to write: setting,split,fold,case,label,metric,value")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help=f"of {', '.join(METRICS)}; default: {' and '.join(DEFAULT)}"
+    )
     parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
     parser.add_argument("--allow-extra", action="store_true", help="leave out predictions that are not to be scored")
     parser.add_argument("--setting", help="first column of the score file (two folders: name of PREDICTIONS)")
@@ -62,14 +72,17 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _score_folders(arguments: argparse.Namespace) -> None:
-    from megavoxel.evaluation.pairs import label_values, match_folders
+    from megavoxel.evaluation.pairs import label_values, match_folders, parse_labels, parse_targets
     from megavoxel.evaluation.score import score_pairs
-    from megavoxel.evaluation.targets import parse_labels, parse_targets
 
     if arguments.predictions is None or arguments.references is None:
         raise UserError("give PREDICTIONS and REFERENCES, or PREDICTIONS and --cases, or --collect")
-    if not arguments.tolerance:
-        raise UserError("--tolerance is missing: NSD has no meaning without one; give it in mm, such as --tolerance 2")
+    metrics = _metrics(arguments)
+    needy = [metric.shown for metric in metrics if metric.takes_tolerance]
+    if needy and not arguments.tolerance:
+        raise UserError(
+            f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
+        )
     pairs = match_folders(arguments.predictions, arguments.references, allow_extra=arguments.allow_extra)
     if arguments.labels:
         labels = parse_labels(arguments.labels)
@@ -78,19 +91,21 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         labels = {str(value): value for value in values}
     if not labels:
         raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
-    targets = parse_targets(labels, arguments.tolerance)
-    scores = score_pairs(pairs, targets, processes=arguments.processes)
-    _finish(arguments, scores, targets, {}, setting=arguments.predictions.resolve().name, split="all")
+    targets = parse_targets(labels, arguments.tolerance or ["0"])
+    rows = score_pairs(pairs, targets, metrics, processes=arguments.processes)
+    _finish(arguments, rows, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
 
 
 def _score_study(arguments: argparse.Namespace) -> None:
     from megavoxel.datasets.cases import load_cases
+    from megavoxel.evaluation.pairs import select_pairs, targets_of
     from megavoxel.evaluation.score import score_pairs
-    from megavoxel.evaluation.selection import select_pairs, targets_of
     from megavoxel.planning.splits import load_splits
 
     _check_study_options(arguments)
     if is_classification(arguments.cases, what="list of cases"):
+        if arguments.metrics:
+            raise UserError("--metrics: a classifier is always scored by all metrics of its task; leave it out")
         from megavoxel.stages.classification.evaluate import run_evaluate
 
         run_evaluate(arguments)
@@ -104,12 +119,12 @@ def _score_study(arguments: argparse.Namespace) -> None:
         predictions=arguments.predictions,
         allow_extra=arguments.allow_extra,
     )
-    targets = targets_of(cases)
-    scores = score_pairs(selection.pairs, targets, processes=arguments.processes)
+    targets, metrics = targets_of(cases), _metrics(arguments)
+    rows = score_pairs(selection.pairs, targets, metrics, processes=arguments.processes)
     if selection.unlabelled:
         print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")
     skipped = Counter(label for pair in selection.pairs for label in pair.skipped)
-    _finish(arguments, scores, targets, skipped, setting=arguments.setting, split=arguments.split)
+    _finish(arguments, rows, targets, metrics, skipped, setting=arguments.setting, split=arguments.split)
 
 
 def _check_study_options(arguments: argparse.Namespace) -> None:
@@ -124,14 +139,25 @@ def _check_study_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"{', '.join(superfluous)}: not together with --cases, which says it already; leave it out")
 
 
-def _finish(
-    arguments: argparse.Namespace, scores: list, targets: list, skipped: dict[str, int], *, setting: str, split: str
-) -> None:
-    from megavoxel.evaluation.console import print_means
-    from megavoxel.evaluation.tidy import score_rows, write_scores
+def _metrics(arguments: argparse.Namespace) -> tuple[Metric, ...]:
+    return metrics_of(arguments.metrics or DEFAULT, where="--metrics")
 
-    if scores:
-        print_means(scores, targets, skipped)
+
+def _finish(
+    arguments: argparse.Namespace,
+    rows: list[Row],
+    targets: list[Target],
+    metrics: tuple[Metric, ...],
+    skipped: dict[str, int],
+    *,
+    setting: str,
+    split: str,
+) -> None:
+    from megavoxel.evaluation.score import print_means
+    from megavoxel.evaluation.tidy import write_scores
+
+    if rows:
+        print_means(rows, targets, metrics, skipped)
     if arguments.output is not None:
-        rows = score_rows(scores, setting=arguments.setting or setting, split=split, fold=arguments.fold)
-        write_scores(arguments.output, rows)
+        setting = arguments.setting or setting
+        write_scores(arguments.output, rows, setting=setting, split=split, fold=arguments.fold)

@@ -39,9 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _determine(arguments: argparse.Namespace) -> None:
     from megavoxel.datasets.cases import load_cases
-    from megavoxel.evaluation.determine import determine_postprocessing, disabled_postprocessing
-    from megavoxel.evaluation.postprocessing import save_postprocessing
-    from megavoxel.evaluation.selection import predicted_pairs
+    from megavoxel.evaluation.pairs import predicted_pairs
+    from megavoxel.evaluation.postprocessing import (
+        determine_postprocessing,
+        disabled_postprocessing,
+        save_postprocessing,
+    )
 
     if arguments.disabled:
         save_postprocessing(arguments.output, disabled_postprocessing("disabled by the study (postprocess: false)"))

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--published",
         type=Path,
         metavar="CSV",
-        help="published numbers: table,row,metric,value,source; metric is DSC or NSD, alone or followed by a label, "
+        help="published numbers: table,row,metric,value,source; metric is DSC or another one, alone or with a label, "
         "peak_gib (GPU memory in GB), seconds or seconds_sd (inference per image)",
     )
     parser.add_argument(
@@ -58,12 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
         run_report(arguments)
         return
     from megavoxel.reporting.figures import write_score_figures
-    from megavoxel.reporting.memory_figure import write_memory_figure
     from megavoxel.reporting.published import read_published
+    from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
     from megavoxel.reporting.stored import load_stored
     from megavoxel.reporting.sweep_figures import write_sweep_figures
     from megavoxel.reporting.tables import write_tables
-    from megavoxel.reporting.time_figure import write_time_figure
     from megavoxel.reporting.timing import read_timings
 
     published, timings = read_published(arguments.published), read_timings(arguments.timings)

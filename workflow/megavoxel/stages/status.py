@@ -74,12 +74,13 @@ def _print(folders: Folders, runs: list[Run]) -> None:
             run.epoch,
             _number(run.pseudo_dice),
             "" if run.seconds_left is None else duration(run.seconds_left),
-            _number(run.dsc),
+            _number(run.score),
         ]
         for run in runs
     ]
     if rows:
-        headers = ["setting", "fold", "state", "epoch", "pseudo-Dice", "left", "DSC"]
+        score = next((run.metric for run in runs if run.metric), "score")
+        headers = ["setting", "fold", "state", "epoch", "pseudo-Dice", "left", score]
         print(tabulate(rows, headers=headers, disable_numparse=True))
     for run in runs:
         if run.state == "failed":

@@ -11,11 +11,11 @@ const COLUMNS = [
   { title: "Fold", key: "fold" },
   { title: "Model", key: "model" },
   ...DATA.metrics.map((metric, index) => ({ title: metric, key: index })),
-  { title: `Lowest label (${DATA.metrics[0]})`, key: "lowest" },
+  { title: `Worst label (${DATA.metrics[0]})`, key: "worst" },
 ];
 const byId = (id) => document.getElementById(id);
 const table = byId("case-table");
-const order = { key: 0, direction: 1 }; // the first metric, worst first
+const order = { key: 0, direction: DATA.signs[0] }; // the first metric, worst first
 let everything = false;
 
 const known = (values) => values.filter((value) => value !== null);
@@ -32,15 +32,15 @@ function score(metric, model, number, label) {
   return values[label] === null ? null : values[label] / DATA.parts;
 }
 
-function lowestLabel(model, number) {
+function worstLabel(model, number) {
   const values = DATA.scores[0][model][number];
-  const lowest = Math.min(...known(values));
-  return Number.isFinite(lowest) ? `${DATA.labels[values.indexOf(lowest)]} ${(lowest / DATA.parts).toFixed(3)}` : null;
+  const worst = DATA.signs[0] * Math.min(...known(values).map((value) => DATA.signs[0] * value));
+  return Number.isFinite(worst) ? `${DATA.labels[values.indexOf(worst)]} ${(worst / DATA.parts).toFixed(3)}` : null;
 }
 
 function lineOf(model, number, label) {
   const scores = DATA.metrics.map((_, metric) => score(metric, model, number, label));
-  return { ...DATA.cases[number], ...scores, number, model: DATA.models[model], lowest: lowestLabel(model, number) };
+  return { ...DATA.cases[number], ...scores, number, model: DATA.models[model], worst: worstLabel(model, number) };
 }
 
 function wantedLines() {
@@ -116,7 +116,8 @@ function sortBy(column, heading) {
 function headingOf(column) {
   const heading = document.createElement("th");
   heading.scope = "col";
-  heading.setAttribute("aria-sort", column.key === order.key ? "ascending" : "none");
+  const sorted = order.direction === 1 ? "ascending" : "descending";
+  heading.setAttribute("aria-sort", column.key === order.key ? sorted : "none");
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = column.title;

@@ -19,6 +19,6 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     wanted = cases.select(cases_of(load_image_splits(arguments.splits), arguments.split, fold))
     table = read_probabilities(arguments.predictions, cases.classes)
     rows, metrics = image_rows(table, wanted, source=arguments.predictions)
-    place = (arguments.setting, arguments.split, arguments.fold)
-    write_scores(arguments.output, [(*place, *row) for row in rows])
+    place = {"setting": arguments.setting, "split": arguments.split, "fold": arguments.fold}
+    write_scores(arguments.output, rows, **place)
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
