@@ -1,6 +1,6 @@
-"""`python envs/update.py`: writes the pins of requirements.lock into envs/megavoxel.yaml; `--check` compares them only.
+"""Writes the versions of requirements.lock to envs/megavoxel.yaml: `python envs/update.py`; `--check` only compares them.
 
-Local version suffixes (`torch==2.13.0+cpu`) are left out, so that the index gives each machine the build it needs.
+Local version suffixes (`torch==2.13.0+cpu`) are left out, so that the index decides which build a machine gets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def locked(lock: str) -> list[str]:
     """The pins `NAME==VERSION` of a lock file's text, in its order.
 
     Raises:
-        ValueError: a line is no exact pin.
+        ValueError: a line does not fix a version.
     """
     requirements = [Requirement(line) for line in lock.splitlines() if line.strip() and not line.startswith("#")]
     loose = [str(requirement) for requirement in requirements if not str(requirement.specifier).startswith("==")]
@@ -48,7 +48,7 @@ def environment(lock: str) -> str:
 
 
 def pin_faults(pins: str) -> list[str]:
-    """What is wrong with the text of a pin file: an explicit list of conda-forge's packages, each with its MD5."""
+    """The faults of a pin file's text, which must be an explicit list of conda-forge's packages, each with its MD5."""
     lines = [line.strip() for line in pins.splitlines() if line.strip() and not line.startswith("#")]
     faults = [] if lines[:1] == ["@EXPLICIT"] else ["it is no explicit list: the first line must be @EXPLICIT"]
     faults += [f"no package of conda-forge with its MD5: {line}" for line in lines[1:] if not PINNED.fullmatch(line)]
