@@ -1,4 +1,4 @@
-"""Writes the versions of requirements.lock to envs/megavoxel.yaml: `python envs/update.py`; `--check` only compares them.
+"""`python envs/update.py` writes the versions of requirements.lock to envs/megavoxel.yaml; `--check` compares them.
 
 Local version suffixes (`torch==2.13.0+cpu`) are left out, so that the index decides which build a machine gets.
 """
