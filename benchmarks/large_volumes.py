@@ -23,7 +23,7 @@ from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.datasets import anatomy
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.datasets.phantom import write_large_case
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, load_plan, save_plan
 from megavoxel.planning.splits import Splits, save_splits

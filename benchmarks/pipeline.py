@@ -73,8 +73,8 @@ def unet(size: int, *, features: tuple[int, ...] = FEATURES, batch: int = 1) -> 
 def cut(size: int, stages: int, micro_batches: int = 1, **keys: Any) -> Plan:
     """The same over several devices, cut for the smallest peak."""
     plan = unet(size, **keys)
-    begins = least_peak_cut(plan, stages=stages, **_simulated(plan, micro_batches))
-    return replace(plan, parallel=Parallel(pipeline=stages, micro_batches=micro_batches), stages=begins)
+    parallel = Parallel(pipeline=stages, micro_batches=micro_batches)
+    return replace(plan, parallel=parallel, stages=least_peak_cut(plan, parallel, PRECISION))
 
 
 def memory_rows() -> list[Row]:
@@ -82,7 +82,7 @@ def memory_rows() -> list[Row]:
     rows = []
     for stages, bound in BOUNDS.items():
         plan = cut(FORECAST_SIZE, stages)
-        peaks = [cost.peak_bytes for cost in stage_costs(plan, stages=stages, begins=plan.stages, **_simulated(plan))]
+        peaks = [cost.peak_bytes for cost in stage_costs(plan, plan.parallel, PRECISION, plan.stages)]
         rows.append(_memory_row("forecast", plan, _forecast_of_one(FORECAST_SIZE), peaks, bound))
     plan = cut(MEASURED_SIZE, 2)
     (one,), stages = (at_work("memory", chosen) for chosen in (unet(MEASURED_SIZE), plan))
@@ -193,9 +193,3 @@ def _memory_row(how: str, plan: Plan, one: float, stages: list[float], bound: fl
 
 def _forecast_of_one(size: int) -> int:
     return training_step(unet(size), samples=1, parallel=Parallel(), precision=PRECISION).peak_bytes
-
-
-def _simulated(plan: Plan, micro_batches: int = 1) -> dict[str, Any]:
-    """Keys of a simulated stage."""
-    samples = plan.batch // micro_batches
-    return {"samples": samples, "micro_batches": micro_batches, "checkpointing": False, "precision": PRECISION}

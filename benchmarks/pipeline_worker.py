@@ -23,7 +23,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.forecast.calibration import SMALL, held_bytes, measure
 from megavoxel.network.host_memory import release_unused_memory, return_freed_memory
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.training.loop import Fold, start_run
 from megavoxel.training.optimizer import build_optimizer

@@ -30,7 +30,7 @@ from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import gaussian_weights, outer_product
 from megavoxel.network.device import choose_precision
 from megavoxel.network.host_memory import return_large_tensors
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties

@@ -19,7 +19,7 @@ from benchmarks.measure import Row, paired_seconds, smaller_is_better
 from benchmarks.planned import CONFIG, planned
 from megavoxel.config.study import Inference
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import Plan
 from megavoxel.reporting.published import SECONDS, read_published

@@ -29,7 +29,7 @@ from megavoxel.config.hardware import load_device
 from megavoxel.config.study import Training
 from megavoxel.config.study_file import load_study
 from megavoxel.errors import UserError
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import load_plan
 from megavoxel.reporting.published import read_published

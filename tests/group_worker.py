@@ -16,7 +16,7 @@ from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.network.device import Precision
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.optimizer import build_optimizer

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from megavoxel.distributed.group import Group, joined_group
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.pipeline import forward_and_backward
 from pipeline_worker import CPU, SEED, batches, plan_of, started

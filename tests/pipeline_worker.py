@@ -17,7 +17,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.memory import tracked_step

@@ -15,7 +15,7 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
 from megavoxel.network.first_stage import ImageWithFirstStage, one_hot_branches
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.extensions import plan_cascade
 from megavoxel.planning.plan import Plan, require_first_stage
 from megavoxel.preprocessing.store import Box, read_box, save_array

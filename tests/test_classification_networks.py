@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from megavoxel.config.classification import PublishedWeights
 from megavoxel.errors import UserError
-from megavoxel.network.unet import parameter_count
+from megavoxel.network.segmentation import parameter_count
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.pretrained import fetch_weights, give_published, load_published
 

@@ -23,7 +23,7 @@ from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import PhasePlan, Plan, load_plan, save_plan

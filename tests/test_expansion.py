@@ -16,7 +16,7 @@ from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.step import training_step
 from megavoxel.network.device import Precision
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.extensions import expanded_patch, plan_expansion
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.training.loss import build_loss, downsample_target
@@ -65,7 +65,7 @@ def gradients_the_slow_way(plan: Plan, image: torch.Tensor, target: torch.Tensor
     first level is dropped."""
     network, loss = SegmentationNetwork(plan.network, seed=3).train(), build_loss(plan.training)
     emitted = network.program(image)["level1"]
-    loss(emitted.float(), downsample_target(target, network.strides[1])).backward()
+    loss(emitted.float(), downsample_target(target, network.shape.strides[1])).backward()
     for name, parameter in network.named_parameters():
         if name.startswith("program.blocks.encoder0"):
             assert parameter.grad.abs().max() > 0

@@ -21,7 +21,7 @@ from megavoxel.forecast import memory
 from megavoxel.forecast.memory import explained_out_of_memory
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import gib
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import save_plan
 

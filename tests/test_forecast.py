@@ -29,7 +29,7 @@ from megavoxel.forecast.prediction import WholeImages
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, partitions, plan_study, spread, table
-from megavoxel.network.unet import unet_blocks
+from megavoxel.network.segmentation import whole_program
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -373,7 +373,7 @@ def test_a_partition_is_that_of_a_pipeline_that_trains(plan):
     (cut,) = partitions(plan, Partitions(gpus=(2,)), device(), WORKLOAD)
     parallel = Parallel(pipeline=2, micro_batches=4)
     trained, choice = spread(plan, Setting(name="s", parallel=parallel), device(), WORKLOAD)
-    names = [block.name for block in unet_blocks(plan.network)]
+    names = [block.name for block in whole_program(plan.network)]
     assert cut.first_blocks == tuple(names[begin] for begin in trained.stages)
     assert cut.stage_gib == choice.forecast.stage_gib
     assert cut.fullest_of_mean == pytest.approx(max(cut.stage_gib) / (sum(cut.stage_gib) / 2))

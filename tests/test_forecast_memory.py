@@ -20,7 +20,7 @@ from megavoxel.forecast.pipeline_step import SilentPeers, fake_network, profile_
 from megavoxel.forecast.step import StepCost, cost_of_step, optimizer_bytes, training_step, window
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.unet import SegmentationNetwork, parameter_count, unet_blocks
+from megavoxel.network.segmentation import SegmentationNetwork, parameter_count, whole_program
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -209,7 +209,7 @@ def test_the_dearest_part_is_as_cheap_as_can_be(costs, stages, begins):
 def test_one_stage_needs_what_the_plain_step_needs():
     plan = unet(3, 8, size=32)
     plain = training_step(plan, samples=2, parallel=Parallel(), precision="float32")
-    (stage,) = stage_costs(plan, stages=1, samples=2, micro_batches=1, checkpointing=False, precision="float32")
+    (stage,) = stage_costs(replace(plan, batch=2), Parallel(), "float32")
     assert stage.flops == plain.flops
     assert stage.parameter_bytes == plain.parameter_bytes
     assert stage.peak_bytes == pytest.approx(plain.peak_bytes, rel=0.15)
@@ -217,8 +217,8 @@ def test_one_stage_needs_what_the_plain_step_needs():
 
 def test_stages_share_the_work_and_the_memory():
     plan = unet(4, 16, size=48)
-    keys = {"samples": 1, "micro_batches": 2, "checkpointing": False, "precision": "float32"}
-    (whole,), parts = (stage_costs(plan, stages=count, **keys) for count in (1, 3))
+    plan = replace(plan, batch=2)
+    (whole,), parts = (stage_costs(plan, Parallel(pipeline=count, micro_batches=2), "float32") for count in (1, 3))
     assert sum(part.flops for part in parts) == pytest.approx(whole.flops, rel=0.02)
     assert sum(part.parameter_bytes for part in parts) == whole.parameter_bytes
     assert max(part.peak_bytes for part in parts) < 0.7 * whole.peak_bytes
@@ -230,10 +230,10 @@ def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpoi
     """Of every stage that there can be: many micro-batches from two, the optimiser without its step."""
     plan = unet(2, 8, size=24, optimizer="adam")
     plan = replace(plan, network=replace(plan.network, norm=norm, squeeze_excitation=2))
-    borders = range(norm == "batch", len(unet_blocks(plan.network)) + 1, 2)
+    borders = range(norm == "batch", len(whole_program(plan.network)) + 1, 2)
     for begin, end in itertools.combinations(borders, 2):
         for count in (1, 2, 5):
-            key = pipeline._step_key(plan, 1, count, checkpointing, "bfloat16")
+            key = key_of(plan, count, checkpointing)
             foretold, whole = pipeline._part_cost(key, begin, end), cost_of_whole_step(key, begin, end)
             # The optimiser counts its steps in four bytes per tensor.
             assert foretold.peak_bytes == pytest.approx(whole.peak_bytes, abs=4 * 100)
@@ -245,14 +245,17 @@ def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpoi
 def test_micro_batches_share_the_weights_that_they_cast(checkpointing):
     """27 · 64 · 128 and 27 · 128² weights in bfloat16 beside activations of 4³ voxels."""
     plan = unet(2, 64, size=8)
-    names = [block.name for block in unet_blocks(plan.network)]
+    names = [block.name for block in whole_program(plan.network)]
     begin, end = names.index("encoder1_convolution0"), names.index("decoder0_upsample")
-    few, many = (
-        pipeline._part_cost(pipeline._step_key(plan, 1, count, checkpointing, "bfloat16"), begin, end)
-        for count in (2, 12)
-    )
+    few, many = (pipeline._part_cost(key_of(plan, count, checkpointing), begin, end) for count in (2, 12))
     weights = 27 * (64 * 128 + 128 * 128) * 2
     assert 0 < many.peak_bytes - few.peak_bytes < weights
+
+
+def key_of(plan, micro_batches: int, checkpointing: bool) -> pipeline.StepKey:
+    """A step in bfloat16 of so many micro-batches with one sample each."""
+    parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
+    return pipeline._step_key(replace(plan, batch=micro_batches), parallel, "bfloat16")
 
 
 def cost_of_whole_step(key, begin: int, end: int) -> StepCost:

@@ -22,7 +22,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import write_json
 from megavoxel.inference.logits import header_of, write_logits
 from megavoxel.inference.sliding_window import Slab
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.preprocessing.store import save_case
 from megavoxel.training.checkpoint import load_state, save_state

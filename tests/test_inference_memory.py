@@ -14,7 +14,7 @@ from megavoxel.inference import logits, sliding_window
 from megavoxel.inference.ensemble import mean_probabilities
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 
 DEPTH, FULL_DEPTH = 64, 80

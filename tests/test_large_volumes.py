@@ -24,7 +24,7 @@ from megavoxel.datasets.phantom import STORAGE, make_case, write_case
 from megavoxel.errors import UserError
 from megavoxel.inference import sliding_window
 from megavoxel.inference.sliding_window import predict_slabs, window_strips
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning import fingerprint
 from megavoxel.planning.plan import ChannelNormalisation, load_plan, save_plan

@@ -17,7 +17,7 @@ from megavoxel.inference import logits as module
 from megavoxel.inference.logits import BACKGROUND, header_of, label_map, linear_weights, open_logits, write_logits
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.volumes.nifti import Geometry, write_nifti
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers import store_case, tiny_plan
 from megavoxel.config.study import Parallel, Training
-from megavoxel.network.unet import cumulative_strides
+from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.class_weights import softmax_of_inverse
 from megavoxel.training.loop import Fold, start_run
@@ -210,7 +210,7 @@ def test_every_level_of_deep_supervision_is_masked(name):
     names = ["incomplete", "whole"]
     _, classes, target = samples(names, (8, 8, 8))
     generator = torch.Generator().manual_seed(2)
-    strides = cumulative_strides(PLAN.network)[:2]
+    strides = shape_of(PLAN.network).strides[:2]
     sizes = [[8 // step for step in stride] for stride in strides]
     levels = [torch.randn(2, 3, *size, generator=generator, requires_grad=True) for size in sizes]
     supervised_loss(build_loss(Training(loss=name), annotated=TABLE), levels, target, strides).backward()

@@ -17,7 +17,7 @@ from megavoxel.config.study import IntensityRange, Preprocessing
 from megavoxel.datasets.cases import Cases, load_cases, save_cases
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.fingerprint import load_fingerprint, measure, save_fingerprint

@@ -88,10 +88,8 @@ def compare(found: list[dict], single: dict, name: str, skipped: tuple[str, ...]
 def compare_memory(peaks: list[int], way: str, micro_batches: int, name: str) -> None:
     """Of every stage, what its tensors took in the real step with what the forecast says."""
     plan = plan_of(way, stages=len(peaks), micro_batches=micro_batches)
-    costs = stage_costs(
-        plan, stages=len(peaks), samples=BATCH // micro_batches, micro_batches=micro_batches,
-        checkpointing=plan.parallel.checkpointing, precision=plan.training.precision, begins=plan.stages,
-    )  # fmt: skip
+    parallel = Parallel(pipeline=len(peaks), micro_batches=micro_batches, checkpointing=plan.parallel.checkpointing)
+    costs = stage_costs(replace(plan, batch=BATCH), parallel, plan.training.precision, plan.stages)
     for found, cost in zip(peaks, costs, strict=True):
         assert found == pytest.approx(cost.peak_bytes, rel=0.05), name
 

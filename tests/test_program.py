@@ -7,16 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import (
-    SegmentationNetwork,
-    cumulative_strides,
-    head_name,
-    logits_strides,
-    parameter_count,
-    unet_blocks,
-)
+from megavoxel.network.program import Block, Program, RunState, head_name
+from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
+from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import NetworkPlan
+from megavoxel.planning.topology import shape_of
 
 
 def network_plan(**changes) -> NetworkPlan:
@@ -192,7 +187,7 @@ def test_deeper_heads_of_a_coarse_first_level_are_as_coarse_as_their_levels():
     full, deep = network(image)
     assert full.shape == (1, 3, 7, 13, 18)
     assert deep.shape == (1, 3, 4, 4, 5)
-    assert logits_strides(network.plan)[:2] == [(1, 1, 1), (2, 4, 4)]
+    assert network.shape.logits_strides[:2] == ((1, 1, 1), (2, 4, 4))
 
 
 def test_the_network_equals_monais_dynunet_given_its_weights():
@@ -272,7 +267,7 @@ def test_strides_multiply_and_parameters_are_counted():
     plan = network_plan(
         features=(2, 4), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (1, 2, 2)), deep_supervision=False
     )
-    assert cumulative_strides(plan) == [(1, 1, 1), (1, 2, 2)]
+    assert shape_of(plan).strides == ((1, 1, 1), (1, 2, 2))
     assert [block.name for block in unet_blocks(plan)][-1] == "head0"
     # convolutions 1-2 2-2 2-4 4-4 4-2 2-2 (27 weights each) with biases and two norm parameters per channel,
     # transposed 4-2 (4 weights), head 2-3

@@ -15,7 +15,7 @@ from megavoxel.config.study import Expansion, Inference, Network, Phase, Preproc
 from megavoxel.config.study_file import parse_study
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
 

@@ -20,7 +20,8 @@ from megavoxel.forecast.step import training_step
 from megavoxel.network.blocks import squeeze_excitation
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.program import RunState
-from megavoxel.network.unet import SegmentationNetwork, unet_blocks
+from megavoxel.network.segmentation import SegmentationNetwork
+from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
 from megavoxel.planning.topology import convolution_elements
 from megavoxel.training.step import train_step
@@ -237,8 +238,8 @@ def test_the_forecast_peak_is_what_pytorch_allocates(checkpointing):
 
 
 def test_stages_of_a_pipeline_share_its_weights():
-    keys = {"samples": 1, "micro_batches": 2, "checkpointing": True, "precision": "bfloat16"}
-    (whole,), parts = (stage_costs(lamp_plan(16), stages=count, **keys) for count in (1, 4))
+    ways = (Parallel(pipeline=count, micro_batches=2, checkpointing=True) for count in (1, 4))
+    (whole,), parts = (stage_costs(lamp_plan(16), way, "bfloat16") for way in ways)
     assert sum(part.parameter_bytes for part in parts) == whole.parameter_bytes
     assert max(part.peak_bytes for part in parts) < whole.peak_bytes
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from helpers import tiny_plan
+from megavoxel.config.study import Parallel
 from megavoxel.forecast.pipeline import least_cut, least_peak_cut, stage_costs
 from megavoxel.network.device import Precision
 from megavoxel.network.partition import ACTIVATION, Transfer, cut_into_stages, tensor_of, transfer_specs
-from megavoxel.network.unet import SegmentationNetwork, entering_state, program_inputs, unet_blocks
+from megavoxel.network.segmentation import SegmentationNetwork, entering_state, whole_program
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(name="float32", reason="test")
@@ -25,7 +26,7 @@ NETWORK = replace(
 
 
 def test_a_skip_goes_straight_to_the_stage_that_pops_it():
-    stages = cut_into_stages(unet_blocks(NETWORK), (), (0, 3, 6, 9))
+    stages = cut_into_stages(whole_program(NETWORK), (0, 3, 6, 9))
     assert [(stage.blocks.start, stage.blocks.stop) for stage in stages] == [(0, 3), (3, 6), (6, 9), (9, 13)]
     forward = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(3)]
     first, second = Transfer(source=0, target=3, name="skip0"), Transfer(source=1, target=2, name="skip1")
@@ -36,10 +37,10 @@ def test_a_skip_goes_straight_to_the_stage_that_pops_it():
 
 
 def test_transfers_are_in_the_order_in_which_a_backward_pass_wants_their_gradients():
-    sender, receiver = cut_into_stages(unet_blocks(NETWORK), (), (0, 6))
+    sender, receiver = cut_into_stages(whole_program(NETWORK), (0, 6))
     assert [transfer.name for transfer in sender.sends] == [ACTIVATION, "skip1", "skip0"]
     assert receiver.receives == sender.sends
-    stages = cut_into_stages(unet_blocks(NETWORK), (), (0, 2, 6, 8, 10))
+    stages = cut_into_stages(whole_program(NETWORK), (0, 2, 6, 8, 10))
     for source, target in itertools.combinations(stages, 2):
         assert [way for way in source.sends if way.target == target.number] == [
             way for way in target.receives if way.source == source.number
@@ -48,7 +49,7 @@ def test_transfers_are_in_the_order_in_which_a_backward_pass_wants_their_gradien
 
 def test_labels_of_a_first_stage_leave_from_the_stage_that_is_given_them():
     network = replace(NETWORK, prior_channels=2, fusion="post")
-    stages = cut_into_stages(unet_blocks(network), program_inputs(network), (0, 8))
+    stages = cut_into_stages(whole_program(network), (0, 8))
     names = {transfer.name for transfer in stages[0].sends}
     assert names == {ACTIVATION, "skip0", "prior0"}
     assert stages[0].inputs == ("prior0", "prior1")
@@ -57,7 +58,7 @@ def test_labels_of_a_first_stage_leave_from_the_stage_that_is_given_them():
 @pytest.mark.parametrize("begins", [(1, 3), (0, 3, 3), (0, 13)])
 def test_stages_without_blocks_are_no_cut(begins):
     with pytest.raises(ValueError, match="stages that begin at"):
-        cut_into_stages(unet_blocks(NETWORK), (), begins)
+        cut_into_stages(whole_program(NETWORK), begins)
 
 
 @pytest.mark.parametrize("begins", [(0,), (0, 5), (0, 4, 8), (0, 3, 6, 9), tuple(range(13))])
@@ -66,9 +67,9 @@ def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins
     torch.manual_seed(0)
     kind = replace(FLOAT32, name=precision)
     network = SegmentationNetwork(NETWORK).eval()
-    blocks, image = list(network.program), torch.randn(2, 1, 6, 10, 12)
+    program, image = network.program, torch.randn(2, 1, 6, 10, 12)
     specs = transfer_specs(NETWORK, begins, image.shape, kind, CPU)
-    stages, sent, logits = cut_into_stages(blocks, (), begins), {}, {}
+    stages, sent, logits = cut_into_stages(program, begins), {}, {}
     with kind.autocast(CPU):
         whole = network.program(network.pad(image))
         for stage in stages:
@@ -76,7 +77,7 @@ def test_what_travels_looks_as_foretold_and_gives_the_logits_of_the_whole(begins
             arrived = {way.name: sent.pop(way) for way in stage.receives}
             state.activation = arrived.pop(ACTIVATION, state.activation)
             state.stashed |= arrived
-            state = stage.program(blocks).run(state)
+            state = stage.part_of(program).run(state)
             sent |= {way: tensor_of(state, way.name) for way in stage.sends}
             for way in stage.sends:
                 tensor = sent[way]
@@ -126,14 +127,14 @@ def test_the_cheapest_of_the_cuts_with_the_least_peak_is_found(stages, share):
 @pytest.mark.parametrize("stages", [2, 3])
 def test_no_other_cut_has_a_smaller_peak(stages):
     plan = replace(tiny_plan(patch=(16, 32, 32), batch=2), network=NETWORK)
-    keys = {"samples": 1, "micro_batches": 2, "checkpointing": False, "precision": "float32"}
+    parallel = Parallel(pipeline=stages, micro_batches=2)
 
     def peak(begins: tuple[int, ...]) -> int:
-        return max(cost.peak_bytes for cost in stage_costs(plan, stages=stages, begins=begins, **keys))
+        return max(cost.peak_bytes for cost in stage_costs(plan, parallel, "float32", begins))
 
-    cuts = [(0, *cuts) for cuts in itertools.combinations(range(1, len(unet_blocks(NETWORK))), stages - 1)]
+    cuts = [(0, *cuts) for cuts in itertools.combinations(range(1, len(whole_program(NETWORK))), stages - 1)]
     peaks = {begins: peak(begins) for begins in cuts}
-    found = least_peak_cut(plan, stages=stages, **keys)
+    found = least_peak_cut(plan, parallel, "float32")
     assert peaks[found] == min(peaks.values())
     sent = {begins: bytes_sent(begins) for begins in cuts if peaks[begins] == peaks[found]}
     assert sent[found] == min(sent.values())

@@ -16,7 +16,7 @@ from megavoxel.files import write_json
 from megavoxel.inference import timing
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.timing import time_cases
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import save_plan
 

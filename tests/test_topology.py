@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import build_topology, convolution_elements, padded_patch
 

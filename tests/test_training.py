@@ -19,7 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import write_json
 from megavoxel.network import device
 from megavoxel.network.device import Precision, choose_device, choose_precision
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
 from megavoxel.planning.plan import NetworkPlan, save_plan
 from megavoxel.preprocessing.store import open_case

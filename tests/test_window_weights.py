@@ -20,7 +20,7 @@ from megavoxel.inference.sliding_window import (
     total_terms,
     window_terms,
 )
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.volumes.grid import window_starts
 

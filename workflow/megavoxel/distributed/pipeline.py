@@ -21,10 +21,9 @@ from megavoxel.network.partition import (
     TensorSpec,
     Transfer,
     cut_into_stages,
-    stages_with_heads,
     transfer_specs,
 )
-from megavoxel.network.unet import SegmentationNetwork, program_inputs
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 
 
@@ -106,9 +105,8 @@ class PipelineMember:
     """One process's place in a pipeline."""
 
     stage: PipelineStage
-    stages: int
-    head_stages: tuple[int, ...]
-    """Stages that hold a head."""
+    stages: tuple[PipelineStage, ...]
+    """All of the pipeline, in order."""
     specs: dict[Transfer, TensorSpec]
     """What a micro-batch's transfers look like."""
     replicas: Group
@@ -116,6 +114,11 @@ class PipelineMember:
     peers: Peers
     parameter_names: tuple[str, ...]
     """Of the whole network, in the order of its optimiser."""
+
+    @property
+    def head_stages(self) -> tuple[int, ...]:
+        """Numbers of the stages that hold a head."""
+        return tuple(stage.number for stage in self.stages if stage.has_head)
 
 
 def join_pipeline(
@@ -125,32 +128,29 @@ def join_pipeline(
     if plan.parallel.pipeline == 1:
         return None
     count, names = plan.parallel.pipeline, tuple(name for name, _ in network.named_parameters())
-    blocks = list(network.program)
-    stages = cut_into_stages(blocks, program_inputs(plan.network), plan.stages)
+    stages = tuple(cut_into_stages(network.program, plan.stages))
     own = stages[group.rank % count]
     shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
-    network.program = own.program(blocks)
-    replicas = subgroups(group, [range(stage, group.size, count) for stage in range(count)])
+    network.program = own.part_of(network.program)
     member = PipelineMember(
         stage=own,
-        stages=count,
-        head_stages=stages_with_heads(blocks, stages),
+        stages=stages,
         specs=transfer_specs(plan.network, plan.stages, shape, precision, group.device),
-        replicas=replicas,
+        replicas=subgroups(group, [range(stage, group.size, count) for stage in range(count)]),
         peers=Peers(group.rank - group.rank % count, group.device),
         parameter_names=names,
     )
-    _meet(member, stages)
+    _meet(member)
     return member
 
 
-def _meet(member: PipelineMember, stages: Sequence[PipelineStage]) -> None:
+def _meet(member: PipelineMember) -> None:
     """Every pair that will talk does so once, in the same order everywhere.
 
     NCCL makes a connection when two processes first talk, and both wait for it: in another order they could wait in a
     circle.
     """
-    pairs = {(transfer.source, transfer.target) for stage in stages for transfer in stage.sends}
+    pairs = {(transfer.source, transfer.target) for stage in member.stages for transfer in stage.sends}
     pairs |= {(0, head) for head in member.head_stages if head > 0}
     for source, target in sorted(pairs):
         if member.stage.number == source:

@@ -16,7 +16,7 @@ from megavoxel.config.study import Augmentation, Inference, Parallel, Training
 from megavoxel.forecast.step import GIB, StepCost, training_step
 from megavoxel.network.device import Precision
 from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.training.loop import peak_memory_mib
 from megavoxel.training.optimizer import build_optimizer

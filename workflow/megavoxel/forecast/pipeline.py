@@ -98,48 +98,42 @@ MOST_COPIES_IN_AN_UPDATE = 2
 """Of the weights, that an optimiser may make beside gradients and state; where there is room for them it is not run."""
 
 
-def stage_costs(
-    plan: Plan,
-    *,
-    stages: int,
-    samples: int,
-    micro_batches: int,
-    checkpointing: bool,
-    precision: str,
-    begins: Sequence[int] = (),
-) -> list[StepCost]:
-    """Memory and FLOPs of each stage for a whole step, in order.
+def stage_costs(plan: Plan, parallel: Parallel, precision: str, begins: Sequence[int] = ()) -> list[StepCost]:
+    """Memory and FLOPs of each stage for one pass of a batch through a pipeline, in order.
 
     Args:
-        plan: the setting.
-        stages: at most the number of blocks.
-        samples: of a micro-batch.
-        micro_batches: of a step.
-        checkpointing: whether blocks are run again in the backward pass.
+        plan: the setting; its own `parallel` does not count.
+        parallel: `pipeline` stages, at most the number of blocks; the micro-batches of a pass, each with
+            `plan.batch / parallel.parts` samples; `checkpointing`.
         precision: `float32`, `bfloat16` or `float16`.
         begins: number of the first block of each stage; empty: the first cut.
     """
-    key = _step_key(plan, samples, micro_batches, checkpointing, precision)
-    cut = tuple(begins) or _first_cut(key, stages)
-    ends = (*cut[1:], len(fake_network(plan.network).blocks))
+    key = _step_key(plan, parallel, precision)
+    cut = tuple(begins) or _first_cut(key, parallel.pipeline)
+    ends = (*cut[1:], len(fake_network(plan.network).program))
     return [_part_cost(key, begin, end) for begin, end in zip(cut, ends, strict=True)]
 
 
-def least_peak_cut(
-    plan: Plan, *, stages: int, samples: int, micro_batches: int, checkpointing: bool, precision: str
-) -> tuple[int, ...]:
+def least_peak_cut(plan: Plan, parallel: Parallel, precision: str) -> tuple[int, ...]:
     """First block of each stage, so that the largest peak of a stage is as small as can be.
 
     Of the cuts with that peak it is the one that sends the fewest bytes. Exact as long as a stage with a block more
     never needs less. Arguments as for `stage_costs`.
     """
-    key = _step_key(plan, samples, micro_batches, checkpointing, precision)
+    key = _step_key(plan, parallel, precision)
 
     def peak(begin: int, end: int) -> int:
         return _part_cost(key, begin, end).peak_bytes
 
     bound, sent = partial(_least_bytes, key, profile_of(key)), cache(partial(sent_bytes, key))
-    return least_cut(peak, bound, sent, len(fake_network(plan.network).blocks), stages)
+    return least_cut(peak, bound, sent, len(fake_network(plan.network).program), parallel.pipeline)
+
+
+def begins_of(plan: Plan, parallel: Parallel, precision: str) -> tuple[int, ...]:
+    """First block of each stage: the plan's, where it has as many, else the first cut. Arguments: see `stage_costs`."""
+    if len(plan.stages) == parallel.pipeline:
+        return plan.stages
+    return _first_cut(_step_key(plan, parallel, precision), parallel.pipeline)
 
 
 def _least_bytes(key: StepKey, profile: Profile, begin: int, end: int) -> int:
@@ -154,19 +148,11 @@ def _least_bytes(key: StepKey, profile: Profile, begin: int, end: int) -> int:
     return weights + optimizer_bytes(key.hashed.plan, weights) + earlier + max(kept[-1], risen)
 
 
-def _step_key(plan: Plan, samples: int, micro_batches: int, checkpointing: bool, precision: str) -> StepKey:
-    parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
-    own = replace(anonymous(plan), batch=samples * micro_batches, parallel=parallel)
+def _step_key(plan: Plan, parallel: Parallel, precision: str) -> StepKey:
+    micro_batches = parallel.micro_batches
+    keys = Parallel(micro_batches=micro_batches, checkpointing=parallel.checkpointing)
+    own = replace(anonymous(plan), batch=plan.batch // parallel.parts * micro_batches, parallel=keys)
     return StepKey(hashed=HashedPlan(own), precision=precision)
-
-
-def begins_of(
-    plan: Plan, *, stages: int, samples: int, micro_batches: int, checkpointing: bool, precision: str
-) -> tuple[int, ...]:
-    """First block of each stage: the plan's, where it has as many, else the first cut. Arguments: see `stage_costs`."""
-    if len(plan.stages) == stages:
-        return plan.stages
-    return _first_cut(_step_key(plan, samples, micro_batches, checkpointing, precision), stages)
 
 
 @cache

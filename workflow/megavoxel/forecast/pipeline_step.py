@@ -32,13 +32,12 @@ from megavoxel.network.partition import (
     Transfer,
     cut_into_stages,
     spec_of,
-    stages_with_heads,
     transfer_specs,
 )
-from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import SegmentationNetwork, cumulative_strides, entering_state, program_inputs, unet_blocks
+from megavoxel.network.program import Program, RunState
+from megavoxel.network.segmentation import SegmentationNetwork, entering_state, whole_program
 from megavoxel.planning.plan import NetworkPlan, Plan
-from megavoxel.planning.topology import padded_patch
+from megavoxel.planning.topology import shape_of
 from megavoxel.training.pipeline import forward_and_backward
 from megavoxel.training.run import Run
 from megavoxel.training.step import update_weights
@@ -82,8 +81,8 @@ class FakeNetwork:
 
     mode: FakeTensorMode
     network: SegmentationNetwork
-    blocks: tuple[Block, ...]
-    """All of them, whichever the network has at the time."""
+    program: Program
+    """The whole of it, whichever blocks the network has at the time."""
 
 
 @cache
@@ -91,7 +90,7 @@ def fake_network(plan: NetworkPlan) -> FakeNetwork:
     mode = FakeTensorMode()
     with mode:
         network = SegmentationNetwork(plan)
-    return FakeNetwork(mode=mode, network=network, blocks=tuple(network.program))
+    return FakeNetwork(mode=mode, network=network, program=network.program)
 
 
 def profile_of(key: StepKey) -> Profile:
@@ -112,10 +111,10 @@ def with_micro_batches(key: StepKey, count: int) -> StepKey:
 def _profile(key: StepKey) -> Profile:
     plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
     with fake.mode, MemoryTracker() as memory:
-        state = entering_state(plan.network, _image(plan))
+        state = fake.network.enter(_image(plan))
         specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}
         activations, kept, shared, risen, weights = [], [], [], [], []
-        for block in fake.blocks:
+        for block in fake.program:
             activations.append(spec_of(state.activation))
             before, waiting = memory.live, dict(state.stashed)
             memory.reset_peak()
@@ -147,7 +146,7 @@ def bytes_of_casts(module: nn.Module, key: StepKey) -> int:
 
 def _image(plan: Plan) -> Tensor:
     """A micro-batch as the network is given it."""
-    patch = padded_patch(plan.patch, cumulative_strides(plan.network)[-1])
+    patch = shape_of(plan.network).padded(plan.patch)
     return torch.empty(
         plan.batch // plan.parallel.micro_batches, plan.network.input_channels, *patch,
         memory_format=torch.channels_last_3d,
@@ -228,13 +227,12 @@ def run_of_stage(key: StepKey, profile: Profile, begin: int, end: int, peers: Pe
     plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
     stages = _cut_around(plan.network, begin, end)
     stage = next(stage for stage in stages if stage.blocks.start == begin)
-    fake.network.program = stage.program(fake.blocks)
+    fake.network.program = stage.part_of(fake.program)
     fake.network.checkpointing = plan.parallel.checkpointing
     run = new_run(plan, key.precision, fake.network)
     run.pipeline = PipelineMember(
         stage=stage,
-        stages=len(stages),
-        head_stages=stages_with_heads(fake.blocks, stages),
+        stages=tuple(stages),
         specs={transfer: profile.spec(transfer, stages) for transfer in (*stage.receives, *stage.sends)},
         replicas=run.group,
         peers=peers,
@@ -252,8 +250,8 @@ def sent_bytes(key: StepKey, begin: int, end: int) -> int:
 
 def _cut_around(network: NetworkPlan, begin: int, end: int) -> list[PipelineStage]:
     """A stage of the blocks from `begin` to before `end`, and one each of those before and behind it."""
-    blocks = fake_network(network).blocks
-    return cut_into_stages(blocks, program_inputs(network), sorted({0, begin, end} - {len(blocks)}))
+    program = fake_network(network).program
+    return cut_into_stages(program, sorted({0, begin, end} - {len(program)}))
 
 
 class SilentPeers(Peers):
@@ -317,9 +315,9 @@ def staged_window(
     specs = transfer_specs(plan, begins, image, Precision(name=precision, reason="forecast"), CPU)
     needs = []
     with FakeTensorMode(), torch.no_grad():
-        blocks = unet_blocks(plan)
-        for stage in cut_into_stages(blocks, program_inputs(plan), begins):
-            program = stage.program(blocks)
+        whole = whole_program(plan)
+        for stage in cut_into_stages(whole, begins):
+            program = stage.part_of(whole)
             with MemoryTracker() as memory, autocast(precision):
                 program.run(_entering(plan, stage, specs, image))
             peak = memory.peak + networks * float32_bytes(program)

@@ -20,7 +20,7 @@ from megavoxel.network.device import choose_device
 from megavoxel.planning.patch import WHOLE, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
-from megavoxel.planning.topology import divisor_of, padded_patch
+from megavoxel.planning.topology import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class WholeImages:
 
         None where even the patch is too large.
         """
-        strides = divisor_of(self.plan.network.strides)
-        smallest, sides = padded_patch(self.plan.patch, strides), list(size)
+        shape, sides = shape_of(self.plan.network), list(size)
+        smallest, strides = shape.padded(self.plan.patch), shape.divisor
         while self.gib(sides) > self.device.memory_gib:
             axis = max(range(len(sides)), key=lambda axis: sides[axis] / smallest[axis])
             if sides[axis] <= smallest[axis]:

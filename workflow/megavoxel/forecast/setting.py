@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
-from megavoxel.forecast.pipeline_step import StageOfWindow, staged_window
+from megavoxel.forecast.pipeline_step import StageOfWindow, fake_network, staged_window
 from megavoxel.forecast.step import GIB, StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
-from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 
@@ -107,7 +105,7 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
     slab, keys = _slab_bytes(plan, size, on_host=not device.gpus), {"networks": networks, "precision": precision}
     if predicting_devices(plan) == 1:
         return _gib(window(plan, size, **keys), device, extra=slab)
-    begins = begins_of(plan, precision=precision, **_pipeline_keys(plan, plan.parallel))
+    begins = begins_of(plan, plan.parallel, precision)
     first, *others = staged_window(plan.network, begins, size, **keys)
     return max(_gib(first, device, extra=slab), *(_gib(stage, device) for stage in others))
 
@@ -123,22 +121,12 @@ def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
     Of a curriculum it is the phase with the most voxels in a step that counts.
     """
     largest = max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
-    return least_peak_cut(largest, precision=precision_on(plan, device), **_pipeline_keys(largest, parallel))
-
-
-def _pipeline_keys(plan: Plan, parallel: Parallel) -> dict[str, Any]:
-    """What memory and cut of a pipeline's stages depend on, beside the plan and the precision."""
-    return {
-        "stages": parallel.pipeline,
-        "samples": plan.batch // parallel.parts,
-        "micro_batches": parallel.micro_batches,
-        "checkpointing": parallel.checkpointing,
-    }
+    return least_peak_cut(largest, parallel, precision_on(plan, device))
 
 
 def describe_stages(plan: Plan, forecast: Forecast) -> str:
     """A line for the reader: the first block of each stage and its memory, and how even they are."""
-    names = [block.name for block in unet_blocks(plan.network)]
+    names = [block.name for block in fake_network(plan.network).program]
     stages = [f"{names[begin]} {gib:.3g} GiB" for begin, gib in zip(plan.stages, forecast.stage_gib, strict=True)]
     mean = sum(forecast.stage_gib) / len(forecast.stage_gib)
     return (
@@ -158,16 +146,15 @@ def precision_on(plan: Plan, device: Device) -> str:
 
 def most_stages(plan: Plan) -> int:
     """Stages that the network of a plan can be cut into at most."""
-    return len(unet_blocks(plan.network))
+    return len(fake_network(plan.network).program)
 
 
 def step_costs(plan: Plan, parallel: Parallel, precision: str) -> list[StepCost]:
     """The cost of a training step on each device of a pipeline, or on the one that there is; see `forecast_setting`."""
-    samples = plan.batch // parallel.parts
     if parallel.pipeline == 1:
+        samples = plan.batch // parallel.parts
         return [training_step(plan, samples=samples, parallel=parallel, precision=precision)]
-    keys = _pipeline_keys(plan, parallel)
-    costs = stage_costs(plan, precision=precision, begins=begins_of(plan, precision=precision, **keys), **keys)
+    costs = stage_costs(plan, parallel, precision, begins_of(plan, parallel, precision))
     return [repeated(cost, parallel) for cost in costs]
 
 

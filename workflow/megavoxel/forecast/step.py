@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.config.study import Parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
-from megavoxel.network.unet import SegmentationNetwork, parameter_count
+from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.optimizer import build_optimizer

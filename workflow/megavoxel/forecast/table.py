@@ -16,8 +16,8 @@ from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.duration import Workload
+from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, cut_of, describe_stages, forecast_setting, most_stages
-from megavoxel.network.unet import unet_blocks
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.patch import padding_notes
@@ -250,7 +250,7 @@ def _partition(
     parallel = Parallel(pipeline=gpus, micro_batches=parts, checkpointing=checkpointing)
     begins = cut_of(plan, parallel, device)
     forecast = forecast_setting(replace(plan, stages=begins), parallel, device, workload)
-    blocks = unet_blocks(plan.network)
+    blocks = list(fake_network(plan.network).program)
     return Partition(
         setting=plan.setting,
         gpus=gpus,

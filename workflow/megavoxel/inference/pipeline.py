@@ -18,7 +18,7 @@ from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision
 from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, tensor_of, transfer_specs
 from megavoxel.network.program import RunState
-from megavoxel.network.unet import SegmentationNetwork, entering_state, head_name
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 
 NO_MORE = -1
@@ -67,7 +67,7 @@ class StagedNetwork:
         """This stage's part of a window of this shape (z, y, x); the first stage is given the window."""
         member, specs = self.member, self._specs_of(shape)
         if window is not None:
-            state = entering_state(self.plan.network, self.network.pad(window))
+            state = self.network.enter(window)
         else:
             arriving = {way.name: member.peers.expect(specs[way], way.source) for way in member.stage.receives}
             tensors = {name: arrival.wait() for name, arrival in arriving.items()}
@@ -78,7 +78,7 @@ class StagedNetwork:
         for way in member.stage.sends:
             member.peers.send(tensor_of(state, way.name), way.target, channels_last=specs[way].channels_last)
         if member.stage.number == member.head_stages[-1]:
-            member.peers.send(self.network.cropped(state.logits[head_name(0)], 0, shape).float(), 0)
+            member.peers.send(self.network.logits_by_level(state, shape)[0].float(), 0)
         if member.stage.number > 0:
             member.peers.finish()
 

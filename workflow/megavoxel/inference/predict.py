@@ -21,7 +21,7 @@ from megavoxel.inference.pipeline import StagedNetwork, dismiss, serve
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
 from megavoxel.network.device import TYPES, Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan

@@ -17,7 +17,7 @@ from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading
 from megavoxel.models.scans import Scan, find_scans
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_tensors
 from megavoxel.planning.plan import load_plan
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from megavoxel.errors import UserError
-from megavoxel.network.unet import SegmentationNetwork, cumulative_strides
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.topology import shape_of
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE_VOXELS = 48**3
@@ -115,7 +116,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def smallest_extent(plan: Plan) -> int:
     """Voxels along the shortest axis of the smallest level, for a patch of the plan."""
-    strides = cumulative_strides(plan.network)[-1]
+    strides = shape_of(plan.network).divisor
     return min(math.ceil(size / stride) for size, stride in zip(plan.patch, strides, strict=True))
 
 
@@ -149,7 +150,7 @@ def _step_seconds(keys: NetworkPlan, shape: tuple[int, ...], name: str) -> float
 
 def _probe_patch(plan: Plan) -> list[int]:
     """The patch, halved along its longest axes until it is small, but with two voxels left at the bottleneck."""
-    patch, strides = list(plan.patch), cumulative_strides(plan.network)[-1]
+    patch, strides = list(plan.patch), shape_of(plan.network).divisor
     while math.prod(patch) > PROBE_VOXELS:
         cells = [size / stride for size, stride in zip(patch, strides, strict=True)]
         longest = cells.index(max(cells))

@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.network.device import Precision
 from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.unet import cumulative_strides, entering_state, program_inputs, unet_blocks
+from megavoxel.network.segmentation import entering_state, whole_program
 from megavoxel.planning.plan import NetworkPlan
-from megavoxel.planning.topology import padded_patch
+from megavoxel.planning.topology import shape_of
 
 ACTIVATION = ""
 """The name under which the activation travels; no stash is called so."""
@@ -40,6 +40,8 @@ class PipelineStage:
 
     number: int
     blocks: slice
+    has_head: bool
+    """Whether one of its blocks emits logits."""
     receives: tuple[Transfer, ...]
     """In the order in which they are sent and received, which is the same for both sides: the activation first, then
     skips from the last one stashed on. So the next stage needs them, and so a backward pass needs their gradients."""
@@ -49,9 +51,9 @@ class PipelineStage:
     outputs: tuple[str, ...]
     """Stashes that are left after its last block: those that it sends."""
 
-    def program(self, blocks: Sequence[Block]) -> Program:
-        """The stage's own part of all blocks."""
-        return Program(blocks[self.blocks], inputs=self.inputs, outputs=self.outputs)
+    def part_of(self, program: Program) -> Program:
+        """The stage's own part of the whole program."""
+        return Program(list(program)[self.blocks], inputs=self.inputs, outputs=self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,30 +74,31 @@ class TensorSpec:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequence[int]) -> list[PipelineStage]:
-    """The stages of a program.
+def cut_into_stages(program: Program, begins: Sequence[int]) -> list[PipelineStage]:
+    """The stages of a whole program; what is stashed before its first block belongs to the first one.
 
     Args:
-        blocks: of the whole program.
-        inputs: what is stashed before its first block; it is the first stage that has it.
+        program: the whole network.
         begins: number of the first block of each stage, ascending from 0.
 
     Raises:
         ValueError: `begins` is no list of block numbers that ascends from 0.
     """
-    ends = [*begins[1:], len(blocks)]
+    ends = [*begins[1:], len(program)]
     if begins[0] != 0 or any(begin >= end for begin, end in zip(begins, ends, strict=True)):
-        raise ValueError(f"stages that begin at the blocks {list(begins)} of {len(blocks)}")
-    transfers = _transfers(blocks, inputs, [slice(*ends) for ends in zip(begins, ends, strict=True)])
+        raise ValueError(f"stages that begin at the blocks {list(begins)} of {len(program)}")
+    blocks, parts = list(program), [slice(*span) for span in zip(begins, ends, strict=True)]
+    transfers = _transfers(blocks, program.inputs, parts)
     stages = []
-    for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+    for number, part in enumerate(parts):
         receives = tuple(transfer for transfer in transfers if transfer.target == number)
         sends = tuple(transfer for transfer in transfers if transfer.source == number)
-        own = set(inputs) if number == 0 else set()
+        own = set(program.inputs) if number == 0 else set()
         stages.append(
             PipelineStage(
                 number=number,
-                blocks=slice(begin, end),
+                blocks=part,
+                has_head=any(block.emits is not None for block in blocks[part]),
                 receives=receives,
                 sends=sends,
                 inputs=tuple(sorted(own | _names(receives))),
@@ -103,11 +106,6 @@ def cut_into_stages(blocks: Sequence[Block], inputs: Iterable[str], begins: Sequ
             )
         )
     return stages
-
-
-def stages_with_heads(blocks: Sequence[Block], stages: Sequence[PipelineStage]) -> tuple[int, ...]:
-    """Numbers of the stages that hold a head."""
-    return tuple(stage.number for stage in stages if any(block.emits is not None for block in blocks[stage.blocks]))
 
 
 def transfer_specs(
@@ -123,14 +121,14 @@ def transfer_specs(
         device: of training.
     """
     with FakeTensorMode(), torch.device(device):
-        blocks = unet_blocks(plan)
-        shape = (*image[:2], *padded_patch(image[2:], cumulative_strides(plan)[-1]))
+        program = whole_program(plan)
+        shape = (*image[:2], *shape_of(plan).padded(image[2:]))
         state = entering_state(plan, torch.empty(shape, memory_format=torch.channels_last_3d))
         specs, waiting = {}, dict(state.stashed)
-        for stage in cut_into_stages(blocks, program_inputs(plan), begins):
+        for stage in cut_into_stages(program, begins):
             own = {name: waiting.pop(name) for name in stage.inputs}
             with precision.autocast(device):
-                state = stage.program(blocks).run(RunState(activation=state.activation, stashed=own))
+                state = stage.part_of(program).run(RunState(activation=state.activation, stashed=own))
             waiting |= state.stashed
             for transfer in stage.sends:
                 specs[transfer] = spec_of(tensor_of(state, transfer.name))

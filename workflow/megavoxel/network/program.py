@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a block is in a network of levels."""
+
+    side: Literal["encoder", "decoder", "head"]
+    level: int
+    """Counted from 0, the finest."""
+    kind: Literal["pooling", "convolution", "excitation", "upsampling", "logits"]
 
 
 class Block(nn.Module):
@@ -27,6 +38,7 @@ class Block(nn.Module):
         stash: the name under which the output is kept for a later block.
         pops: names that the block takes from the stash; what is popped is gone.
         emits: the name under which the module's output is logits; the activation then passes the block unchanged.
+        place: what it is in a network of levels.
     """
 
     def __init__(
@@ -37,6 +49,7 @@ class Block(nn.Module):
         stash: str | None = None,
         pops: tuple[str, ...] = (),
         emits: str | None = None,
+        place: Place | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -44,6 +57,7 @@ class Block(nn.Module):
         self.stash = stash
         self.pops = pops
         self.emits = emits
+        self.place = place
 
     def forward(self, activation: Tensor, *popped: Tensor) -> Tensor:
         """The module's output."""
@@ -59,17 +73,31 @@ class RunState:
     logits: dict[str, Tensor] = field(default_factory=dict)
 
 
+def head_name(level: int) -> str:
+    """The name under which the head of a decoder level emits its logits."""
+    return f"level{level}"
+
+
+def prior_name(level: int) -> str:
+    """The name under which a first stage's labels wait for a decoder level."""
+    return f"prior{level}"
+
+
 class Program(nn.Module):
     """A list of blocks that run one after the other.
 
+    Args:
+        blocks: in the order in which they run.
+        inputs: what is stashed before the first block.
+        outputs: what is left in the stash behind the last one.
+
     Raises:
         ValueError: two blocks share a name, a block pops what no earlier block stashed, or a stash is never popped.
-            `inputs` and `outputs` name what crosses the borders of a partial program.
     """
 
     def __init__(self, blocks: Iterable[Block], *, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> None:
         super().__init__()
-        blocks = list(blocks)
+        blocks, self.inputs = list(blocks), tuple(inputs)
         _check(blocks, set(inputs), set(outputs))
         self.blocks = nn.ModuleDict({block.name: block for block in blocks})
 
@@ -78,6 +106,10 @@ class Program(nn.Module):
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def position(self, holds: Callable[[Block], bool]) -> int:
+        """Number of the first block for which a condition holds."""
+        return next(number for number, block in enumerate(self) if holds(block))
 
     def run(self, state: RunState, *, start: int = 0, stop: int | None = None, checkpointing: bool = False) -> RunState:
         """Runs the blocks from `start` to before `stop` on `state`, which is changed and returned.

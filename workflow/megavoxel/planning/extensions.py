@@ -10,7 +10,7 @@ from megavoxel.errors import UserError
 from megavoxel.planning.patch import WHOLE
 from megavoxel.planning.plan import NetworkPlan, PhasePlan, PreprocessingPlan
 from megavoxel.planning.spacing import times
-from megavoxel.planning.topology import divisor_of, padded_patch
+from megavoxel.planning.topology import shape_of
 
 
 def with_numbers(setting: Setting, preprocessing: PreprocessingPlan) -> tuple[Setting, list[str]]:
@@ -113,7 +113,7 @@ def plan_expansion(
         return None, network, []
     where = f"setting {setting.name}: expansion"
     large = expanded_patch(patch, setting.expansion.factor)
-    sides = zip(patch, large, median_shape, padded_patch(median_shape, divisor_of(network.strides)), strict=True)
+    sides = zip(patch, large, median_shape, shape_of(network).padded(median_shape), strict=True)
     for axis, (size, grown, median, padded) in enumerate(sides):
         # Within the rounding that patches of whole images need, as the paper's 240 of 235 voxels at half resolution.
         if grown > size and (size >= median or grown > padded):

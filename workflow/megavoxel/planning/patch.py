@@ -19,9 +19,9 @@ from megavoxel.planning.topology import (
     Topology,
     build_topology,
     convolution_elements,
-    divisor_of,
     kernels_of,
     padded_patch,
+    shape_of,
 )
 
 START_VOLUME = 256**3
@@ -192,13 +192,13 @@ def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
     if plan.inference.window != WHOLE:
         return tuple(plan.inference.window)
     sides = [max(size, patch) for size, patch in zip(shape, plan.patch, strict=True)]
-    return padded_patch(sides, divisor_of(plan.network.strides))
+    return shape_of(plan.network).padded(sides)
 
 
 def padding_notes(plan: Plan) -> list[str]:
     """A note for each patch of a plan that is not a multiple of the network's stride: those of all phases, and the
     expanded one."""
-    divisor = divisor_of(plan.network.strides)
+    shape = shape_of(plan.network)
     named = [("patch", phase.patch) for phase in plan.by_phase()]
     if plan.expanded_patch is not None:
         named.append(("expanded patch", plan.expanded_patch))
@@ -206,7 +206,7 @@ def padding_notes(plan: Plan) -> list[str]:
         f"{name}: not a multiple of the network's stride; padded inside from {times(size)} to {times(inside)}, logits "
         "are cropped"
         for name, size in dict.fromkeys((name, tuple(size)) for name, size in named)
-        if (inside := padded_patch(size, divisor)) != size
+        if (inside := shape.padded(size)) != size
     ]
 
 
@@ -216,13 +216,13 @@ def check_sizes(plan: Plan) -> None:
     Raises:
         UserError: with the stride that a patch or window has to be above.
     """
-    divisor = divisor_of(plan.network.strides)
+    shape = shape_of(plan.network)
     for name, size in _sizes(plan):
-        if padded_patch(size, divisor) == divisor:
+        if shape.padded(size) == shape.divisor:
             raise UserError(
                 f"setting {plan.setting}: {name} {times(size)} leaves one voxel at the lowest of "
                 f"{len(plan.network.strides)} levels, which cannot be normalised; take one of more than "
-                f"{times(divisor)} voxels along some axis, or fewer levels in 'network'"
+                f"{times(shape.divisor)} voxels along some axis, or fewer levels in 'network'"
             )
 
 

@@ -1,4 +1,4 @@
-"""Levels, kernels and strides of a U-Net for a patch and a spacing, and what it costs, by the rules of nnU-Net.
+"""Levels, kernels and strides of a U-Net by the rules of nnU-Net, its cost, and what follows from its plan.
 
 Isensee et al., Nat. Methods 18:203, 2021, Methods: an axis is halved as long as it keeps four voxels, axes that are
 finer than the others first; kernels have the extent 1 along an axis until the others have become as coarse.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 
 from megavoxel.planning.plan import NetworkPlan
 
@@ -16,6 +18,8 @@ SMALLEST_EDGE = 4
 """Voxels that an axis must keep at the lowest level for its last halving."""
 SIMILAR = 2.0
 """Ratio of spacings below which axes are treated alike."""
+EXPANDED_LEVEL = 1
+"""Decoder level at which an expanded patch meets its loss, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class Topology:
     @property
     def divisor(self) -> tuple[int, ...]:
         """Per axis, of what a patch must be a multiple to pass without padding."""
-        return divisor_of(self.strides)
+        return tuple(math.prod(steps) for steps in zip(*self.strides, strict=True))
 
     def truncated(self, levels: int) -> Topology:
         """The first `levels` levels; the lowest becomes the bottleneck, with kernels of 3 along all axes."""
@@ -79,9 +83,48 @@ def kernels_of(spacing: Sequence[float], strides: Sequence[Sequence[int]]) -> tu
     return (*kernels, (3,) * len(spacing))
 
 
-def divisor_of(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Product of the strides of all levels, per axis."""
-    return tuple(math.prod(steps) for steps in zip(*strides, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """What follows from a network's plan; worked out once, by `shape_of`."""
+
+    strides: tuple[tuple[int, ...], ...]
+    """Per level and axis, how many voxels of the image one of its voxels covers."""
+    logits_strides: tuple[tuple[int, ...], ...]
+    """The same for a level's logits. Those of the first level always have the image's resolution: where the level is
+    coarser, they are brought back to it."""
+    supervised_levels: tuple[int, ...]
+    """Decoder levels whose logits have a loss: the first and, under deep supervision, all others but the lowest.
+    nnU-Net gives the lowest one a head and its loss the weight 0; here that head does not exist."""
+    head_levels: tuple[int, ...]
+    """Decoder levels with a head: the supervised ones, and the one that an expanded patch needs."""
+    prior_levels: tuple[int, ...]
+    """Decoder levels that a first stage's labels join (`post` fusion)."""
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Stride of the whole network per axis: sizes that are a multiple of it pass without padding."""
+        return self.strides[-1]
+
+    def padded(self, size: Sequence[float]) -> tuple[int, ...]:
+        """Voxels per axis of an image or patch, each rounded up to a multiple of the network's stride."""
+        return padded_patch(size, self.divisor)
+
+
+@cache
+def shape_of(network: NetworkPlan) -> NetworkShape:
+    """What follows from the plan of a network."""
+    deepest = len(network.features) - 1
+    supervised = tuple(range(max(1, deepest - 1))) if network.deep_supervision else (0,)
+    expanded = {EXPANDED_LEVEL} if network.expanded_head else set()
+    strides = accumulate(network.strides, lambda above, step: tuple(map(math.prod, zip(above, step, strict=True))))
+    strides = tuple(map(tuple, strides))
+    return NetworkShape(
+        strides=strides,
+        logits_strides=((1,) * len(strides[0]), *strides[1:]),
+        supervised_levels=supervised,
+        head_levels=tuple(sorted({*supervised, *expanded})),
+        prior_levels=tuple(range(deepest)) if network.prior_channels and network.fusion == "post" else (),
+    )
 
 
 def padded_patch(patch: Sequence[float], divisor: Sequence[int]) -> tuple[int, ...]:

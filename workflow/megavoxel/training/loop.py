@@ -19,7 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.host_memory import peak_resident_bytes
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.checkpoint import StateWriter, load_state, state_writer

@@ -8,7 +8,8 @@ in the case of a sample; `training/annotation.py` says what that changes, and ho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -248,42 +249,71 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossKeys:
+    """What the parts of a loss may depend on."""
+
+    training: Training
+    """The study's keys."""
+    complete: Completion | None = None
+    """See `dice_loss`."""
+    class_weights: Tensor | None = None
+    """float32 (classes), for the cross-entropy or focal loss; None: all are 1."""
+
+
+def _dice(keys: LossKeys) -> MaskedLoss:
+    return partial(dice_loss, batch=keys.training.batch_dice, complete=keys.complete)
+
+
+def _cross_entropy(keys: LossKeys) -> MaskedLoss:
+    return partial(cross_entropy_loss, weights=keys.class_weights)
+
+
+def _focal(keys: LossKeys) -> MaskedLoss:
+    return partial(focal_loss, gamma=keys.training.focal_gamma, weights=keys.class_weights)
+
+
+def _topk(keys: LossKeys) -> MaskedLoss:
+    return partial(topk_loss, percent=keys.training.topk_percent)
+
+
+def _perimeter(_: LossKeys) -> MaskedLoss:
+    return perimeter_loss
+
+
+LOSSES: dict[str, tuple[Callable[[LossKeys], MaskedLoss], ...]] = {
+    "dice": (_dice,),
+    "cross_entropy": (_cross_entropy,),
+    "dice_ce": (_dice, _cross_entropy),
+    "dice_focal": (_dice, _focal),
+    "dice_topk": (_dice, _topk),
+    "dice_perimeter": (_dice, _perimeter),
+}
+"""By the study's key `training.loss`, the parts that are added up."""
+
+
 def build_loss(
     training: Training,
     complete: Completion | None = None,
     class_weights: Tensor | None = None,
     annotated: Tensor | None = None,
 ) -> Loss:
-    """The loss of a study's key `training.loss`.
+    """The loss that `training.loss` names: a function of logits and a target as `encode_target` gives it.
 
     Args:
         training: the loss, its keys, and `batch_dice`.
         complete: see `dice_loss`.
         class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
-
-    Returns:
-        A function of logits and a target as `encode_target` gives it.
     """
-    masked = _masked_loss(training, complete, class_weights)
-    return lambda logits, target: masked(logits, *decode_target(target, annotated))
+    keys = LossKeys(training=training, complete=complete, class_weights=class_weights)
+    parts = [part(keys) for part in LOSSES[training.loss]]
 
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        classes, known = decode_target(target, annotated)
+        return reduce(torch.add, (part(logits, classes, known) for part in parts))
 
-def _masked_loss(training: Training, complete: Completion | None, class_weights: Tensor | None) -> MaskedLoss:
-    dice = partial(dice_loss, batch=training.batch_dice, complete=complete)
-    cross_entropy = partial(cross_entropy_loss, weights=class_weights)
-    voxel_losses: dict[str, MaskedLoss] = {
-        "dice_ce": cross_entropy,
-        "dice_focal": partial(focal_loss, gamma=training.focal_gamma, weights=class_weights),
-        "dice_topk": partial(topk_loss, percent=training.topk_percent),
-        "dice_perimeter": perimeter_loss,
-    }
-    if training.loss == "dice":
-        return dice
-    if training.loss == "cross_entropy":
-        return cross_entropy
-    of_voxels = voxel_losses[training.loss]
-    return lambda logits, target, known: dice(logits, target, known) + of_voxels(logits, target, known)
+    return loss
 
 
 def supervision_weights(levels: int) -> list[float]:

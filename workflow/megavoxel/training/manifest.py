@@ -15,7 +15,7 @@ import torch
 import megavoxel
 from megavoxel.config.records import to_plain
 from megavoxel.containers.lock import running_image
-from megavoxel.network.unet import parameter_count
+from megavoxel.network.segmentation import parameter_count
 from megavoxel.training.absent import cases_without_annotation, labels_never_seen
 from megavoxel.training.loop import Fold
 from megavoxel.training.run import Run

@@ -25,7 +25,6 @@ from megavoxel.distributed.pipeline import Arrival, PipelineMember
 from megavoxel.network.device import to_device
 from megavoxel.network.partition import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.program import RunState
-from megavoxel.network.unet import entering_state, head_name, logits_strides, supervised_levels
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -171,7 +170,7 @@ def _run_micro_batch(
     member = run.pipeline
     gradients: dict[Transfer, Tensor] = {}
     if member.stage.number == 0:
-        state = entering_state(run.plan.network, run.network.pad(to_device(image, run.device)))
+        state = run.network.enter(to_device(image, run.device))
         own = target.to(run.device, non_blocking=True)
         for stage in member.head_stages:
             if stage > 0:
@@ -225,12 +224,8 @@ def _gradient_of(member: PipelineMember, transfer: Transfer) -> Tensor:
 
 
 def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
-    levels = supervised_levels(run.plan.network)
-    return {
-        level: run.network.cropped(state.logits[head_name(level)], level, run.plan.patch).float()
-        for level in (levels if run.network.training else levels[:1])
-        if head_name(level) in state.logits
-    }
+    emitted = run.network.logits_by_level(state, run.plan.patch)
+    return {level: logits.float() for level, logits in emitted.items()}
 
 
 def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
@@ -241,7 +236,7 @@ def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     parts = len(held) * run.pipeline.replicas.size
     losses = {}
     for level in levels:
-        stride = logits_strides(run.plan.network)[level]
+        stride = run.network.shape.logits_strides[level]
         with torch.no_grad():
             sums = [
                 dice_sums_of_batch(one.logits[level], downsample_target(one.target, stride), run.annotated)
@@ -276,12 +271,12 @@ def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:
 
 def _weighted(run: Run, one: Held, losses: dict[int, Loss]) -> Tensor:
     """The stage's share of the loss over all levels."""
-    levels, strides = supervised_levels(run.plan.network), logits_strides(run.plan.network)
-    weights = dict(zip(levels, supervision_weights(len(levels)), strict=True))
+    shape = run.network.shape
+    weights = dict(zip(shape.supervised_levels, supervision_weights(len(shape.supervised_levels)), strict=True))
     return supervised_loss(
         list(losses.values()),
         [one.logits[level] for level in losses],
         one.target,
-        [strides[level] for level in losses],
+        [shape.logits_strides[level] for level in losses],
         [weights[level] for level in losses],
     )

@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.training.run import Run
 
 
@@ -80,10 +80,10 @@ def _parts_at_leader(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
     content = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8).to(run.device)
     sizes = [round(size) for size in run.group.all(content.numel())]
     if run.group.leads:
-        for stage in range(1, member.stages):
+        for stage in range(1, len(member.stages)):
             arrived = member.peers.receive((sizes[stage],), torch.uint8, stage).wait().cpu()
             parts.append(torch.load(io.BytesIO(arrived.numpy().tobytes()), map_location="cpu", weights_only=True))
-    elif run.group.rank < member.stages:
+    elif run.group.rank < len(member.stages):
         member.peers.send(content, 0)
         member.peers.finish()
     return parts

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import PipelineMember
 from megavoxel.network.device import Precision
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.training.loss import Completion, Loss, build_loss
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megavoxel.errors import UserError
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
 

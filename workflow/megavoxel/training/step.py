@@ -20,8 +20,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 from megavoxel.distributed.group import Group
 from megavoxel.network.device import to_device
-from megavoxel.network.unet import EXPANDED_LEVEL, SegmentationNetwork, logits_strides
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.topology import EXPANDED_LEVEL
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -160,9 +161,9 @@ def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor
     return logits, one.target.to(run.device, non_blocking=True)
 
 
-def _strides(run: Run, one: Pass) -> list[tuple[int, ...]]:
+def _strides(run: Run, one: Pass) -> Sequence[tuple[int, ...]]:
     """Strides of the levels that a pass has logits of."""
-    strides = logits_strides(run.plan.network)
+    strides = run.network.shape.logits_strides
     return strides[EXPANDED_LEVEL : EXPANDED_LEVEL + 1] if one.expanded else strides
 
 

@@ -20,7 +20,7 @@ from megavoxel.forecast.memory import device_at_hand
 from megavoxel.forecast.step import GIB, gib
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
-from megavoxel.network.unet import parameter_count
+from megavoxel.network.segmentation import parameter_count
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes

@@ -9,7 +9,7 @@ import torch
 
 import megavoxel
 from megavoxel.containers.lock import running_image
-from megavoxel.network.unet import parameter_count
+from megavoxel.network.segmentation import parameter_count
 from megavoxel.tasks.classification.loop import ClassifierFold
 from megavoxel.tasks.classification.step import ClassifierRun
 from megavoxel.training.manifest import code_commit, hardware, package_versions
