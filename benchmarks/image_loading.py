@@ -25,8 +25,9 @@ from megavoxel.tasks.classification.cases import ImageCase, ImageCases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan
 from megavoxel.tasks.classification.samples import TrainingImages
-from megavoxel.tasks.classification.step import ClassifierRun, train_step
+from megavoxel.tasks.classification.step import train_step
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.run import Run
 
 RESOLUTIONS = (224, 512)
 KINDS = {"grey JPEG": ("jpg", "L", 1024), "grey PNG": ("png", "L", 1024), "colour JPEG": ("jpg", "RGB", 1640)}
@@ -87,7 +88,7 @@ def loader(plan: ClassifierPlan, folder: Path, kind: str, epochs: str, *, images
 def trainer(plan: ClassifierPlan, steps: int) -> Callable[[], None]:
     """A function that takes so many steps."""
     network = build_network(plan.network, len(CLASSES)).to(memory_format=torch.channels_last).train()
-    run = ClassifierRun(
+    run = Run(
         plan=plan,
         device=torch.device("cpu"),
         precision=Precision(name="float32", reason="benchmark"),

@@ -25,9 +25,10 @@ from benchmarks.measure import Row, smaller_is_better
 from megavoxel.config.study import Parallel, Training
 from megavoxel.planning.plan import NetworkPlan, Plan, save_plan
 from megavoxel.planning.splits import load_splits
-from megavoxel.training.checkpoint import StateWriter, state_writer
-from megavoxel.training.loop import Fold, start_run, training_batches
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run, training_batches
 from megavoxel.training.run import Part, Run
+from megavoxel.training.states.checkpoint import StateWriter, state_writer
 from megavoxel.training.step import train_step
 
 REPOSITORY = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def cost_of_states(root: Path, plan: Plan) -> Row:
         strides=((1, 1, 1), *((2, 2, 2),) * (levels - 1)),
     )  # fmt: skip
     split = load_splits(root / "splits.json").folds[0]
-    fold = Fold(number=0, preprocessed=root / "cases", training=split.training, validation=split.validation)
+    fold = VolumeData(number=0, preprocessed=root / "cases", training=split.training, validation=split.validation)
     started = start_run(replace(plan, batch=2, network=network), fold, torch.device("cpu"))
     batch = next(iter(training_batches(started, fold)))
     plain, saving = [], []

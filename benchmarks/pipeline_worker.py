@@ -25,14 +25,15 @@ from megavoxel.forecast.calibration import SMALL, held_bytes, measure
 from megavoxel.network.host_memory import release_unused_memory, return_freed_memory
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan, load_plan
-from megavoxel.training.loop import Fold, start_run
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 from pytorch_pipeline import PyTorchPipeline
 
 CPU = torch.device("cpu")
-NOWHERE = Fold(number=0, preprocessed=Path(), training=(), validation=())
+NOWHERE = VolumeData(number=0, preprocessed=Path(), training=(), validation=())
 STEPS = 2
 """Of which the first makes the optimiser's state."""
 PAUSE = 0.5

@@ -25,7 +25,7 @@ from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_case
-from megavoxel.training.loop import Fold
+from megavoxel.tasks.segmentation.data import VolumeData
 
 DATASET, CHANNEL = "hippocampus", "MRI"
 LOADERS = 2
@@ -60,7 +60,7 @@ def run() -> list[Row]:
     ]
 
 
-def _prepare_ours(folder: Path) -> tuple[Plan, Fold]:
+def _prepare_ours(folder: Path) -> tuple[Plan, VolumeData]:
     """Our plan of the dataset with everything left to the planner, and fold 0 of its preprocessed cases."""
     cases = sound_cases(DATASET)
     plan = planned(cases, measure(cases))
@@ -68,14 +68,14 @@ def _prepare_ours(folder: Path) -> tuple[Plan, Fold]:
     split = make_splits(cases, 5, SEED).folds[0]
     for case in cases.of_split("training"):
         preprocess_case(case, cases=cases, plan=plan.preprocessing, folder=folder, patch=plan.patch)
-    fold = Fold(number=0, preprocessed=folder, training=split.training, validation=split.validation)
+    fold = VolumeData(number=0, preprocessed=folder, training=split.training, validation=split.validation)
     return plan, fold
 
 
-def _our_seconds(plan: Plan, fold: Fold) -> tuple[str, float]:
+def _our_seconds(plan: Plan, fold: VolumeData) -> tuple[str, float]:
     from megavoxel.network.device import set_threads
     from megavoxel.network.host_memory import keep_freed_memory
-    from megavoxel.training.loop import start_run, training_batches
+    from megavoxel.tasks.segmentation.training import start_run, training_batches
     from megavoxel.training.step import train_step
 
     set_threads(None)

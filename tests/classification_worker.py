@@ -16,11 +16,13 @@ import torch
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.network.device import Precision
 from megavoxel.planning.splits import Fold
-from megavoxel.tasks.classification.bar import ForeignFileError
-from megavoxel.tasks.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.tasks.classification.audit_hook import ForeignFileError
+from megavoxel.tasks.classification.data import draw_data
 from megavoxel.tasks.classification.samples import Place, TrainingImages, training_batches
 from megavoxel.tasks.classification.shares import Assignment
-from megavoxel.tasks.classification.step import ClassifierRun, pool, train_step
+from megavoxel.tasks.classification.step import pool, train_step
+from megavoxel.tasks.classification.training import start_run, train
+from megavoxel.training.run import Run
 from small_images import classifier, image_cases
 
 CPU = torch.device("cpu")
@@ -50,8 +52,8 @@ def fold(root: Path) -> Fold:
 def trained(root: Path, state: Path, group: Group, **keys: object) -> dict[str, object]:
     """Weights and history of a whole training."""
     plan = classifier(**keys)
-    data = fold_of(plan, image_cases(root, PER_CLASS), fold(root), 0)
-    run = train_classifier(plan, data, state, CPU, group)
+    data = draw_data(plan, image_cases(root, PER_CLASS), fold(root), 0)
+    run = train(plan, data, state, CPU, group)
     return {
         "weights": list(run.network.state_dict().values()), "history": run.history,
         "training": [[data.training[number].id for number in own] for own in data.shares.shares],
@@ -63,8 +65,8 @@ def unequal_step(root: Path, group: Group, counts: tuple[int, ...]) -> dict[str,
     """Loss, gradients and weights of a step in which worker r has counts[r] images; a single process takes them all."""
     # SGD without momentum: Adam would amplify what rounding leaves of a gradient that is zero.
     plan = classifier(workers=group.size, training={"optimizer": "sgd", "momentum": 0.0})
-    data = fold_of(plan, image_cases(root, PER_CLASS), fold(root), 0)
-    run = start_run(plan, data, CPU, group)
+    data = draw_data(plan, image_cases(root, PER_CLASS), fold(root), 0)
+    run = start_run(plan, data, CPU, group=group)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(sum(counts), 3, 32, 32, generator=generator)
     first = sum(counts[: group.rank])
@@ -80,7 +82,7 @@ def pooled_statistics(group: Group, counts: tuple[int, ...]) -> torch.Tensor:
     """The running mean of a batch norm after a step, where that of worker r was r before."""
     network = torch.nn.BatchNorm2d(1)
     network.running_mean.fill_(group.rank)
-    run = ClassifierRun(
+    run = Run(
         plan=classifier(), device=CPU, precision=Precision(name="float32", reason="test"), network=network,
         optimizer=torch.optim.SGD(network.parameters()), group=group,
     )  # fmt: skip

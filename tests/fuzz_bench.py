@@ -36,8 +36,9 @@ from megavoxel.reporting.published import read_published
 from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.tables import write_tables
 from megavoxel.reporting.timing import read_timings
-from megavoxel.training.checkpoint import load_state, save_state
-from megavoxel.training.loop import Fold, start_run
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run
+from megavoxel.training.states.checkpoint import load_state, save_state
 from megavoxel.volumes.nifti import read_image, read_labels
 from megavoxel.volumes.volume_file import read_volume
 
@@ -196,7 +197,7 @@ class Bench:
         assert self._preprocess(self.preprocessed)
         network = SegmentationNetwork(self.plan.network, seed=1)
         save_weights(self.inputs / "model.pt", network, plan_hash=self.plan.hash, precision="float32")
-        self.fold = Fold(
+        self.fold = VolumeData(
             number=0, preprocessed=self.preprocessed, training=("case_2", "case_3"), validation=("case_0",)
         )
         self.training_plan = self._short_plan()

@@ -12,7 +12,7 @@ import torch
 from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, save_case
-from megavoxel.training.loop import Fold
+from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.training.run import Run
 
 
@@ -86,11 +86,11 @@ def store_case(
     return labels
 
 
-def three_cases(folder: Path) -> Fold:
+def three_cases(folder: Path) -> VolumeData:
     """A fold of three made cases below `folder`: two to train, one to validate."""
     for number in range(3):
         store_case(folder / "cases", f"case{number}", seed=number)
-    return Fold(number=0, preprocessed=folder / "cases", training=("case0", "case1"), validation=("case2",))
+    return VolumeData(number=0, preprocessed=folder / "cases", training=("case0", "case1"), validation=("case2",))
 
 
 def weights_of(run: Run) -> list[torch.Tensor]:

@@ -27,13 +27,18 @@ from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import Plan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
 from megavoxel.preprocessing.store import Box, open_case, save_case
-from megavoxel.training.absent import background_never_seen, cases_without_annotation, labels_never_seen
+from megavoxel.tasks.segmentation.data import (
+    VolumeData,
+    background_never_seen,
+    cases_without_annotation,
+    labels_never_seen,
+)
+from megavoxel.tasks.segmentation.training import start_run, train
+from megavoxel.tasks.segmentation.validation import validate
 from megavoxel.training.annotation import annotation_table, decode_target, encode_target, unannotated_classes
 from megavoxel.training.class_weights import class_voxels
-from megavoxel.training.loop import Fold, start_run, train
 from megavoxel.training.patches import TRAINING, PatchDataset, foreground_share, foreground_start
 from megavoxel.training.run import Part, Run
-from megavoxel.training.validation import validate
 from megavoxel.volumes.nifti import Geometry, write_labels
 
 CPU = torch.device("cpu")
@@ -174,7 +179,7 @@ def test_the_plan_of_a_setting_says_what_training_must_not_see_and_its_hash_foll
     hidden = planned("hidden: {share: 0.25}\n")
     assert sorted(label for labels in hidden.unannotated.values() for label in labels) == ["one", "two"]
     assert len({plan.hash for plan in (plain, missing, hidden)}) == 3
-    fold = Fold(number=0, preprocessed=tmp_path, training=("case_0",), validation=("case_1",))
+    fold = VolumeData(number=0, preprocessed=tmp_path, training=("case_0",), validation=("case_1",))
     assert fold.key(plain) != fold.key(missing), "the run's key"
     assert plain.preprocessing.hash == hidden.preprocessing.hash, "preprocessed cases are the same"
 
@@ -281,7 +286,7 @@ def without_cube(folder: Path, case: str) -> None:
 def test_hidden_annotations_change_nothing_at_all_of_a_run(stored, keys):
     short = {"epochs": 1, "iterations_per_epoch": 2, "validation_iterations": 1}
     plan = tiny_plan(training={**short, **keys}, unannotated=HIDDEN)
-    fold = Fold(number=0, preprocessed=stored, training=("case0", "case1"), validation=("case0",))
+    fold = VolumeData(number=0, preprocessed=stored, training=("case0", "case1"), validation=("case0",))
     first = train(plan, fold, stored / "a", CPU)
     without_cube(stored, "case0")
     second = train(plan, fold, stored / "b", CPU)
@@ -297,7 +302,7 @@ def weights(run: Run) -> list[torch.Tensor]:
 
 def test_pseudo_dice_counts_a_label_where_it_is_annotated(stored):
     plan = tiny_plan(unannotated=HIDDEN)
-    run = start_run(plan, Fold(number=0, preprocessed=stored, training=(), validation=()), CPU)
+    run = start_run(plan, VolumeData(number=0, preprocessed=stored, training=(), validation=()), CPU)
 
     def batch(case: str) -> Part:
         patches = PatchDataset(plan, stored, [case], fold=0, stream=TRAINING, count=2)

@@ -28,7 +28,8 @@ from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.preprocessing.properties import case_properties
 from megavoxel.preprocessing.store import open_case
 from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
-from megavoxel.training.loop import Fold, start_run
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.volumes.nifti import DamagedFileError, Geometry, read_geometry, read_image
 
 BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
@@ -269,7 +270,7 @@ def test_numbers_that_json_does_not_know_are_not_written_back(tmp_path):
 )
 def test_a_state_with_other_content_is_refused_with_what_to_do(tmp_path, changes, words):
     plan = tiny_plan()
-    fold = Fold(number=0, preprocessed=tmp_path, training=("a",), validation=("b",))
+    fold = VolumeData(number=0, preprocessed=tmp_path, training=("a",), validation=("b",))
     state = start_run(plan, fold, torch.device("cpu")).state_dict()
     start_run(plan, fold, torch.device("cpu"), state)
     with pytest.raises(UserError, match=rf"training state is not what this run writes \(.*{words}.*remove its folder"):
@@ -278,7 +279,7 @@ def test_a_state_with_other_content_is_refused_with_what_to_do(tmp_path, changes
 
 def test_numbers_of_an_optimizer_that_are_not_one_per_weight_are_refused(tmp_path):
     plan = replace(tiny_plan(), training=replace(tiny_plan().training, optimizer="adamw"))
-    fold = Fold(number=0, preprocessed=tmp_path, training=("a",), validation=("b",))
+    fold = VolumeData(number=0, preprocessed=tmp_path, training=("a",), validation=("b",))
     run = start_run(plan, fold, torch.device("cpu"))
     for parameter in run.network.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from megavoxel.training import checkpoint
-from megavoxel.training.checkpoint import load_state, on_host, save_state, state_writer
+from megavoxel.training.states import checkpoint
+from megavoxel.training.states.checkpoint import load_state, on_host, save_state, state_writer
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_setting
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.class_weights import class_voxels, class_weights, inverse_frequency, softmax_of_inverse
-from megavoxel.training.loop import Fold, start_run
 from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss, focal_loss
 
 CPU = torch.device("cpu")
@@ -105,7 +106,7 @@ def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
     for number, (case, voxels) in enumerate(counts.items()):
         store_case(tmp_path, case, seed=number)
         set_class_voxels(tmp_path, case, voxels)
-    fold = Fold(number=0, preprocessed=tmp_path, training=("case0", "case1"), validation=("case2",))
+    fold = VolumeData(number=0, preprocessed=tmp_path, training=("case0", "case1"), validation=("case2",))
     assert class_voxels(tiny_plan(), tmp_path, fold.training) == [16, 5, 3]
     run = start_run(tiny_plan(training={"class_weights": "softmax_of_inverse"}), fold, CPU)
     torch.testing.assert_close(run.class_weights, 3 * torch.tensor([24 / 16, 24 / 5, 24 / 3]).softmax(dim=0))

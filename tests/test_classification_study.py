@@ -15,19 +15,29 @@ import pytest
 import torch
 import yaml
 
-from megavoxel.config.hardware import load_device
+from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.study_file import load_study, parse_study
-from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
+from megavoxel.forecast import memory
 from megavoxel.forecast.duration import speed_of
 from megavoxel.reporting.classification.stored import load_definition, load_stored
-from megavoxel.tasks.classification import forecast, loop
-from megavoxel.tasks.classification.forecast import advice, forecast_study, image_bytes, precision_of, step_cost
-from megavoxel.tasks.classification.loop import fold_of, start_run, train_classifier
+from megavoxel.tasks.classification import forecast
+from megavoxel.tasks.classification.data import draw_data
+from megavoxel.tasks.classification.forecast import (
+    check_fits_here,
+    forecast_study,
+    image_bytes,
+    precision_of,
+    step_cost,
+)
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
 from megavoxel.tasks.classification.splits import make_image_splits
-from megavoxel.tasks.classification.step import measured_step
+from megavoxel.tasks.classification.step import train_step
+from megavoxel.tasks.classification.training import start_run, train
+from megavoxel.training import loop
+from megavoxel.training.memory import ALLOCATED, TRACKED, measured_step
+from megavoxel.training.run import Run
 from small_images import CLASSES, classifier, image_cases, write_folders
 
 CPU = torch.device("cpu")
@@ -111,10 +121,10 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def trained(images: Path, state: Path, **keys: object) -> loop.ClassifierRun:
+def trained(images: Path, state: Path, **keys: object) -> Run:
     plan, cases = classifier(**keys), image_cases(images, 10)
     splits = make_image_splits(cases, 2, seed=1)
-    return train_classifier(plan, fold_of(plan, cases, splits.folds[0], 0), state, CPU)
+    return train(plan, draw_data(plan, cases, splits.folds[0], 0), state, CPU)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path, monkeypatch):
@@ -166,21 +176,50 @@ def test_training_begins_with_the_published_weights_it_is_given(images, tmp_path
     other = build_network("resnet50", 1000, seed=5).state_dict()
     torch.save(other, tmp_path / "resnet50.pth")
     fold = make_image_splits(cases, 1, seed=1).folds[0]
-    begun = start_run(plan, fold_of(plan, cases, fold, 0, weights=tmp_path / "resnet50.pth"), CPU, Group())
+    begun = start_run(plan, draw_data(plan, cases, fold, 0, start=tmp_path / "resnet50.pth"), CPU)
     own = begun.network.state_dict()
     assert torch.equal(own["layer4.2.conv3.weight"], other["layer4.2.conv3.weight"])
     assert own["fc.weight"].shape == (2, 2048)
-    plain, published = (fold_of(plan, cases, fold, 0, weights_data=data).key(plan) for data in (None, "0"))
+    plain, published = (draw_data(plan, cases, fold, 0, start_data=data).key(plan) for data in (None, "0"))
     assert plain != published  # states of runs from other weights are not gone on with
+
+
+def test_the_peak_of_a_run_that_changed_its_device_is_that_of_the_new_one(images):
+    plan, cases = classifier(), image_cases(images, 10)
+    data = draw_data(plan, cases, make_image_splits(cases, 1, seed=1).folds[0], 0)
+    state = start_run(plan, data, CPU).state_dict() | {"peak_memory": {"gib": 99.0, "how": ALLOCATED}}
+    run = start_run(plan, data, CPU, state)
+    measured_step(run, train_step, torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0]))
+    assert run.peak_memory["how"] == TRACKED
+    assert 0 < run.peak_memory["gib"] < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {}}, "KeyError"),
+        ({"epoch": 2}, "'epoch'"),
+        ({"precision": {"name": "float8", "reason": ""}}, "'precision'"),
+        ({"network": {"head.weight": torch.zeros(1)}}, "KeyError"),
+        ({"history": None}, "TypeError"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_in_one_line(images, changes, words):
+    plan, cases = classifier(), image_cases(images, 10)
+    data = draw_data(plan, cases, make_image_splits(cases, 1, seed=1).folds[0], 0)
+    state = start_run(plan, data, CPU).state_dict()
+    start_run(plan, data, CPU, state)
+    with pytest.raises(UserError, match=rf"training state is not what this run writes \(.*{words}.*remove its folder"):
+        start_run(plan, data, CPU, {**state, **changes})
 
 
 @pytest.mark.parametrize(("network", "optimizer"), [("small", "adam"), ("resnet50", "sgd")])
 def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer):
     plan = classifier(network=network, resolution=64, batch=3, training={"optimizer": optimizer})
     cases = image_cases(images, 10)
-    data = fold_of(plan, cases, make_image_splits(cases, 1, seed=1).folds[0], 0)
-    run = start_run(plan, data, CPU, Group())
-    measured_step(run, torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0]))
+    data = draw_data(plan, cases, make_image_splits(cases, 1, seed=1).folds[0], 0)
+    run = start_run(plan, data, CPU)
+    measured_step(run, train_step, torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 0]))
     assert step_cost(plan, "float32").peak_bytes / 2**30 == pytest.approx(run.peak_memory["gib"], rel=0.02)
 
 
@@ -373,8 +412,32 @@ def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_pa
 
 
 def test_out_of_memory_says_what_a_classifier_was_expected_to_need():
-    found = advice(classifier(batch=8), CPU)
+    data = None
+    found = check_fits_here(classifier(batch=8), data, CPU, None)()
     assert found.startswith("on this machine (")
     assert found.endswith("next cheaper option: batch: 4")
     assert "the forecast was 1." in found  # the process alone is taken for 1 GiB
-    assert advice(classifier(batch=1), CPU).endswith("a lower resolution")
+    assert check_fits_here(classifier(batch=1), data, CPU, None)().endswith("a lower resolution")
+
+
+def test_a_classifier_is_held_against_the_device_before_it_trains(monkeypatch, capsys):
+    plan = classifier(batch=8)
+    certain = step_cost(plan, "float32").peak_bytes / 2**30
+
+    def at_hand(gibibytes: float) -> None:
+        found = round(gibibytes * 2**30)
+        monkeypatch.setattr(memory, "host_memory", lambda: found)
+
+    at_hand(certain + 0.5)  # the process alone is taken for 1 GiB
+    with pytest.raises(UserError, match=r"setting a: training needs .* GiB more than this machine has .*: batch: 4"):
+        check_fits_here(plan, None, CPU, None)
+    assert capsys.readouterr().out == ""
+    at_hand(certain + 1.02)
+    described = Device(name="cpu", kind="cpu", workspace=500.0)
+    check_fits_here(plan, None, CPU, described)
+    printed = capsys.readouterr().out
+    assert "warning: the forecast of" in printed
+    assert "should memory run out: batch: 4" in printed
+    at_hand(16)
+    check_fits_here(plan, None, CPU, None)
+    assert capsys.readouterr().out == ""

@@ -28,8 +28,9 @@ from megavoxel.network.weights import load_weights, save_weights
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import PhasePlan, Plan, load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
-from megavoxel.training import loop
-from megavoxel.training.loop import Fold, train
+from megavoxel.tasks.segmentation import training
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import train
 from scans import unwritten
 from test_planner import fingerprint
 from training_jobs import training_command
@@ -47,7 +48,7 @@ def curriculum(**changes) -> Plan:
 
 
 @pytest.fixture
-def fold(tmp_path) -> Fold:
+def fold(tmp_path) -> VolumeData:
     return three_cases(tmp_path)
 
 
@@ -78,7 +79,7 @@ def test_a_run_that_was_interrupted_goes_on_in_its_phase(fold, tmp_path, monkeyp
     plan = curriculum()
     whole = train(plan, fold, tmp_path / "whole", CPU)
     validated = []
-    validate = loop.validate
+    validate = training.validate
 
     def killed_in_the_second_phase(*arguments):
         validated.append(arguments)
@@ -86,7 +87,7 @@ def test_a_run_that_was_interrupted_goes_on_in_its_phase(fold, tmp_path, monkeyp
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    monkeypatch.setattr(loop, "validate", killed_in_the_second_phase)
+    monkeypatch.setattr(training, "validate", killed_in_the_second_phase)
     with pytest.raises(KeyboardInterrupt):
         train(plan, fold, tmp_path / "state", CPU)
     resumed = train(plan, fold, tmp_path / "state", CPU)

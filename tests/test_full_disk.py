@@ -25,7 +25,7 @@ from megavoxel.inference.sliding_window import Slab
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.preprocessing.store import save_case
-from megavoxel.training.checkpoint import load_state, save_state
+from megavoxel.training.states.checkpoint import load_state, save_state
 
 LIMIT = 4096
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from megavoxel.errors import UserError
-from megavoxel.training import lock
-from megavoxel.training.lock import Holder, held, wait_for_others
+from megavoxel.training.states import lock
+from megavoxel.training.states.lock import Holder, held, wait_for_others
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 from helpers import store_case, tiny_plan
 from megavoxel.config.study import Parallel, Training
 from megavoxel.planning.topology import shape_of
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.class_weights import softmax_of_inverse
-from megavoxel.training.loop import Fold, start_run
 from megavoxel.training.loss import (
     SMOOTH,
     build_loss,
@@ -236,7 +237,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path, batch_
     after = []
     for accumulate in (1, 2, 4):
         one = replace(plan, parallel=Parallel(accumulate=accumulate))
-        run = start_run(one, Fold(number=0, preprocessed=tmp_path, training=(), validation=()), CPU)
+        run = start_run(one, VolumeData(number=0, preprocessed=tmp_path, training=(), validation=()), CPU)
         loss = train_step(run, images, targets)
         after.append((loss, [parameter.grad.clone() for parameter in run.network.parameters()]))
     for loss, gradients in after[1:]:

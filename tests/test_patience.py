@@ -11,10 +11,12 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.study import Training
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
+from megavoxel.tasks.segmentation import training
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import train
 from megavoxel.training import loop
-from megavoxel.training.loop import Fold, train
+from megavoxel.training.loop import best_epoch, has_ended, has_stalled, stop_reason
 from megavoxel.training.optimizer import learning_rate
-from megavoxel.training.stopping import best_epoch, has_ended, has_stalled, stop_reason
 
 CPU = torch.device("cpu")
 NAN = math.nan
@@ -72,10 +74,10 @@ def test_the_log_names_the_best_epoch():
 
 
 @pytest.fixture
-def fold(tmp_path) -> Fold:
+def fold(tmp_path) -> VolumeData:
     for number in range(2):
         store_case(tmp_path / "cases", f"case{number}", seed=number)
-    return Fold(number=0, preprocessed=tmp_path / "cases", training=("case0",), validation=("case1",))
+    return VolumeData(number=0, preprocessed=tmp_path / "cases", training=("case0",), validation=("case1",))
 
 
 def score(monkeypatch, *scores: float, killed_in: int | None = None) -> None:
@@ -86,7 +88,7 @@ def score(monkeypatch, *scores: float, killed_in: int | None = None) -> None:
             raise KeyboardInterrupt
         return {"validation_loss": 1.0, "pseudo_dice": scores[run.epoch]}
 
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(training, "validate", validate)
 
 
 PLAN = tiny_plan(training={"epochs": 8, "patience": 2, "iterations_per_epoch": 1})

@@ -18,8 +18,10 @@ from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import GIB
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.planning.plan import Plan
-from megavoxel.training import loop, memory
-from megavoxel.training.loop import Fold, start_run, train
+from megavoxel.tasks.segmentation import training
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.training import start_run, train
+from megavoxel.training import memory
 from megavoxel.training.manifest import build_manifest
 from megavoxel.training.memory import TRACKED, tracked_step
 from megavoxel.training.run import Run
@@ -30,10 +32,10 @@ MIB = 2**20
 
 
 @pytest.fixture
-def fold(tmp_path) -> Fold:
+def fold(tmp_path) -> VolumeData:
     for number in range(2):
         store_case(tmp_path / "cases", f"case{number}", seed=number)
-    return Fold(number=0, preprocessed=tmp_path / "cases", training=("case0",), validation=("case1",))
+    return VolumeData(number=0, preprocessed=tmp_path / "cases", training=("case0",), validation=("case1",))
 
 
 def plan_of(*, parallel: dict | None = None, **training) -> Plan:
@@ -73,7 +75,7 @@ def test_tensors_that_were_there_before_are_counted_until_nothing_refers_to_them
         assert tracker.live == 0
 
 
-def check_forecast(plan: Plan, fold: Fold, folder: Path) -> None:
+def check_forecast(plan: Plan, fold: VolumeData, folder: Path) -> None:
     run = train(plan, fold, folder / "state", CPU)
     assert run.peak_memory["how"] == TRACKED
     assert run.peak_memory["gib"] * GIB == pytest.approx(certain_bytes(plan), rel=0.02)
@@ -129,7 +131,7 @@ def test_tracking_leaves_every_bit_of_a_step_as_it_is(fold):
 def test_a_resumed_run_keeps_the_figure_and_the_weights_of_an_uninterrupted_one(fold, tmp_path, monkeypatch):
     plan = plan_of(epochs=3)
     whole = train(plan, fold, tmp_path / "whole", CPU)
-    tracked, validate = [], loop.validate
+    tracked, validate = [], training.validate
 
     def killed_in_the_second_epoch(run, *given):
         if run.epoch == 1:
@@ -137,10 +139,10 @@ def test_a_resumed_run_keeps_the_figure_and_the_weights_of_an_uninterrupted_one(
         return validate(run, *given)
 
     monkeypatch.setattr(memory, "tracked_step", lambda *given: tracked.append(1) or tracked_step(*given))
-    monkeypatch.setattr(loop, "validate", killed_in_the_second_epoch)
+    monkeypatch.setattr(training, "validate", killed_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         train(plan, fold, tmp_path / "state", CPU)
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(training, "validate", validate)
     resumed = train(plan, fold, tmp_path / "state", CPU)
     assert len(tracked) == 1
     assert resumed.peak_memory == whole.peak_memory

@@ -28,7 +28,7 @@ from megavoxel.reporting.memory import cascade_peaks, how_measured, own_peaks, s
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import NO_PEAK, memory_figure, memory_points, model_groups
 from megavoxel.reporting.stored import Stored, load_stored
-from megavoxel.stages.train import _forecast_gib
+from megavoxel.tasks.segmentation.forecast import forecast_gib
 from megavoxel.training.memory import tracked_step
 
 TRACKED, ALLOCATED = "tracked tensors of the first step", "CUDA peak of PyTorch's allocator"
@@ -392,4 +392,4 @@ def test_the_forecast_of_a_run_is_near_what_its_step_takes(parts, tolerance):
     target = torch.randint(0, 3, (plan.batch, *plan.patch), generator=generator)
     _, peak_bytes = tracked_step(run, image, target)
     # Of accumulated parts the forecast holds one: the other's image and target, 0.09 of 2.1 MiB, are left out.
-    assert _forecast_gib(run) == pytest.approx(peak_bytes / 2**30, rel=tolerance)
+    assert forecast_gib(run) == pytest.approx(peak_bytes / 2**30, rel=tolerance)

@@ -33,7 +33,7 @@ from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import save_plan
 from megavoxel.planning.splits import load_splits
 from megavoxel.preprocessing.store import open_case
-from megavoxel.training.checkpoint import load_state
+from megavoxel.training.states.checkpoint import load_state
 
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pandas.io.pickle"}
 CALLS = {

@@ -16,7 +16,7 @@ import yaml
 from helpers import tiny_plan
 from megavoxel.cli import main
 from megavoxel.reporting.runs import Folders, look_at
-from megavoxel.training.lock import Holder, held
+from megavoxel.training.states.lock import Holder, held
 from training_jobs import training_command
 
 EPOCHS = """\

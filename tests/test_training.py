@@ -23,19 +23,19 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights
 from megavoxel.planning.plan import NetworkPlan, save_plan
 from megavoxel.preprocessing.store import open_case
-from megavoxel.training import loop
-from megavoxel.training.absent import labels_never_seen
-from megavoxel.training.checkpoint import load_state, save_state
-from megavoxel.training.loop import Fold, train
+from megavoxel.tasks.segmentation import training
+from megavoxel.tasks.segmentation.data import VolumeData, labels_never_seen
+from megavoxel.tasks.segmentation.training import train
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, foreground_start, patch_loader
+from megavoxel.training.states.checkpoint import load_state, save_state
 from megavoxel.training.step import train_step
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def fold(tmp_path) -> Fold:
+def fold(tmp_path) -> VolumeData:
     return three_cases(tmp_path)
 
 
@@ -61,17 +61,17 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(fold, 
     plan = tiny_plan(training={"epochs": 3, "optimizer": optimizer})
     whole = train(plan, fold, tmp_path / "whole", CPU)
     epochs = iter(range(10))
-    validate = loop.validate
+    validate = training.validate
 
     def killed_in_the_second_epoch(*arguments):
         if next(epochs) == 1:
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    monkeypatch.setattr(loop, "validate", killed_in_the_second_epoch)
+    monkeypatch.setattr(training, "validate", killed_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         train(plan, fold, tmp_path / "state", CPU)
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(training, "validate", validate)
     resumed = train(plan, fold, tmp_path / "state", CPU)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
     for ours, theirs in zip(resumed.history, whole.history, strict=True):
@@ -102,7 +102,7 @@ def test_gradients_of_accumulated_parts_are_those_of_the_batch(fold):
     image, target = torch.randn(4, 1, *plan.patch), torch.randint(0, 3, (4, *plan.patch))
     gradients = []
     for parts in (1, 2, 4):
-        run = loop.start_run(replace(plan, parallel=Parallel(accumulate=parts)), fold, CPU)
+        run = training.start_run(replace(plan, parallel=Parallel(accumulate=parts)), fold, CPU)
         train_step(run, image, target)
         gradients.append([parameter.grad for parameter in run.network.parameters()])
     for other in gradients[1:]:
@@ -339,9 +339,9 @@ def test_bfloat16_gives_nearly_the_loss_of_float32(fold, tmp_path):
 def test_validation_scores_patches_laid_together(fold, tmp_path):
     """Pseudo-Dice from counts over all patches, against the same counted voxel by voxel."""
     plan = tiny_plan()
-    run = loop.start_run(plan, fold, CPU)
-    loader = loop._loader(run, fold, VALIDATION, 4)
-    scores = loop.validate(run, loader, ("ball", "cube"))
+    run = training.start_run(plan, fold, CPU)
+    loader = training.loader(run, fold, VALIDATION, 4)
+    scores = training.validate(run, loader, ("ball", "cube"))
     both, sizes = np.zeros(3), np.zeros(3)
     for image, target in loader:
         predicted = run.network.eval()(image)[0].argmax(1)

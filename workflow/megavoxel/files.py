@@ -93,6 +93,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def parse_json(text: str, *, option: str) -> dict[str, Any]:
+    """The mapping that a JSON text on the command line holds.
+
+    Raises:
+        UserError: it is no JSON, or no mapping.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise UserError(f"{option}: not JSON ({fault})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{option}: expected a JSON mapping of keys to values")
+    return values
+
+
 def read_json(path: Path, *, what: str) -> Any:
     """Reads a JSON file.
 

@@ -55,6 +55,11 @@ class ClassifierTraining:
     checkpoint_minutes: float = 2.0
     """Time between two checkpoints in minutes; 0: after every epoch."""
 
+    @property
+    def patience(self) -> None:
+        """A classifier trains all of its epochs."""
+        return
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierAugmentation:

@@ -37,6 +37,46 @@ def device_at_hand(device: torch.device, processes: int = 1, *, described: Devic
     return replace(known, name=name, memory_gib=round(memory / GIB, 2))
 
 
+def require_memory(
+    setting: str,
+    device: Device,
+    *,
+    certain_gib: float,
+    training_gib: float,
+    refusal: Callable[[], str],
+    option: Callable[[], str],
+) -> None:
+    """Refuses training that cannot fit, and warns of training that may not.
+
+    Args:
+        setting: its name.
+        device: at hand.
+        certain_gib: what PyTorch itself allocates.
+        training_gib: that with overhead and workspace.
+        refusal: asked where it cannot fit: by how much, and what would.
+        option: asked where it may not: what to try should memory run out.
+
+    Raises:
+        UserError: what is certain and the overhead of the process need more than there is.
+    """
+    if certain_gib + device.overhead_gib > device.memory_gib:
+        raise UserError(f"setting {setting}: {refusal()}")
+    if training_gib > device.memory_gib:
+        print(
+            f"warning: the forecast of {gib(training_gib)} for training is above the {gib(device.memory_gib)} of "
+            f"{device.name}; should memory run out: {option()}",
+            flush=True,
+        )
+
+
+def memory_advice(device: Device, training_gib: float, precision: str, option: str) -> str:
+    """What `explained_out_of_memory` says of training: where it ran, what was foretold, and what to try."""
+    return (
+        f"on {device.name} ({gib(device.memory_gib)}); the forecast was {gib(training_gib)} in {precision}; next "
+        f"cheaper option: {option}"
+    )
+
+
 def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
     """The forecast of training; refuses what cannot fit, and warns of what may not.
 
@@ -53,16 +93,15 @@ def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
             would fit.
     """
     forecast = forecast_setting(plan, plan.parallel, device, workload)
-    if forecast.certain_gib + device.overhead_gib > device.memory_gib:
-        raise UserError(f"setting {plan.setting}: {choose(plan, device, workload, fixed=plan.parallel).reason}")
+    require_memory(
+        plan.setting,
+        device,
+        certain_gib=forecast.certain_gib,
+        training_gib=forecast.training_gib,
+        refusal=lambda: choose(plan, device, workload, fixed=plan.parallel).reason,
+        option=lambda: next_option(plan, plan.parallel, device),
+    )
     has = f"is above the {gib(device.memory_gib)} of {device.name}"
-    if forecast.training_gib > device.memory_gib:
-        option = next_option(plan, plan.parallel, device)
-        print(
-            f"warning: the forecast of {gib(forecast.training_gib)} for training {has}; should memory run out: "
-            f"{option}",
-            flush=True,
-        )
     if forecast.prediction_gib > device.memory_gib:
         networks = workload.networks
         print(
@@ -75,11 +114,8 @@ def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
 
 def advice_for_training(plan: Plan, forecast: Forecast) -> str:
     """What `explained_out_of_memory` says of training."""
-    device = forecast.device
-    return (
-        f"on {device.name} ({gib(device.memory_gib)}); the forecast was {gib(forecast.training_gib)} in "
-        f"{forecast.precision}; next cheaper option: {next_option(plan, plan.parallel, device)}"
-    )
+    option = next_option(plan, plan.parallel, forecast.device)
+    return memory_advice(forecast.device, forecast.training_gib, forecast.precision, option)
 
 
 def advice_for_prediction(plan: Plan, networks: int, device: torch.device) -> str:

@@ -16,7 +16,7 @@ from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.planning.splits import load_splits
-from megavoxel.tasks.classification.cases import is_classification
+from megavoxel.tasks import CLASSIFICATION, task_of
 
 DATASETS = Path("config/datasets")
 
@@ -59,7 +59,7 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             "them to a folder of its own"
         )
     setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds})
-    if is_classification(setting / "plan.json", what="plan"):
+    if task_of(setting / "plan.json", what="plan") is CLASSIFICATION:
         raise UserError(f"{setting}: it classifies images; only models that segment scans are exported")
     plan = load_plan(setting / "plan.json")
     if plan.stage1:

@@ -128,6 +128,22 @@ def load_splits(path: Path) -> Splits:
     return splits
 
 
+def fold_of(splits: Splits, number: int, *, source: Path) -> Fold:
+    """One fold.
+
+    Args:
+        splits: all of them.
+        number: of the fold, counted from 0.
+        source: names the file in errors.
+
+    Raises:
+        UserError: there is no such fold.
+    """
+    if not 0 <= number < len(splits.folds):
+        raise UserError(f"--fold {number}: {source} has the folds 0 to {len(splits.folds) - 1}")
+    return splits.folds[number]
+
+
 def cases_of(splits: Splits, split: str, fold: int | None) -> tuple[str, ...]:
     """Ids of the cases that are predicted together: those of `test`, or those of `validation` in a fold.
 

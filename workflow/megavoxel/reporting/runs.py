@@ -17,7 +17,7 @@ import pandas as pd
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_in
 from megavoxel.evaluation.tidy import read_scores
-from megavoxel.training.lock import sign_of_life
+from megavoxel.training.states.lock import sign_of_life
 
 EPOCH = re.compile(
     r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)  loss .*  pseudo-Dice (?P<dice>\S+)  [\d.]+ s, (?P<minutes>[\d.]+) min left"

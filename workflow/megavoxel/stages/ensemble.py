@@ -30,18 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Averages case by case; the folder of label maps appears when all are done."""
     if arguments.probabilities:
-        from megavoxel.stages.classification.ensemble import run_ensemble
+        from megavoxel.tasks.classification.probabilities import average_probabilities
 
-        run_ensemble(arguments)
+        _require_equal(arguments, "members", "probabilities")
+        images = average_probabilities(arguments.probabilities, arguments.output)
+        print(f"{images} images: {arguments.output}")
         return
     from megavoxel.evaluation.postprocessing import load_postprocessing
     from megavoxel.inference.ensemble import Member, write_ensemble
     from megavoxel.network.device import set_threads
 
     set_threads(arguments.threads)
-    columns = (arguments.members, arguments.logits, arguments.predictions, arguments.postprocessing)
-    if len({len(column) for column in columns}) > 1:
-        raise UserError("--members, --logits, --predictions and --postprocessing need as many values each")
+    columns = _require_equal(arguments, "members", "logits", "predictions", "postprocessing")
     members = [
         Member(name=name, logits=logits, predictions=predictions, postprocessing=load_postprocessing(rules))
         for name, logits, predictions, rules in zip(*columns, strict=True)
@@ -57,6 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
         for number, case in enumerate(sorted(names[0]), start=1):
             write_ensemble(members, case, output)
             print(f"case {number}/{len(names[0])}  {case}", flush=True)
+
+
+def _require_equal(arguments: argparse.Namespace, *names: str) -> list[list]:
+    """The values of several options, as many of each."""
+    columns = [getattr(arguments, name) for name in names]
+    if len({len(column) for column in columns}) > 1:
+        words = [f"--{name}" for name in names]
+        raise UserError(f"{', '.join(words[:-1])} and {words[-1]} need as many values each")
+    return columns
 
 
 def _case_names(folder: Path) -> set[str]:

@@ -10,12 +10,11 @@ import argparse
 import os
 from pathlib import Path
 
-from megavoxel.config.dataset import Dataset, dataset_path, load_dataset
+from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device
 from megavoxel.config.study import Study
-from megavoxel.config.study_file import load_study, parse_study, with_memory
-from megavoxel.errors import UserError
-from megavoxel.stages.plan_preprocessing import parse_definition
+from megavoxel.config.study_file import load_study, parse_study
+from megavoxel.files import parse_json
 
 CONFIG = Path("config")
 
@@ -40,50 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the table and writes it."""
-    from megavoxel.datasets.cases import load_cases
-    from megavoxel.forecast.step import gib
-    from megavoxel.forecast.table import BLIND_SPOTS, describe, partition_table, plan_study, save_table, table
-    from megavoxel.planning.declared import declared_dataset
-    from megavoxel.planning.fingerprint import load_fingerprint
+    from megavoxel.tasks import TASKS
 
     study, source = _study(arguments)
     device = load_device(arguments.hardware, study.hardware, source=source)
     device = device.on_one_node() if arguments.one_node else device
-    if study.task == "classification":
-        from megavoxel.stages.classification.estimate import run_estimate
-
-        run_estimate(arguments, study, device, _dataset(study, arguments.datasets, source))
-        return
-    if (arguments.cases is None) != (arguments.fingerprint is None):
-        raise UserError("--cases and --fingerprint: give both or neither")
-    if arguments.cases is None:
-        cases, fingerprint = declared_dataset(_dataset(study, arguments.datasets, source))
-    else:
-        cases, fingerprint = load_cases(arguments.cases), load_fingerprint(arguments.fingerprint)
-    study = with_memory(study, device.memory_gib)
-    planned = plan_study(study, cases, fingerprint, device, processes=arguments.processes)
-    rows = table(planned)
-    cuts = partition_table([partition for setting in planned for partition in setting.partitions])
-    if arguments.output is not None:
-        save_table(arguments.output, rows)
-        if study.partitions:
-            save_table(arguments.output.with_name("partitions.tsv"), cuts)
-    memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
-    print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
-    print(rows.drop(columns="reason").astype(object).fillna("").to_string(index=False))
-    print("\n".join(map(describe, planned)))
-    if study.partitions:
-        print("pipelines: tensors of each stage in GiB, fullest over mean, peak with overheads, memories that will do")
-        print(cuts.drop(columns="first_blocks").to_string(index=False))
-    print(BLIND_SPOTS)
+    dataset = load_dataset(dataset_path(study.dataset, arguments.datasets, source=source))
+    TASKS[study.task].forecast(arguments, study, device, dataset)
 
 
 def _study(arguments: argparse.Namespace) -> tuple[Study, str]:
     """The study, and what errors call it."""
     if arguments.study is not None:
         return load_study(arguments.study), str(arguments.study)
-    return parse_study(parse_definition(arguments.definition), source="--definition"), "--definition"
-
-
-def _dataset(study: Study, folder: Path, source: str) -> Dataset:
-    return load_dataset(dataset_path(study.dataset, folder, source=source))
+    return parse_study(parse_json(arguments.definition, option="--definition"), source="--definition"), "--definition"

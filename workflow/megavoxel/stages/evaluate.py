@@ -12,18 +12,10 @@ All parts of a study in one file:
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.metrics import DEFAULT, METRICS, metrics_of
-from megavoxel.tasks.classification.cases import is_classification
-
-if TYPE_CHECKING:
-    from megavoxel.evaluation.metrics import Metric
-    from megavoxel.evaluation.pairs import Target
-    from megavoxel.evaluation.tidy import Row
+from megavoxel.evaluation.metrics import DEFAULT, METRICS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.collect:
         _collect(arguments)
     elif arguments.cases:
-        _score_study(arguments)
+        from megavoxel.tasks import task_of
+
+        _check_study_options(arguments)
+        task_of(arguments.cases, what="list of cases").score(arguments)
     else:
         _score_folders(arguments)
 
@@ -74,10 +69,11 @@ def _collect(arguments: argparse.Namespace) -> None:
 def _score_folders(arguments: argparse.Namespace) -> None:
     from megavoxel.evaluation.pairs import label_values, match_folders, parse_labels, parse_targets
     from megavoxel.evaluation.score import score_pairs
+    from megavoxel.tasks.segmentation.score import finish, metrics_wanted
 
     if arguments.predictions is None or arguments.references is None:
         raise UserError("give PREDICTIONS and REFERENCES, or PREDICTIONS and --cases, or --collect")
-    metrics = _metrics(arguments)
+    metrics = metrics_wanted(arguments)
     needy = [metric.shown for metric in metrics if metric.takes_tolerance]
     if needy and not arguments.tolerance:
         raise UserError(
@@ -93,38 +89,7 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
     targets = parse_targets(labels, arguments.tolerance or ["0"])
     rows = score_pairs(pairs, targets, metrics, processes=arguments.processes)
-    _finish(arguments, rows, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
-
-
-def _score_study(arguments: argparse.Namespace) -> None:
-    from megavoxel.datasets.cases import load_cases
-    from megavoxel.evaluation.pairs import select_pairs, targets_of
-    from megavoxel.evaluation.score import score_pairs
-    from megavoxel.planning.splits import load_splits
-
-    _check_study_options(arguments)
-    if is_classification(arguments.cases, what="list of cases"):
-        if arguments.metrics:
-            raise UserError("--metrics: a classifier is always scored by all metrics of its task; leave it out")
-        from megavoxel.stages.classification.evaluate import run_evaluate
-
-        run_evaluate(arguments)
-        return
-    cases = load_cases(arguments.cases)
-    selection = select_pairs(
-        cases,
-        load_splits(arguments.splits),
-        split=arguments.split,
-        fold=arguments.fold,
-        predictions=arguments.predictions,
-        allow_extra=arguments.allow_extra,
-    )
-    targets, metrics = targets_of(cases), _metrics(arguments)
-    rows = score_pairs(selection.pairs, targets, metrics, processes=arguments.processes)
-    if selection.unlabelled:
-        print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")
-    skipped = Counter(label for pair in selection.pairs for label in pair.skipped)
-    _finish(arguments, rows, targets, metrics, skipped, setting=arguments.setting, split=arguments.split)
+    finish(arguments, rows, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
 
 
 def _check_study_options(arguments: argparse.Namespace) -> None:
@@ -137,27 +102,3 @@ def _check_study_options(arguments: argparse.Namespace) -> None:
     superfluous = [name for name, value in known.items() if value is not None]
     if superfluous:
         raise UserError(f"{', '.join(superfluous)}: not together with --cases, which says it already; leave it out")
-
-
-def _metrics(arguments: argparse.Namespace) -> tuple[Metric, ...]:
-    return metrics_of(arguments.metrics or DEFAULT, where="--metrics")
-
-
-def _finish(
-    arguments: argparse.Namespace,
-    rows: list[Row],
-    targets: list[Target],
-    metrics: tuple[Metric, ...],
-    skipped: dict[str, int],
-    *,
-    setting: str,
-    split: str,
-) -> None:
-    from megavoxel.evaluation.score import print_means
-    from megavoxel.evaluation.tidy import write_scores
-
-    if rows:
-        print_means(rows, targets, metrics, skipped)
-    if arguments.output is not None:
-        setting = arguments.setting or setting
-        write_scores(arguments.output, rows, setting=setting, split=split, fold=arguments.fold)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megavoxel.config.classification import PublishedWeights
 from megavoxel.config.dataset import load_dataset
+from megavoxel.config.records import from_plain
 from megavoxel.datasets.fetch import fetch
+from megavoxel.files import parse_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the dataset's folder, or the file of weights."""
     if arguments.weights is not None:
-        from megavoxel.stages.classification.fetch import run_fetch_weights
+        from megavoxel.tasks.classification.pretrained import fetch_weights
 
-        run_fetch_weights(arguments)
+        weights = from_plain(PublishedWeights, parse_json(arguments.weights, option="--weights"), where="--weights")
+        fetch_weights(weights, arguments.output)
+        print(f"{arguments.output}: {weights.file or weights.url}")
         return
     dataset = load_dataset(arguments.dataset)
     origin = fetch(

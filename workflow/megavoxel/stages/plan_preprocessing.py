@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from megavoxel.config.records import from_plain
@@ -11,6 +10,7 @@ from megavoxel.config.study import Preprocessing
 from megavoxel.config.study_file import load_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
+from megavoxel.files import parse_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,24 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _definition(arguments: argparse.Namespace) -> Preprocessing:
     if arguments.definition is not None:
-        return from_plain(Preprocessing, parse_definition(arguments.definition), where="--definition")
+        return from_plain(Preprocessing, parse_json(arguments.definition, option="--definition"), where="--definition")
     study = load_study(arguments.study)
     names = [setting.name for setting in study.settings]
     if arguments.setting not in names:
         raise UserError(f"--setting {arguments.setting}: {arguments.study} has: {', '.join(names)}")
     return study.setting(arguments.setting).preprocessing
-
-
-def parse_definition(text: str, *, option: str = "--definition") -> dict:
-    """The mapping that a JSON text on the command line holds.
-
-    Raises:
-        UserError: it is no JSON, or no mapping.
-    """
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as fault:
-        raise UserError(f"{option}: not JSON ({fault})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{option}: expected a JSON mapping of keys to values")
-    return values

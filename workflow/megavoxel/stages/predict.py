@@ -9,21 +9,17 @@ New scans by the networks of a study, the second stage of a cascade included:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_directory, file_sha256
+from megavoxel.files import file_sha256
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
-from megavoxel.planning.splits import cases_of, load_splits
-from megavoxel.progress import progress
-from megavoxel.tasks.classification.cases import is_classification
+from megavoxel.tasks import SEGMENTATION, task_of
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.evaluation.postprocessing import Postprocessing
-    from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
 
 OF_A_STUDY = ("cases", "preprocessed", "splits", "split", "fold", "stage1")
@@ -112,17 +108,12 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if not (arguments.plan and arguments.weights):
         raise UserError("give either --model, or --plan and --weights")
-    if is_classification(arguments.plan, what="plan"):
-        from megavoxel.stages.classification.predict import run_predict
-
-        _refuse_options(arguments, "for a classifier", OF_NEW_SCANS)
-        run_predict(arguments)
+    task = task_of(arguments.plan, what="plan")
+    if arguments.input and task is SEGMENTATION:
+        _label_by_plan(load_plan(arguments.plan), arguments)
         return
-    plan = load_plan(arguments.plan)
-    if arguments.input:
-        _label_by_plan(plan, arguments)
-    else:
-        _predict_study(plan, arguments)
+    _refuse_options(arguments, f"for cases of a study, or in {task.name}", OF_NEW_SCANS)
+    task.predict(arguments)
 
 
 def _label_by_model(arguments: argparse.Namespace) -> None:
@@ -194,47 +185,3 @@ def _refuse_options(arguments: argparse.Namespace, where: str, names: Sequence[s
     given = [name for name, value in values.items() if not (value is None or value is False or value == [])]
     if given:
         raise UserError(f"{', '.join(given)}: not {where}; leave it out")
-
-
-def _predict_study(plan: Plan, arguments: argparse.Namespace) -> None:
-    """Predicts preprocessed cases of a split; the folders of label maps and of logits appear when all are done."""
-    _refuse_options(arguments, "with the cases of a study, without --input", OF_NEW_SCANS)
-    require_first_stage(plan, arguments.stage1, option="--stage1")
-    if not (arguments.preprocessed and arguments.splits and arguments.split):
-        raise UserError("give either --input, or --preprocessed, --splits and --split")
-    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
-    if not names:
-        print("no cases to predict", flush=True)
-        with _folders(arguments):
-            return
-    from megavoxel.forecast.prediction import explained_predictor
-
-    with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
-        if predictor is not None:
-            with _folders(arguments) as (output, logits):
-                _predict_cases(predictor, names, arguments, output, logits)
-
-
-def _predict_cases(
-    predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, output: Path, logits: Path | None
-) -> None:
-    from megavoxel.forecast.prediction import WholeImages
-    from megavoxel.network.first_stage import with_first_stage
-    from megavoxel.preprocessing.store import open_case
-
-    whole_images = WholeImages.of(predictor)
-    with progress("predict", len(names)) as shown:
-        for name in names:
-            case = open_case(arguments.preprocessed, name)
-            image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
-            whole_images.check(name, image.shape[1:])
-            predictor.write(image, case.properties, output, logits)
-            shown.advance(line=name)
-
-
-@contextmanager
-def _folders(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path | None]]:
-    """The folders of label maps and logits; both appear when all is done."""
-    with ExitStack() as folders:
-        output = folders.enter_context(atomic_directory(arguments.output))
-        yield output, folders.enter_context(atomic_directory(arguments.logits)) if arguments.logits else None

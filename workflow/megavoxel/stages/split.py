@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megavoxel.datasets.cases import load_cases
-from megavoxel.tasks.classification.cases import is_classification
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
@@ -20,18 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes splits.json."""
-    from megavoxel.planning.splits import import_splits, make_splits, save_splits
+    from megavoxel.planning.splits import save_splits
+    from megavoxel.tasks import task_of
 
-    if is_classification(arguments.cases, what="list of cases"):
-        from megavoxel.stages.classification.split import run_split
-
-        run_split(arguments)
-        return
-    cases = load_cases(arguments.cases)
-    if arguments.splits is None:
-        splits = make_splits(cases, arguments.folds, arguments.seed)
-    else:
-        splits = import_splits(arguments.splits, cases, arguments.folds)
+    task = task_of(arguments.cases, what="list of cases")
+    splits = task.split(arguments.cases, arguments.folds, arguments.seed, arguments.splits)
     save_splits(arguments.output, splits)
     for number, fold in enumerate(splits.folds):
-        print(f"fold {number}: {len(fold.training)} training, {len(fold.validation)} validation cases")
+        print(f"fold {number}: {len(fold.training)} training, {len(fold.validation)} validation {task.unit}s")

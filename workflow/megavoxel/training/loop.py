@@ -1,11 +1,12 @@
-"""The training loop."""
+"""The training loop of every task: epochs, validation, states and early stopping."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,193 +14,167 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megavoxel.config.study import Training
 from megavoxel.distributed.group import Group, require_same
-from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.errors import UserError
-from megavoxel.files import content_hash
-from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.host_memory import peak_resident_bytes
-from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.planning.plan import Plan
-from megavoxel.training.annotation import annotation_table
-from megavoxel.training.checkpoint import StateWriter, load_state, state_writer
-from megavoxel.training.class_weights import class_weights
-from megavoxel.training.lock import Lock
 from megavoxel.training.memory import measured_step, note_allocated
-from megavoxel.training.optimizer import build_optimizer, learning_rate
-from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
-from megavoxel.training.pipeline_state import whole_network, whole_state
-from megavoxel.training.resuming import precision_of, take_up
-from megavoxel.training.run import Part, Run
-from megavoxel.training.saving import Saving, saving
-from megavoxel.training.start import load_start, starting_weights
-from megavoxel.training.step import replicated
-from megavoxel.training.stopping import has_ended, has_stalled, stop_reason
-from megavoxel.training.validation import validate
+from megavoxel.training.optimizer import learning_rate
+from megavoxel.training.pipeline_state import whole_state
+from megavoxel.training.run import Part, Run, RunData
+from megavoxel.training.states.checkpoint import StateWriter, load_state, state_writer
+from megavoxel.training.states.lock import Lock
+from megavoxel.training.states.saving import Saving, saving
+
+Row = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold:
-    """What a run trains on."""
+class Samples:
+    """What a process trains and validates on."""
 
-    number: int
-    preprocessed: Path
-    """Folder of the preprocessed cases."""
-    training: tuple[str, ...]
-    """Ids of the training cases."""
-    validation: tuple[str, ...]
-    """Ids of the validation cases."""
-    first_stage: tuple[Path, ...] = ()
-    """Folders with a first stage's labels of these cases, for a plan with `stage1`."""
-    data: str | None = None
-    """SHA-256 that stands for the dataset's files; None: not known."""
-    first_stage_data: str | None = None
-    """Hash of the first stage's labels; None: there is no first stage."""
-    start: Path | None = None
-    """`model.pt` whose weights training begins with, for a plan with `start`; None: random weights."""
-    start_data: str | None = None
-    """SHA-256 of that file."""
-
-    def key(self, plan: Plan) -> str:
-        """Short hash of all that the trained weights depend on: the plan, the fold's cases and the data."""
-        parts = [plan.hash, self.number, self.training, self.validation, self.data]
-        return content_hash([*parts, *filter(None, (self.first_stage_data, self.start_data))])
+    batches: Iterator[Part]
+    """This process's share of all batches that the run has still to see."""
+    steps: int
+    """Optimiser steps of an epoch."""
+    batch: int
+    """Samples of a step, of all processes together, by which the learning rate goes."""
+    validation: Any
+    """What the task's `validate` is given."""
 
 
-def train(
-    plan: Plan,
-    fold: Fold,
-    state_folder: Path,
-    device: torch.device,
-    group: Group | None = None,
+@dataclass(frozen=True, kw_only=True)
+class TrainingFunctions:
+    """What a task brings to the training loop."""
+
+    start: Callable[..., Run]
+    """A new run, or the one that a state was taken of: of plan, data, device, state and group."""
+    samples: Callable[[Run, Any], Samples]
+    """Of the run's data."""
+    step: Callable[[Run, Tensor, Tensor], Tensor]
+    """An optimiser step on this process's share of a batch; gives an entry of `Run.losses`."""
+    means: Callable[[Run], Row]
+    """Columns of the history that the steps of an epoch give, over all processes: `training_loss` and others."""
+    validate: Callable[[Run, Any], Row]
+    """Columns of the history that validation gives."""
+    shown: tuple[tuple[str, str, int], ...]
+    """Columns that the line of an epoch shows: name of the column, words before its value, decimals."""
+
+
+def train_plan(
+    functions: TrainingFunctions,
+    plan: Any,
+    data: RunData,
+    states: Path,
+    key: str,
+    group: Group,
     lock: Lock | None = None,
 ) -> Run:
-    """Trains a setting on a fold, going on from the run's states below `state_folder` if there are any.
-
-    The phases of a curriculum are runs of their own, each with a state of its own. On the CPU an interrupted and
-    resumed run gives bit for bit the weights of an uninterrupted one. With `training.patience` it may end before the
-    last epoch; the learning rate falls as if it would not.
+    """Trains a plan without phases to its end; its state lies in `states` afterwards, for all processes.
 
     Args:
+        functions: of the task.
         plan: the setting.
-        fold: its cases.
-        state_folder: where states are kept.
-        device: of this process.
-        group: the processes that share each batch; None: this one alone.
-        lock: of the run's states, which the leading process checks before it writes them.
+        data: what it is trained on.
+        states: folder of the run's states, from which it goes on where there are any.
+        key: of the run, which a state has to have.
+        group: the processes that share each batch.
+        lock: of the states, which the leading process checks before it writes them.
 
     Raises:
-        UserError: the loss is no longer finite, the state belongs to another plan, the processes of the group do not
-            see the same state, the weights to begin with are of another network, or the job was told to end.
+        UserError: the loss is no longer finite, a state is of another run, the processes of the group do not see the
+            same state, the weights to begin with are of another network, or the job was told to end.
     """
-    group = group or Group(device=device)
-    weights, key = starting_weights(fold.start), fold.key(plan)
-    if not plan.phases:
-        return _finished(_train_phase(plan, fold, state_folder / key, key, weights, group, lock))
-    history: list[dict[str, float]] = []
-    peak: dict[str, Any] | None = None
-    for number, phase in enumerate(plan.by_phase(), start=1):
-        key = content_hash([key, number])
-        if group.leads:
-            print(f"phase {number} of {len(plan.phases)}", flush=True)
-        run = _train_phase(phase, fold, state_folder / key, key, weights, group, lock)
-        history += [{"phase": number, **row, "epoch": len(history) + row["epoch"]} for row in run.history]
-        peak = max(filter(None, (peak, run.peak_memory)), key=lambda found: found["gib"], default=None)
-        if number < len(plan.phases):
-            del run  # the next network needs its memory
-            weights = load_state(state_folder / key, key=key)["network"]
-    run.plan, run.history, run.epoch, run.peak_memory = plan, history, len(history), peak
-    return _finished(run)
-
-
-def _finished(run: Run) -> Run:
-    """With the whole network, wherever its stages were."""
-    run.network = whole_network(run)
-    return run
-
-
-def _train_phase(
-    plan: Plan,
-    fold: Fold,
-    state_folder: Path,
-    key: str,
-    weights: dict[str, Tensor] | None,
-    group: Group,
-    lock: Lock | None,
-) -> Run:
-    """Trains a plan without phases to its end; its state lies in `state_folder` afterwards, for all processes."""
-    run = start_run(plan, fold, group.device, load_state(state_folder, key=key), group, weights)
-    require_same(group, run.epoch, f"epoch in {state_folder}")
+    run = functions.start(plan, data, group.device, load_state(states, key=key), group)
+    require_same(group, run.epoch, f"epoch in {states}")
     if not has_ended(run.history, plan.training):
-        with state_writer(state_folder) as writer:
+        with state_writer(states) as writer:
             save = partial(_save, run, writer, key, lock)
-            with saving(run.group, save, minutes=plan.training.checkpoint_minutes) as keeper:
-                _train_to_the_end(run, fold, keeper)
+            with saving(group, save, minutes=plan.training.checkpoint_minutes) as keeper:
+                _train_to_the_end(functions, run, data, keeper)
     if group.leads and has_stalled(run.history, plan.training):
         print(stop_reason(run.history, plan.training), flush=True)
     group.all(0.0)  # none goes on before the leading one has written the state
     return run
 
 
-def start_run(
-    plan: Plan,
-    fold: Fold,
-    device: torch.device,
-    state: dict[str, Any] | None = None,
-    group: Group | None = None,
-    weights: dict[str, Tensor] | None = None,
-) -> Run:
-    """A new run, from `weights` of the whole network if there are any, or the one that `state` was taken of.
-
-    Raises:
-        UserError: the weights are of another network, or the state is damaged.
-    """
-    group = group or Group(device=device)
-    precision = precision_of(state, plan) if state else _common_precision(plan, device, group)
-    seed = plan.seed + fold.number
-    network = SegmentationNetwork(plan.network, seed=seed, checkpointing=plan.parallel.checkpointing)
-    if weights is not None and state is None:
-        load_start(network, weights, plan)
-    member = join_pipeline(network, plan, group, precision)
-    network = network.to(device, memory_format=torch.channels_last_3d)
-    run = Run(
-        plan=plan,
-        device=device,
-        precision=precision,
-        network=network,
-        optimizer=build_optimizer(network.parameters(), plan.training),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
-        group=group,
-        replica=replicated(network, group) if member is None else None,
-        pipeline=member,
-        class_weights=_class_weights(plan, fold, device),
-        annotated=annotation_table(plan, device),
-    )
-    if state:
-        take_up(run, state)
-        print(f"going on after {run.progress} of {plan.training.epochs}", flush=True)
-    return run
-
-
-def _train_to_the_end(run: Run, fold: Fold, keeper: Saving) -> None:
-    """All epochs that are left, each scored; `keeper` writes states."""
-    training = run.plan.training
-    batches = iter(training_batches(run, fold))
-    validation = _loader(run, fold, VALIDATION, training.validation_iterations * run.plan.batch)
+def _train_to_the_end(functions: TrainingFunctions, run: Run, data: RunData, keeper: Saving) -> None:
+    """All epochs that are left, each validated; `keeper` writes states."""
+    training, samples = run.plan.training, functions.samples(run, data)
     while not has_ended(run.history, training):
         begin = time.monotonic()
-        rate = learning_rate(run.epoch, training, run.plan.batch)
-        left = training.iterations_per_epoch - len(run.losses)
-        loss = train_epoch(run, itertools.islice(batches, left), rate, keeper)
-        scores = validate(run, validation, tuple(run.plan.preprocessing.labels))
+        rate = learning_rate(run.epoch, training, samples.batch)
+        means = train_epoch(functions, run, samples, rate, keeper)
+        scores = functions.validate(run, samples.validation)
         run.epoch, run.losses = run.epoch + 1, []
         seconds = time.monotonic() - begin
-        row = {"epoch": run.epoch, "learning_rate": rate, "training_loss": loss, **scores, "seconds": seconds}
+        row = {"epoch": run.epoch, "learning_rate": rate, **means, **scores, "seconds": seconds}
         run.history.append({**row, "peak_memory_mib": max(run.group.all(peak_memory_mib(run.device)))})
         note_allocated(run)
         if run.group.leads:
-            _report(run)
+            _report(run, functions.shown)
         keeper.after_epoch(run.progress, is_last=has_ended(run.history, training))
+
+
+def train_epoch(functions: TrainingFunctions, run: Run, samples: Samples, rate: float, keeper: Saving) -> Row:
+    """Takes the steps of an epoch that are left, at learning rate `rate`; returns the means over all its steps.
+
+    Raises:
+        UserError: the mean loss is not finite.
+    """
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.network.train()
+    for image, target in itertools.islice(samples.batches, samples.steps - len(run.losses)):
+        # In float64 sums of float32 losses are exact, so that the mean does not depend on where a run was interrupted.
+        run.losses.append(measured_step(run, functions.step, image, target).double())
+        keeper.after_step(run.progress)
+    means = functions.means(run)
+    if not math.isfinite(loss := means["training_loss"]):
+        raise UserError(
+            f"setting {run.plan.setting}: the loss is {loss} in epoch {run.epoch + 1}; lower training.learning_rate "
+            "or set training.precision to float32"
+        )
+    return means
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: what PyTorch allocated on a GPU, or what the process held on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_resident_bytes() / 2**20
+
+
+def best_epoch(history: Sequence[Row]) -> int:
+    """The epoch with the highest pseudo-Dice, counted from 1; of equal ones the first; 0 where none has a score.
+
+    Args:
+        history: one row per epoch with `pseudo_dice`, NaN where no validation patch has a label.
+    """
+    scores = [-math.inf if math.isnan(row["pseudo_dice"]) else row["pseudo_dice"] for row in history]
+    return 1 + scores.index(max(scores)) if max(scores, default=-math.inf) > -math.inf else 0
+
+
+def has_stalled(history: Sequence[Row], training: Training) -> bool:
+    """Whether the pseudo-Dice has not risen for `training.patience` epochs; never without that key."""
+    return training.patience is not None and len(history) - best_epoch(history) >= training.patience
+
+
+def has_ended(history: Sequence[Row], training: Training) -> bool:
+    """Whether a run with this history is finished: all epochs are done, or it has stalled."""
+    return len(history) >= training.epochs or has_stalled(history, training)
+
+
+def stop_reason(history: Sequence[Row], training: Training) -> str:
+    """Why a stalled run stopped, for the log."""
+    best = best_epoch(history)
+    why = "no epoch has a pseudo-Dice: no validation patch has a label"
+    if best:
+        why = f"the pseudo-Dice has not risen above the {history[best - 1]['pseudo_dice']:.4f} of epoch {best} since"
+    return (
+        f"stopped after epoch {len(history)} of {training.epochs} (training.patience: {training.patience}): {why}; the "
+        "weights are those of the last epoch"
+    )
 
 
 def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: bool) -> None:
@@ -213,88 +188,8 @@ def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: b
             writer.wait()
 
 
-def training_batches(run: Run, fold: Fold) -> Iterable[Part]:
-    """This process's share of all batches that the run has still to see.
-
-    Images are (batch / processes, channels, z, y, x), targets (batch / processes, z, y, x).
-    """
-    training = run.plan.training
-    count = training.epochs * training.iterations_per_epoch * run.plan.batch
-    first = run.epoch * training.iterations_per_epoch + len(run.losses)
-    return _loader(run, fold, TRAINING, count, first_iteration=first)
-
-
-def train_epoch(run: Run, batches: Iterable[Part], rate: float, keeper: Saving | None = None) -> float:
-    """One optimiser step per batch at learning rate `rate`; returns the mean loss of the epoch, of all processes.
-
-    Args:
-        run: what is trained; steps of this epoch that were done before are in its `losses`.
-        batches: those that are left.
-        rate: learning rate.
-        keeper: is asked after each step whether a state is due.
-    """
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.network.train()
-    for image, target in batches:
-        # In float64 sums of float32 losses are exact, so that the mean does not depend on where a run was interrupted.
-        run.losses.append(measured_step(run, image, target).double())
-        if keeper is not None:
-            keeper.after_step(run.progress)
-    mean = run.mean_loss(torch.stack(run.losses).sum().item()) / len(run.losses)
-    if not torch.isfinite(torch.tensor(mean)):
-        raise UserError(
-            f"setting {run.plan.setting}: the loss is {mean} in epoch {run.epoch + 1}; lower training.learning_rate "
-            "or set training.precision to float32"
-        )
-    return mean
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory in MiB: what PyTorch allocated on a GPU, or what the process held on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_resident_bytes() / 2**20
-
-
-def _common_precision(plan: Plan, device: torch.device, group: Group) -> Precision:
-    """The precision that the first process chooses: what each measures may differ."""
-    chosen, names = choose_precision(plan, device), list(TYPES)
-    return replace(chosen, name=names[round(group.all(names.index(chosen.name))[0])])
-
-
-def _class_weights(plan: Plan, fold: Fold, device: torch.device) -> Tensor | None:
-    weights = class_weights(plan, fold.preprocessed, fold.training)
-    return None if weights is None else weights.to(device)
-
-
-def _loader(run: Run, fold: Fold, stream: int, count: int, first_iteration: int = 0) -> Iterable[Part]:
-    """This process's samples; of a pipeline only the first stage reads them, the others go through the motions."""
-    if run.pipeline is not None and run.pipeline.stage.number > 0:
-        return [(torch.empty(0), torch.empty(0))] * (count // run.plan.batch - first_iteration)
-    cases = fold.training if stream == TRAINING else fold.validation
-    dataset = PatchDataset(
-        run.plan,
-        fold.preprocessed,
-        cases,
-        fold=fold.number,
-        stream=stream,
-        count=count,
-        first_stage=fold.first_stage,
-    )
-    share = Share(
-        first_iteration=first_iteration, batch=run.plan.batch, rank=run.replicas.rank, ranks=run.replicas.size
-    )
-    workers = run.plan.training.workers if stream == TRAINING else 0
-    return patch_loader(dataset, share, workers=workers, pin=run.device.type == "cuda")
-
-
-def _report(run: Run) -> None:
-    row = run.history[-1]
-    epochs = run.plan.training.epochs
+def _report(run: Run, shown: Sequence[tuple[str, str, int]]) -> None:
+    row, epochs = run.history[-1], run.plan.training.epochs
+    values = [f"{words} {row[column]:.{decimals}f}" for column, words, decimals in shown if column in row]
     left = (epochs - run.epoch) * row["seconds"] / 60
-    print(
-        f"epoch {run.epoch}/{epochs}  loss {row['training_loss']:.4f}  validation loss {row['validation_loss']:.4f}  "
-        f"pseudo-Dice {row['pseudo_dice']:.4f}  {row['seconds']:.1f} s, {left:.1f} min left",
-        flush=True,
-    )
+    print(f"epoch {run.epoch}/{epochs}  {'  '.join(values)}  {row['seconds']:.1f} s, {left:.1f} min left", flush=True)

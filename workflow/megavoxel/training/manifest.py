@@ -10,52 +10,51 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 
 import megavoxel
-from megavoxel.config.records import to_plain
 from megavoxel.containers.lock import running_image
+from megavoxel.files import atomic_path, write_json
 from megavoxel.network.segmentation import parameter_count
-from megavoxel.training.absent import cases_without_annotation, labels_never_seen
-from megavoxel.training.loop import Fold
-from megavoxel.training.run import Run
+from megavoxel.network.weights import save_weights
+from megavoxel.training.run import Run, RunData
 
 # Written by `snakemake images`, so that building images is no change of the code.
 UNCHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)containers/images.lock")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 
 
-def build_manifest(run: Run, fold: Fold, *, forecast_gib: float) -> dict[str, Any]:
+def write_outputs(folder: Path, run: Run, data: RunData, *, forecast_gib: float) -> None:
+    """Writes history.csv, manifest.json and, last, model.pt of a finished run; arguments as of `build_manifest`."""
+    with atomic_path(folder / "history.csv") as partial:
+        pandas.DataFrame(run.history).to_csv(partial, index=False)
+    write_json(folder / "manifest.json", build_manifest(run, data, forecast_gib=forecast_gib))
+    save_weights(folder / "model.pt", run.network, plan_hash=run.plan.hash, precision=run.precision.name)
+
+
+def build_manifest(run: Run, data: RunData, *, forecast_gib: float) -> dict[str, Any]:
     """Versions, seeds, checksums, hardware and cost of a run.
 
     Args:
         run: a finished run.
-        fold: what it was trained on.
+        data: what it was trained on.
         forecast_gib: forecast of the peak memory that `training/memory.py` measures.
     """
     return {
         "study": run.plan.study,
         "setting": run.plan.setting,
-        "fold": fold.number,
+        "fold": data.number,
         "plan_hash": run.plan.hash,
-        "run_key": fold.key(run.plan),
+        "run_key": data.key(run.plan),
         "seed": run.plan.seed,
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
         "container": running_image(),
         "versions": {"python": platform.python_version(), **package_versions()},
-        "data": {
-            "dataset": run.plan.dataset,
-            "checksums_sha256": fold.data,
-            "start": {"setting": run.plan.start, "weights_sha256": fold.start_data} if run.plan.start else None,
-            "training": list(fold.training),
-            "validation": list(fold.validation),
-            "labels_never_seen": labels_never_seen(run.plan, fold.preprocessed, fold.training),
-            "cases_without_annotation": cases_without_annotation(run.plan, fold.training),
-        },
+        **data.facts(run),
         "hardware": hardware(run.device),
         "device": str(run.device),
         "devices": run.group.size,
-        "parallel": to_plain(run.plan.parallel),
         "precision": {"name": run.precision.name, "reason": run.precision.reason},
         "threads": torch.get_num_threads(),
         "parameters": parameter_count(run.network),

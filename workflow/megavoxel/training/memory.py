@@ -5,6 +5,8 @@ It is what the forecast's `certain_gib` foretells. What libraries take for thems
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,16 +17,18 @@ from megavoxel.training.step import train_step
 TRACKED = "tracked tensors of the first step"
 ALLOCATED = "CUDA peak of PyTorch's allocator"
 GIB = 2**30
+Step = Callable[[Run, Tensor, Tensor], Tensor]
+"""An optimiser step of a task, of the run, a batch's images and its targets."""
 
 
-def measured_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
-    """`train_step`; on a CPU the first one of a run is tracked, which leaves its result as it is.
+def measured_step(run: Run, step: Step, image: Tensor, target: Tensor) -> Tensor:
+    """The task's `step`; on a CPU the first one of a run is tracked, which leaves its result as it is.
 
     Its peak goes to `run.peak_memory`, and with that into the run's state: a resumed run does not track another one.
     """
     if run.device.type != "cpu" or (run.peak_memory or {}).get("how") == TRACKED:
-        return train_step(run, image, target)
-    loss, peak_bytes = tracked_step(run, image, target)
+        return step(run, image, target)
+    loss, peak_bytes = tracked_step(run, image, target, step)
     _note(run, peak_bytes, TRACKED)
     return loss
 
@@ -35,8 +39,8 @@ def note_allocated(run: Run) -> None:
         _note(run, torch.cuda.max_memory_allocated(run.device), ALLOCATED)
 
 
-def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
-    """The loss of `train_step`, and the most bytes of tensors that it or a later step holds.
+def tracked_step(run: Run, image: Tensor, target: Tensor, step: Step = train_step) -> tuple[Tensor, int]:
+    """What a step returns, and the most bytes of tensors that it or a later step holds.
 
     The first step of a run makes the optimiser's state at its end, from which all later ones begin: it is counted as if
     it had been there. Of a batch in several parts, one counts, as on a GPU, where the others wait outside. The
@@ -53,22 +57,23 @@ def tracked_step(run: Run, image: Tensor, target: Tensor) -> tuple[Tensor, int]:
         passes.append(memory.peak)
         memory.reset_peak()
 
-    before = _optimizer_state(run)
+    before = optimizer_tensors(run)
     hooks = [run.optimizer.register_step_pre_hook(passes_are_done)]
     if run.replica is not None:
         hooks += [weight.register_post_accumulate_grad_hook(gradients_are_copied) for weight in weights]
     with MemoryTracker() as memory:
         memory.include([image, target, *run.network.state_dict().values(), *before])
-        loss = train_step(run, image, target)
+        loss = step(run, image, target)
     for hook in hooks:
         hook.remove()
-    made = _bytes(_optimizer_state(run)) - _bytes(before)
+    made = _bytes(optimizer_tensors(run)) - _bytes(before)
     parts = run.plan.parallel.accumulate
     waiting = (image.nbytes + target.nbytes) * (parts - 1) // parts
     return loss, max(max(passes) + made, memory.peak) - waiting
 
 
-def _optimizer_state(run: Run) -> list[Tensor]:
+def optimizer_tensors(run: Run) -> list[Tensor]:
+    """The optimiser's state."""
     return [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 

@@ -24,7 +24,7 @@ from megavoxel.preprocessing.store import Box, StoredCase, open_case, read_box
 from megavoxel.training.annotation import encode_target, unannotated_classes
 from megavoxel.training.augmentation import Augmenter
 from megavoxel.training.first_stage_augmentation import augment_first_stage
-from megavoxel.training.saving import leave_signals_to_the_parent
+from megavoxel.training.states.saving import leave_signals_to_the_parent
 from megavoxel.volumes.grid import window_starts
 
 ROULETTE_STEP = 0.5

@@ -1,35 +1,69 @@
-"""What changes while a network is trained."""
+"""What a run trains on, and what changes while it trains: the same records for every task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import PipelineMember
+from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
-from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.planning.plan import Plan
 from megavoxel.training.loss import Completion, Loss, build_loss
 
 Part = tuple[Tensor, Tensor]
 """Image and target of some samples."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run trains on; each task adds its own fields."""
+
+    number: int
+    """The fold, counted from 0."""
+    training: tuple[Any, ...]
+    """The training cases, or their ids."""
+    validation: tuple[Any, ...]
+    """The validation cases, or their ids."""
+    data: str | None = None
+    """SHA-256 that stands for the dataset's files; None: not known."""
+    start: Path | None = None
+    """File of the weights that training begins with; None: random weights."""
+    start_data: str | None = None
+    """SHA-256 of that file."""
+
+    def key(self, plan: Any) -> str:
+        """Short hash of everything that the trained weights depend on: the plan, the cases and the data."""
+        ids = [[getattr(case, "id", case) for case in part] for part in (self.training, self.validation)]
+        return content_hash([plan.hash, self.number, *ids, self.data, *self.hashed])
+
+    @property
+    def hashed(self) -> tuple[Any, ...]:
+        """What else of the task's own fields the trained weights depend on."""
+        raise NotImplementedError
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What the task adds to `manifest.json`: `data`, the cases and their checksums, and keys of its own."""
+        raise NotImplementedError
+
+
 @dataclass(kw_only=True)
 class Run:
     """Everything that changes while a network is trained; `state_dict` holds it all."""
 
-    plan: Plan
+    plan: Any
+    """The setting: a segmentation `Plan` or a `ClassifierPlan`."""
     device: torch.device
     precision: Precision
-    network: SegmentationNetwork
+    network: nn.Module
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    """Scales losses in float16; does nothing in other precisions."""
     group: Group = field(default_factory=Group)
     replica: DistributedDataParallel | None = None
     """The network where it is one of several, whose gradients it averages."""
@@ -44,7 +78,8 @@ class Run:
     epoch: int = 0
     """Epochs done."""
     losses: list[Tensor] = field(default_factory=list)
-    """Of this process's steps in the epoch that is on: scalars."""
+    """What each step of the epoch in progress returned on this process, in float64: the loss, a scalar; of a classifier
+    the summed loss, the correct images and the images (3)."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row per epoch."""
     peak_memory: dict[str, Any] | None = None
@@ -70,7 +105,7 @@ class Run:
         return f"epoch {self.epoch}" + (f" and {steps} step{'s' * (steps > 1)}" if steps else "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; patches need no state, being functions of their number.
+        """Tensors and plain values; samples need no state, being functions of their number.
 
         All processes of the group call it together.
         """

@@ -81,16 +81,11 @@ def load_image_cases(path: Path) -> ImageCases:
     Raises:
         UserError: the file is missing, or not what `megavoxel check` writes of a classification dataset.
     """
-    if not is_classification(path, what="list of cases"):
+    content = read_json(path, what="list of cases")
+    if not isinstance(content, dict) or content.get("task") != TASK:
         raise UserError(f"{path}: these cases are volumes to be segmented; the study says 'task: classification'")
-    cases = from_plain(ImageCases, read_json(path, what="list of cases"), where=str(path))
+    cases = from_plain(ImageCases, content, where=str(path))
     for case in cases.cases:
         if PurePosixPath(case.id).is_absolute() or ".." in PurePosixPath(case.id).parts:
             raise UserError(f"{path}: {case.id!r} leads out of the dataset's folder; run 'megavoxel check' again")
     return cases
-
-
-def is_classification(path: Path, *, what: str) -> bool:
-    """Whether a `cases.json` or `plan.json` is of a classification study; `what` it is, for messages."""
-    content = read_json(path, what=what)
-    return isinstance(content, dict) and content.get("task") == TASK

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pandas
@@ -12,20 +13,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.classification import ClassificationStudy, ClassifierSetting
+from megavoxel.config.dataset import Dataset
 from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
-from megavoxel.files import atomic_path
+from megavoxel.errors import UserError
 from megavoxel.forecast.duration import speed_of, step_seconds
-from megavoxel.forecast.memory import device_at_hand
+from megavoxel.forecast.memory import device_at_hand, memory_advice, require_memory
 from megavoxel.forecast.step import GIB, gib
+from megavoxel.forecast.table import save_table
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.segmentation import parameter_count
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
-from megavoxel.tasks.classification.step import ClassifierRun, optimizer_tensors, train_step
+from megavoxel.tasks.classification.step import train_step
+from megavoxel.tasks.classification.training import precision_on
+from megavoxel.training.memory import optimizer_tensors
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.run import Run
 
 COLUMNS = (
     "setting", "network", "resolution", "images_per_class", "workers", "batch", "learning_rate", "peak_gib",
@@ -95,14 +101,8 @@ def forecast_study(
     return table.astype({"images_per_class": "Int64", "hours_per_fold": "Float64", "gpu_hours": "Float64"})
 
 
-def save_table(path: Path, rows: pandas.DataFrame) -> None:
-    """Writes `plan.tsv`."""
-    with atomic_path(path) as partial_path:
-        rows.to_csv(partial_path, sep="\t", index=False)
-
-
 def precision_of(plan: ClassifierPlan, device: Device) -> str:
-    """The precision that training will choose there (`tasks/classification/loop.py: precision_on`)."""
+    """The precision that training will choose there (`tasks/classification/training.py: precision_on`)."""
     wanted = plan.training.precision
     return ("bfloat16" if device.kind == "gpu" and device.bfloat16 else "float32") if wanted == "auto" else wanted
 
@@ -112,12 +112,60 @@ def _rows(settings: list[ClassifierSetting], **keys: Any) -> list[dict[str, obje
     return [_row(setting, **keys) for setting in settings]
 
 
-def advice(plan: ClassifierPlan, device: torch.device) -> str:
-    """What `explained_out_of_memory` says of training."""
-    found = device_at_hand(device, plan.workers)
-    peak = _peak_gib(step_cost(plan, precision_of(plan, found)), found)
-    option = f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
-    return f"on {found.name} ({gib(found.memory_gib)}); the forecast was {gib(peak)}; next cheaper option: {option}"
+def check_fits_here(
+    plan: ClassifierPlan, _data: object, device: torch.device, described: Device | None
+) -> Callable[[], str]:
+    """Refuses training that cannot fit the device at hand, and warns of training that may not.
+
+    Args:
+        plan: the setting.
+        device: of this process.
+        described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
+
+    Returns:
+        What to say of training should memory run out.
+
+    Raises:
+        UserError: it cannot fit.
+    """
+    found = device_at_hand(device, plan.workers, described=described)
+    precision = precision_on(plan, device).name
+    cost = step_cost(plan, precision)
+    peak, option = _peak_gib(cost, found), f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
+    require_memory(
+        plan.setting,
+        found,
+        certain_gib=cost.peak_bytes / GIB,
+        training_gib=peak,
+        refusal=lambda: (
+            f"training needs {gib(peak)}, {gib(peak - found.memory_gib)} more than {found.name} has "
+            f"({gib(found.memory_gib)}); what would help: {option}"
+        ),
+        option=lambda: option,
+    )
+    return lambda: memory_advice(found, peak, precision, option)
+
+
+def forecast_gib(run: Run) -> float:
+    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
+    return step_cost(run.plan, run.precision.name).peak_bytes / GIB
+
+
+def forecast(arguments: argparse.Namespace, study: ClassificationStudy, device: Device, dataset: Dataset) -> None:
+    """Prints the forecast of a study and writes it where `--output` says.
+
+    Raises:
+        UserError: the dataset is not one of images with a class each.
+    """
+    if dataset.classification is None:
+        raise UserError(f"{study.name}: dataset {dataset.name} has no 'classification' in its file, the study needs it")
+    rows = forecast_study(study, dataset.classification.classes, device, processes=arguments.processes)
+    if arguments.output is not None:
+        save_table(arguments.output, rows)
+    memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
+    print(f"{study.name} on {device.name} ({memory}); {dataset.classification.class_count} classes")
+    print(rows.to_string(index=False, na_rep=""))
+    print(BLIND_SPOTS)
 
 
 def _peak_gib(cost: StepCost, device: Device) -> float:
@@ -201,7 +249,7 @@ def _step(hashed: _Plan, images: int, precision: str) -> tuple[int, int, int, in
     plan = hashed.plan
     with FakeTensorMode():
         network = build_network(plan.network, len(plan.classes))
-        run = ClassifierRun(
+        run = Run(
             plan=plan,
             device=torch.device("cpu"),
             precision=Precision(name=precision, reason="forecast"),

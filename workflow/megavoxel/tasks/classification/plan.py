@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megavoxel.config.classification import (
@@ -12,12 +14,13 @@ from megavoxel.config.classification import (
     ClassifierTraining,
 )
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
-from megavoxel.files import content_hash, read_json, write_json
+from megavoxel.files import content_hash, parse_json, read_json, write_json
 from megavoxel.planning.splits import Splits
-from megavoxel.tasks.classification.cases import TASK, ImageCases
+from megavoxel.tasks.classification.cases import TASK, ImageCases, load_image_cases
 from megavoxel.tasks.classification.shares import Assignment, assign
-from megavoxel.tasks.classification.splits import draw_images
+from megavoxel.tasks.classification.splits import draw_images, load_image_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,11 @@ class ClassifierPlan:
         return content_hash(kept | {"training": training})
 
     @property
+    def parallel(self) -> Parallel:
+        """The devices of a training job, as a segmentation plan has them."""
+        return Parallel(data=self.workers)
+
+    @property
     def learning_rate(self) -> float:
         """The initial learning rate, scaled for the batch of all workers together."""
         from megavoxel.training.optimizer import learning_rate  # which brings PyTorch
@@ -89,6 +97,30 @@ def classifier_plan(
         augmentation=setting.augmentation,
         **{key: getattr(setting, key) for key in keys},
     )
+
+
+def plan(arguments: argparse.Namespace) -> Sequence[str]:
+    """Writes the plan.json of a setting, if there are enough images for it in every fold; returns a line about each.
+
+    Raises:
+        UserError: there are too few images, or something that is needed is not given.
+    """
+    if arguments.splits is None:
+        raise UserError(f"{arguments.cases}: these images are to be classified; give --splits")
+    if arguments.definition is None or arguments.study_name is None or arguments.seed is None:
+        raise UserError("--splits: it needs --definition, --study-name and --seed beside it")
+    cases, splits = load_image_cases(arguments.cases), load_image_splits(arguments.splits)
+    if arguments.dataset not in (None, cases.dataset):
+        raise UserError(f"--dataset {arguments.dataset}: {arguments.cases} is of dataset {cases.dataset}")
+    definition = parse_json(arguments.definition, option="--definition")
+    setting = from_plain(ClassifierSetting, definition, where="--definition")
+    found = classifier_plan(
+        setting, study=arguments.study_name, dataset=cases.dataset, classes=cases.classes, seed=arguments.seed
+    )
+    folds = setting.folds if setting.folds is not None else tuple(range(len(splits.folds)))
+    notes = check_images_suffice(found, cases, splits, folds)
+    save_classifier_plan(arguments.output, replace(found, notes=tuple(notes)))
+    return notes
 
 
 def expected_images(plan: ClassifierPlan) -> int | None:

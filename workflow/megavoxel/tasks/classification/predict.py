@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from megavoxel.network.device import Precision
+from megavoxel.errors import UserError
+from megavoxel.forecast.memory import explained_out_of_memory
+from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.weights import load_weights
-from megavoxel.tasks.classification.loop import logits_of
+from megavoxel.planning.splits import cases_of
+from megavoxel.tasks.classification.cases import load_image_cases
+from megavoxel.tasks.classification.layout import SUFFIXES
 from megavoxel.tasks.classification.networks import build_network
-from megavoxel.tasks.classification.plan import ClassifierPlan
+from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
+from megavoxel.tasks.classification.probabilities import write_probabilities
+from megavoxel.tasks.classification.splits import load_image_splits
+from megavoxel.tasks.classification.training import logits_of
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Writes a CSV with a line per image and a column per class.
+
+    Raises:
+        UserError: an image or weights cannot be read, memory ran out, or it is not said which images.
+    """
+    plan = load_classifier_plan(arguments.plan)
+    names, files = _any_images(arguments.input) if arguments.input else _of_study(arguments)
+    set_threads(arguments.threads)
+    with explained_out_of_memory(plan.setting, lambda: "while it classified images; take a device with more memory"):
+        found = predict_images(plan, arguments.weights, files, choose_device(arguments.device))
+    write_probabilities(arguments.output, names, plan.classes, found)
+    print(f"{len(names)} images: {arguments.output}")
 
 
 def predict_images(
@@ -34,3 +57,21 @@ def predict_images(
         precision = Precision(name=content["precision"], reason="as in training")
         total += logits_of(network, files, plan, precision, device).double().softmax(dim=1).numpy()
     return total / len(weights)
+
+
+def _of_study(arguments: argparse.Namespace) -> tuple[Sequence[str], list[Path]]:
+    if not (arguments.cases and arguments.splits and arguments.split):
+        raise UserError("a classifier predicts --input, or the images of --cases, --splits and --split")
+    cases = load_image_cases(arguments.cases)
+    names = cases_of(load_image_splits(arguments.splits), arguments.split, arguments.fold)
+    return names, [cases.path(case) for case in cases.select(names)]
+
+
+def _any_images(paths: Sequence[Path]) -> tuple[list[str], list[Path]]:
+    files = []
+    for path in paths:
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside or not inside[0].is_file():
+            raise UserError(f"--input {path}: no such image, or a folder without {', '.join(SUFFIXES)}")
+        files += inside
+    return [str(file) for file in files], files

@@ -49,6 +49,17 @@ def read_probabilities(path: Path, classes: Sequence[str] | None = None) -> pand
     return table
 
 
+def average_probabilities(members: Sequence[Path], output: Path) -> int:
+    """Writes the mean of several files' probabilities; returns the number of images.
+
+    Raises:
+        UserError: as `mean_probabilities`.
+    """
+    mean = mean_probabilities(members)
+    write_probabilities(output, list(mean.index), list(mean.columns), mean.to_numpy())
+    return len(mean)
+
+
 def mean_probabilities(members: Sequence[Path]) -> pandas.DataFrame:
     """The mean of several files' probabilities.
 

@@ -17,7 +17,7 @@ from megavoxel.tasks.classification.decoded import DecodedImages
 from megavoxel.tasks.classification.images import read_image, to_tensor
 from megavoxel.tasks.classification.plan import ClassifierPlan
 from megavoxel.tasks.classification.shares import Assignment
-from megavoxel.training.saving import leave_signals_to_the_parent
+from megavoxel.training.states.saving import leave_signals_to_the_parent
 
 ORDER, AUGMENTATION = 1, 2
 """Streams of random numbers."""

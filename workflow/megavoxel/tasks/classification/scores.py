@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,34 @@ import numpy as np
 import pandas
 
 from megavoxel.errors import UserError
-from megavoxel.tasks.classification.cases import ImageCase
+from megavoxel.evaluation.tidy import write_scores
+from megavoxel.planning.splits import cases_of
+from megavoxel.tasks.classification.cases import ImageCase, load_image_cases
 from megavoxel.tasks.classification.metrics import values
+from megavoxel.tasks.classification.probabilities import read_probabilities
+from megavoxel.tasks.classification.splits import load_image_splits
 
 PROBABILITY, TRUTH = "probability", "truth"
 ALL = "all"
 """Stands in `case` and `label` where a metric is of all images."""
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Writes the score file of a part of a study and prints the metrics.
+
+    Raises:
+        UserError: a prediction is missing, or there is one of another image.
+    """
+    if arguments.metrics:
+        raise UserError("--metrics: a classifier is always scored by all metrics of its task; leave it out")
+    cases = load_image_cases(arguments.cases)
+    fold = None if arguments.fold == "all" else int(arguments.fold)
+    wanted = cases.select(cases_of(load_image_splits(arguments.splits), arguments.split, fold))
+    table = read_probabilities(arguments.predictions, cases.classes)
+    rows, metrics = image_rows(table, wanted, source=arguments.predictions)
+    place = {"setting": arguments.setting, "split": arguments.split, "fold": arguments.fold}
+    write_scores(arguments.output, rows, **place)
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
 def image_rows(

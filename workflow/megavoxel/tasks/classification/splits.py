@@ -12,11 +12,30 @@ import numpy as np
 from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
-from megavoxel.planning.splits import Fold, Splits
-from megavoxel.tasks.classification.cases import ImageCase, ImageCases
+from megavoxel.planning.splits import Fold, Splits, import_splits
+from megavoxel.tasks.classification.cases import ImageCase, ImageCases, load_image_cases
 
 FOLDS, DRAW = 1, 2
 """Streams of random numbers."""
+
+
+def split(path: Path, folds: int, seed: int, ready_made: Path | None) -> Splits:
+    """Folds of the images in a cases.json, if there is anything to score by them.
+
+    Raises:
+        UserError: no image would be scored, or as `make_image_splits`, `import_splits` and `require_whole_patients`.
+    """
+    cases = load_image_cases(path)
+    if folds == 1 and not cases.of_split("test"):
+        raise UserError(
+            f"dataset {cases.dataset}: it has no test images, and with one fold nothing is validated: no image would "
+            "be scored; give the study 'folds' of 2 or more, or the dataset file 'classification.test_per_class'"
+        )
+    if ready_made is None:
+        return make_image_splits(cases, folds, seed)
+    splits = import_splits(ready_made, cases, folds)
+    require_whole_patients(cases, splits, source=ready_made)
+    return splits
 
 
 def make_image_splits(cases: ImageCases, folds: int, seed: int) -> Splits:

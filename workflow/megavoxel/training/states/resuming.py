@@ -11,7 +11,6 @@ from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.device import TYPES, Precision
-from megavoxel.planning.plan import Plan
 from megavoxel.training.pipeline_state import load_weights
 from megavoxel.training.run import Run
 
@@ -19,7 +18,7 @@ UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError
 """What comes of a state with other content than the one that the run wrote."""
 
 
-def precision_of(state: dict[str, Any], plan: Plan) -> Precision:
+def precision_of(state: dict[str, Any], plan: Any) -> Precision:
     """The precision that a state was trained in.
 
     Raises:
@@ -33,7 +32,7 @@ def precision_of(state: dict[str, Any], plan: Plan) -> Precision:
 
 
 def take_up(run: Run, state: dict[str, Any]) -> None:
-    """Gives a new run all that a state holds.
+    """Gives a new run all that a state holds, and prints how far it is.
 
     Raises:
         UserError: the state has other content than one of this run.
@@ -47,6 +46,8 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
         run.losses = _own_losses(run, state.get("losses"))
+    if run.group.leads:
+        print(f"going on after {run.progress} of {run.plan.training.epochs}", flush=True)
 
 
 def _require_sound_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -70,7 +71,7 @@ def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
 
 
 @contextmanager
-def _explained(plan: Plan) -> Iterator[None]:
+def _explained(plan: Any) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The bar that keeps a worker with private data to its own files."""
+"""An audit hook of Python that keeps a worker with private data to its own files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from megavoxel.errors import UserError
 
 PROGRAMS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
-"""Audit events of starting another program, which would be under no bar."""
+"""Audit events of starting another program, which would run without the hook."""
 DESCRIPTORS = Path("/dev/fd")
 """A folder with all that this process holds open."""
 Identity = tuple[int, int]
@@ -21,7 +21,7 @@ class ForeignFileError(UserError):
     """A worker opened a file of the dataset that is not in its private share, or started a program that could."""
 
 
-def bar_foreign_files(root: Path, own: Iterable[Path], images: Iterable[Path]) -> None:
+def refuse_foreign_files(root: Path, own: Iterable[Path], images: Iterable[Path]) -> None:
     """From now on, and to its end, this process opens no file below a dataset's folder but its own ones.
 
     An audit hook looks at every file that Python code opens, by whatever library and name: other links to the
@@ -35,14 +35,14 @@ def bar_foreign_files(root: Path, own: Iterable[Path], images: Iterable[Path]) -
         images: all images of the dataset, wherever links lead; those that are not on this machine are passed over.
     """
     allowed = {identity for path in own if (identity := _identity(path))}
-    barred = {identity for path in images if (identity := _identity(path))} - allowed
+    foreign = {identity for path in images if (identity := _identity(path))} - allowed
     folder = root.resolve()
 
     def look(event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             for path in _places(Path(os.fsdecode(arguments[0])), by_descriptor=arguments[1] is None):
                 identity = _identity(path)
-                if identity in barred or (identity not in allowed and _is_file_below(path, folder)):
+                if identity in foreign or (identity not in allowed and _is_file_below(path, folder)):
                     raise ForeignFileError(
                         f"{path}: is not in this worker's private share (data_partition: private); this worker must "
                         "not open it"

@@ -1,0 +1,186 @@
+"""Training of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megavoxel.config.classification import PRIVATE
+from megavoxel.distributed.group import Group
+from megavoxel.network.device import Precision
+from megavoxel.tasks.classification.audit_hook import refuse_foreign_files
+from megavoxel.tasks.classification.data import ImageData
+from megavoxel.tasks.classification.networks import build_network
+from megavoxel.tasks.classification.plan import ClassifierPlan
+from megavoxel.tasks.classification.pretrained import give_published, load_published
+from megavoxel.tasks.classification.samples import Place, PlainImages, TrainingImages, plain_loader, training_batches
+from megavoxel.tasks.classification.step import train_step
+from megavoxel.training.loop import Samples, TrainingFunctions, train_plan
+from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.run import Part, Run
+from megavoxel.training.states.lock import Lock
+from megavoxel.training.states.resuming import precision_of, take_up
+
+DROPOUT = 3
+"""Stream of random numbers."""
+Validated = tuple[list[Path], Tensor]
+"""Validation images of this worker, and the numbers of their classes."""
+
+
+def train(
+    plan: ClassifierPlan,
+    data: ImageData,
+    state_folder: Path,
+    device: torch.device,
+    group: Group | None = None,
+    lock: Lock | None = None,
+) -> Run:
+    """Trains a setting on a fold, going on from the run's state below `state_folder` if there is one.
+
+    With private data, each worker is kept from all files of the dataset but its own before it opens the first one.
+
+    Args:
+        plan: the setting.
+        data: the images of a fold.
+        state_folder: where states are kept.
+        device: of this process.
+        group: the workers; None: this process alone.
+        lock: of the run's states, which the leading process checks before it writes them.
+
+    Raises:
+        UserError: as `train_plan`.
+    """
+    group = group or Group(device=device)
+    if plan.data_partition == PRIVATE and plan.workers > 1:
+        images = map(data.cases.path, data.cases.cases)
+        refuse_foreign_files(Path(data.cases.root), data.files_of(group.rank), images)
+    key = data.key(plan)
+    return train_plan(FUNCTIONS, plan, data, state_folder / key, key, group, lock)
+
+
+def start_run(
+    plan: ClassifierPlan,
+    data: ImageData,
+    device: torch.device,
+    state: dict[str, Any] | None = None,
+    group: Group | None = None,
+) -> Run:
+    """A new run, from the published weights of `data` if there are any, or the one that `state` was taken of.
+
+    Raises:
+        UserError: the published weights are of another network, or the state is damaged.
+    """
+    network = build_network(plan.network, len(plan.classes), seed=plan.seed)
+    if data.start is not None and state is None:
+        give_published(network, plan.network, load_published(data.start), source=data.start)
+    network = network.to(device, memory_format=torch.channels_last)
+    run = Run(
+        plan=plan,
+        device=device,
+        precision=precision_of(state, plan) if state else precision_on(plan, device),
+        network=network,
+        optimizer=build_optimizer(network.parameters(), plan.training),
+        group=group or Group(device=device),
+    )
+    if state:
+        take_up(run, state)
+    return run
+
+
+def precision_on(plan: ClassifierPlan, device: torch.device) -> Precision:
+    """The precision that the plan asks for; for `auto`, bfloat16 where a GPU has it, else float32."""
+    wanted = plan.training.precision
+    if wanted != "auto":
+        return Precision(name=wanted, reason="as the study says")
+    has_half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Precision(name="bfloat16" if has_half else "float32", reason=f"what 'auto' means on {device.type}")
+
+
+def validate(run: Run, own: Validated) -> dict[str, float]:
+    """Mean cross-entropy and accuracy of the validation images, each worker on its own share; nothing without any."""
+    files, targets = own
+    sums = torch.zeros(3, dtype=torch.float64)
+    if files:
+        logits = logits_of(run.network, files, run.plan, run.precision, run.device)
+        loss = functional.cross_entropy(logits, targets, reduction="sum")
+        correct = (logits.argmax(dim=1) == targets).sum()
+        sums = torch.stack([loss.double(), correct.double(), torch.tensor(float(len(files)), dtype=torch.float64)])
+    loss, correct, count = run.group.sum(sums.to(run.device)).tolist()
+    return {"validation_loss": loss / count, "validation_accuracy": correct / count} if count else {}
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module, files: Iterable[Path], plan: ClassifierPlan, precision: Precision, device: torch.device
+) -> Tensor:
+    """float32 logits (images, classes) on the CPU, without augmentation."""
+    network.eval()
+    found = []
+    for image in plain_loader(PlainImages(list(files), plan.resolution), batch=plan.batch, loaders=0):
+        with precision.autocast(device):
+            logits = network(image.to(device, memory_format=torch.channels_last))
+        found.append(logits.float().cpu())
+    return torch.cat(found)
+
+
+def _samples(run: Run, data: ImageData) -> Samples:
+    plan = run.plan
+    return Samples(
+        batches=_batches(run, data),
+        steps=data.shares.steps_per_epoch(plan.batch),
+        batch=plan.batch * plan.workers,
+        validation=_validated_here(run, data),
+    )
+
+
+def _batches(run: Run, data: ImageData) -> Iterator[Part]:
+    """This worker's batches to the end of the run, on its device, with the dropout of each step seeded.
+
+    Dropout is a function of the step's number and the worker: a resumed run needs no generator's state.
+    """
+    first = run.epoch * data.shares.steps_per_epoch(run.plan.batch) + len(run.losses)
+    dataset = TrainingImages(run.plan, data.cases, data.training, fold=data.number)
+    place, pin = Place(rank=run.group.rank, first_step=first), run.device.type == "cuda"
+    batches = training_batches(dataset, data.shares, place, fold=data.number, pin=pin)
+    for step, (images, targets) in enumerate(batches, start=first):
+        seed = np.random.SeedSequence((run.plan.seed, data.number, DROPOUT, run.group.rank, step))
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        there = images.to(run.device, non_blocking=True, memory_format=torch.channels_last)
+        yield there, targets.to(run.device, non_blocking=True)
+
+
+def _validated_here(run: Run, data: ImageData) -> Validated:
+    numbers: tuple[int, ...] = ()
+    if data.validation:
+        own, group = data.validation_shares.shares[run.group.rank], run.group
+        numbers = own if run.plan.data_partition == PRIVATE else own[group.rank :: group.size]
+    cases = [data.validation[number] for number in numbers]
+    targets = torch.tensor([data.cases.target(case) for case in cases], dtype=torch.int64)
+    return [data.cases.path(case) for case in cases], targets
+
+
+def _means(run: Run) -> dict[str, float]:
+    """Loss and accuracy over all images of the epoch, of all workers."""
+    loss, correct, count = run.group.sum(torch.stack(run.losses).sum(dim=0)).tolist()
+    return {"training_loss": loss / count, "training_accuracy": correct / count}
+
+
+FUNCTIONS = TrainingFunctions(
+    start=start_run,
+    samples=_samples,
+    step=train_step,
+    means=_means,
+    validate=validate,
+    shown=(
+        ("training_loss", "loss", 4),
+        ("training_accuracy", "accuracy", 3),
+        ("validation_accuracy", "validation", 3),
+    ),
+)
+"""What the training loop is given."""

@@ -1,0 +1,1 @@
+"""Segmentation of volumes: what a run trains on, training, plan and forecast."""

@@ -1,0 +1,146 @@
+"""What a segmentation run trains on: preprocessed cases, a first stage's labels, weights to begin with."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megavoxel.config.records import to_plain
+from megavoxel.errors import UserError
+from megavoxel.files import content_hash, file_sha256
+from megavoxel.planning.plan import Plan, require_first_stage
+from megavoxel.planning.splits import fold_of, load_splits
+from megavoxel.preprocessing.first_stage import first_stage_path
+from megavoxel.preprocessing.store import stored_classes
+from megavoxel.training.annotation import unannotated_classes
+from megavoxel.training.run import Run, RunData
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeData(RunData):
+    """Preprocessed cases; `training` and `validation` are their ids."""
+
+    preprocessed: Path
+    """Folder of the preprocessed cases."""
+    folds: int = 1
+    """Folds of the study."""
+    first_stage: tuple[Path, ...] = ()
+    """Folders with a first stage's labels of these cases, for a plan with `stage1`."""
+    first_stage_data: str | None = None
+    """Hash of the first stage's labels; None: there is no first stage."""
+
+    @property
+    def hashed(self) -> tuple[Any, ...]:
+        """The first stage's labels and the weights to begin with, where there are any."""
+        return tuple(filter(None, (self.first_stage_data, self.start_data)))
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What `manifest.json` says of the cases and of the devices."""
+        plan = run.plan
+        data = {
+            "dataset": plan.dataset,
+            "checksums_sha256": self.data,
+            "start": {"setting": plan.start, "weights_sha256": self.start_data} if plan.start else None,
+            "training": list(self.training),
+            "validation": list(self.validation),
+            "labels_never_seen": labels_never_seen(plan, self.preprocessed, self.training),
+            "cases_without_annotation": cases_without_annotation(plan, self.training),
+        }
+        return {"data": data, "parallel": to_plain(plan.parallel)}
+
+
+def data_of(arguments: argparse.Namespace, plan: Plan) -> VolumeData:
+    """What `megavoxel train` names: the cases of a fold.
+
+    Raises:
+        UserError: there is no such fold, something that the plan needs is not given, or something that it has no use
+            for is.
+    """
+    if arguments.preprocessed is None:
+        raise UserError(f"setting {plan.setting}: give --preprocessed, the folder of its preprocessed cases")
+    splits = load_splits(arguments.splits)
+    split = fold_of(splits, arguments.fold, source=arguments.splits)
+    _check_stages(plan)
+    require_first_stage(plan, arguments.stage1, option="--stage1")
+    _check_start(plan, arguments.weights)
+    cases = (*split.training, *split.validation)
+    labels = [first_stage_path(arguments.stage1, case) for case in cases] if arguments.stage1 else []
+    return VolumeData(
+        number=arguments.fold,
+        folds=len(splits.folds),
+        preprocessed=arguments.preprocessed,
+        training=tuple(split.training),
+        validation=tuple(split.validation),
+        first_stage=tuple(arguments.stage1),
+        data=file_sha256(arguments.checksums) if arguments.checksums else None,
+        first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
+        start=arguments.weights,
+        start_data=file_sha256(arguments.weights) if arguments.weights else None,
+    )
+
+
+def labels_never_seen(plan: Plan, folder: Path, cases: Sequence[str]) -> list[str]:
+    """Names of the labels without an annotated voxel in any of the preprocessed cases.
+
+    Args:
+        plan: the setting; says which labels are not annotated.
+        folder: the preprocessed cases.
+        cases: ids of the fold's training cases.
+    """
+    seen: set[int] = set()
+    for case in cases:
+        seen |= stored_classes(folder, case) - set(unannotated_classes(plan, case))
+    return [label for number, label in enumerate(plan.preprocessing.labels, start=1) if number not in seen]
+
+
+def cases_without_annotation(plan: Plan, cases: Sequence[str]) -> dict[str, int]:
+    """How many of the cases lack the annotation of a label, by its name; labels that all cases have are left out."""
+    missing = Counter(label for case in cases for label in plan.unannotated.get(case, ()))
+    return {label: missing[label] for label in plan.preprocessing.labels if missing[label]}
+
+
+def background_never_seen(plan: Plan, cases: Sequence[str]) -> bool:
+    """Whether each of the cases lacks the annotation of some label, so that no voxel is known to be background."""
+    return all(plan.unannotated.get(case) for case in cases)
+
+
+def warn_of_what_is_not_taught(plan: Plan, data: VolumeData) -> None:
+    """Prints which labels, or that the background, a network cannot learn from the training cases."""
+    absent = labels_never_seen(plan, data.preprocessed, data.training)
+    if absent:
+        print(
+            f"warning: fold {data.number}: no training case has {', '.join(absent)} annotated; the network cannot "
+            "learn it, and validation cases that have it score 0 for it",
+            flush=True,
+        )
+    if background_never_seen(plan, data.training):
+        print(
+            f"warning: fold {data.number}: every training case lacks the annotation of some label, so that no voxel is "
+            "known to be background; only a loss with Dice teaches it, as what is none of the labels",
+            flush=True,
+        )
+
+
+def _check_stages(plan: Plan) -> None:
+    count = plan.parallel.pipeline
+    if count > 1 and len(plan.stages) != count:
+        raise UserError(
+            f"setting {plan.setting}: its plan.json asks for a pipeline over {count} devices and cuts the network into "
+            f"{len(plan.stages)} stages; run 'megavoxel plan' again, which writes both"
+        )
+
+
+def _check_start(plan: Plan, start: Path | None) -> None:
+    if plan.start is not None and start is None:
+        raise UserError(
+            f"setting {plan.setting}: it begins with the weights of {plan.start}; give --weights with the model.pt of "
+            "that setting's same fold"
+        )
+    if start is not None and plan.start is None:
+        raise UserError(f"--weights: setting {plan.setting} begins with random weights; leave it out")
+    if start is not None and not start.is_file():
+        raise UserError(f"--weights {start}: no such file; train {plan.start} on this fold first")

@@ -1,0 +1,83 @@
+"""Forecasts of a segmentation study, and of a run on the device at hand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.hardware import Device
+from megavoxel.config.study import Study
+from megavoxel.config.study_file import with_memory
+from megavoxel.datasets.cases import load_cases
+from megavoxel.errors import UserError
+from megavoxel.forecast.duration import Workload
+from megavoxel.forecast.memory import advice_for_training, check_fits, device_at_hand
+from megavoxel.forecast.setting import step_costs
+from megavoxel.forecast.step import GIB, gib
+from megavoxel.forecast.table import BLIND_SPOTS, describe, partition_table, plan_study, save_table, table
+from megavoxel.network.device import choose_precision
+from megavoxel.planning.declared import declared_dataset
+from megavoxel.planning.fingerprint import load_fingerprint
+from megavoxel.planning.plan import Plan
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.training.run import Run
+
+
+def forecast(arguments: argparse.Namespace, study: Study, device: Device, dataset: Dataset) -> None:
+    """Prints the forecast of a study and writes it where `--output` says.
+
+    Raises:
+        UserError: cases are given without a fingerprint, or the other way round; the dataset file declares too little.
+    """
+    if (arguments.cases is None) != (arguments.fingerprint is None):
+        raise UserError("--cases and --fingerprint: give both or neither")
+    if arguments.cases is None:
+        cases, fingerprint = declared_dataset(dataset)
+    else:
+        cases, fingerprint = load_cases(arguments.cases), load_fingerprint(arguments.fingerprint)
+    study = with_memory(study, device.memory_gib)
+    planned = plan_study(study, cases, fingerprint, device, processes=arguments.processes)
+    rows = table(planned)
+    cuts = partition_table([partition for setting in planned for partition in setting.partitions])
+    if arguments.output is not None:
+        save_table(arguments.output, rows)
+        if study.partitions:
+            save_table(arguments.output.with_name("partitions.tsv"), cuts)
+    memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
+    print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
+    print(rows.drop(columns="reason").astype(object).fillna("").to_string(index=False))
+    print("\n".join(map(describe, planned)))
+    if study.partitions:
+        print("pipelines: tensors of each stage in GiB, fullest over mean, peak with overheads, memories that will do")
+        print(cuts.drop(columns="first_blocks").to_string(index=False))
+    print(BLIND_SPOTS)
+
+
+def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, described: Device | None) -> Callable[[], str]:
+    """Holds training, in the precision that it will choose, against the device at hand; see `check_fits`.
+
+    Args:
+        plan: the setting.
+        data: the cases of a fold.
+        device: of this process.
+        described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
+
+    Returns:
+        What to say of training should memory run out.
+    """
+    found = device_at_hand(device, plan.parallel.devices, described=described)
+    training = replace(plan.training, precision=choose_precision(plan, device).name)
+    workload = Workload(training_cases=len(data.training) + len(data.validation), folds=data.folds)
+    foretold = check_fits(replace(plan, training=training), found, workload)
+    return lambda: advice_for_training(plan, foretold)
+
+
+def forecast_gib(run: Run) -> float:
+    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
+    plan = run.plan
+    costs = [cost for phase in plan.by_phase() for cost in step_costs(phase, plan.parallel, run.precision.name)]
+    return max(cost.peak_bytes for cost in costs) / GIB

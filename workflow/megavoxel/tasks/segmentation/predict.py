@@ -1,0 +1,60 @@
+"""Label maps of a study's preprocessed cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from megavoxel.errors import UserError
+from megavoxel.files import atomic_directory
+from megavoxel.forecast.prediction import WholeImages, explained_predictor
+from megavoxel.inference.predict import CasePredictor
+from megavoxel.network.first_stage import with_first_stage
+from megavoxel.planning.plan import load_plan, require_first_stage
+from megavoxel.planning.splits import cases_of, load_splits
+from megavoxel.preprocessing.store import open_case
+from megavoxel.progress import progress
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Predicts preprocessed cases of a split; the folders of label maps and of logits appear when all are done.
+
+    Raises:
+        UserError: it is not said which cases, weights are of another plan, or memory ran out.
+    """
+    plan = load_plan(arguments.plan)
+    require_first_stage(plan, arguments.stage1, option="--stage1")
+    if not (arguments.preprocessed and arguments.splits and arguments.split):
+        raise UserError("give either --input, or --preprocessed, --splits and --split")
+    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
+    if not names:
+        print("no cases to predict", flush=True)
+        with _folders(arguments):
+            return
+    with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
+        if predictor is not None:
+            with _folders(arguments) as (output, logits):
+                _predict_cases(predictor, names, arguments, output, logits)
+
+
+def _predict_cases(
+    predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, output: Path, logits: Path | None
+) -> None:
+    whole_images = WholeImages.of(predictor)
+    with progress("predict", len(names)) as shown:
+        for name in names:
+            case = open_case(arguments.preprocessed, name)
+            image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
+            whole_images.check(name, image.shape[1:])
+            predictor.write(image, case.properties, output, logits)
+            shown.advance(line=name)
+
+
+@contextmanager
+def _folders(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path | None]]:
+    """The folders of label maps and logits; both appear when all is done."""
+    with ExitStack() as folders:
+        output = folders.enter_context(atomic_directory(arguments.output))
+        yield output, folders.enter_context(atomic_directory(arguments.logits)) if arguments.logits else None

@@ -1,0 +1,56 @@
+"""The record of functions that makes up a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the stages ask of a task; each function is imported when it is called, so that only training loads PyTorch.
+
+    Where a function takes `arguments`, they are those of the stage's command line.
+    """
+
+    name: str
+    """`segmentation` or `classification`, as a study file has it."""
+    unit: str
+    """What one sample of a dataset is called: `case` or `image`."""
+    split: Callable[..., Any]
+    """Folds of the cases in a file: of path, number of folds, seed and a file of ready-made folds or None."""
+    plan: Callable[..., Any]
+    """The plan of a setting and what is to be printed of it: of arguments. Writes plan.json."""
+    load_plan: Callable[..., Any]
+    """The plan in a plan.json: of its path."""
+    data: Callable[..., Any]
+    """What a run trains on, a `RunData`: of arguments and plan."""
+    check_fits: Callable[..., Callable[[], str]]
+    """Refuses a run that does not fit the device at hand: of plan, data, device and what the hardware file says of it;
+    gives a function with what to say should memory run out."""
+    train: Callable[..., Any]
+    """Trains: of plan, data, folder of states, device, group and lock; gives the `Run`."""
+    forecast_gib: Callable[..., float]
+    """Forecast of the peak memory that a run measured: of the run."""
+    predict: Callable[..., None]
+    """Predicts the cases of a study, or images, that arguments name."""
+    score: Callable[..., None]
+    """Scores the predictions of a part of a study: of arguments."""
+    forecast: Callable[..., None]
+    """Prints and writes the forecast of a study: of arguments, study, device and dataset."""
+
+
+def imported_late(module: str, name: str) -> Callable[..., Any]:
+    """A function that imports and calls another one.
+
+    Args:
+        module: of the function, below `megavoxel.tasks`.
+        name: of the function.
+    """
+
+    def call(*arguments: Any, **keys: Any) -> Any:
+        return getattr(import_module(f"megavoxel.tasks.{module}"), name)(*arguments, **keys)
+
+    return call
