@@ -18,27 +18,12 @@ import pandas
 
 from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine
 
-PROGRAMS = (
-    "accuracy",
-    "planning",
-    "partitions",
-    "plans",
-    "preprocessing",
-    "augmentation",
-    "training",
-    "data_parallel",
-    "pipeline",
-    "prediction",
-    "large_volumes",
-    "expanded_patch",
-    "whole_image",
-    "image_loading",
-    "metrics",
-    "forecast",
-    "overhead",
-    "report",
-)
-"""Modules of this package; `run()` of each returns its rows."""
+PROGRAMS = {name: (name, "run") for name in (
+    "accuracy", "planning", "partitions", "plans", "preprocessing", "augmentation", "training", "data_parallel",
+    "pipeline", "prediction", "large_volumes", "expanded_patch", "whole_image", "image_loading", "metrics", "forecast",
+    "overhead", "report",
+)} | {"partitions": ("planning", "partitions")}  # fmt: skip
+"""Module of this package and function in it that returns the rows, by the name of the program."""
 
 
 def main() -> int:
@@ -50,8 +35,9 @@ def main() -> int:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     origin = {"date": today, "machine": machine(), "commit": commit(), "note": ""}
     rows = []
-    for name in names:
-        rows += [row.plain() | origin for row in importlib.import_module(f"benchmarks.{name}").run()]
+    for module, function in map(PROGRAMS.get, names):
+        program = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        rows += [row.plain() | origin for row in program()]
         write(RESULTS / f"{today}.csv", rows)
     print(pandas.DataFrame(rows, columns=COLUMNS[:6]).to_string(index=False))
     return 0

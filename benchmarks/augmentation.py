@@ -83,7 +83,7 @@ def our_sample(patch: tuple[int, ...], image: np.ndarray, labels: np.ndarray) ->
 
 
 def their_sample(patch: tuple[int, ...], image: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:
-    """The same by nnU-Net's trainer: its crop, its transforms."""
+    """A function that makes one sample with the crop and transforms of nnU-Net's trainer, by its number."""
     from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 

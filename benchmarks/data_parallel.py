@@ -1,27 +1,26 @@
-"""Two processes that share each batch against the ideal: twice the samples per second of one with half the batch.
+"""Two processes that share each batch, beside twice the samples per second of one process with half the batch.
 
-`megavoxel train` on hippocampus, fold 0, one thread per process, patches loaded in the process itself, so that the one
-process has no help from the second core. Validation is left out; the first epoch does not count.
+Both run `megavoxel train` on hippocampus, fold 0, with one thread per process. Each process loads its own patches, so
+that a single process gets no help from the second core. Validation is left out; the first epoch does not count.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pandas
 
+from benchmarks.made import call, halving_network
 from benchmarks.measure import Row, larger_is_better
 from benchmarks.plans import planned, sound_cases
 from megavoxel.config.study import Parallel
 from megavoxel.files import write_json
 from megavoxel.planning.fingerprint import measure
-from megavoxel.planning.plan import NetworkPlan, Plan, save_plan
+from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_case
 
@@ -57,24 +56,17 @@ def prepare(root: Path) -> Plan:
         preprocess_case(case, cases=cases, plan=plan.preprocessing, folder=root / "cases", patch=plan.patch)
     split = make_splits(cases, 5, 1).folds[0]
     write_json(root / "splits.json", {"folds": [{"training": split.training, "validation": split.validation}]})
-    levels = len(FEATURES)
-    network = NetworkPlan(
-        channels=1, classes=plan.network.classes, features=FEATURES, kernels=((3, 3, 3),) * levels,
-        strides=((1, 1, 1), *((2, 2, 2),) * (levels - 1)),
-    )  # fmt: skip
+    network = halving_network(plan.network.classes, FEATURES)
     keys = {"epochs": EPOCHS, "iterations_per_epoch": STEPS, "validation_iterations": 0, "workers": 0}
     return replace(plan, network=network, training=replace(plan.training, precision="float32", **keys))
 
 
 def samples_per_second(root: Path, plan: Plan, processes: int, turn: int) -> float:
-    """Of the median epoch of a run with `processes`."""
+    """The rate of the median epoch of a run with `processes`."""
     output = root / f"{processes}-{turn}"
     save_plan(root / "plan.json", replace(plan, batch=SHARE * processes, parallel=Parallel(data=processes)))
-    command = [sys.executable, "-m", "megavoxel", "train"]
-    command += ["--plan", root / "plan.json", "--splits", root / "splits.json"]
-    command += ["--preprocessed", root / "cases", "--fold", 0, "--state", output / "state", "--output", output]
-    command += ["--device", "cpu", "--threads", processes]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
+    words = ["train", "--plan", root / "plan.json", "--splits", root / "splits.json", "--preprocessed", root / "cases"]
+    words += ["--fold", 0, "--state", output / "state", "--output", output, "--device", "cpu", "--threads", processes]
+    call("megavoxel", *words, environment=os.environ | {"OMP_NUM_THREADS": "1"})
     seconds = pandas.read_csv(output / "history.csv")["seconds"][1:].median()
     return STEPS * SHARE * processes / seconds

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.made import plan_of_study
 from benchmarks.measure import Row, in_process, smaller_is_better
-from benchmarks.planned import planned
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.step import new_run, training_step
 from megavoxel.planning.plan import Plan
@@ -42,7 +42,7 @@ def run() -> list[Row]:
 
 def plan_of(setting: str) -> Plan:
     """The plan of a setting of the study, on one device and without checkpointing."""
-    return replace(planned(STUDY, setting), parallel=Parallel())
+    return replace(plan_of_study(STUDY, setting), parallel=Parallel())
 
 
 def smaller(setting: str, patch: tuple[int, ...], expanded: tuple[int, ...] | None, batch: int) -> Plan:

@@ -1,27 +1,24 @@
-"""Forecasts beside what is measured: peak memory of training steps, and the time that a study's forecast takes.
+"""Forecast and measured peak memory of training steps, and the time that a study's forecast takes.
 
 Each step runs in a process of its own that returns freed memory at once, so that gaps left by the C library do not
-count. Measured is the most memory that it held beyond what it held with all libraries loaded; forecast are activations,
-weights and optimiser on fake tensors, and the workspace of convolutions by the factor of device `cpu` in
-config/hardware.yaml.
+count. The measured value is the most memory that it held, without that of its libraries. The forecast is that of
+activations, weights and optimiser on fake tensors, and of the workspace of convolutions with the factor of device `cpu`
+in config/hardware.yaml.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from benchmarks.measure import Row, in_process, larger_is_better, smaller_is_better
+from benchmarks.made import call
+from benchmarks.measure import REPOSITORY, Row, in_process, larger_is_better, seconds_of, smaller_is_better
 
-REPOSITORY = Path(__file__).parents[1]
 LEAST, MOST = 0.85, 1.15
 SETTINGS, BOUND_SECONDS = 20, 30.0
 
@@ -106,11 +103,8 @@ def study_seconds() -> float:
     """Wall time of `megavoxel estimate` on a study like the first paper's, on a dataset that is only declared."""
     with tempfile.TemporaryDirectory() as folder:
         study = write_study(Path(folder))
-        command = [Path(sys.executable).with_name("megavoxel"), "estimate", "--study", study, "--datasets", folder]
-        command += ["--hardware", REPOSITORY / "config/hardware.yaml", "--processes", len(os.sched_getaffinity(0))]
-        begin = time.perf_counter()
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
-        return time.perf_counter() - begin
+        words = ["estimate", "--study", study, "--datasets", folder, "--hardware", REPOSITORY / "config/hardware.yaml"]
+        return seconds_of(lambda: call("megavoxel", *words, "--processes", len(os.sched_getaffinity(0))))
 
 
 def write_study(folder: Path) -> Path:

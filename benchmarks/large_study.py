@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from megavoxel.config.study import Augmentation, Inference, Training
+from benchmarks.made import made_plan
+from megavoxel.config.study import Training
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.files import write_json
-from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
+from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.volumes.nifti import Geometry, write_labels, write_nifti
 
 LABELS = {f"organ {number}": number for number in range(1, 16)}
@@ -103,7 +105,7 @@ def moved(random: np.random.Generator, labels: np.ndarray, spacing: Sequence[flo
 
 
 def case_list(root: Path, ids: Sequence[str]) -> Cases:
-    """What cases.json says."""
+    """The content of cases.json."""
     cases = tuple(Case(id=case, images=(f"images/{case}.nii.gz",), label=f"labels/{case}.nii.gz") for case in ids)
     tolerances = dict.fromkeys(LABELS, 2.0)
     return Cases(
@@ -143,14 +145,7 @@ def write_runs(folder: Path, name: str, number: int, folds: int) -> None:
 
 def plan_of(name: str, *, patch: tuple[int, int, int]) -> Plan:
     """A plan with a small network."""
-    return Plan(
-        study="large", setting=name, dataset="made-up", seed=7, patch=patch, batch=2,
-        preprocessing=PreprocessingPlan(
-            channels=("CT",), labels=LABELS, transpose=(0, 1, 2), spacing=(5.0, 2.0, 2.0),
-            median_shape=(96.0, 128.0, 128.0), normalisation=(ChannelNormalisation(scheme="z-score"),),
-        ),
-        network=NetworkPlan(
-            channels=1, classes=16, features=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2))
-        ),
-        training=Training(epochs=EPOCHS), augmentation=Augmentation(), inference=Inference(),
-    )  # fmt: skip
+    sizes = {"spacing": (5.0, 2.0, 2.0), "median_shape": (96.0, 128.0, 128.0)}
+    training = Training(epochs=EPOCHS)
+    plan = made_plan(name, patch=patch, labels=LABELS, features=(4, 8), batch=2, training=training, preprocessing=sizes)
+    return replace(plan, study="large", dataset="made-up")

@@ -1,4 +1,4 @@
-"""Peak memory of preprocessing and prediction by blocks, at three sizes of one volume, against a bound of its own.
+"""Peak memory of preprocessing and prediction in blocks, for three sizes of one volume, beside bounds.
 
 The volume is a phantom as `megavoxel phantom` writes it, int16 in a .nii.gz file, without noise; sizes are means, which
 phantoms vary by up to 5 %. Of its four organs one is labelled, the others count as background. It is preprocessed
@@ -16,16 +16,17 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.made import made_plan
 from benchmarks.measure import Row, in_process, peak_mib, smaller_is_better
 from megavoxel.cli import main
 from megavoxel.config.dataset import Phantom
-from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.config.study import Inference
 from megavoxel.datasets import anatomy
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.datasets.phantom import write_large_case
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
-from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, load_plan, save_plan
+from megavoxel.planning.plan import Plan, load_plan, save_plan
 from megavoxel.planning.splits import Splits, save_splits
 from megavoxel.volumes.grid import rounded_spacing
 from megavoxel.volumes.nifti import read_geometry
@@ -57,14 +58,14 @@ def run() -> list[Row]:
 
 
 def write_volume(root: Path, size: int) -> float:
-    """Writes the volume and its label map; gives the peak of this process in MiB."""
+    """Writes the volume and its label map; returns the peak memory of this process in MiB."""
     phantom = Phantom(training_cases=1, shape=(size,) * 3, spacing=(1.0,) * 3, noise=0.0)
     write_large_case(phantom, 0, root / "images" / "volume.nii.gz", root / "labels" / "volume.nii.gz")
     return peak_mib()
 
 
 def write_plans(root: Path) -> None:
-    """What the two stages read besides the volume: its case, plan, split and weights."""
+    """Writes the other inputs of the two stages: case, plan, split and weights."""
     spacing = rounded_spacing(read_geometry(root / "images" / "volume.nii.gz").spacing)
     plan = replace(make_plan(), preprocessing=replace(make_plan().preprocessing, spacing=spacing))
     case = Case(id="volume", images=("images/volume.nii.gz",), label="labels/volume.nii.gz", split="test")
@@ -89,30 +90,15 @@ def write_plans(root: Path) -> None:
 
 
 def make_plan() -> Plan:
-    """The setting; its spacing is that of nothing yet."""
-    return Plan(
-        study="benchmark",
-        setting="large",
-        dataset="phantom",
-        seed=0,
-        preprocessing=PreprocessingPlan(
-            channels=("CT",), labels=LABELS, background_values=OTHERS, transpose=(0, 1, 2), spacing=(1.0,) * 3,
-            median_shape=PATCH, normalisation=(ChannelNormalisation(scheme="z-score"),),
-        ),
-        patch=PATCH,
-        batch=1,
-        network=NetworkPlan(
-            channels=1, classes=len(LABELS) + 1, features=(2,), kernels=((3, 3, 3),), strides=((1, 1, 1),),
-            deep_supervision=False,
-        ),
-        training=Training(),
-        augmentation=Augmentation(),
+    """The setting, with voxels of 1 mm until there is a volume."""
+    return made_plan(
+        "large", patch=PATCH, labels=LABELS, features=(2,), preprocessing={"background_values": OTHERS},
         inference=Inference(step=1.0, mirror=False),
     )  # fmt: skip
 
 
 def preprocessing(root: Path) -> list[str]:
-    """Arguments of `megavoxel preprocess`; the smallest volume goes by blocks as well."""
+    """Arguments of `megavoxel preprocess`, which also processes the smallest volume in blocks."""
     paths = {"--cases": "cases.json", "--plan": "preprocessing.json", "--folder": "stored", "--output": "marker.json"}
     return ["preprocess", "--large-voxels", "1", *_written(root, paths)]
 
@@ -127,7 +113,7 @@ def prediction(root: Path) -> list[str]:
 
 
 def stage(arguments: list[str]) -> float:
-    """Runs a stage; gives the peak of this process in MiB."""
+    """Runs a stage; returns the peak memory of this process in MiB."""
     status = main(arguments)
     if status:
         raise RuntimeError(f"megavoxel {arguments[0]} ended with exit status {status}")

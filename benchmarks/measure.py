@@ -1,4 +1,4 @@
-"""What benchmarks share: rows of measurements, times and peak memory, and a description of the machine."""
+"""Rows of measurements, times and peak memory of two ways of doing the same thing, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row:
     """One measurement, beside what it is compared with."""
 
     benchmark: str
-    """What was measured."""
+    """The measured quantity and its conditions."""
     peer: str
     """The source of `theirs`: a package with its version, or `own bound`, which the project sets itself."""
     ours: float
@@ -66,11 +66,17 @@ def paired_seconds(ours: Callable[[], Any], theirs: Callable[[], Any], *, repeat
     for repeat in range(repeats + 1):
         for call, measured in zip((ours, theirs), seconds, strict=True):
             gc.collect()
-            begin = time.perf_counter()
-            call()
+            found = seconds_of(call)
             if repeat:
-                measured.append(time.perf_counter() - begin)
+                measured.append(found)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def in_process(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -51,7 +51,7 @@ def score(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def score_by_monai(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The same by MONAI: one mask of the whole volume per label."""
+    """DSC and NSD per label by MONAI, which takes one mask of the whole volume per label."""
     from monai.metrics import compute_dice, compute_surface_dice
 
     masks = [one_hot(array) for array in (prediction, reference)]

@@ -40,7 +40,7 @@ class Made:
     labels: dict[str, int]
     """Without background."""
     memory_gib: float
-    """What to plan for."""
+    """Memory for which it is planned."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,42 +1,46 @@
-"""What comes on top of the work itself: Snakemake around the stages, states beside training, the start of a job.
+"""Overhead: Snakemake around the stages, states beside training, the start of a job.
 
-The demo runs on one core, so that stages come one after the other; their work is what Snakemake's `benchmark:` files
-say of each, from the start of its process to its end. The cost of states is what training takes longer with one state
-after every few steps, per state, over the default time between two. A job's start is the time from the start of its
-process to the end of its first step: imports, the check that it fits, data and that step.
+- Snakemake: the demo runs on one core, so that its stages run one after the other. Their time, from the start of a
+  process to its end, is in Snakemake's `benchmark:` files; the rest is overhead.
+- States: training with one state after every few steps, beside training without; the difference per state is divided by
+  the default time between two states.
+- Start of a job: from the start of its process to the end of its first step, with imports, the check that it fits, and
+  data.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
 
 from benchmarks.data_parallel import prepare
-from benchmarks.measure import Row, smaller_is_better
+from benchmarks.made import call, halving_network
+from benchmarks.measure import REPOSITORY, Row, seconds_of, smaller_is_better
+from megavoxel.cli import main
 from megavoxel.config.study import Parallel, Training
-from megavoxel.planning.plan import NetworkPlan, Plan, save_plan
+from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.planning.splits import load_splits
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run, training_batches
+from megavoxel.training import memory
 from megavoxel.training.run import Part, Run
 from megavoxel.training.states.checkpoint import StateWriter, state_writer
 from megavoxel.training.step import train_step
 
-REPOSITORY = Path(__file__).parents[1]
 CHECKED_OUT = ("Snakefile", "workflow", "config", "profiles")
 MOST_OVERHEAD, MOST_FOR_STATES, MOST_SECONDS = 15.0, 2.0, 6.0
 """The project's bounds: percent, percent and seconds."""
 FEATURES = (32, 64, 128, 256, 320)
-"""Of nnU-Net's network for patches of this size: 16.5 million weights, and as many numbers of the optimiser."""
+"""Channels of nnU-Net's network for patches of this size: 16.5 million weights, and as many values of the optimiser."""
 STEPS, ROUNDS = 6, 7
 """Steps to a state, and how often both ways take turns."""
 
@@ -57,10 +61,7 @@ def overhead_of_snakemake(folder: Path) -> Row:
     folder.mkdir()
     for name in CHECKED_OUT:
         (folder / name).symlink_to(REPOSITORY / name)
-    begin = time.perf_counter()
-    command = [Path(sys.executable).with_name("snakemake"), "--cores", "1"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    wall = time.perf_counter() - begin
+    wall = seconds_of(lambda: call("snakemake", "--cores", 1, folder=folder))
     work = sum(pandas.read_csv(path, sep="\t")["s"].sum() for path in folder.glob("benchmarks/jobs/demo/**/*.tsv"))
     print(f"demo on one core: {wall:.0f} s, its stages {work:.0f} s", flush=True)
     title = "Snakemake's own time, demo on one core, of the stages' time"
@@ -74,13 +75,10 @@ def start_of_job(root: Path, plan: Plan) -> Row:
     seconds = []
     for turn in range(5):
         output = root / f"start-{turn}"
-        command = [sys.executable, "-m", "benchmarks.first_step", time.time(), "train"]
-        command += ["--plan", root / "plan.json", "--splits", root / "splits.json", "--preprocessed", root / "cases"]
-        command += ["--fold", 0, "--state", output / "state", "--output", output, "--device", "cpu"]
-        said = subprocess.run(
-            [str(word) for word in command], check=True, capture_output=True, text=True, cwd=REPOSITORY
-        )
-        seconds.append(float(re.search(r"first step after (\S+)", said.stdout)[1]))
+        words = ["--plan", root / "plan.json", "--splits", root / "splits.json", "--preprocessed", root / "cases"]
+        words += ["--fold", 0, "--state", output / "state", "--output", output, "--device", "cpu"]
+        said = call("python", "-m", "benchmarks.overhead", time.time(), "train", *words)
+        seconds.append(float(re.search(r"first step after (\S+)", said)[1]))
     print("first steps after", *seconds, "s", flush=True)
     title = "start of a training job to the end of its first step"
     return smaller_is_better(title, "bound", statistics.median(seconds), MOST_SECONDS, "s")
@@ -88,11 +86,7 @@ def start_of_job(root: Path, plan: Plan) -> Row:
 
 def cost_of_states(root: Path, plan: Plan) -> Row:
     """Percent of the time of training that states take at the default interval, with nnU-Net's network."""
-    levels = len(FEATURES)
-    network = NetworkPlan(
-        channels=1, classes=plan.network.classes, features=FEATURES, kernels=((3, 3, 3),) * levels,
-        strides=((1, 1, 1), *((2, 2, 2),) * (levels - 1)),
-    )  # fmt: skip
+    network = halving_network(plan.network.classes, FEATURES)
     split = load_splits(root / "splits.json").folds[0]
     fold = VolumeData(number=0, preprocessed=root / "cases", training=split.training, validation=split.validation)
     started = start_run(replace(plan, batch=2, network=network), fold, torch.device("cpu"))
@@ -101,7 +95,7 @@ def cost_of_states(root: Path, plan: Plan) -> Row:
     with state_writer(root / "state") as writer:
         for turn in range(ROUNDS + 1):
             seconds = [seconds_of_steps(started, batch, None), seconds_of_steps(started, batch, writer)]
-            if turn:  # the first steps make the optimiser's numbers
+            if turn:  # the first steps allocate the values of the optimiser
                 plain.append(seconds[0])
                 saving.append(seconds[1])
     per_state = statistics.median(saving) - statistics.median(plain)
@@ -121,3 +115,20 @@ def seconds_of_steps(started: Run, batch: Part, writer: StateWriter | None) -> f
     if writer is not None:
         writer.wait()
     return time.perf_counter() - begin
+
+
+def announce_first_step(begin: float) -> None:
+    """Has the first step of training, which every process on a CPU tracks, print the seconds since `begin`."""
+    tracked_step = memory.tracked_step
+
+    def announced(*arguments: Any) -> Any:
+        result = tracked_step(*arguments)
+        print(f"first step after {time.time() - begin:.2f}", flush=True)
+        return result
+
+    memory.tracked_step = announced
+
+
+if __name__ == "__main__":  # the command line of megavoxel, after the time at which the process was started
+    announce_first_step(float(sys.argv[1]))
+    main(sys.argv[2:])

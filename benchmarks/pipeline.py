@@ -13,23 +13,21 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Row, larger_is_better, smaller_is_better
-from megavoxel.config.study import Augmentation, Inference, Parallel, Training
+from benchmarks.made import call, made_plan
+from benchmarks.measure import REPOSITORY, Row, larger_is_better, smaller_is_better
+from megavoxel.config.study import Parallel, Training
 from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.forecast.step import CPU, training_step
 from megavoxel.network.device import Precision
 from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, transfer_specs
-from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
+from megavoxel.planning.plan import Plan, save_plan
 
-REPOSITORY = Path(__file__).parents[1]
 PRECISION = "float32"
 FEATURES = (32, 64, 128, 256, 512)
 FORECAST_SIZE, MEASURED_SIZE = 128, 64
@@ -40,38 +38,25 @@ MOST_SENT = 0.5
 TRACED = ((2, 4), (4, 4), (4, 8))
 """Stages and micro-batches whose schedule is traced."""
 TRAINED = {"features": (16, 32, 64, 128), "size": 48, "batch": 4}
-"""What throughput is measured with: two stages of one thread, four micro-batches of one sample."""
+"""The network and batch whose throughput is measured, with two stages of one thread and four micro-batches."""
 MIB, GIB = 2**20, 2**30
 
 
 def run() -> list[Row]:
-    """All of it."""
+    """Rows of memory, bytes sent, bubble and throughput."""
     return [*memory_rows(), *traffic_rows(), *bubble_rows(), *throughput_rows()]
 
 
 def unet(size: int, *, features: tuple[int, ...] = FEATURES, batch: int = 1) -> Plan:
     """A setting on one device that trains on cubes."""
-    levels, classes = len(features), 10
-    labels = {f"organ {value}": value for value in range(1, classes)}
-    return Plan(
-        study="benchmark", setting="pipeline", dataset="noise", seed=0,
-        preprocessing=PreprocessingPlan(
-            channels=("CT",), labels=labels, transpose=(0, 1, 2), spacing=(1.0,) * 3, median_shape=(float(size),) * 3,
-            normalisation=(ChannelNormalisation(scheme="z-score"),),
-        ),
-        patch=(size,) * 3, batch=batch,
-        network=NetworkPlan(
-            channels=1, classes=classes, features=features, kernels=((3, 3, 3),) * levels,
-            strides=((1, 1, 1), *((2, 2, 2),) * (levels - 1)), deep_supervision=False,
-        ),
-        training=Training(optimizer="rmsprop", precision=PRECISION, batch_dice=False, learning_rate=1e-4),
-        augmentation=Augmentation(), inference=Inference(),
-    )  # fmt: skip
+    training = Training(optimizer="rmsprop", precision=PRECISION, batch_dice=False, learning_rate=1e-4)
+    labels = {f"organ {value}": value for value in range(1, 10)}
+    return made_plan("pipeline", patch=(size,) * 3, labels=labels, features=features, batch=batch, training=training)
 
 
 @cache
 def cut(size: int, stages: int, micro_batches: int = 1, **keys: Any) -> Plan:
-    """The same over several devices, cut for the smallest peak."""
+    """The plan of `unet` over several devices, cut for the smallest peak."""
     plan = unet(size, **keys)
     parallel = Parallel(pipeline=stages, micro_batches=micro_batches)
     return replace(plan, parallel=parallel, stages=least_peak_cut(plan, parallel, PRECISION))
@@ -128,16 +113,15 @@ def throughput_rows() -> list[Row]:
 
 
 def at_work(what: str, plan: Plan) -> list[Any]:
-    """What `benchmarks/pipeline_worker.py` finds in each of the plan's processes."""
+    """Results of `benchmarks/pipeline_worker.py` in each of the plan's processes."""
     with tempfile.TemporaryDirectory() as folder:
         save_plan(Path(folder) / "plan.json", plan)
-        runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         count = plan.parallel.pipeline
-        command = [*runner, "--nproc-per-node", str(count), "-m", "benchmarks.pipeline_worker", what, folder]
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
         # PyTorch's pipeline as a peer is that of the tests.
         paths = [str(REPOSITORY), str(REPOSITORY / "workflow"), str(REPOSITORY / "tests")]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        subprocess.run(command, check=True, env=environment)
+        call("python", *words, "-m", "benchmarks.pipeline_worker", what, folder, environment=environment)
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""What each process does in benchmarks/pipeline.py; its result goes to FOLDER/RANK.json.
+"""A process of benchmarks/pipeline.py, which writes its result to FOLDER/RANK.json.
 
 torchrun … -m benchmarks.pipeline_worker {memory,trace,throughput} FOLDER
 """
@@ -35,12 +35,12 @@ from pytorch_pipeline import PyTorchPipeline
 CPU = torch.device("cpu")
 NOWHERE = VolumeData(number=0, preprocessed=Path(), training=(), validation=())
 STEPS = 2
-"""Of which the first makes the optimiser's state."""
+"""Steps, of which the first allocates the optimiser's state."""
 PAUSE = 0.5
 """Seconds of every pass of a micro-batch through a stage in a trace. Nothing is computed meanwhile, so that neither the
 number of processors nor what else they do changes which stages wait."""
 ROUNDS = 5
-"""How often all take turns; the round before does not count."""
+"""Number of turns; one before them is not counted."""
 
 
 def main() -> None:

@@ -1,48 +1,52 @@
-"""Seconds that `snakemake -n` takes to plan a large study: 12 settings, 5 folds, 360 cases, nothing made yet."""
+"""Seconds of planning: the dry run of a large study, and the plan of a study with the partitions of its networks."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
 
-from benchmarks.measure import Row, smaller_is_better
+from benchmarks.made import call
+from benchmarks.measure import REPOSITORY, Row, seconds_of, smaller_is_better
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.files import write_json
 
-REPOSITORY = Path(__file__).parents[1]
-BOUND_SECONDS = 10.0
+BOUND_SECONDS, BOUND_PARTITIONS_SECONDS = 10.0, 300.0
 REPEATS = 3
+PARTITIONED = "zhu-2020-lamp-liver"
+"""A study of 18 networks, each whole and cut for 2, 4 and 8 GPUs of two sizes."""
 
 
 def run() -> list[Row]:
-    """One row: the median of a few dry runs beside the bound that the project sets itself."""
+    """One row: the median seconds of `snakemake -n` for 12 settings, 5 folds and 360 cases, nothing made yet."""
     with tempfile.TemporaryDirectory() as folder:
         study = write_study(Path(folder))
-        seconds = statistics.median(dry_run_seconds(Path(folder), study) for _ in range(REPEATS))
+        options = ["--snakefile", REPOSITORY / "Snakefile", "--directory", folder, "--configfile", study, "-n", "-q"]
+        found = [seconds_of(lambda: call("snakemake", *options, folder=Path(folder))) for _ in range(REPEATS)]
     title = "dry run of 12 settings x 5 folds x 360 cases"
-    return [smaller_is_better(title, "own bound", seconds, BOUND_SECONDS, "s")]
+    return [smaller_is_better(title, "own bound", statistics.median(found), BOUND_SECONDS, "s")]
+
+
+def partitions() -> list[Row]:
+    """One row: seconds of `megavoxel estimate` on all cores for a study with pipelines."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["estimate", "--study", f"config/studies/{PARTITIONED}.yaml", "--output", f"{folder}/plan.tsv"]
+        found = seconds_of(lambda: call("megavoxel", *words))
+    title = f"plan of {PARTITIONED} with partitions"
+    return [smaller_is_better(title, "own bound", found, BOUND_PARTITIONS_SECONDS, "s")]
 
 
 def write_study(folder: Path) -> Path:
-    """A study file with ensembles of neighbours, and the case list and fingerprint that would exist by then."""
+    """Writes a study file with ensembles of neighbours, and the case list and fingerprint that would exist by then."""
     settings = {f"setting-{number}": {"patch": [16, 32, 16 * (number + 1)]} for number in range(12)}
     ensembles = {
         f"pair-{number}": {"members": [f"setting-{number}", f"setting-{number + 1}"]} for number in range(0, 12, 2)
     }
     study = {
-        "study": "large",
-        "dataset": "phantom",
-        "folds": 5,
-        "settings": settings,
-        "ensembles": ensembles,
-        "shards": 12,
-    }
+        "study": "large", "dataset": "phantom", "folds": 5, "settings": settings, "ensembles": ensembles, "shards": 12,
+    }  # fmt: skip
     path = folder / "large.yaml"
     path.write_text(yaml.safe_dump(study))
     cases = tuple(
@@ -57,20 +61,3 @@ def write_study(folder: Path) -> Path:
     )  # fmt: skip
     write_json(folder / "results/large/fingerprint.json", {})
     return path
-
-
-def dry_run_seconds(folder: Path, study: Path) -> float:
-    """Wall time of one dry run in an otherwise empty working directory."""
-    command = [
-        Path(sys.executable).with_name("snakemake"),
-        "--snakefile",
-        REPOSITORY / "Snakefile",
-        "--directory",
-        folder,
-    ]
-    begin = time.perf_counter()
-    done = subprocess.run([*command, "--configfile", study, "-n", "-q"], capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - begin
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return seconds

@@ -30,13 +30,13 @@ DATASETS = {"hippocampus": "MRI", "chaos_mr_t2": "MRI", "openkbp_headneck": "CT"
 CASES_COMPARED = 8
 """Cases per dataset whose arrays are compared."""
 LARGEST_TOLERANCE = 1e-3
-"""Of the largest difference of normalised intensities, in standard deviations."""
+"""Bound of the largest difference of normalised intensities, in standard deviations."""
 TYPICAL_TOLERANCE = 1e-4
-"""Of the 99.9 % quantile of that difference."""
+"""Bound of the 99.9 % quantile of that difference."""
 STATISTICS_TOLERANCE = 5e-3
-"""Of nnU-Net's statistics of CT, which come from 1e8 voxels drawn with replacement; ours are those of all voxels."""
+"""Bound of the difference to nnU-Net's statistics of CT, which come from random draws; ours are those of all voxels."""
 LABEL_TOLERANCE = 1e-4
-"""Of the share of foreground voxels with another label."""
+"""Bound of the share of foreground voxels with another label."""
 RANDOM_DATASETS = {REFERENCE_MEMORY_GIB: 40, 24.0: 20}
 """Random datasets per memory in GiB that is planned for."""
 SMALLEST, LARGEST = 40.0, 1200.0
@@ -86,7 +86,7 @@ def planned(cases: Cases, fingerprint: Fingerprint, *, memory_gib: float = 8.0, 
 
 
 def our_fields(plan: Plan) -> dict[str, Any]:
-    """What a plan says, under nnU-Net's names."""
+    """Values of our plan, under nnU-Net's names."""
     preprocessing, network = plan.preprocessing, plan.network
     return {
         "transpose_forward": preprocessing.transpose,
@@ -104,7 +104,7 @@ def our_fields(plan: Plan) -> dict[str, Any]:
 
 
 def their_fields(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """The same of nnU-Net's plans."""
+    """Values of nnU-Net's plans, under the same names."""
     schemes = {"CTNormalization": "ct", "ZScoreNormalization": "z-score"}
     content = plans["configurations"][configuration]
     fields = {**content, **content["architecture"]["arch_kwargs"], "transpose_forward": plans["transpose_forward"]}
@@ -128,7 +128,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def real_plan(name: str, plan: Plan, theirs: dict[str, Any]) -> Row:
-    """How many fields of the plan of a real dataset are nnU-Net's; none of the three has a low-resolution stage."""
+    """The number of equal fields in the plans of a real dataset; none of the three has a low-resolution stage."""
     found = differences(plan, theirs, "3d_fullres")
     for text in found:
         print(f"{name}: {text}")
@@ -138,7 +138,7 @@ def real_plan(name: str, plan: Plan, theirs: dict[str, Any]) -> Row:
 
 
 def random_plans() -> list[Row]:
-    """How many random datasets get nnU-Net's plan: at full resolution, and at low resolution where one of us has it.
+    """The number of random datasets with equal plans, at full resolution, and at low resolution if one of us has it.
 
     Our low-resolution stage is always planned for 8 GiB, so that it is compared where nnU-Net plans for that, too.
     """
@@ -154,7 +154,7 @@ def random_plans() -> list[Row]:
 
 
 def equal_plans(title: str, ours: list[dict[str, Plan]], theirs: list[dict[str, Any]], configuration: str) -> Row:
-    """How many plans are equal, of those datasets for which one of us has the configuration."""
+    """The number of equal plans, among datasets for which one of us has the configuration."""
     equal = []
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         present = configuration in mine, configuration in other["configurations"]

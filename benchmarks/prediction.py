@@ -14,7 +14,6 @@ import contextlib
 import io
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +22,8 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, peer, smaller_is_better
-from megavoxel.config.study import Augmentation, Inference, Training
+from benchmarks.made import made_plan
+from benchmarks.measure import Row, in_process, larger_is_better, peak_mib, peer, seconds_of, smaller_is_better
 from megavoxel.inference.logits import header_of, label_map, write_logits
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import gaussian_weights, outer_product
@@ -32,7 +31,7 @@ from megavoxel.network.device import choose_precision
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
-from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
+from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.store import CaseProperties
 from megavoxel.volumes.grid import resampled_shape, window_starts
 
@@ -45,7 +44,7 @@ REPEATS = 2
 ACCEPTED_SHARE = 1e-3
 """Share of voxels whose label may differ from nnU-Net's."""
 ACCEPTED_DIFFERENCE = 1e-3
-"""Of Gaussian weights with peak 1; nnU-Net keeps them in float16."""
+"""Largest difference of Gaussian weights with peak 1; nnU-Net keeps them in float16."""
 
 
 def run() -> list[Row]:
@@ -76,26 +75,8 @@ def run() -> list[Row]:
 
 
 def make_plan() -> Plan:
-    """The setting that both predict with."""
-    return Plan(
-        study="benchmark",
-        setting="prediction",
-        dataset="made",
-        seed=0,
-        preprocessing=PreprocessingPlan(
-            channels=("CT",), labels=LABELS, transpose=(0, 1, 2), spacing=NETWORK_SPACING, median_shape=PATCH,
-            normalisation=(ChannelNormalisation(scheme="z-score"),),
-        ),
-        patch=PATCH,
-        batch=2,
-        network=NetworkPlan(
-            channels=1, classes=len(LABELS) + 1, features=(8, 16, 32, 64), kernels=((3, 3, 3),) * 4,
-            strides=((1, 1, 1), *((2, 2, 2),) * 3), deep_supervision=False,
-        ),
-        training=Training(),
-        augmentation=Augmentation(),
-        inference=Inference(),
-    )  # fmt: skip
+    """The setting with which both predict."""
+    return made_plan("prediction", patch=PATCH, labels=LABELS, features=(8, 16, 32, 64), batch=2)
 
 
 def make_image() -> np.ndarray:
@@ -131,7 +112,7 @@ def our_prediction(image: np.ndarray, precision: str, folder: Path) -> Callable[
 
 
 def their_prediction(image: np.ndarray) -> Callable[[], np.ndarray]:
-    """The same by nnU-Net with the same weights."""
+    """A function by which nnU-Net predicts once, with the same weights."""
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -197,22 +178,20 @@ def their_network() -> nn.Module:
 
 
 def our_seconds(precision: str) -> float:
-    """Of the second of two predictions, in a process of its own: how memory is handed out holds for all of it."""
+    """Seconds of the second of two predictions, in this process, whose allocator is set for it."""
     with tempfile.TemporaryDirectory() as folder:
         return seconds_of_second(our_prediction(make_image(), precision, Path(folder)))
 
 
 def their_seconds() -> float:
-    """The same of nnU-Net."""
+    """Seconds of the second of two predictions by nnU-Net."""
     return seconds_of_second(their_prediction(make_image()))
 
 
 def seconds_of_second(predict: Callable[[], np.ndarray]) -> float:
-    """What a call takes after one that does not count."""
+    """Seconds of the second call."""
     predict()
-    begin = time.perf_counter()
-    predict()
-    return time.perf_counter() - begin
+    return seconds_of(predict)
 
 
 def ours_once(precision: str) -> tuple[float, np.ndarray]:
@@ -222,7 +201,7 @@ def ours_once(precision: str) -> tuple[float, np.ndarray]:
 
 
 def theirs_once() -> tuple[float, np.ndarray]:
-    """The same of nnU-Net."""
+    """MiB that the process grows by while nnU-Net predicts once, and the label map."""
     return measured(their_prediction(make_image()))
 
 

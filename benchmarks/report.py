@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
 
 from benchmarks.large_study import make_results, write_runs, write_scores
-from benchmarks.measure import Row, smaller_is_better
+from benchmarks.made import call
+from benchmarks.measure import REPOSITORY, Row, seconds_of, smaller_is_better
 from megavoxel.cli import main
 from megavoxel.datasets.cases import load_cases
 from megavoxel.reporting.stored import load_stored
@@ -31,9 +29,8 @@ BOUND_MEGABYTES, BOUND_PAINT_SECONDS = 30.0, 3.0
 BOUND_TABLES_SECONDS = 10.0
 SETTINGS_OF_TABLES, CASES_OF_TABLES, TURNS = 10, 200, 5
 """With 15 labels and two metrics, 60 000 scores."""
-REPOSITORY = Path(__file__).parents[1]
 BOUND_READING_SECONDS = 1800.0
-"""Of 240 scans with 13 label maps each, in one process."""
+"""Bound for 240 scans with 13 label maps each, in one process."""
 MEGABYTE = 1_000_000
 
 
@@ -44,7 +41,7 @@ def run() -> list[Row]:
         root = Path(folder)
         definition = make_results(root, settings=SETTINGS, folds=FOLDS, cases=CASES, shape=SHAPE, spacing=SPACING)
         options = ["--results", str(root / "results"), "--definition", definition]
-        page = timed(lambda: main(["report", *options]))
+        page = seconds_of(lambda: main(["report", *options]))
         path = root / "results/report/index.html"
         rows = [
             smaller_is_better(f"{title}: page", "own bound", path.stat().st_size / MEGABYTE, BOUND_MEGABYTES, "MB"),
@@ -66,11 +63,9 @@ def tables_row() -> Row:
             write_runs(root / "results/large" / name, name, number, FOLDS)
         study = {"study": "large", "dataset": "phantom", "folds": FOLDS, "settings": {name: {} for name in names}}
         (root / "large.yaml").write_text(yaml.safe_dump(study))
-        command = [Path(sys.executable).with_name("snakemake"), "tables", "--snakefile", REPOSITORY / "Snakefile"]
-        command += ["--directory", root, "--configfile", root / "large.yaml"]
-        seconds = [
-            timed(lambda: subprocess.run(command, check=True, capture_output=True, cwd=root)) for _ in range(TURNS)
-        ]
+        words = ["tables", "--snakefile", REPOSITORY / "Snakefile"]
+        words += ["--directory", root, "--configfile", root / "large.yaml"]
+        seconds = [seconds_of(lambda: call("snakemake", *words, folder=root)) for _ in range(TURNS)]
     print("snakemake tables:", *(f"{value:.1f}" for value in seconds), "s", flush=True)
     title = f"snakemake tables of {count} scores, the whole command"
     return smaller_is_better(title, "own bound", statistics.median(seconds), BOUND_TABLES_SECONDS, "s")
@@ -83,20 +78,13 @@ def reading_row() -> Row:
         definition = make_results(root, settings=SETTINGS, folds=2, cases=SCANS, shape=SCAN_SHAPE, spacing=SCAN_SPACING)
         stored = load_stored(root / "results", definition, need_cases=True)
         cases = load_cases(root / "results/cases.json")
-        seconds = timed(lambda: build_viewer(stored, cases, processes=1)) * CASES / SCANS
+        seconds = seconds_of(lambda: build_viewer(stored, cases, processes=1)) * CASES / SCANS
     title = f"slices of {CASES} scans of 100 x 512 x 512 with 13 predictions, one process, from {SCANS}"
     return smaller_is_better(title, "own bound", seconds, BOUND_READING_SECONDS, "s")
 
 
-def timed(work) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 def first_paint_seconds(path: Path) -> float | None:
-    """When Chromium first paints a page, counted from the navigation; None without Chromium or Playwright."""
+    """Seconds from the navigation to Chromium's first paint of a page; None without Chromium or Playwright."""
     browser_path = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright

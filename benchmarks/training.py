@@ -36,7 +36,7 @@ SEED = 12345
 
 
 def run() -> list[Row]:
-    """Ours in the precision that it chooses, and in float32."""
+    """Two rows: ours in the precision that it chooses, and in float32."""
     with tempfile.TemporaryDirectory() as folder:
         home = Peer(home=Path(folder))
         home.link(data_folder() / DATASET, CHANNEL)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.made import CONFIG, plan_of_study
 from benchmarks.measure import Row, paired_seconds, smaller_is_better
-from benchmarks.planned import CONFIG, planned
 from megavoxel.config.study import Inference
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.segmentation import SegmentationNetwork
@@ -40,7 +40,7 @@ def run() -> list[Row]:
 
 def row(network: str) -> Row:
     """Median seconds of both ways, called in turns."""
-    plan = replace(planned(STUDY, f"{network}-small"), patch=WINDOW)
+    plan = replace(plan_of_study(STUDY, f"{network}-small"), patch=WINDOW)
     image = np.random.default_rng(0).normal(size=(plan.network.channels, *SHAPE)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.pt"
@@ -66,7 +66,7 @@ def predict(predictor: CasePredictor, image: np.ndarray) -> int:
 
 
 def published_ratio(network: str) -> float:
-    """How many times as fast the whole image was than windows of 64 voxels."""
+    """Published seconds of windows of 64 voxels over those of the whole image."""
     table = read_published(PUBLISHED)
     seconds = table[table["metric"] == SECONDS].set_index("row")["value"]
     return float(seconds[f"{network}-small"] / seconds[f"{network}-whole"])
