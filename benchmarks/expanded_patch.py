@@ -64,11 +64,9 @@ def measured(plan: Plan) -> int:
 
 
 def row(how: str, plain: Plan, expanded: Plan, theirs: int, ours: int) -> Row:
-    """A line of the table, with the share of the U-Net's memory in its title."""
+    """A row of the table; the share of the U-Net's memory is printed."""
     size = " x ".join(map(str, plain.patch))
-    title = (
-        f"{how} peak memory of a step, patch {expanded.patch[0]}³ expanded to {size} x {plain.batch}, {PRECISION}: "
-        f"{ours / theirs:.2f} of the U-Net's"
-    )
-    print(f"{title} ({ours / GIB:.2f} of {theirs / GIB:.2f} GiB)", flush=True)
+    patch = f"patch {expanded.patch[0]}³ expanded to {size} x {plain.batch}"
+    title = f"{how} peak memory of a step, {patch}, {PRECISION}"
+    print(f"{title}: {ours / theirs:.2f} of the U-Net's", flush=True)
     return smaller_is_better(title, "U-Net on the expanded patch", ours / GIB, theirs / GIB, "GiB")

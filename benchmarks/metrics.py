@@ -34,7 +34,8 @@ def run() -> list[Row]:
     seconds = paired_seconds(
         lambda: score(prediction, reference), lambda: score_by_monai(prediction, reference), repeats=REPEATS
     )
-    title = f"DSC and NSD of 15 labels, 128 x 256 x 256 (mean DSC {ours[0].mean():.2f}, NSD {ours[1].mean():.2f})"
+    title = "DSC and NSD of 15 labels, 128 x 256 x 256"
+    print(f"{title}: mean DSC {ours[0].mean():.2f}, NSD {ours[1].mean():.2f}", flush=True)
     return [
         smaller_is_better(title, peer("monai"), *seconds, "s"),
         smaller_is_better(

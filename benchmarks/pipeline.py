@@ -76,7 +76,7 @@ def memory_rows() -> list[Row]:
 
 
 def traffic_rows() -> list[Row]:
-    """Bytes that go through the wires at four stages: ours, and where every skip goes from stage to stage."""
+    """Bytes sent at four stages: ours, and if every skip were handed on from stage to stage."""
     plan = cut(FORECAST_SIZE, 4)
     image = (plan.batch, plan.network.input_channels, *plan.patch)
     specs = transfer_specs(plan.network, plan.stages, image, Precision(name=PRECISION, reason=""), CPU)
@@ -84,7 +84,8 @@ def traffic_rows() -> list[Row]:
     rows = []
     for what, chosen, bound in (("skips", skips, f", bound {MOST_SENT}"), ("activations and skips", specs, "")):
         direct, carried = (_sent(chosen, carried=carried) for carried in (False, True))
-        title = f"bytes sent at 4 stages, {what}: {direct / carried:.2f} of those carried by neighbours{bound}"
+        title = f"bytes sent at 4 stages, {what}"
+        print(f"{title}: {direct / carried:.2f} of those carried by neighbours{bound}", flush=True)
         rows.append(smaller_is_better(title, "skips handed on by every stage", direct / MIB, carried / MIB, "MiB"))
     return rows
 
@@ -168,10 +169,8 @@ def _sent(specs: dict[Transfer, TensorSpec], *, carried: bool) -> int:
 def _memory_row(how: str, plan: Plan, one: float, stages: list[float], bound: float) -> Row:
     share = max(stages) / one
     print(f"{how}: stages from blocks {plan.stages}, {[f'{peak / one:.3f}' for peak in stages]}", flush=True)
-    title = (
-        f"{how} memory of the fullest of {len(stages)} stages, {plan.patch[0]}³: {share:.3f} of one device's, "
-        f"bound {bound}"
-    )
+    title = f"{how} memory of the fullest of {len(stages)} stages, {plan.patch[0]}³"
+    print(f"{title}: {share:.3f} of one device's, bound {bound}", flush=True)
     return smaller_is_better(title, "one device", max(stages) / GIB, one / GIB, "GiB")
 
 
