@@ -34,7 +34,7 @@ from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import load_plan
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.stored import load_stored
-from megavoxel.reporting.tables import write_tables
+from megavoxel.reporting.tables import SHOWN, numbers, write_tables
 from megavoxel.reporting.timing import read_timings
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
@@ -361,7 +361,7 @@ class Bench:
         """Scores, histories, manifests and the definition, by the tables of the report."""
         stored = load_stored(self.results, str(self.fake.definition), need_cases=False)
         published, timings = read_published(self.file("published.csv")), read_timings([self.file("timings.csv")])
-        write_tables(stored, published, timings, self.out / "tables")
+        write_tables(numbers(stored, published, timings), SHOWN, self.out / "tables")
         return True
 
     def read_scores(self) -> bool:

@@ -20,7 +20,8 @@ from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.errors import UserError
 from megavoxel.forecast import memory
 from megavoxel.forecast.duration import speed_of
-from megavoxel.reporting.classification.stored import load_definition, load_stored
+from megavoxel.reporting.definition import load_definition
+from megavoxel.reporting.stored import load_stored
 from megavoxel.tasks.classification import forecast
 from megavoxel.tasks.classification.data import draw_data
 from megavoxel.tasks.classification.forecast import (
@@ -360,7 +361,7 @@ def test_a_damaged_history_is_named(finished, tmp_path, text, match):
     path.write_text(text)
     definition = DEFINED | {"baseline": None, "settings": [cell], "cells": {cell: [cell]}, "ensembles": {}}
     with pytest.raises(UserError, match=f"history.csv: {match}"):
-        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}))
+        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}), need_cases=True)
 
 
 @pytest.mark.slow
@@ -374,7 +375,33 @@ def test_a_manifest_without_what_tables_need_is_named(finished, tmp_path, key):
     path.write_text(json.dumps(manifest))
     definition = DEFINED | {"baseline": None, "settings": [cell], "cells": {cell: [cell]}, "ensembles": {}}
     with pytest.raises(UserError, match=f"manifest.json: {key}"):
-        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}))
+        load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}), need_cases=True)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_not_finished_is_reported_as_far_as_it_is(finished, tmp_path, capsys):
+    from megavoxel.cli import main
+
+    results = tmp_path / "results"
+    shutil.copytree(finished, results, ignore=shutil.ignore_patterns("report"))
+    (results / "small-32-6pc-2w/fold-0/history.csv").unlink()
+    (results / "scores.csv").unlink()
+    serial, distributed = "small-32-6pc-1w", "small-32-6pc-2w"
+    definition = DEFINED | {
+        "baseline": distributed, "settings": [serial, distributed],
+        "cells": {serial: [serial], distributed: [distributed]},
+        "ensembles": {"both": [serial, distributed]}, "folds": {name: [0] for name in (serial, distributed, "both")},
+    }  # fmt: skip
+    words = ["report", "--results", str(results), "--definition", json.dumps(definition)]
+    assert main(words) == 1
+    assert "no such score file" in capsys.readouterr().err
+    assert main([*words, "--partial"]) == 0
+    assert f"left out: {distributed}, fold 0: not trained to its end (no history.csv)" in capsys.readouterr().out
+    page = (results / "report/index.html").read_text()
+    assert "not of the whole study: 3 parts are missing" in page
+    assert f"both: left out, for its member {distributed} is missing" in page
+    assert f"{distributed}: it is the baseline, so that there are no differences and no tests" in page
+    assert pd.read_csv(results / "report/tables/summary.csv")["row"].unique().tolist() == [serial]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.planning.plan import save_plan
 from megavoxel.reporting.comparison import holm, mean_interval
+from megavoxel.reporting.definition import Definition, load_definition
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.side_by_side import (
     comparison,
@@ -31,7 +32,7 @@ from megavoxel.reporting.side_by_side import (
     write_comparisons,
 )
 from megavoxel.reporting.statistics import case_means
-from megavoxel.reporting.stored import Definition, load_definition, load_stored
+from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.sweep_figures import point_curves, sweep_figure
 from megavoxel.reporting.sweeps import published_lines, sweep_table
 
@@ -337,10 +338,10 @@ def test_the_median_case_is_one_that_all_models_have():
     # Of 0.3, 0.2, 0.1 and 0.0 the lower one in the middle.
     assert median_case(means, {"a", "b"}, "a", METRICS["dsc"]) == "c1"
     assert median_case(means, {"a", "absent"}, "a", METRICS["dsc"]) is None
-    assert median_case(means.assign(DSC=np.nan), {"a"}, "a") is None
+    assert median_case(means.assign(DSC=np.nan), {"a"}, "a", METRICS["dsc"]) is None
     # Without the value that b has for c1, 0.3, 0.2 and 0.0 are left.
     hollow = means.assign(DSC=means["DSC"].mask((means["setting"] == "b") & (means["case"] == "c1")))
-    assert median_case(hollow, {"a", "b"}, "a") == "c2"
+    assert median_case(hollow, {"a", "b"}, "a", METRICS["dsc"]) == "c2"
 
 
 def test_the_slice_with_the_most_labels_wins_over_the_one_with_the_most_voxels():

@@ -1,8 +1,9 @@
-"""`index.html`: one page that shows it all and loads nothing from elsewhere."""
+"""`index.html`: one page with the sections that a task names, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,54 @@ from megavoxel.reporting.memory import how_measured
 from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
 from megavoxel.reporting.scatter import panels
 from megavoxel.reporting.side_by_side import Shown
-from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.stored import Stored, StoredClassification
 from megavoxel.reporting.style import palette
 from megavoxel.reporting.tables import NONE, compared_heads
 from megavoxel.reporting.viewer import Viewer
+from megavoxel.tasks.classification.metrics import RESAMPLES
 
-SCRIPTS = ("tables.js", "cases.js", "viewer.js", "print.js")
+SCRIPTS = ("tables.js", "print.js")
+CASE_SCRIPTS = ("cases.js", "viewer.js")
+"""Where single cases are shown."""
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 NAMES_SHOWN = 12
 """Of a list in a sentence; the others are counted."""
 
 
-def write_page(
-    stored: Stored,
-    tables: Mapping[str, pd.DataFrame],
-    comparisons: Sequence[Shown],
-    viewer: Viewer,
-    report: Path,
-) -> None:
-    """Writes `index.html`.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a page is made of."""
 
-    Args:
-        tables: as `megavoxel.reporting.tables.write_tables` returns them.
-        comparisons: as `megavoxel.reporting.side_by_side.write_comparisons` returns them.
-        viewer: as `megavoxel.reporting.viewer.build_viewer` returns it.
-        report: folder of the report, whose tables and figures are copied into the page.
+    stored: Stored
+    tables: Mapping[str, pd.DataFrame]
+    """As shown, by name."""
+    folder: Path
+    """The report's folder, whose tables and figures are copied into the page."""
+    comparisons: Sequence[Shown] = ()
+    """As `megavoxel.reporting.side_by_side.write_comparisons` returns them."""
+    viewer: Viewer | None = None
+    """None where a study has no volumes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: `template/sections/TEMPLATE.html.j2`, and what it is given."""
+
+    name: str
+    """In links."""
+    title: str
+    template: str = ""
+    """Empty: the name."""
+    values: Callable[[Report], dict[str, Any]] = lambda _: {}
+    """What the template names besides `definition`, `metrics`, `splits`, `tables`, `figures` and the notices."""
+    figures: Callable[[Report], dict[str, str]] = lambda _: {}
+    """Names of figures by what the template calls them."""
+    is_shown: Callable[[Report], bool] = lambda _: True
+
+
+def write_page(report: Report, sections: Sequence[Section]) -> None:
+    """Writes `index.html` with some sections.
 
     Raises:
         UserError: a table or figure is missing, or checks.csv or a postprocessing.json is damaged.
@@ -60,27 +83,38 @@ def write_page(
     )
     environment.filters["listed"] = listed
     template = files("megavoxel.reporting") / "template"
+    stored, shown = report.stored, [section for section in sections if section.is_shown(report)]
+    values = {key: value for section in shown for key, value in section.values(report).items()}
+    figures = {key: name for section in shown for key, name in section.figures(report).items()}
+    scripts = [*SCRIPTS, *(CASE_SCRIPTS if report.viewer is not None else ())]
     text = environment.get_template("page.html.j2").render(
         definition=stored.definition,
         metrics=stored.metrics,
         splits=stored.splits,
-        tables=tables,
+        resamples=RESAMPLES,
+        tables=report.tables,
+        sections=[(section.name, section.title, section.template or section.name) for section in shown],
         style=Markup((template / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup((template / name).read_text(encoding="utf-8")) for name in SCRIPTS],
-        exports={name: _text(report / "tables" / f"{name}.csv") for name in tables},
-        viewer=viewer,
-        case_data=case_data(stored) | {"colours": label_colours(stored)},
+        scripts=[Markup((template / name).read_text(encoding="utf-8")) for name in scripts],
+        exports={name: _text(report.folder / "tables" / f"{name}.csv") for name in report.tables},
+        viewer=report.viewer,
+        figures={key: drawing_uri(report.folder / "figures" / f"{name}.png") for key, name in figures.items()},
         **_notices(stored),
-        **_numbers(stored, tables),
-        **_pictures(stored, tables, comparisons, report / "figures"),
-        **_runs(stored),
+        **values,
     )
-    write_text(report / "index.html", text.rstrip() + "\n")
+    write_text(report.folder / "index.html", text.rstrip() + "\n")
 
 
 def _notices(stored: Stored) -> dict[str, Any]:
     """What stands at the top: what is missing, left out or odd."""
+    random = []
+    if isinstance(stored, StoredClassification):
+        random = [cell for cell in stored.definition.cells if not stored.cell_plan(cell).pretrained]
     return {
+        "classes": stored.classes if isinstance(stored, StoredClassification) else (),
+        "random": random,
+        "run_count": sum(map(len, stored.histories.values())),
+        "case_counts": {split: _case_count(stored, split) for split in stored.splits},
         "missing": stored.missing,
         "ignored": stored.ignored,
         "findings": read_findings(stored.results / "checks.csv"),
@@ -91,50 +125,114 @@ def _notices(stored: Stored) -> dict[str, Any]:
     }
 
 
-def _numbers(stored: Stored, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """What the captions of the tables say."""
+def _scores(report: Report) -> dict[str, Any]:
+    stored, summary = report.stored, report.tables["summary"]
     # They have a table of their own on the page.
     compared = [head for metric in stored.metrics for head in compared_heads(metric)]
     return {
         "tolerances": stored.tolerances,
         "both_empty": both_empty(stored),
         "scored_values": int((stored.scores["metric"] == stored.metrics[0].name).sum()),
-        "summary": tables["summary"].drop(columns=compared, errors="ignore"),
-        "case_counts": {split: _case_count(stored, split) for split in stored.splits},
-        "run_count": sum(map(len, stored.histories.values())),
-        "timed": is_timed(tables),
+        "summary": summary.drop(columns=compared, errors="ignore"),
         "memory_how": how_measured(stored),
-        "label_panels": len(panels(stored)) > 1,
-        "sweeps": {sweep.name: sweep_section(tables["sweeps"], sweep) for sweep in stored.definition.sweeps},
     }
 
 
-def _pictures(
-    stored: Stored, tables: Mapping[str, pd.DataFrame], comparisons: Sequence[Shown], figures: Path
-) -> dict[str, Any]:
-    """All pictures as data URIs."""
-    definition = stored.definition
-    first = stored.metrics[0].key
-    names = {f"{metric.key}_by_label": f"{metric.key}_by_label" for metric in stored.metrics}
-    names |= {"training_curves": "training_curves", "against_memory": f"{first}_against_memory"}
-    names |= {"against_seconds": f"{first}_against_seconds"} if is_timed(tables) else {}
+def _score_figures(report: Report) -> dict[str, str]:
+    return {f"{metric.key}_by_label": f"{metric.key}_by_label" for metric in report.stored.metrics}
+
+
+def _sweeps(report: Report) -> dict[str, Any]:
     return {
-        "figures": {name: drawing_uri(figures / f"{file}.png") for name, file in names.items()},
-        "sweep_figures": {sweep.name: drawing_uri(figures / f"sweep-{sweep.name}.png") for sweep in definition.sweeps},
-        "comparisons": {shown.caption: photo_uri(figures / "comparisons" / shown.file) for shown in comparisons},
-        "overlays": {name: photo_uri(figures / "overlays" / f"{name}.png") for name in definition.models},
+        "sweeps": {
+            sweep.name: sweep_section(report.tables["sweeps"], sweep) for sweep in report.stored.definition.sweeps
+        }
     }
 
 
-def _runs(stored: Stored) -> dict[str, Any]:
+def _sweep_figures(report: Report) -> dict[str, str]:
+    return {f"sweep {sweep.name}": f"sweep-{sweep.name}" for sweep in report.stored.definition.sweeps}
+
+
+def _cost(report: Report) -> dict[str, Any]:
+    return {"timed": is_timed(report.tables), "label_panels": len(panels(report.stored)) > 1}
+
+
+def _cost_figures(report: Report) -> dict[str, str]:
+    costs = ("memory", "seconds") if is_timed(report.tables) else ("memory",)
+    return {f"against_{cost}": f"{report.stored.metrics[0].key}_against_{cost}" for cost in costs}
+
+
+def _cases(report: Report) -> dict[str, Any]:
+    return {"case_data": case_data(report.stored) | {"colours": label_colours(report.stored)}}
+
+
+def _pictures(report: Report) -> dict[str, Any]:
+    folder = report.folder / "figures"
+    return {
+        "comparisons": {shown.caption: photo_uri(folder / "comparisons" / shown.file) for shown in report.comparisons},
+        "overlays": {name: photo_uri(folder / f"overlays/{name}.png") for name in report.stored.definition.models},
+    }
+
+
+def _run(report: Report) -> dict[str, Any]:
     """With what the study was run."""
+    stored = report.stored
+    classifies = stored.definition.classifies
     return {
         "provenance": provenance_table(stored),
-        "settings": settings_table(stored),
+        "settings": None if classifies else settings_table(stored),
         "notes": {name: plan.notes for name, plan in stored.plans.items() if plan.notes},
-        "postprocessing": postprocessing_table(stored),
+        "postprocessing": None if classifies else postprocessing_table(stored),
         "manifests": {name: manifest_table(found) for name, found in stored.manifests.items() if found},
     }
+
+
+def _training_figure(_: Report) -> dict[str, str]:
+    return {"training_curves": "training_curves"}
+
+
+def _is_published(report: Report) -> bool:
+    return "Source" in report.tables["published"].columns
+
+
+SEGMENTATION_SECTIONS = (
+    Section(name="scores", title="Scores", values=_scores, figures=_score_figures),
+    Section(name="comparison", title="Comparison"),
+    Section(name="labels", title="Per label"),
+    Section(
+        name="sweeps",
+        title="Sweeps",
+        values=_sweeps,
+        figures=_sweep_figures,
+        is_shown=lambda report: bool(report.stored.definition.sweeps),
+    ),
+    Section(name="published", title="Published", is_shown=_is_published),
+    Section(name="cost", title="Cost", values=_cost, figures=_cost_figures),
+    Section(name="cases", title="Cases", values=_cases),
+    Section(name="pictures", title="Pictures", values=_pictures),
+    Section(name="training", title="Training", figures=_training_figure),
+    Section(name="run", title="What was run", values=_run),
+)
+CLASSIFICATION_SECTIONS = (
+    Section(
+        name="scores",
+        title="Scores",
+        template="classification_scores",
+        figures=lambda _: {"against_resolution": "accuracy_against_resolution"},
+    ),
+    Section(name="distributed", title="Serial and distributed"),
+    Section(name="published", title="Published", is_shown=_is_published),
+    Section(
+        name="cost",
+        title="Time and memory",
+        template="classification_cost",
+        figures=lambda _: {"cost_against_resolution": "cost_against_resolution"},
+    ),
+    Section(name="confusion", title="Confusion"),
+    Section(name="training", title="Training", figures=_training_figure),
+    Section(name="run", title="What was run", values=_run),
+)
 
 
 def listed(names: Sequence[str]) -> str:

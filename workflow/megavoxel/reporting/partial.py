@@ -1,18 +1,95 @@
-"""The part of a study that exists, where a report is asked for before all of it does."""
+"""Which parts of a study were scored: all that a report compares, or what there is of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
+from megavoxel.reporting.definition import Definition
+from megavoxel.tasks.classification.cases import ImageCases
 
-if TYPE_CHECKING:
-    from megavoxel.reporting.stored import Definition
+CASES_NAMED = 8
+"""Of the cases that an error names; the others are counted."""
+REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
+
+
+def check_complete(
+    scores: pd.DataFrame, *, source: Path, folds: Mapping[str, Sequence[int]], expected: Set[str]
+) -> pd.DataFrame:
+    """Lines of the given models: `validation` of their folds and `test` of fold `all`, as far as they are expected.
+
+    Args:
+        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
+        source: names the score file in errors.
+        folds: folds by model.
+        expected: splits that every model must have.
+
+    Raises:
+        UserError: scores of a model, fold, case or label are missing, or a case is scored in two folds.
+    """
+    parts = {
+        (model, split, fold)
+        for split in expected
+        for model, own in folds.items()
+        for fold in (("all",) if split == "test" else map(str, own))
+    }
+    keys = pd.MultiIndex.from_frame(scores[["setting", "split", "fold"]])
+    missing = sorted(parts - set(keys))
+    if missing:
+        model, split, fold = missing[0]
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{source}: no {split} scores of {model}, fold {fold}{more}; {REMEDY}")
+    selected = scores[keys.isin(parts)].reset_index(drop=True)
+    _check_same_cases(selected, source)
+    twice = selected[selected.duplicated(["setting", "split", "case", "label", "metric"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise UserError(f"{source}: {row['setting']}: {row['split']} case {row['case']} is scored more than once")
+    return selected
+
+
+def known_cases(
+    scores: pd.DataFrame, cases: Cases | ImageCases | None, *, source: Path, allow_extra: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """Scores of the study's own cases, each in its own split, and a line that names the others.
+
+    Args:
+        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
+        cases: None: they are not known, and all scores are taken.
+        source: names the score file in errors.
+        allow_extra: whether scores of other cases are left out rather than refused.
+
+    Raises:
+        UserError: names the cases that are not in the study.
+    """
+    if cases is None:
+        return scores, []
+    splits = {"validation": "training", "test": "test"}
+    own = pd.MultiIndex.from_tuples(
+        [(split, case.id) for split, kind in splits.items() for case in cases.of_split(kind)]
+    )
+    known = pd.MultiIndex.from_frame(scores[["split", "case"]]).isin(own)
+    if known.all():
+        return scores, []
+    extra = [
+        f"{case} ({split})"
+        for split, case in sorted(set(scores.loc[~known, ["split", "case"]].itertuples(index=False)))
+    ]
+    named = ", ".join(extra[:CASES_NAMED]) + (
+        f" and {len(extra) - CASES_NAMED} more" if len(extra) > CASES_NAMED else ""
+    )
+    if not allow_extra:
+        raise UserError(
+            f"{source}: scores of {len(extra)} cases that the study does not have: {named}; score this study's cases "
+            "again, or leave these out by --allow-extra"
+        )
+    return scores[known].reset_index(drop=True), [f"scores of cases that the study does not have: {named}"]
 
 
 def stored_scores(results: Path, definition: Definition) -> pd.DataFrame:
@@ -39,12 +116,13 @@ def stored_scores(results: Path, definition: Definition) -> pd.DataFrame:
 
 
 def existing_part(
-    definition: Definition, results: Path, scores: pd.DataFrame, *, test_expected: bool
+    definition: Definition, results: Path, scores: pd.DataFrame, *, expected: Set[str]
 ) -> tuple[Definition, pd.DataFrame, list[str]]:
     """What of a definition can be reported, its scores, and a line about each thing that is missing.
 
     A fold counts where it was trained and scored, a model where it has a fold and, if test cases are expected, their
-    scores; an ensemble where its members do. Cases that a model lacks in a fold are left out there for all models.
+    scores; an ensemble where its members do, a cell where one of its settings does.
+    Cases that a model lacks in a fold are left out there for all models.
 
     Raises:
         UserError: nothing is left.
@@ -53,10 +131,10 @@ def existing_part(
     scored = set(scores[["setting", "split", "fold"]].drop_duplicates().itertuples(index=False, name=None))
     folds = {}
     for model in definition.models:
-        absent = _absent(definition, results, scored, model)
+        absent = _absent(definition, results, scored, model, needs_validation="validation" in expected)
         lines += [f"{model}, fold {fold}: {what}" for fold, what in absent.items()]
         folds[model] = tuple(fold for fold in definition.folds[model] if fold not in absent)
-        if folds[model] and test_expected and (model, "test", "all") not in scored:
+        if folds[model] and "test" in expected and (model, "test", "all") not in scored:
             lines.append(f"{model}: its test cases were not scored, so that it is left out as a whole")
             folds[model] = ()
     remaining = _reduced(definition, folds, lines)
@@ -80,7 +158,9 @@ def shared_cases(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return scores[~unshared].reset_index(drop=True), lines
 
 
-def _absent(definition: Definition, results: Path, scored: set[tuple[str, str, str]], model: str) -> dict[int, str]:
+def _absent(
+    definition: Definition, results: Path, scored: set[tuple[str, str, str]], model: str, *, needs_validation: bool
+) -> dict[int, str]:
     """Why folds of a model cannot be reported, by fold."""
     absent = {}
     for fold in definition.folds[model]:
@@ -89,7 +169,7 @@ def _absent(definition: Definition, results: Path, scored: set[tuple[str, str, s
             absent[fold] = "not planned (no plan.json)"
         elif model in definition.settings and not (folder / f"fold-{fold}" / "history.csv").exists():
             absent[fold] = "not trained to its end (no history.csv)"
-        elif (model, "validation", str(fold)) not in scored:
+        elif needs_validation and (model, "validation", str(fold)) not in scored:
             absent[fold] = "not scored"
     return absent
 
@@ -105,7 +185,9 @@ def _reduced(definition: Definition, folds: dict[str, tuple[int, ...]], lines: l
         elif folds[name]:
             lines.append(f"{name}: left out, for its member {lacking[0]} is missing")
     models = {*settings, *ensembles}
-    baseline = definition.baseline if definition.baseline in models else None
+    cells = {cell: tuple(name for name in own if name in settings) for cell, own in definition.cells.items()}
+    cells = {cell: own for cell, own in cells.items() if own}
+    baseline = definition.baseline if definition.baseline in {*models, *cells} else None
     if baseline != definition.baseline:
         lines.append(f"{definition.baseline}: it is the baseline, so that there are no differences and no tests")
     sweeps = []
@@ -120,4 +202,23 @@ def _reduced(definition: Definition, folds: dict[str, tuple[int, ...]], lines: l
         ensembles=ensembles,
         folds={model: folds[model] for model in (*settings, *ensembles)},
         sweeps=tuple(sweeps),
+        cells=cells,
     )
+
+
+def _check_same_cases(scores: pd.DataFrame, source: Path) -> None:
+    """Models that share a split and fold must be scored on the same cases, labels and metrics."""
+    for (split, fold), part in scores.groupby(["split", "fold"]):
+        expected = set(_scored(part))
+        for model, own in part.groupby("setting"):
+            lacking = sorted(expected - set(_scored(own)))
+            if lacking:
+                case, label, metric = lacking[0]
+                raise UserError(
+                    f"{source}: {model}, {split}, fold {fold}: case {case} has no {metric} of {label}, which another "
+                    f"model has; {REMEDY}"
+                )
+
+
+def _scored(scores: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    return zip(scores["case"], scores["label"], scores["metric"], strict=True)

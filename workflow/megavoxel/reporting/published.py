@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.memory import Peak, largest, with_peaks
+from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
 KEYS = COLUMNS[:3]
@@ -22,36 +22,47 @@ PEAK = "peak_gib"
 """The metric of published memory: of a GPU in training, in GB as the paper prints it."""
 SECONDS, SECONDS_SD = "seconds", "seconds_sd"
 """The metrics of published inference time per image: the mean, and the standard deviation that is printed with it."""
-SCORES = tuple(metric.name for metric in METRICS.values())
-METRIC = re.compile(rf"{PEAK}|{SECONDS}|{SECONDS_SD}|({'|'.join(SCORES)})( \S.*)?")
+COSTS = (PEAK, SECONDS, SECONDS_SD)
+OTHER_METRICS = (
+    f", one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), {SECONDS} or {SECONDS_SD} (inference "
+    "per image)"
+)
+UNREADABLE = "published numbers cannot be read ({fault})"
 
 
-def read_published(path: Path | None) -> pd.DataFrame:
+def read_published(path: Path | None, *, classifies: bool = False) -> pd.DataFrame:
     """Lines of a file of published numbers, `value` as float64 and all else as text; none where there is no file.
 
+    Args:
+        path: the file.
+        classifies: whether they are of a study of image classification, whose metrics have no labels and no cost.
+
     Raises:
-        UserError: the file cannot be read, has other columns, an unknown metric, a value that is no number, or says
-            something twice.
+        UserError: the file cannot be read, has other columns, an unknown metric, a value that is no number or beyond
+            the metric's range, or says something twice.
     """
     if path is None:
         return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"value": float})
-    fault = "published numbers cannot be read ({fault})"
-    table = read_text(path, COLUMNS, missing=fault, unreadable=fault)
-    unknown = table.index[~table["metric"].str.fullmatch(METRIC)]
-    if len(unknown):
-        raise UserError(
-            f"{path}: line {unknown[0] + 2}: unknown metric '{table['metric'][unknown[0]]}'; allowed: "
-            f"{', '.join(SCORES)}, one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), "
-            f"{SECONDS} or {SECONDS_SD} (inference per image)"
-        )
+    metrics = {metric.name: metric for metric in (CLASSIFICATION_METRICS if classifies else METRICS).values()}
+    table = read_text(path, COLUMNS, missing=UNREADABLE, unreadable=UNREADABLE)
+    names = table["metric"] if classifies else table["metric"].str.replace(r" \S.*$", "", regex=True)
+    unknown = ~(names.isin(list(metrics)) | (table["metric"].isin(COSTS) & (not classifies)))
     numbers = pd.to_numeric(table["value"], errors="coerce")
-    wrong = table.index[numbers.isna()]
-    if len(wrong):
-        raise UserError(f"{path}: line {wrong[0] + 2}: value '{table['value'][wrong[0]]}' is not a number")
-    twice = table.index[table.duplicated(KEYS)]
-    if len(twice):
-        what = ", ".join(table.loc[twice[0], KEYS])
-        raise UserError(f"{path}: line {twice[0] + 2}: there is a line for {what} already; keep one of them")
+    ranges = [(metrics[name].low, metrics[name].high) if name in metrics else (-math.inf, math.inf) for name in names]
+    beyond = pd.Series(
+        [not low <= value <= high for value, (low, high) in zip(numbers, ranges, strict=True)], table.index, bool
+    )
+    allowed = ", ".join(metrics) + ("" if classifies else OTHER_METRICS)
+    faults = {
+        f"unknown metric '{{metric}}'; allowed: {allowed}": unknown,
+        "value '{value}' is not a number": numbers.isna(),
+        "value '{value}' of {metric} is beyond its range": beyond,
+        "there is a line for {table}, {row}, {metric} already; keep one of them": table.duplicated(KEYS),
+    }
+    for reason, wrong in faults.items():
+        if wrong.any():
+            line = table.index[wrong][0]
+            raise UserError(f"{path}: line {line + 2}: {reason.format(**table.loc[line])}")
     return table.assign(value=numbers)
 
 

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.files import atomic_directory
+from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.overlays import prediction_path
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
 from megavoxel.reporting.statistics import case_means
-from megavoxel.reporting.stored import Definition, Stored
+from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, save_figure
 from megavoxel.volumes.nifti import read_labels
 
@@ -69,7 +70,7 @@ class Shown:
         """All that a reader has to know."""
         kind = "" if self.name == ALL_CASES else f"{self.name}: "
         if self.lines.empty:
-            return f"{kind}there is no case with a value of {self.metric.shown} that all models share."
+            return f"{kind}there is no case with a {self.metric.shown} that all models share."
         scores = ", ".join(f"{model} {value:.3f}" for model, value in self.lines[self.metric.name].items())
         omitted = f" Not shown: {', '.join(self.left_out)}." if self.left_out else ""
         return (

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from megavoxel.config.records import from_plain
-from megavoxel.config.study import Sweep
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json
-from megavoxel.planning.plan import Plan, load_plan
-from megavoxel.reporting.completeness import check_complete, known_cases
-from megavoxel.reporting.partial import existing_part, stored_scores
+from megavoxel.planning.plan import load_plan
+from megavoxel.reporting.definition import Definition, load_definition
+from megavoxel.reporting.partial import REMEDY, check_complete, existing_part, known_cases, stored_scores
+from megavoxel.tasks.classification.cases import ImageCases, load_image_cases
+from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
+from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
+from megavoxel.tasks.classification.scores import ALL, PROBABILITY, TRUTH
 
 MANIFEST_NUMBERS = ("parameters", "devices", "epochs", "seconds", "peak_memory_mib")
 HISTORY_COLUMNS = ("epoch", "training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition:
-    """What the study compares."""
-
-    study: str
-    dataset: str
-    baseline: str | None = None
-    """The model that the others are held against."""
-    settings: tuple[str, ...]
-    ensembles: dict[str, tuple[str, ...]]
-    """Settings of each ensemble by its name."""
-    folds: dict[str, tuple[int, ...]]
-    """Folds of each setting and each ensemble."""
-    cases: str
-    """Path of cases.json."""
-    sweeps: tuple[Sweep, ...] = ()
-    """Tables that compare some of the models."""
-    metrics: tuple[str, ...] = ()
-    """Keys of the metrics that are shown; the first ranks cases. Empty: all that are scored."""
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Settings, then ensembles: the rows of the tables."""
-        return (*self.settings, *self.ensembles)
+CLASSIFICATION_COLUMNS = ("epoch", "training_loss", "training_accuracy", "seconds")
+CLASSIFICATION_ENTRIES = ("parameters", "epochs", "seconds", "peak_memory_mib", "peak_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +36,18 @@ class Stored:
     results: Path
     """Folder of the study."""
     definition: Definition
-    cases: Cases | None
+    cases: Cases | ImageCases | None
     """None where cases.json is absent, which tables and curves can do without."""
     scores: pd.DataFrame
     """Lines of scores.csv that belong to the definition's models and folds."""
-    plans: dict[str, Plan]
+    plans: dict[str, Any]
     """By setting."""
     histories: dict[str, dict[int, pd.DataFrame]]
     """By setting and fold."""
     manifests: dict[str, dict[int, dict[str, Any]]]
     """By setting and fold; only those that exist."""
-    device_forecast_gib: dict[str, float]
-    """What plan.tsv forecasts of a device, in GiB by setting; empty where there is none."""
+    forecast: pd.DataFrame
+    """plan.tsv by setting; empty where there is none."""
     missing: tuple[str, ...] = ()
     """A line about each part of the study that is not there."""
     ignored: tuple[str, ...] = ()
@@ -99,9 +77,55 @@ class Stored:
             return metrics_of(self.definition.metrics, where="metrics")
         return metrics_in(self.scores["metric"])
 
+    @property
+    def device_forecast_gib(self) -> dict[str, float]:
+        """What plan.tsv forecasts of a device, in GiB by setting; settings without a forecast are left out."""
+        return self.forecast["peak_gib"].dropna().to_dict() if len(self.forecast) else {}
+
     def folder(self, model: str) -> Path:
         """Folder of a setting or an ensemble."""
         return self.results / "ensembles" / model if model in self.definition.ensembles else self.results / model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What one model said of the images of a split."""
+
+    names: tuple[str, ...]
+    patients: tuple[str, ...]
+    """The patient of each image; the image's own name where the dataset does not say."""
+    target: np.ndarray
+    """int (images,)."""
+    probabilities: np.ndarray
+    """float64 (images, classes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredClassification(Stored):
+    """What a classification study has besides."""
+
+    predictions: dict[tuple[str, str], Predictions]
+    """By model and split."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the networks' outputs."""
+        return next(iter(self.plans.values())).classes
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that a classifier is scored by."""
+        return tuple(CLASSIFICATION_METRICS.values())
+
+    def cell_plan(self, cell: str) -> ClassifierPlan:
+        """The plan of a cell's first repeat."""
+        return self.plans[self.definition.cells[cell][0]]
+
+    def repeats(self, row: str, split: str) -> list[Predictions]:
+        """Predictions of all repeats of a row, of the images that all of them have."""
+        found = [self.predictions[model, split] for model in self.definition.rows[row]]
+        shared = set(found[0].names).intersection(*(own.names for own in found))
+        return [_restricted(own, shared) for own in found]
 
 
 def load_stored(
@@ -120,60 +144,57 @@ def load_stored(
         UserError: a file is missing or wrong; a model, fold or case has no scores, or a case is not in the study.
     """
     study = load_definition(definition)
-    cases = load_cases(Path(study.cases)) if need_cases or Path(study.cases).exists() else None
     source, missing = results / "scores.csv", []
+    cases = _load_cases(Path(study.cases) if study.cases else results / "cases.json", study, need_cases)
     scores = stored_scores(results, study) if partial else read_scores(source)
     others = _of_other_models(scores, study)
-    scores, extra = known_cases(
-        scores[scores["setting"].isin(study.models)], cases, source=source, allow_extra=allow_extra
-    )
-    test_expected = cases is not None and any(case.label is not None for case in cases.of_split("test"))
+    scores = scores[scores["setting"].isin(study.models)]
+    if study.classifies:  # metrics of all images of a fold are worked out again, for repeats and folds together
+        scores = scores[scores["case"] != ALL]
+    scores, extra = known_cases(scores, cases, source=source, allow_extra=allow_extra)
+    expected = _expected_splits(study, cases, scores)
     if partial:
-        study, scores, missing = existing_part(study, results, scores, test_expected=test_expected)
-    known = metrics_in(scores["metric"])
-    expect(len(known) > 0, f"{source}: metric", f"one of {', '.join(metric.name for metric in METRICS.values())}")
-    unscored = [metric.name for metric in metrics_of(study.metrics, where="metrics") if metric not in known]
-    if unscored:
-        raise UserError(f"{source}: there is no {unscored[0]}, which the study asks for; run 'megavoxel evaluate'")
+        study, scores, missing = existing_part(study, results, scores, expected=expected)
+    _check_metrics(scores, study, source)
     scores = check_complete(
-        scores,
-        source=source,
-        folds={model: study.folds[model] for model in study.models},
-        test_expected=test_expected,
+        scores, source=source, folds={model: study.folds[model] for model in study.models}, expected=expected
     )
+    load, columns = (load_classifier_plan, CLASSIFICATION_COLUMNS) if study.classifies else (load_plan, HISTORY_COLUMNS)
     folders = {
-        setting: {fold: results / setting / f"fold-{fold}" for fold in study.folds[setting]}
+        (setting, fold): results / setting / f"fold-{fold}"
         for setting in study.settings
+        for fold in study.folds[setting]
     }
-    return Stored(
-        results=results,
-        definition=study,
-        cases=cases,
-        scores=scores,
-        plans={setting: load_plan(results / setting / "plan.json") for setting in folders},
-        histories={
-            setting: {fold: read_history(folder / "history.csv") for fold, folder in folds.items()}
-            for setting, folds in folders.items()
-        },
-        manifests={
-            setting: {
-                fold: read_manifest(folder / "manifest.json")
-                for fold, folder in folds.items()
-                if (folder / "manifest.json").exists()
-            }
-            for setting, folds in folders.items()
-        },
-        device_forecast_gib=read_forecast(results / "plan.tsv"),
-        missing=tuple(missing),
-        ignored=(*others, *extra),
-    )
+    values = {
+        "results": results,
+        "definition": study,
+        "cases": cases,
+        "scores": scores,
+        "plans": {setting: load(results / setting / "plan.json") for setting in study.settings},
+        "histories": _by_setting(
+            study, {run: read_history(folder / "history.csv", columns) for run, folder in folders.items()}
+        ),
+        "manifests": _by_setting(study, _manifests(study, folders)),
+        "forecast": read_forecast(results / "plan.tsv"),
+        "missing": tuple(missing),
+        "ignored": (*others, *extra),
+    }
+    if not study.classifies:
+        return Stored(**values)
+    classes = next(iter(values["plans"].values())).classes
+    return StoredClassification(**values, predictions=_predictions(scores, study, classes, cases, source))
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of a training.
 
+    Args:
+        path: the file.
+        needed: entries that must be there.
+
     Raises:
-        UserError: the file is missing or no manifest, or an entry that a report computes with is of another kind.
+        UserError: the file is missing or no manifest, or an entry that a report computes with is missing or of another
+            kind.
     """
     found = read_json(path, what="manifest")
     expect(isinstance(found, dict), str(path), "a manifest of a training, which is an object")
@@ -184,70 +205,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     numbers |= {f"peak_memory.{key}": peak[key] for key in ("gib", "forecast_gib") if key in peak}
     for key, value in numbers.items():
         expect(isinstance(value, int | float) and not isinstance(value, bool), f"{path}: {key}", "a number")
+    for key in needed:
+        expect(found.get(key) is not None, f"{path}: {key}", "an entry of this name")
     return found
-
-
-def definition_values(text: str) -> tuple[Any, str]:
-    """What a study's definition says, from JSON or a file of JSON, and what errors call it.
-
-    Raises:
-        UserError: the text is no JSON, or the file is missing or damaged.
-    """
-    if not text.lstrip().startswith("{"):
-        return read_json(Path(text), what="definition of the study"), text
-    try:
-        return json.loads(text), "--definition"
-    except json.JSONDecodeError as fault:
-        raise UserError(f"--definition: this is not JSON ({fault})") from None
-
-
-def check_names(path: str, key: str, names: Iterable[str], allowed: Sequence[str]) -> None:
-    """Refuses a definition that refers to models which it does not define.
-
-    Raises:
-        UserError: it does; the first one is named.
-    """
-    unknown = sorted(set(names) - set(allowed))
-    if unknown:
-        raise UserError(f"{path}: {key}: there is no '{unknown[0]}'; allowed: {', '.join(allowed)}")
-
-
-def check_folds(path: str, folds: Mapping[str, Sequence[int]], models: Sequence[str]) -> None:
-    """Refuses a definition in which a model has no folds.
-
-    Raises:
-        UserError: there is one; it is named.
-    """
-    without = [model for model in models if not folds.get(model)]
-    if without:
-        raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
-
-
-def load_definition(text: str) -> Definition:
-    """A study's definition from JSON, or from a file of JSON.
-
-    Raises:
-        UserError: the text or file is wrong, has another key, or refers to a model that it does not define.
-    """
-    values, path = definition_values(text)
-    definition = from_plain(Definition, values, where=path)
-    members = {member for members in definition.ensembles.values() for member in members}
-    for sweep in definition.sweeps:
-        expect(
-            len(sweep.points) > 0 and all(sweep.points.values()), f"{path}: sweeps: {sweep.name}", "points with models"
-        )
-    points = {model for sweep in definition.sweeps for models in sweep.points.values() for model in models}
-    check_names(path, "baseline", {definition.baseline} - {None}, definition.models)
-    check_names(path, "ensembles", members, definition.settings)
-    check_names(path, "sweeps", points, definition.models)
-    check_folds(path, definition.folds, definition.models)
-    return definition
-
-
-def _of_other_models(scores: pd.DataFrame, definition: Definition) -> list[str]:
-    """A line that names the models that are scored and are not, or no longer, in the study."""
-    others = sorted(set(scores["setting"]) - set(definition.models))
-    return [f"scores of {', '.join(others)}: not in the study's definition"] if others else []
 
 
 def read_history(path: Path, columns: Sequence[str] = HISTORY_COLUMNS) -> pd.DataFrame:
@@ -276,20 +236,110 @@ def read_history(path: Path, columns: Sequence[str] = HISTORY_COLUMNS) -> pd.Dat
     return table
 
 
-def read_forecast(path: Path) -> dict[str, float]:
-    """Forecast peak memory in GiB by setting from a `plan.tsv`; settings without a forecast are left out.
+def read_forecast(path: Path) -> pd.DataFrame:
+    """A `plan.tsv` by setting.
 
     Returns:
-        Nothing where the file is missing: a study can be run without a forecast.
+        Empty where the file is missing: a study can be run without a forecast.
 
     Raises:
         UserError: the file cannot be read or lacks a column.
     """
     if not path.exists():
-        return {}
+        return pd.DataFrame()
     try:
         # A setting may be called NA; only an empty field is no number.
         table = pd.read_csv(path, sep="\t", dtype={"setting": str}, keep_default_na=False, na_values=[""])
-        return table.set_index("setting")["peak_gib"].astype(float).dropna().to_dict()
+        return table.set_index("setting").astype({"peak_gib": float})
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{path}: cannot be read as a forecast ({fault}); run 'snakemake plan' again") from None
+
+
+def _load_cases(path: Path, study: Definition, needed: bool) -> Cases | ImageCases | None:
+    if study.classifies:
+        return load_image_cases(path) if path.is_file() else None
+    return load_cases(path) if needed or path.exists() else None
+
+
+def _expected_splits(study: Definition, cases: Cases | ImageCases | None, scores: pd.DataFrame) -> set[str]:
+    """Splits that every model must have: those that one of them has and, of segmentation, those with references."""
+    expected = {split for split in ("validation", "test") if (scores["split"] == split).any()}
+    if study.classifies:
+        return expected
+    labelled = cases is not None and any(case.label is not None for case in cases.of_split("test"))
+    return expected | {"validation"} | ({"test"} if labelled else set())
+
+
+def _check_metrics(scores: pd.DataFrame, study: Definition, source: Path) -> None:
+    if study.classifies:
+        return
+    known = metrics_in(scores["metric"])
+    expect(len(known) > 0, f"{source}: metric", f"one of {', '.join(metric.name for metric in METRICS.values())}")
+    unscored = [metric.name for metric in metrics_of(study.metrics, where="metrics") if metric not in known]
+    if unscored:
+        raise UserError(f"{source}: there is no {unscored[0]}, which the study asks for; run 'megavoxel evaluate'")
+
+
+def _of_other_models(scores: pd.DataFrame, definition: Definition) -> list[str]:
+    """A line that names the models that are scored and are not, or no longer, in the study."""
+    others = sorted(set(scores["setting"]) - set(definition.models))
+    return [f"scores of {', '.join(others)}: not in the study's definition"] if others else []
+
+
+def _by_setting(study: Definition, found: dict[tuple[str, int], Any]) -> dict[str, dict[int, Any]]:
+    return {
+        setting: {fold: value for (own, fold), value in found.items() if own == setting} for setting in study.settings
+    }
+
+
+def _manifests(study: Definition, runs: dict[tuple[str, int], Path]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Those that exist; of classification all of them, with what its tables need."""
+    paths = {run: folder / "manifest.json" for run, folder in runs.items()}
+    if not study.classifies:
+        return {run: read_manifest(path) for run, path in paths.items() if path.exists()}
+    found = {run: read_manifest(path, CLASSIFICATION_ENTRIES) for run, path in paths.items()}
+    for run, manifest in found.items():
+        where = paths[run]
+        expect("forecast_gib" in manifest["peak_memory"], f"{where}: peak_memory.forecast_gib", "an entry of this name")
+        expect(isinstance(manifest.get("data", {}).get("shares"), list), f"{where}: data.shares", "a list")
+    return found
+
+
+def _predictions(
+    scores: pd.DataFrame, study: Definition, classes: tuple[str, ...], cases: ImageCases | None, source: Path
+) -> dict[tuple[str, str], Predictions]:
+    """What every model said of the images of each split."""
+    # Scores that came without cases say nothing of patients.
+    patients = {} if cases is None else {case.id: case.owner for case in cases.cases}
+    images = scores[scores["metric"].isin((PROBABILITY, TRUTH))]
+    if images.empty:
+        raise UserError(f"{source}: no image was scored: the dataset has no test split, and the study has one fold")
+    return {
+        (model, str(split)): _of_model(part[part["setting"] == model], classes, patients, f"{source}: {model}, {split}")
+        for split, part in images.groupby("split")
+        for model in study.models
+    }
+
+
+def _of_model(own: pd.DataFrame, classes: tuple[str, ...], patients: dict[str, str], where: str) -> Predictions:
+    table = own[own["metric"] == PROBABILITY].pivot_table(index="case", columns="label", values="value")
+    truth = own[own["metric"] == TRUTH].set_index("case")["label"]
+    if set(table.columns) != set(classes) or set(truth.index) != set(table.index) or table.isna().any(axis=None):
+        raise UserError(f"{where}: an image lacks the probability of a class, or its own class; {REMEDY}")
+    target = np.array([classes.index(label) for label in truth.loc[table.index]])
+    return Predictions(
+        names=tuple(table.index),
+        patients=tuple(patients.get(name, f"image {name}") for name in table.index),
+        target=target,
+        probabilities=table[list(classes)].to_numpy(),
+    )
+
+
+def _restricted(own: Predictions, names: set[str]) -> Predictions:
+    kept = np.array([name in names for name in own.names])
+    return Predictions(
+        names=tuple(name for name in own.names if name in names),
+        patients=tuple(patient for patient, keep in zip(own.patients, kept, strict=True) if keep),
+        target=own.target[kept],
+        probabilities=own.probabilities[kept],
+    )

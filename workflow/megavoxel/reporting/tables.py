@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,16 +32,16 @@ SMALLEST_P = 0.001
 
 
 def write_tables(
-    stored: Stored, published: pd.DataFrame, timings: pd.DataFrame, folder: Path
+    numbers: Mapping[str, pd.DataFrame], showing: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]], folder: Path
 ) -> dict[str, pd.DataFrame]:
     """Writes `NAME.csv`, `NAME.md` and `NAME.tex` of every table to `folder`; returns what Markdown and LaTeX show.
 
     Args:
-        published: as `megavoxel.reporting.published.read_published` gives it.
-        timings: as `megavoxel.reporting.timing.read_timings` gives them.
+        numbers: tables with full numbers by name.
+        showing: what makes texts of each, by the same names.
+        folder: report/tables.
     """
-    numbers = _numbers(stored, published, timings)
-    shown = {name: show_peaks(SHOWN[name](table), table) for name, table in numbers.items()}
+    shown = {name: showing[name](table) for name, table in numbers.items()}
     for name, table in numbers.items():
         with atomic_path(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
@@ -226,14 +226,18 @@ def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(**{head: peaks.map(three_digits) for head, peaks in stated.items()})
 
 
+def _with_peaks_shown(write: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: show_peaks(write(table), table)
+
+
 SHOWN = {
-    "summary": show_summary,
+    "summary": _with_peaks_shown(show_summary),
     "comparison": show_comparison,
-    "labels": show_labels,
-    "sweeps": show_sweeps,
-    "cost": show_cost,
-    "inference_time": show_time,
-    "published": show_published,
+    "labels": _with_peaks_shown(show_labels),
+    "sweeps": _with_peaks_shown(show_sweeps),
+    "cost": _with_peaks_shown(show_cost),
+    "inference_time": _with_peaks_shown(show_time),
+    "published": _with_peaks_shown(show_published),
 }
 
 
@@ -252,8 +256,15 @@ def latex(table: pd.DataFrame) -> str:
     return text
 
 
-def _numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All tables by name, with full numbers; those of `MODELS` end with the peak memory of a row's models."""
+def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All tables of a segmentation study by name, with full numbers; those of `MODELS` end with the peak memory of a
+    row's models.
+
+    Args:
+        stored: the study.
+        published: as `megavoxel.reporting.published.read_published` gives it.
+        timings: as `megavoxel.reporting.timing.read_timings` gives them.
+    """
     split, peaks, summary = stored.splits[-1], own_peaks(stored), statistics.summary(stored)
     tables = {
         "summary": summary,
@@ -293,7 +304,8 @@ def _unannotated(table: pd.DataFrame) -> list[Column]:
 
 def number(value: float | None, form: str) -> str:
     """A number in a format of Python, with a true minus sign; a dash where there is none."""
-    return NONE if pd.isna(value) else format(value, form).replace("-", "−")
+    text = NONE if pd.isna(value) else format(value, form)
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def rounded(value: float) -> str:

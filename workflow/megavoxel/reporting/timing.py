@@ -12,8 +12,8 @@ import pandas as pd
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_text
+from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.published import SECONDS, SECONDS_SD, Key
-from megavoxel.reporting.stored import Definition
 
 COLUMNS = ["setting", "split", "fold", "case", "repeat", "seconds", "window"]
 KEYS = [name for name in COLUMNS if name != "seconds"]

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="JSON",
         help="what is compared, as JSON or a file of it: study, dataset, baseline, settings, ensembles, folds, cases, "
-        "sweeps",
+        "sweeps, metrics; of classification task and cells, and no sweeps",
     )
     parser.add_argument(
         "--published",
@@ -50,50 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
-    from megavoxel.reporting.classification.stored import is_classification_report
+    from megavoxel.reporting.report import write_report
 
-    if is_classification_report(arguments.definition):
-        from megavoxel.stages.classification.report import run_report
-
-        run_report(arguments)
-        return
-    from megavoxel.reporting.figures import write_score_figures
-    from megavoxel.reporting.published import read_published
-    from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
-    from megavoxel.reporting.stored import load_stored
-    from megavoxel.reporting.sweep_figures import write_sweep_figures
-    from megavoxel.reporting.tables import write_tables
-    from megavoxel.reporting.timing import read_timings
-
-    published, timings = read_published(arguments.published), read_timings(arguments.timings)
-    stored = load_stored(
+    write_report(
         arguments.results,
         arguments.definition,
-        need_cases=not arguments.tables_only,
+        published=arguments.published,
+        timings=arguments.timings,
+        tables_only=arguments.tables_only,
         partial=arguments.partial,
         allow_extra=arguments.allow_extra,
+        processes=arguments.processes,
     )
-    for line in (*stored.missing, *stored.ignored):
-        print(f"left out: {line}", flush=True)
-    report = arguments.results / "report"
-    tables = write_tables(stored, published, timings, report / "tables")
-    print(f"tables: {report / 'tables'}", flush=True)
-    write_score_figures(stored, report / "figures")
-    write_memory_figure(stored, published, report / "figures")
-    write_time_figure(stored, timings, published, report / "figures")
-    write_sweep_figures(stored, report / "figures")
-    print(f"figures: {report / 'figures'}", flush=True)
-    if arguments.tables_only:
-        return
-    from megavoxel.reporting.figures import write_training_figure
-    from megavoxel.reporting.overlays import write_overlays
-    from megavoxel.reporting.page import write_page
-    from megavoxel.reporting.side_by_side import write_comparisons
-    from megavoxel.reporting.viewer import build_viewer
-
-    write_training_figure(stored, report / "figures")
-    write_overlays(stored, stored.cases, report / "figures" / "overlays")
-    comparisons = write_comparisons(stored, stored.cases, report / "figures" / "comparisons")
-    viewer = build_viewer(stored, stored.cases, processes=arguments.processes)
-    write_page(stored, tables, comparisons, viewer, report)
-    print(f"page: {report / 'index.html'}", flush=True)

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from megavoxel.reporting.classification.statistics import repeat_values
-from megavoxel.reporting.classification.stored import StoredClassification
 from megavoxel.reporting.figures import legend_above
+from megavoxel.reporting.stored import StoredClassification
 from megavoxel.reporting.style import figure_style, palette, save_figure
 
 SERIAL, DISTRIBUTED = "serial", "distributed"

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from megavoxel.reporting.classification.stored import StoredClassification
 from megavoxel.reporting.comparison import holm, mean_interval, paired_p
+from megavoxel.reporting.stored import Predictions, StoredClassification
 from megavoxel.tasks.classification.metrics import METRICS, confusion, intervals, values
 
 ACCURACY = "accuracy"
 KEYS = ("network", "resolution", "images_per_class", "workers", "data_partition")
 MIB_PER_GIB = 1024
+COLUMNS = [
+    "network", "resolution", "images_per_class", "workers", "partition", "learning_rate", "repeats", "images", "serial",
+    "distributed", "difference", "low", "high", "p", "p_holm", "published_serial", "published_distributed",
+]  # fmt: skip
 
 
 def summary(stored: StoredClassification) -> pd.DataFrame:
@@ -66,21 +70,8 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
                 "published_distributed": known.get((name, ACCURACY), np.nan),
             }
         )
-    columns = [
-        *KEYS[:4],
-        "partition",
-        "learning_rate",
-        "repeats",
-        "images",
-        "serial",
-        "distributed",
-        "difference",
-        "low",
-    ]
-    columns += ["high", "p", "published_serial", "published_distributed"]
-    table = pd.DataFrame(rows, columns=columns)
-    table.insert(columns.index("p") + 1, "p_holm", holm(table["p"].to_numpy(dtype=float)))
-    return table
+    corrected = holm([row["p"] for row in rows])
+    return pd.DataFrame([row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)], columns=COLUMNS)
 
 
 def cost(stored: StoredClassification) -> pd.DataFrame:
@@ -120,9 +111,9 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
 def confusions(stored: StoredClassification) -> pd.DataFrame:
     """Images by row of the summary, split, class and predicted class; those of several repeats added up."""
     rows = []
-    for name, models in stored.definition.rows.items():
+    for name in stored.definition.rows:
         for split in stored.splits:
-            total = sum(_confusion(stored, model, split) for model in models)
+            total = sum(_confusion(own) for own in stored.repeats(name, split))
             for true, line in zip(stored.classes, total, strict=True):
                 rows += [
                     {"row": name, "split": split, "class": true, "predicted": found, "images": round(count)}
@@ -136,7 +127,7 @@ def published_table(stored: StoredClassification, published: pd.DataFrame, numbe
 
     Args:
         stored: the study.
-        published: as `read_published_accuracy` gives them.
+        published: as `megavoxel.reporting.published.read_published` gives them.
         numbers: as `summary` gives them.
     """
     own = numbers[numbers["split"] == stored.splits[-1]].set_index("row")
@@ -150,16 +141,13 @@ def published_table(stored: StoredClassification, published: pd.DataFrame, numbe
 
 def correct(stored: StoredClassification, row: str, split: str) -> pd.Series:
     """By image, the share of a row's repeats that classify it rightly."""
-    found = []
-    for model in stored.definition.rows[row]:
-        own = stored.predictions[model, split]
-        found.append(pd.Series(own.probabilities.argmax(axis=1) == own.target, index=own.names, dtype=float))
+    found = [_correct(own) for own in stored.repeats(row, split)]
     return pd.concat(found, axis=1).mean(axis=1)
 
 
 def patients_of(stored: StoredClassification, row: str, split: str) -> pd.Series:
-    """Whose each image of a row is, by its name."""
-    own = stored.predictions[stored.definition.rows[row][0], split]
+    """The patient of each image of a row, by the image's name."""
+    own = stored.repeats(row, split)[0]
     return pd.Series(own.patients, index=own.names)
 
 
@@ -170,17 +158,15 @@ def published_by_cell(published: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 def repeat_values(stored: StoredClassification, row: str, split: str) -> list[dict[str, float]]:
     """The metrics of each repeat of a row."""
-    found = [stored.predictions[model, split] for model in stored.definition.rows[row]]
-    return [values(own.target, own.probabilities) for own in found]
+    return [values(own.target, own.probabilities) for own in stored.repeats(row, split)]
 
 
 def _summary_row(stored: StoredClassification, name: str, split: str) -> dict[str, object]:
-    models = stored.definition.rows[name]
-    found = [stored.predictions[model, split] for model in models]
+    found = stored.repeats(name, split)
     repeats = pd.DataFrame(repeat_values(stored, name, split))
     ends = intervals(found[0].target, [own.probabilities for own in found], found[0].patients)
     row: dict[str, object] = {"row": name, "split": split}
-    row |= _keys(stored, name) | {"repeats": len(models), "images": len(found[0].names)}
+    row |= _keys(stored, name) | {"repeats": len(found), "images": len(found[0].names)}
     for metric in METRICS:
         row |= {metric: repeats[metric].mean(), f"{metric}_low": ends[metric][0], f"{metric}_high": ends[metric][1]}
         row[f"{metric}_repeat_sd"] = repeats[metric].std()
@@ -221,6 +207,9 @@ def _images(manifest: dict) -> int:
     return sum(map(len, shares))
 
 
-def _confusion(stored: StoredClassification, model: str, split: str) -> np.ndarray:
-    own = stored.predictions[model, split]
+def _correct(own: Predictions) -> pd.Series:
+    return pd.Series(own.probabilities.argmax(axis=1) == own.target, index=own.names, dtype=float)
+
+
+def _confusion(own: Predictions) -> np.ndarray:
     return confusion(own.target, own.probabilities, np.ones(len(own.target)))

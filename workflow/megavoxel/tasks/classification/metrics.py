@@ -6,16 +6,16 @@ functions take many sets of weights at once, so that thousands of resamples are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+
+from megavoxel.evaluation.metrics import Metric
 
 BINS = 15
 """Bins of equal width of the ECE (Guo et al., ICML 2017)."""
 CONFIDENCE, RESAMPLES, SEED, TOGETHER = 0.95, 9999, 12345, 500
 """As of all intervals of the report; `TOGETHER` resamples are held in memory at once."""
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Of targets int (images), probabilities (images, classes) and weights (..., images); gives (...)."""
 
 
 def confusion(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -75,19 +75,54 @@ def expected_calibration_error(target: np.ndarray, probabilities: np.ndarray, we
     return np.abs(gap).sum(axis=-1) / weights.sum(axis=-1)
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "auroc": auroc,
-    "ece": expected_calibration_error,
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            name="accuracy",
+            shown="Accuracy",
+            title="accuracy",
+            definition="the share of images whose most probable class is theirs",
+            function=accuracy,
+        ),
+        Metric(
+            name="balanced_accuracy",
+            shown="Balanced accuracy",
+            title="balanced accuracy",
+            definition="the mean over classes of the share of their images that was found",
+            function=balanced_accuracy,
+        ),
+        Metric(
+            name="macro_f1",
+            shown="Macro F1",
+            title="macro F1",
+            definition="the mean over classes of the harmonic mean of precision and recall",
+            function=macro_f1,
+        ),
+        Metric(
+            name="auroc",
+            shown="AUROC",
+            title="area under the receiver operating characteristic",
+            definition="of several classes the mean of one against the rest",
+            function=auroc,
+        ),
+        Metric(
+            name="ece",
+            shown="ECE",
+            title="expected calibration error",
+            definition=f"{BINS} bins of equal width (Guo et al. 2017)",
+            higher_is_better=False,
+            function=expected_calibration_error,
+        ),
+    )
 }
+"""Functions take targets int (images,), probabilities (images, classes) and weights (..., images), and give (...)."""
 
 
 def values(target: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """All metrics of some images."""
     weights = np.ones(len(target))
-    return {name: float(metric(target, probabilities, weights)) for name, metric in METRICS.items()}
+    return {name: float(metric.function(target, probabilities, weights)) for name, metric in METRICS.items()}
 
 
 def intervals(
@@ -114,7 +149,7 @@ def intervals(
         draws = random.integers(count, size=(min(TOGETHER, RESAMPLES - first), count))
         weights = np.stack([np.bincount(draw, minlength=count)[groups] for draw in draws]).astype(float)
         for name, metric in METRICS.items():
-            found[name].append(np.mean([metric(target, own, weights) for own in repeats], axis=0))
+            found[name].append(np.mean([metric.function(target, own, weights) for own in repeats], axis=0))
     tail = 50 * (1 - CONFIDENCE)
     ends = {name: np.nanpercentile(np.concatenate(own), [tail, 100 - tail]) for name, own in found.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

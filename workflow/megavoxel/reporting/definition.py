@@ -1,0 +1,106 @@
+"""What a report compares: the definition that the workflow hands over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megavoxel.config.records import from_plain
+from megavoxel.config.study import Sweep
+from megavoxel.errors import UserError, expect
+from megavoxel.files import read_json
+from megavoxel.tasks.classification.cases import TASK as CLASSIFICATION
+
+SEGMENTATION = "segmentation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What the study compares."""
+
+    task: str = SEGMENTATION
+    """`segmentation` or `classification`."""
+    study: str
+    dataset: str
+    baseline: str | None = None
+    """The model (of classification: the cell) that the others are held against."""
+    settings: tuple[str, ...]
+    ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Settings of each ensemble by its name."""
+    folds: dict[str, tuple[int, ...]]
+    """Folds of each setting and each ensemble."""
+    cases: str = ""
+    """Path of cases.json; empty: the one in the study's folder."""
+    sweeps: tuple[Sweep, ...] = ()
+    """Tables that compare some of the models."""
+    metrics: tuple[str, ...] = ()
+    """Keys of the metrics that are shown; the first ranks cases. Empty: all that are scored."""
+    cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of classification: settings that are repeats of one another, by the name that the study gave them."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the study is one of image classification."""
+        return self.task == CLASSIFICATION
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Settings, then ensembles."""
+        return (*self.settings, *self.ensembles)
+
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """What the main table has a row for, and the models in it: models, or cells and ensembles."""
+        repeated = self.cells if self.classifies else {setting: (setting,) for setting in self.settings}
+        return {**repeated, **{name: (name,) for name in self.ensembles}}
+
+
+def load_definition(text: str) -> Definition:
+    """A study's definition from JSON, or from a file of JSON.
+
+    Raises:
+        UserError: the text or file is wrong, has another key, or refers to a model that it does not define.
+    """
+    values, path = _values(text)
+    study = from_plain(Definition, values, where=path)
+    expect(study.task in (SEGMENTATION, CLASSIFICATION), f"{path}: task", f"{SEGMENTATION} or {CLASSIFICATION}")
+    expect(len(study.settings) > 0, f"{path}: settings", "at least one")
+    for cell, settings in study.cells.items():
+        expect(len(settings) > 0, f"{path}: cells: {cell}", "at least one setting")
+    for sweep in study.sweeps:
+        expect(
+            len(sweep.points) > 0 and all(sweep.points.values()), f"{path}: sweeps: {sweep.name}", "points with models"
+        )
+    compared = tuple(study.cells) if study.classifies else study.models
+    _check_names(path, "cells", _flat(study.cells), study.settings)
+    _check_names(path, "baseline", {study.baseline} - {None}, compared)
+    _check_names(path, "ensembles", _flat(study.ensembles), study.settings)
+    _check_names(path, "sweeps", {name for sweep in study.sweeps for name in _flat(sweep.points)}, study.models)
+    without = [model for model in study.models if not study.folds.get(model)]
+    if without:
+        raise UserError(f"{path}: folds: '{without[0]}' has none; list its folds, counted from 0")
+    return study
+
+
+def _values(text: str) -> tuple[Any, str]:
+    """What a study's definition says, from JSON or a file of JSON, and what errors call it."""
+    if not text.lstrip().startswith("{"):
+        return read_json(Path(text), what="definition of the study"), text
+    try:
+        return json.loads(text), "--definition"
+    except json.JSONDecodeError as fault:
+        raise UserError(f"--definition: this is not JSON ({fault})") from None
+
+
+def _flat(groups: Mapping[str, Iterable[str]]) -> set[str]:
+    return {name for names in groups.values() for name in names}
+
+
+def _check_names(path: str, key: str, names: Iterable[str], allowed: Sequence[str]) -> None:
+    """Refuses a definition that refers to something which it does not define."""
+    unknown = sorted(set(names) - set(allowed))
+    if unknown:
+        raise UserError(f"{path}: {key}: there is no '{unknown[0]}'; allowed: {', '.join(allowed)}")

@@ -1,0 +1,140 @@
+"""The report of a study: tables, figures and the page, each task with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from megavoxel.reporting import tables
+from megavoxel.reporting.classification import tables as classification_tables
+from megavoxel.reporting.classification.figures import write_figures
+from megavoxel.reporting.definition import load_definition
+from megavoxel.reporting.figures import write_score_figures, write_training_figure
+from megavoxel.reporting.overlays import write_overlays
+from megavoxel.reporting.page import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS, Report, Section, write_page
+from megavoxel.reporting.published import read_published
+from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
+from megavoxel.reporting.side_by_side import write_comparisons
+from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.sweep_figures import write_sweep_figures
+from megavoxel.reporting.timing import read_timings
+from megavoxel.reporting.viewer import build_viewer
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What was read for a report, and where it goes."""
+
+    stored: Stored
+    published: pd.DataFrame
+    """As `read_published` gives it."""
+    timings: pd.DataFrame
+    """As `read_timings` gives them."""
+    report: Path
+    """The report's folder."""
+    processes: int
+    """That share the cases of the viewer."""
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self.report / "figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the report of a task consists of."""
+
+    numbers: Callable[[Inputs], Tables]
+    """Tables with full numbers."""
+    showing: dict[str, Callable[[pd.DataFrame], pd.DataFrame]]
+    """What makes texts of each table."""
+    figures: Callable[[Inputs, Tables], None]
+    """Writes the figures that need nothing but what is stored, from tables with full numbers."""
+    pictures: Callable[[Inputs, Tables], Report]
+    """Writes the figures of images and of training; returns what the page is made of, from tables as shown."""
+    sections: Sequence[Section]
+
+
+def write_report(
+    results: Path,
+    definition: str,
+    *,
+    published: Path | None,
+    timings: Sequence[Path],
+    tables_only: bool = False,
+    partial: bool = False,
+    allow_extra: bool = False,
+    processes: int = 1,
+) -> None:
+    """Writes report/ in the study's folder, and says what was written and what was left out.
+
+    Args:
+        results: folder of the study.
+        definition: what is compared, as `load_definition` takes it.
+        published: file of published numbers.
+        timings: files of seconds of inference.
+        tables_only: neither overlays nor training curves nor the page.
+        partial: report what there is of the study.
+        allow_extra: leave out scores of cases that the study does not have.
+        processes: that share the cases of the viewer.
+
+    Raises:
+        UserError: a file is missing or wrong, or a part of the study was not scored.
+    """
+    classifies = load_definition(definition).classifies
+    parts = CLASSIFICATION if classifies else SEGMENTATION
+    inputs = Inputs(
+        published=read_published(published, classifies=classifies),
+        timings=read_timings(timings),
+        stored=load_stored(results, definition, need_cases=not tables_only, partial=partial, allow_extra=allow_extra),
+        report=results / "report",
+        processes=processes,
+    )
+    for line in (*inputs.stored.missing, *inputs.stored.ignored):
+        print(f"left out: {line}", flush=True)
+    numbers = parts.numbers(inputs)
+    shown = tables.write_tables(numbers, parts.showing, inputs.report / "tables")
+    print(f"tables: {inputs.report / 'tables'}", flush=True)
+    parts.figures(inputs, numbers)
+    print(f"figures: {inputs.figures}", flush=True)
+    if not tables_only:
+        write_page(parts.pictures(inputs, shown), parts.sections)
+        print(f"page: {inputs.report / 'index.html'}", flush=True)
+
+
+def _score_figures(inputs: Inputs, _: Tables) -> None:
+    write_score_figures(inputs.stored, inputs.figures)
+    write_memory_figure(inputs.stored, inputs.published, inputs.figures)
+    write_time_figure(inputs.stored, inputs.timings, inputs.published, inputs.figures)
+    write_sweep_figures(inputs.stored, inputs.figures)
+
+
+def _pictures(inputs: Inputs, shown: Tables) -> Report:
+    stored = inputs.stored
+    write_training_figure(stored, inputs.figures)
+    write_overlays(stored, stored.cases, inputs.figures / "overlays")
+    comparisons = write_comparisons(stored, stored.cases, inputs.figures / "comparisons")
+    viewer = build_viewer(stored, stored.cases, processes=inputs.processes)
+    return Report(stored=stored, tables=shown, folder=inputs.report, comparisons=comparisons, viewer=viewer)
+
+
+SEGMENTATION = Parts(
+    numbers=lambda inputs: tables.numbers(inputs.stored, inputs.published, inputs.timings),
+    showing=tables.SHOWN,
+    figures=_score_figures,
+    pictures=_pictures,
+    sections=SEGMENTATION_SECTIONS,
+)
+CLASSIFICATION = Parts(
+    numbers=lambda inputs: classification_tables.numbers(inputs.stored, inputs.published),
+    showing=classification_tables.SHOWN,
+    figures=lambda inputs, numbers: write_figures(inputs.stored, numbers, inputs.figures),
+    pictures=lambda inputs, shown: Report(stored=inputs.stored, tables=shown, folder=inputs.report),
+    sections=CLASSIFICATION_SECTIONS,
+)
