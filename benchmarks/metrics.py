@@ -13,8 +13,8 @@ import torch
 from scipy import ndimage
 
 from benchmarks.measure import Row, paired_seconds, peer, smaller_is_better
+from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import DEFAULT, METRICS
-from megavoxel.evaluation.surface import compared_labels
 
 SHAPE = (128, 256, 256)
 SPACING = (5.0, 0.8, 0.8)

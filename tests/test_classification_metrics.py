@@ -88,7 +88,7 @@ def test_a_class_without_images_is_left_out():
 
 
 def test_intervals_of_accuracy_are_those_of_scipys_bootstrap():
-    from megavoxel.reporting.comparison import mean_interval
+    from megavoxel.reporting.statistics import mean_interval
 
     target, probabilities = random_predictions(2, count=60)
     low, high = metrics.intervals(target, [probabilities])["accuracy"]

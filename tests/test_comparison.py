@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from megavoxel.reporting.comparison import holm, mean_interval, paired_p
+from megavoxel.reporting.statistics import holm, mean_interval, paired_p
 
 SCORES = np.random.default_rng(3).beta(8, 2, 40)
 

@@ -10,9 +10,8 @@ import pytest
 
 from fake_study import GEOMETRY, SHAPE, evaluate_part, make_study
 from megavoxel.cli import main
+from megavoxel.evaluation.compared import compared_labels, dice_per_label
 from megavoxel.evaluation.metrics import METRICS
-from megavoxel.evaluation.overlap import dice_per_label
-from megavoxel.evaluation.surface import compared_labels
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.volumes.nifti import Geometry, read_labels, write_labels
 

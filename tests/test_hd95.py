@@ -15,13 +15,13 @@ from monai.metrics import compute_hausdorff_distance
 
 from fake_study import FakeStudy, make_study, report_study
 from megavoxel.cli import main
+from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import METRICS, Metric
-from megavoxel.evaluation.surface import compared_labels
 from megavoxel.evaluation.tidy import read_scores
-from megavoxel.reporting.case_scores import case_data, ranked_cases
-from megavoxel.reporting.overlays import choose_examples
+from megavoxel.reporting.examples import choose_examples
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import load_stored
+from megavoxel.reporting.viewer import case_data, ranked_cases
 
 SHAPE = (12, 14, 16)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from monai.metrics import compute_dice
 
-from megavoxel.evaluation import overlap
-from megavoxel.evaluation.overlap import dice_per_label, label_counts
+from megavoxel.evaluation import compared
+from megavoxel.evaluation.compared import dice_per_label, label_counts
 
 
 def test_values_counted_by_hand():
@@ -40,7 +40,7 @@ def test_counts_do_not_depend_on_how_many_voxels_are_counted_at_once(monkeypatch
     generator = np.random.default_rng(0)
     prediction, reference = generator.integers(0, 4, (2, 5, 6, 7), dtype=np.uint8)
     whole = dice_per_label(prediction, reference, [1, 2, 3])
-    monkeypatch.setattr(overlap, "VOXELS_AT_ONCE", 13)
+    monkeypatch.setattr(compared, "VOXELS_AT_ONCE", 13)
     assert dice_per_label(prediction, reference, [1, 2, 3]).tolist() == whole.tolist()
 
 

@@ -17,8 +17,8 @@ from fake_study import GEOMETRY, make_study, report_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, save_postprocessing
 from megavoxel.planning.plan import load_plan
+from megavoxel.reporting.examples import Example, choose_examples, read_slice
 from megavoxel.reporting.figures import thinned
-from megavoxel.reporting.overlays import Example, choose_examples, read_slice
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import load_stored
 from megavoxel.volumes.nifti import write_labels

@@ -17,20 +17,17 @@ from scipy import ndimage
 from fake_study import LABELS, SHAPE, organs
 from megavoxel.errors import UserError
 from megavoxel.reporting import viewer
-from megavoxel.reporting.budget import (
+from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.viewer import Viewer, build_viewer, case_data, ranked_cases
+from megavoxel.reporting.viewer_size import (
     BYTES,
     FEWEST_MODELS,
     FEWEST_VOXELS,
     MOST_VOXELS,
-    budget_for,
-    bytes_of_voxel,
-    refitted,
-    within_budget,
-)
-from megavoxel.reporting.case_scores import case_data, ranked_cases
-from megavoxel.reporting.slices import (
     averaged,
     box_around,
+    budget_for,
+    bytes_of_voxel,
     grey,
     map_bytes,
     marked_box,
@@ -38,10 +35,10 @@ from megavoxel.reporting.slices import (
     mosaic_columns,
     picture_bytes,
     reduction_of,
+    refitted,
     sampled,
+    within_budget,
 )
-from megavoxel.reporting.stored import Stored, load_stored
-from megavoxel.reporting.viewer import Viewer, build_viewer
 from megavoxel.volumes.nifti import Geometry, write_labels
 
 WHOLE = tuple(slice(0, length) for length in (4, 6, 8))
@@ -224,7 +221,7 @@ def test_labels_are_numbered_by_their_values(stored, monkeypatch):
 
 def test_what_does_not_fit_is_named_and_it_is_the_best_cases(stored, shown, monkeypatch):
     sizes = [len(case["picture"]) + len(case["maps"]) for case in shown.cases]
-    monkeypatch.setattr("megavoxel.reporting.budget.BYTES", sum(sizes[:3]) * 3 // 4)
+    monkeypatch.setattr("megavoxel.reporting.viewer_size.BYTES", sum(sizes[:3]) * 3 // 4)
     less = build_viewer(stored, stored.cases, processes=1)
     assert [case["id"] for case in less.cases] == ["case_1", "case_3", "case_0"][: len(less.cases)]
     assert set(less.cases_left_out) >= {"case_2", "case_4"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.metrics import compute_surface_dice
 
+from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import METRICS
-from megavoxel.evaluation.surface import compared_labels
 
 
 def by_monai(prediction, reference, tolerance, spacing):

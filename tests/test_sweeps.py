@@ -21,19 +21,18 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.planning.plan import save_plan
-from megavoxel.reporting.comparison import holm, mean_interval
 from megavoxel.reporting.definition import Definition, load_definition
-from megavoxel.reporting.published import read_published
-from megavoxel.reporting.side_by_side import (
+from megavoxel.reporting.examples import (
     comparison,
     median_case,
     shown_models,
     slice_with_most_labels,
     write_comparisons,
 )
-from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.figures import point_curves, sweep_figure
+from megavoxel.reporting.published import read_published
+from megavoxel.reporting.statistics import case_means, holm, mean_interval
 from megavoxel.reporting.stored import load_stored
-from megavoxel.reporting.sweep_figures import point_curves, sweep_figure
 from megavoxel.reporting.sweeps import published_lines, sweep_table
 
 CASES = [f"case_{number}" for number in range(8)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.surface import Compared, surface_dice
+from megavoxel.evaluation.compared import Compared, surface_dice
 
 DEFAULT = ("dsc", "nsd")
 """What a study is scored by that does not say."""

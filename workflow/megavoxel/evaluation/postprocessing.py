@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
-from megavoxel.evaluation.overlap import dice_per_label
+from megavoxel.evaluation.compared import dice_per_label
 from megavoxel.evaluation.pairs import Pair, read_pair
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.pairs import Pair, Target, read_pair
-from megavoxel.evaluation.surface import compared_labels
 from megavoxel.evaluation.tidy import Row
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.grid import rounded_spacing

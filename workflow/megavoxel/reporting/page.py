@@ -16,16 +16,14 @@ from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
-from megavoxel.reporting.case_scores import case_data
-from megavoxel.reporting.embedded import drawing_uri, photo_uri
+from megavoxel.reporting.examples import Shown
 from megavoxel.reporting.memory import how_measured
 from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
 from megavoxel.reporting.scatter import panels
-from megavoxel.reporting.side_by_side import Shown
 from megavoxel.reporting.stored import Stored, StoredClassification
-from megavoxel.reporting.style import palette
+from megavoxel.reporting.style import drawing_uri, palette, photo_uri
 from megavoxel.reporting.tables import NONE, compared_heads
-from megavoxel.reporting.viewer import Viewer
+from megavoxel.reporting.viewer import Viewer, case_data
 from megavoxel.tasks.classification.metrics import RESAMPLES
 
 SCRIPTS = ("tables.js", "print.js")
@@ -47,7 +45,7 @@ class Report:
     folder: Path
     """The report's folder, whose tables and figures are copied into the page."""
     comparisons: Sequence[Shown] = ()
-    """As `megavoxel.reporting.side_by_side.write_comparisons` returns them."""
+    """As `megavoxel.reporting.examples.write_comparisons` returns them."""
     viewer: Viewer | None = None
     """None where a study has no volumes."""
 

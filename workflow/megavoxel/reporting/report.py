@@ -12,14 +12,12 @@ from megavoxel.reporting import tables
 from megavoxel.reporting.classification import tables as classification_tables
 from megavoxel.reporting.classification.figures import write_figures
 from megavoxel.reporting.definition import load_definition
-from megavoxel.reporting.figures import write_score_figures, write_training_figure
-from megavoxel.reporting.overlays import write_overlays
+from megavoxel.reporting.examples import write_comparisons, write_overlays
+from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
 from megavoxel.reporting.page import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS, Report, Section, write_page
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
-from megavoxel.reporting.side_by_side import write_comparisons
 from megavoxel.reporting.stored import Stored, load_stored
-from megavoxel.reporting.sweep_figures import write_sweep_figures
 from megavoxel.reporting.timing import read_timings
 from megavoxel.reporting.viewer import build_viewer
 

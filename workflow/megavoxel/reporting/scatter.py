@@ -17,11 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megavoxel.evaluation.metrics import Metric
-from megavoxel.reporting.comparison import mean_interval
 from megavoxel.reporting.figures import legend_above, legend_columns
 from megavoxel.reporting.memory import cascade_peaks, how_measured, largest
 from megavoxel.reporting.published import PEAK, SECONDS
-from megavoxel.reporting.statistics import case_means
+from megavoxel.reporting.statistics import case_means, mean_interval
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, palette, save_figure
 from megavoxel.reporting.sweeps import models_of_rows, point_scores

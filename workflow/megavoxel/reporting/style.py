@@ -1,11 +1,14 @@
-"""How all figures look, and how they are written: the same bytes for the same content."""
+"""How all figures look, and how they are written and put into the page: the same bytes for the same content."""
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -13,12 +16,17 @@ mpl.use("Agg")
 
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
+from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 
 DPI = 150
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 DISTINCT_COLOURS = 10
+PHOTO_QUALITY = 80
+WIDEST = 16383
+"""Pixels along a side of a WebP picture."""
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
@@ -59,3 +67,38 @@ def save_figure(figure: Figure, *paths: Path) -> None:
     for path in paths:
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=DPI, metadata=METADATA[path.suffix])
+
+
+def drawing_uri(path: Path) -> str:
+    """A PNG file without loss, as lines and letters need it.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    return _uri(path, lossless=True, method=3)
+
+
+def photo_uri(path: Path) -> str:
+    """A PNG file of slices, with a loss that is hard to see.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    return _uri(path, quality=PHOTO_QUALITY, method=4)
+
+
+def _uri(path: Path, **options: Any) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: this figure is missing; run 'megavoxel report' without --tables-only") from None
+    with Image.open(io.BytesIO(content)) as picture:
+        if max(picture.size) > WIDEST:
+            return _encoded("png", content)
+        stream = io.BytesIO()
+        picture.convert("RGB").save(stream, "WEBP", **options)
+    return _encoded("webp", stream.getvalue())
+
+
+def _encoded(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

@@ -10,10 +10,9 @@ import pandas as pd
 
 from megavoxel.config.study import Sweep
 from megavoxel.evaluation.metrics import Metric
-from megavoxel.reporting.comparison import holm, mean_interval, paired_p
 from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.published import Key
-from megavoxel.reporting.statistics import case_means, differences
+from megavoxel.reporting.statistics import case_means, differences, holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Stored
 
 COLUMNS = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -26,9 +25,58 @@ NO_TIMINGS = "No inference of this study was timed."
 MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
 """The column of a table that names the models of a row, with spaces between them; such tables state peak memory."""
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
-FORECAST_HEAD = "Forecast of the job (GiB)"
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in a format of Python, with a true minus sign; a dash where there is none."""
+    text = NONE if pd.isna(value) else format(value, form)
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def rounded(value: float) -> str:
+    """Three decimals."""
+    return number(value, ".3f")
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits."""
+    return number(value, ".3g")
+
+
+def four_digits(value: float) -> str:
+    """Four significant digits, as papers print them."""
+    return number(value, ".4g")
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign; zero has none."""
+    text = number(value, "+.3f")
+    return "0.000" if text in ("+0.000", "−0.000") else text
+
+
+def p_value(value: float) -> str:
+    """Three decimals; smaller than the smallest of them is said so."""
+    return f"< {SMALLEST_P:g}" if value < SMALLEST_P else rounded(value)
+
+
+def with_sd(mean: float, deviation: float) -> str:
+    """Mean and standard deviation, where there is one."""
+    return rounded(mean) if pd.isna(deviation) else f"{rounded(mean)} ± {rounded(deviation)}"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval by itself."""
+    return NONE if pd.isna(low) else f"{rounded(low)} to {rounded(high)}"
+
+
+def with_interval(value: float, low: float, high: float, write: Callable[[float], str] = rounded) -> str:
+    """A number and its interval, where there is one."""
+    return write(value) if pd.isna(low) else f"{write(value)} [{write(low)}, {write(high)}]"
+
+
+signed_with_interval = partial(with_interval, write=signed)
 
 
 def write_tables(
@@ -50,43 +98,39 @@ def write_tables(
     return shown
 
 
-class Column(NamedTuple):
-    """A column as a reader sees it."""
-
-    head: str
-    keys: str
-    """The columns of the full numbers that it is made of, with spaces between them."""
-    write: Callable[..., str] = str
-    """Of their values in one row, the text."""
-    optional: bool = False
-    """Whether it is left out where no row has a value of its first key."""
+Shown = Mapping[str, str | tuple[str, Callable[..., str]]]
+"""By head, the column of full numbers that is shown as it is; or several, and what makes a text of a row's values."""
 
 
-def show(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """A table of texts from one of full numbers."""
+def show(table: pd.DataFrame, columns: Shown, *, optional: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of texts from one of full numbers.
+
+    Args:
+        table: with full numbers.
+        columns: what is shown, by head.
+        optional: heads of columns that are left out where no row has a value of their first number.
+    """
     shown = {}
-    for column in columns:
-        own = table[column.keys.split()]
-        if not (column.optional and own.iloc[:, 0].isna().all()):
-            shown[column.head] = [column.write(*row) for row in own.itertuples(index=False, name=None)]
+    for head, column in columns.items():
+        keys, write = (column, str) if isinstance(column, str) else column
+        own = table[keys.split()]
+        if head not in optional or own.iloc[:, 0].notna().any():
+            shown[head] = [write(*row) for row in own.itertuples(index=False, name=None)]
     return pd.DataFrame(shown)
 
 
 def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     """The summary with rounded numbers; columns that say nothing are left out."""
-    metrics, columns = (
-        _metrics_of(table),
-        [Column("Model", "model"), Column("Split", "split"), Column("Cases", "cases")],
-    )
+    metrics = _metrics_of(table)
+    columns: dict[str, str | tuple] = {"Model": "model", "Split": "split", "Cases": "cases"}
     for metric in metrics:
-        columns += [Column(metric.head, f"{metric.key}_mean {metric.key}_sd", with_sd)]
-        columns += [Column(f"{metric.shown} 95 %", f"{metric.key}_low {metric.key}_high", interval)]
-    for metric in metrics:
+        columns[metric.head] = (f"{metric.key}_mean {metric.key}_sd", with_sd)
+        columns[f"{metric.shown} 95 %"] = (f"{metric.key}_low {metric.key}_high", interval)
+    for metric in metrics if table[f"{metrics[0].key}_difference"].notna().any() else ():
         difference, p = compared_heads(metric)
-        stated = table[f"{metric.key}_difference"].notna().any()
-        columns += [Column(difference, f"{metric.key}_difference", signed)] if stated else []
-        columns += [Column(p, f"{metric.key}_p_holm", p_value)] if stated else []
-    return show(table, [*columns, Column("Both empty", "both_empty"), *_unannotated(table)])
+        columns[difference] = (f"{metric.key}_difference", signed)
+        columns[p] = (f"{metric.key}_p_holm", p_value)
+    return show(table, {**columns, "Both empty": "both_empty", **_unannotated(table)})
 
 
 def compared_heads(metric: Metric) -> tuple[str, str]:
@@ -98,126 +142,81 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
     """The comparison with rounded numbers, or the sentence that there is no baseline."""
     if table.empty:
         return pd.DataFrame({"Comparison": [NO_BASELINE]})
-    return show(
-        table,
-        [
-            Column("Model", "model"),
-            Column("Split", "split"),
-            Column("Metric", "metric"),
-            Column("Cases", "cases"),
-            Column("− baseline [95 %]", "difference low high", signed_with_interval),
-            Column("Better", "better"),
-            Column("Equal", "equal"),
-            Column("Worse", "worse"),
-            Column("p", "p", p_value),
-            Column("p (Holm)", "p_holm", p_value),
-        ],
-    )
+    columns = {
+        "Model": "model", "Split": "split", "Metric": "metric", "Cases": "cases",
+        "− baseline [95 %]": ("difference low high", signed_with_interval), "Better": "better", "Equal": "equal",
+        "Worse": "worse", "p": ("p", p_value), "p (Holm)": ("p_holm", p_value),
+    }  # fmt: skip
+    return show(table, columns)
 
 
 def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
     """The sweeps with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
     if table.empty:
         return pd.DataFrame({"Sweep": [NO_SWEEPS]})
-    published = table["published"].notna().any()
-    return show(
-        table,
-        [
-            Column("Sweep", "title"),
-            Column("Split", "split"),
-            Column("Metric", "metric"),
-            Column("Point", "point"),
-            Column("Repeats", "repeats"),
-            Column("Cases", "cases"),
-            Column("Mean [95 %]", "mean low high", with_interval),
-            Column("SD of repeats", "repeat_sd", rounded, optional=True),
-            Column("− first [95 %]", "difference difference_low difference_high", signed_with_interval),
-            Column("p", "p", p_value),
-            Column("p (Holm)", "p_holm", p_value),
-            *([Column("Published", "published", four_digits)] if published else []),
-            *([Column("− published", "published_difference", signed)] if published else []),
-        ],
-    )
+    columns = {
+        "Sweep": "title", "Split": "split", "Metric": "metric", "Point": "point", "Repeats": "repeats",
+        "Cases": "cases", "Mean [95 %]": ("mean low high", with_interval), "SD of repeats": ("repeat_sd", rounded),
+        "− first [95 %]": ("difference difference_low difference_high", signed_with_interval), "p": ("p", p_value),
+        "p (Holm)": ("p_holm", p_value), "Published": ("published", four_digits),
+        "− published": ("published_difference", signed),
+    }  # fmt: skip
+    if table["published"].isna().all():
+        columns = {head: columns[head] for head in columns if "ublished" not in head}
+    return show(table, columns, optional=["SD of repeats"])
 
 
 def show_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table per label with rounded numbers."""
-    scores = [Column(metric.head, f"{metric.key}_mean {metric.key}_sd", with_sd) for metric in _metrics_of(table)]
-    return show(
-        table,
-        [
-            Column("Split", "split"),
-            Column("Label", "label"),
-            Column("Model", "model"),
-            *scores,
-            Column("Tolerance (mm)", "tolerance_mm", partial(number, form="g")),
-            Column("Values", "values"),
-            Column("Both empty", "both_empty"),
-            *_unannotated(table),
-        ],
-    )
+    scores = {metric.head: (f"{metric.key}_mean {metric.key}_sd", with_sd) for metric in _metrics_of(table)}
+    columns = {"Split": "split", "Label": "label", "Model": "model", **scores}
+    columns |= {"Tolerance (mm)": ("tolerance_mm", partial(number, form="g")), "Values": "values"}
+    return show(table, {**columns, "Both empty": "both_empty", **_unannotated(table)})
 
 
 def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     """The cost of each setting beside its accuracy, with rounded numbers; without forecasts no column for them."""
     (metric,) = (metric for metric in METRICS.values() if metric.key in table)
-    head = f"{metric.head} ({table['split'].iloc[0]})"
-    return show(
-        table,
-        [
-            Column("Setting", "setting"),
-            Column("Patch", "patch", lambda patch: patch.replace("x", " × ")),
-            Column("Batch", "batch"),
-            Column("Parameters", "parameters", partial(number, form=",d")),
-            Column("Epochs", "epochs"),
-            Column("Folds", "folds"),
-            Column("Devices", "devices"),
-            Column("Training (h)", "hours", three_digits),
-            Column("Device-hours", "device_hours", three_digits),
-            Column("Peak of the job (GiB)", "peak_memory_mib", lambda mib: number(mib / MIB_PER_GIB, ".2f")),
-            Column(FORECAST_HEAD, "device_forecast_gib", partial(number, form=".2f"), optional=True),
-            Column(head, metric.key, rounded),
-        ],
-    )
+    columns = {
+        "Setting": "setting", "Patch": ("patch", lambda patch: patch.replace("x", " × ")), "Batch": "batch",
+        "Parameters": ("parameters", partial(number, form=",d")), "Epochs": "epochs", "Folds": "folds",
+        "Devices": "devices", "Training (h)": ("hours", three_digits), "Device-hours": ("device_hours", three_digits),
+        "Peak of the job (GiB)": ("peak_memory_mib", lambda mib: number(mib / MIB_PER_GIB, ".2f")),
+        "Forecast of the job (GiB)": ("device_forecast_gib", partial(number, form=".2f")),
+        f"{metric.head} ({table['split'].iloc[0]})": (metric.key, rounded),
+    }  # fmt: skip
+    return show(table, columns, optional=["Forecast of the job (GiB)"])
 
 
 def show_time(table: pd.DataFrame) -> pd.DataFrame:
     """Inference time with rounded numbers, or the sentence that there is none; silent columns are left out."""
     if table.empty:
         return pd.DataFrame({"Inference time": [NO_TIMINGS]})
-    return show(
-        table,
-        [
-            Column("Setting", "setting"),
-            Column("Split", "split"),
-            Column("Window", "window"),
-            Column("Cases", "cases"),
-            Column("Repeats", "repeats"),
-            Column("Seconds per image", "mean sd", with_sd),
-            Column("÷ baseline", "ratio", rounded, optional=True),
-            Column("Published (s)", "published published_sd", with_sd, optional=True),
-            Column("Published ÷ baseline", "published_ratio", rounded, optional=True),
-        ],
-    )
+    optional = {
+        "÷ baseline": ("ratio", rounded), "Published (s)": ("published published_sd", with_sd),
+        "Published ÷ baseline": ("published_ratio", rounded),
+    }  # fmt: skip
+    columns = {
+        "Setting": "setting", "Split": "split", "Window": "window", "Cases": "cases", "Repeats": "repeats",
+        "Seconds per image": ("mean sd", with_sd), **optional,
+    }  # fmt: skip
+    return show(table, columns, optional=list(optional))
 
 
-def show_published(table: pd.DataFrame) -> pd.DataFrame:
-    """Published beside measured numbers, or the sentence that there are none."""
+def show_published(table: pd.DataFrame, write: Callable[[float], str] = four_digits) -> pd.DataFrame:
+    """Published beside measured numbers, or the sentence that there are none.
+
+    Args:
+        table: with full numbers.
+        write: makes texts of the values.
+    """
     if table.empty:
         return pd.DataFrame({"Published": [NO_PUBLISHED]})
-    return show(
-        table,
-        [
-            Column("Table", "table"),
-            Column("Row", "row"),
-            Column("Metric", "metric"),
-            Column("Published", "published", four_digits),
-            Column("Measured", "measured", four_digits),
-            Column("Difference", "difference", signed),
-            Column("Split", "split"),
-            Column("Source", "source"),
-        ],
-    )
+    columns = {
+        "Table": "table", "Row": "row", "Metric": "metric", "Published": ("published", write),
+        "Measured": ("measured", write), "Difference": ("difference", signed), "Split": "split", "Source": "source",
+    }  # fmt: skip
+    return show(table, {head: column for head, column in columns.items() if head != "Split" or "split" in table})
 
 
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -297,56 +296,6 @@ def _metrics_of(table: pd.DataFrame) -> list[Metric]:
     return [METRICS[key] for key in keys]
 
 
-def _unannotated(table: pd.DataFrame) -> list[Column]:
+def _unannotated(table: pd.DataFrame) -> dict[str, str]:
     """The column that counts labels without an annotation, where there are any."""
-    return [Column("Unannotated", "unannotated")] if table["unannotated"].any() else []
-
-
-def number(value: float | None, form: str) -> str:
-    """A number in a format of Python, with a true minus sign; a dash where there is none."""
-    text = NONE if pd.isna(value) else format(value, form)
-    return f"−{text[1:]}" if text.startswith("-") else text
-
-
-def rounded(value: float) -> str:
-    """Three decimals."""
-    return number(value, ".3f")
-
-
-def three_digits(value: float) -> str:
-    """Three significant digits."""
-    return number(value, ".3g")
-
-
-def four_digits(value: float) -> str:
-    """Four significant digits, as papers print them."""
-    return number(value, ".4g")
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign; zero has none."""
-    text = number(value, "+.3f")
-    return "0.000" if text in ("+0.000", "−0.000") else text
-
-
-def p_value(value: float) -> str:
-    """Three decimals; smaller than the smallest of them is said so."""
-    return f"< {SMALLEST_P:g}" if value < SMALLEST_P else rounded(value)
-
-
-def with_sd(mean: float, deviation: float) -> str:
-    """Mean and standard deviation, where there is one."""
-    return rounded(mean) if pd.isna(deviation) else f"{rounded(mean)} ± {rounded(deviation)}"
-
-
-def interval(low: float, high: float) -> str:
-    """An interval by itself."""
-    return NONE if pd.isna(low) else f"{rounded(low)} to {rounded(high)}"
-
-
-def with_interval(value: float, low: float, high: float, write: Callable[[float], str] = rounded) -> str:
-    """A number and its interval, where there is one."""
-    return write(value) if pd.isna(low) else f"{write(value)} [{write(low)}, {write(high)}]"
-
-
-signed_with_interval = partial(with_interval, write=signed)
+    return {"Unannotated": "unannotated"} if table["unannotated"].any() else {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from megavoxel.reporting.comparison import holm, mean_interval, paired_p
+from megavoxel.reporting.statistics import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Predictions, StoredClassification
 from megavoxel.tasks.classification.metrics import METRICS, confusion, intervals, values
 

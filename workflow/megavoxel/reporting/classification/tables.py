@@ -6,11 +6,10 @@ from functools import partial
 
 import pandas as pd
 
+from megavoxel.reporting import tables
 from megavoxel.reporting.classification import statistics
 from megavoxel.reporting.stored import StoredClassification
 from megavoxel.reporting.tables import (
-    NO_PUBLISHED,
-    Column,
     number,
     p_value,
     rounded,
@@ -19,7 +18,7 @@ from megavoxel.reporting.tables import (
     signed_with_interval,
     three_digits,
     with_interval,
-)
+)  # fmt: skip
 from megavoxel.tasks.classification.metrics import METRICS
 
 NO_DISTRIBUTED = "No distributed setting of this study has a serial one of the same network, resolution and images."
@@ -42,24 +41,22 @@ def numbers(stored: StoredClassification, published: pd.DataFrame) -> dict[str, 
     }
 
 
+def _or_all(count: float | None) -> str:
+    return "all" if pd.isna(count) else f"{count:.0f}"
+
+
 def show_summary(table: pd.DataFrame) -> pd.DataFrame:
     """The metrics of each cell and ensemble; columns that say nothing are left out."""
-    keys = {key: f"{key} {key}_low {key}_high" for key in METRICS}
-    metrics = [Column(f"{metric.shown} [95 %]", keys[key], with_interval) for key, metric in METRICS.items()]
-    compared = table["accuracy_difference"].notna().any()
-    return show(
-        table,
-        [
-            Column("Setting", "row"),
-            Column("Split", "split"),
-            Column("Repeats", "repeats"),
-            Column("Images", "images"),
-            *metrics,
-            Column("SD of repeats (accuracy)", "accuracy_repeat_sd", rounded, optional=True),
-            Column("Accuracy − baseline", "accuracy_difference", signed, optional=True),
-            *([Column("p (Holm)", "accuracy_p_holm", p_value)] if compared else []),
-        ],
-    )
+    metrics = {
+        f"{metric.shown} [95 %]": (f"{key} {key}_low {key}_high", with_interval) for key, metric in METRICS.items()
+    }
+    difference = {"Accuracy − baseline": ("accuracy_difference", signed), "p (Holm)": ("accuracy_p_holm", p_value)}
+    columns = {
+        "Setting": "row", "Split": "split", "Repeats": "repeats", "Images": "images", **metrics,
+        "SD of repeats (accuracy)": ("accuracy_repeat_sd", rounded),
+        **(difference if table["accuracy_difference"].notna().any() else {}),
+    }  # fmt: skip
+    return show(table, columns, optional=["SD of repeats (accuracy)"])
 
 
 def show_distributed(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,47 +64,29 @@ def show_distributed(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return pd.DataFrame({"Serial and distributed": [NO_DISTRIBUTED]})
     known = table[["published_serial", "published_distributed"]].notna().any(axis=None)
-    published = [Column(f"Published {way}", f"published_{way}", rounded) for way in ("serial", "distributed")]
-    return show(
-        table,
-        [
-            Column("Network", "network"),
-            Column("Resolution", "resolution"),
-            Column("Images per class", "images_per_class", _or_all),
-            Column("Workers", "workers"),
-            Column("Data", "partition"),
-            Column("Learning rate", "learning_rate", partial(number, form=".2g")),
-            Column("Serial", "serial", rounded),
-            Column("Distributed", "distributed", rounded),
-            Column("Difference [95 %]", "difference low high", signed_with_interval),
-            Column("p (Holm)", "p_holm", p_value),
-            *(published if known else []),
-        ],
-    )
+    published = {f"Published {way}": (f"published_{way}", rounded) for way in ("serial", "distributed")}
+    columns = {
+        "Network": "network", "Resolution": "resolution", "Images per class": ("images_per_class", _or_all),
+        "Workers": "workers", "Data": "partition", "Learning rate": ("learning_rate", partial(number, form=".2g")),
+        "Serial": ("serial", rounded), "Distributed": ("distributed", rounded),
+        "Difference [95 %]": ("difference low high", signed_with_interval), "p (Holm)": ("p_holm", p_value),
+        **(published if known else {}),
+    }  # fmt: skip
+    return show(table, columns)
 
 
 def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     """What a run of each cell is and what it cost."""
-    return show(
-        table,
-        [
-            Column("Setting", "cell"),
-            Column("Resolution", "resolution"),
-            Column("Images per class", "images_per_class", _or_all),
-            Column("Workers", "workers"),
-            Column("Batch per worker", "batch"),
-            Column("Epochs", "epochs"),
-            Column("Parameters", "parameters", partial(number, form=",d")),
-            Column("Published weights", "published_weights"),
-            Column("Runs", "runs"),
-            Column("Training (s)", "seconds", three_digits),
-            Column("ms per image", "ms_per_image", three_digits),
-            Column("The same, forecast", "forecast_ms_per_image", three_digits),
-            Column("Peak of a worker, tensors (GiB)", "peak_gib", rounded),
-            Column("The same, forecast (GiB)", "forecast_gib", rounded),
-            Column("Peak of a process or GPU (GiB)", "process_gib", rounded),
-        ],
-    )
+    columns = {
+        "Setting": "cell", "Resolution": "resolution", "Images per class": ("images_per_class", _or_all),
+        "Workers": "workers", "Batch per worker": "batch", "Epochs": "epochs",
+        "Parameters": ("parameters", partial(number, form=",d")), "Published weights": "published_weights",
+        "Runs": "runs", "Training (s)": ("seconds", three_digits), "ms per image": ("ms_per_image", three_digits),
+        "The same, forecast": ("forecast_ms_per_image", three_digits),
+        "Peak of a worker, tensors (GiB)": ("peak_gib", rounded), "The same, forecast (GiB)": ("forecast_gib", rounded),
+        "Peak of a process or GPU (GiB)": ("process_gib", rounded),
+    }  # fmt: skip
+    return show(table, columns)
 
 
 def show_confusion(table: pd.DataFrame) -> pd.DataFrame:
@@ -119,20 +98,7 @@ def show_confusion(table: pd.DataFrame) -> pd.DataFrame:
 
 def show_published(table: pd.DataFrame) -> pd.DataFrame:
     """Published beside measured numbers, or the sentence that there are none."""
-    if table.empty:
-        return pd.DataFrame({"Published": [NO_PUBLISHED]})
-    return show(
-        table,
-        [
-            Column("Table", "table"),
-            Column("Setting", "row"),
-            Column("Metric", "metric"),
-            Column("Published", "published", rounded),
-            Column("Measured", "measured", rounded),
-            Column("Difference", "difference", signed),
-            Column("Source", "source"),
-        ],
-    )
+    return tables.show_published(table, rounded).rename(columns={"Row": "Setting"})
 
 
 SHOWN = {
@@ -142,7 +108,3 @@ SHOWN = {
     "confusion": show_confusion,
     "published": show_published,
 }
-
-
-def _or_all(count: float | None) -> str:
-    return "all" if pd.isna(count) else f"{count:.0f}"
