@@ -72,7 +72,7 @@ def test_metrics_are_those_of_scikit_learn(classes):
 def test_a_weight_counts_an_image_so_often(name):
     target, probabilities = random_predictions(3, count=40)
     weights = np.random.default_rng(1).integers(0, 4, size=(5, 40))
-    metric = metrics.METRICS[name]
+    metric = metrics.METRICS[name].function
     together = metric(target, probabilities, weights.astype(float))
     for own, value in zip(weights, together, strict=True):
         repeated = np.repeat(np.arange(40), own)
