@@ -1,6 +1,11 @@
 # The chain of a study of `task: classification`, from checked cases and folds to its report: these rules stand in the
 # place of those that preprocess, segment and score volumes.
 REPORT = f"{RESULTS}/report"
+CLASSIFICATION_FIGURES = [
+    *[f"accuracy_against_{cost}" for cost in ("resolution", "memory", "seconds")],
+    "cost_against_resolution",
+    "training_curves",
+]
 PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"] if path.is_file()]
 # Without cross-validation there is nothing to validate on.
 VALIDATED = [(model, fold) for model in MODELS for fold in folds_of(model) if STUDY.folds > 1]
@@ -329,14 +334,14 @@ rule report:
         figures=report(
             expand(
                 f"{REPORT}/figures/{{figure}}.png",
-                figure=["accuracy_against_resolution", "cost_against_resolution", "training_curves"],
+                figure=CLASSIFICATION_FIGURES,
             ),
             caption="../report/classification_figures.rst",
             category="Figures",
         ),
         drawings=expand(
             f"{REPORT}/figures/{{figure}}.svg",
-            figure=["accuracy_against_resolution", "cost_against_resolution", "training_curves"],
+            figure=CLASSIFICATION_FIGURES,
         ),
     log:
         f"{LOGS}/report.log",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -235,15 +236,24 @@ def sweep_figure(stored: Stored, sweep: Sweep) -> Figure:
     colours = palette(list(sweep.points))
     for ax, (column, title) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for point, curve in curves.items():
-            style = {"color": colours[point], "linewidth": 1.2, "marker": "o" if len(curve) == 1 else None}
-            ax.plot(curve.index, curve[column, "mean"], **style)
-            low, high = curve[column, "min"], curve[column, "max"]
-            ax.fill_between(curve.index, low, high, color=colours[point], alpha=BAND_OPACITY, linewidth=0)
+            draw_band(ax, curve[column], color=colours[point])
         ax.set(ylabel=title, xlabel=_x_title(stored, sweep))
         _scale_x(ax, [curve.index[-1] for curve in curves.values()], by_epoch=epochs_agree(stored, sweep))
     handles = [Line2D([], [], color=colours[point], linewidth=2, label=point) for point in curves]
     legend_above(figure, handles, title=sweep.title)
     return figure
+
+
+def draw_band(ax: Axes, curve: pd.DataFrame, **style: Any) -> None:
+    """A line in a band.
+
+    Args:
+        ax: where to draw.
+        curve: columns mean, min and max.
+        style: of the line, with its `color`.
+    """
+    ax.plot(curve.index, curve["mean"], linewidth=1.2, marker="o" if len(curve) == 1 else None, **style)
+    ax.fill_between(curve.index, curve["min"], curve["max"], color=style["color"], alpha=BAND_OPACITY, linewidth=0)
 
 
 def point_curves(stored: Stored, sweep: Sweep) -> dict[str, pd.DataFrame]:

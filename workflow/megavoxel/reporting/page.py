@@ -29,6 +29,7 @@ from megavoxel.tasks.classification.metrics import RESAMPLES
 SCRIPTS = ("tables.js", "print.js")
 CASE_SCRIPTS = ("cases.js", "viewer.js")
 """Where single cases are shown."""
+CLASSIFICATION_COSTS = ("cost_against_resolution", "accuracy_against_memory", "accuracy_against_seconds")
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 NAMES_SHOWN = 12
@@ -225,7 +226,7 @@ CLASSIFICATION_SECTIONS = (
         name="cost",
         title="Time and memory",
         template="classification_cost",
-        figures=lambda _: {"cost_against_resolution": "cost_against_resolution"},
+        figures=lambda _: {name: name for name in CLASSIFICATION_COSTS},
     ),
     Section(name="confusion", title="Confusion"),
     Section(name="training", title="Training", figures=_training_figure),
