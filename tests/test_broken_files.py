@@ -16,8 +16,8 @@ import torch
 from fake_study import make_plan
 from helpers import store_case, tiny_plan
 from megavoxel.config.records import from_plain
-from megavoxel.config.schema import read_yaml
 from megavoxel.config.study import Inference, Parallel, Preprocessing, Training
+from megavoxel.config.yaml_file import read_yaml
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.cut import list_cases
 from megavoxel.errors import UserError, shown
@@ -40,15 +40,23 @@ BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        (Training, {"epochs": "many"}, r"some\.epochs: expected a whole number, found 'many'"),
+        (Training, {"epochs": "many"}, r"some: epochs: expected a whole number, found 'many'"),
         (Training, {"epochs": True}, "expected a whole number, found True"),
         (Training, {"epochs": 1.5}, r"expected a whole number, found 1\.5"),
         (Training, {"epochs": None}, "expected a whole number, found None"),
         (Training, {"learning_rate": float("nan")}, "expected a finite number, found nan"),
         (Training, {"learning_rate": 10**400}, "expected a finite number, found 1000"),
-        (Training, {"class_weights": [1, "x"]}, r"class_weights\[1\]: expected a finite number"),
-        (Training, {"class_weights": {"a": 1}}, "expected text or a list, found {'a': 1}"),
-        (Preprocessing, {"normalisation": [1]}, "expected text or a mapping or nothing"),
+        (Training, {"class_weights": [1, "x"]}, r"class_weights\.1: expected a finite number, found 'x'"),
+        (
+            Training,
+            {"class_weights": {"a": 1}},
+            "class_weights: {'a': 1} is not allowed; allowed: none, softmax_of_inverse, inverse_frequency; or list of",
+        ),
+        (
+            Preprocessing,
+            {"normalisation": [1]},
+            r"normalisation: \[1\] is not allowed; ct, z-score, or a fixed range .*or a mapping with range",
+        ),
         (Inference, {"mirror": 1}, "expected true or false, found 1"),
         (Parallel, ["data"], "some: expected a mapping of keys to values"),
     ],
@@ -179,24 +187,36 @@ def changed_plan(folder: Path, way: str, value: object) -> Path:
 @pytest.mark.parametrize(
     ("way", "value", "words"),
     [
-        ("patch", [8, 8], "patch: expected three whole numbers above 0"),
-        ("patch", [8, 8, 0], "patch: expected three whole numbers above 0"),
-        ("batch", 0, "expected a batch above 0"),
-        ("network/features", [], "features: expected 1 to 16 levels"),
-        ("network/features", [10**9, 8, 8], "expected channels from 1 to 65536"),
-        ("network/strides", [[1, 1, 1], [2, 2, 2], [1, 2]], "strides: expected three whole numbers"),
+        ("patch", [8, 8], r"patch: \[8, 8\] is too short \(three whole numbers above 0\)"),
+        ("patch", [8, 8, 0], "patch.2: 0 is less than the minimum of 1; allowed: integer, 1 to"),
+        ("batch", 0, "batch: 0 is less than the minimum of 1; allowed: integer, at least 1"),
+        ("network/features", [], r"network.features: \[\] is too short; allowed: list of 1 to 16 integers, 1 to 4096"),
+        ("network/features", [10**9, 8, 8], "network.features.0: 1000000000 .* allowed: integer, 1 to 4096"),
+        (
+            "network/strides",
+            [[1, 1, 1], [2, 2, 2], [1, 2]],
+            r"strides.2: \[1, 2\] is too short; allowed: list of 3",
+        ),
         ("network/kernels", [[3, 3, 3]], "kernels: expected three whole numbers above 0 per level"),
         ("network/kernels", [[2, 2, 2]] * 3, "kernels: expected odd numbers"),
-        ("network/norm", "layer", "norm: expected instance or batch"),
+        ("network/norm", "layer", "network.norm: 'layer' is not allowed; allowed: instance, batch"),
         ("network/classes", 7, "classes: expected 3"),
         ("network/channels", 2, "channels: expected 1"),
-        ("preprocessing/transpose", [0, 0, 1], "transpose: expected 0, 1 and 2 in some order"),
-        ("preprocessing/spacing", [1.0, 0.0, 1.0], "spacing: expected three numbers above 0"),
+        ("preprocessing/transpose", [0, 0, 1], r"transpose: \[0, 0, 1\]; give 0, 1 and 2 in some order"),
+        ("preprocessing/spacing", [1.0, 0.0, 1.0], "spacing.1: 0.0 is not above 0; allowed: number, above 0"),
         ("preprocessing/labels", {"ball": 1, "cube": 1}, "labels: expected a value of its own"),
-        ("preprocessing/labels", {"ball": 1, "cube": -3}, "labels: expected values from 1"),
+        (
+            "preprocessing/labels",
+            {"ball": 1, "cube": -3},
+            "labels.cube: -3 .*allowed: integer, 1 to 65535",
+        ),
         ("preprocessing/normalisation", [], "normalisation: expected one per channel"),
-        ("preprocessing/normalisation", [{"scheme": "ct"}], "normalisation: expected mean and std and lower and upper"),
-        ("preprocessing/normalisation", [{"scheme": "x"}], "scheme: expected ct, z-score or range"),
+        (
+            "preprocessing/normalisation",
+            [{"scheme": "ct"}],
+            "normalisation.0: expected mean and std and lower and upper",
+        ),
+        ("preprocessing/normalisation", [{"scheme": "x"}], "0.scheme: 'x' is not allowed; allowed: ct, z-score, range"),
         ("inference/step", 0, "inference.step: .*above 0, at most 1"),
         ("training/loss", "best", "training.loss: 'best' is not allowed"),
         ("augmentation/mirror_axes", [3], "augmentation.mirror_axes.0: 3 is not allowed"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import jsonschema
 import pytest
 import yaml
 
 from megavoxel.config import study as study_module
 from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
-from megavoxel.config.hardware import Device, load_device
+from megavoxel.config.hardware import Device, HardwareFile, load_device
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.config.schema import load_schema
-from megavoxel.config.study import Ensemble, Setting, Study
+from megavoxel.config.reference import FILES, SECTIONS, json_schema
+from megavoxel.config.study import Ensemble, Setting, Study, StudyFile, Training, WrittenSetting
 from megavoxel.config.study_file import load_study, merge, parse_study
 from megavoxel.errors import UserError
 
@@ -120,19 +121,16 @@ def test_a_file_that_is_no_yaml_or_absent_is_named(tmp_path):
         load_study(broken)
 
 
-@pytest.mark.parametrize(
-    ("schema", "record"),
-    [
-        ("preprocessing", study_module.Preprocessing),
-        ("network", study_module.Network),
-        ("training", study_module.Training),
-        ("augmentation", study_module.Augmentation),
-        ("inference", study_module.Inference),
-    ],
-)
-def test_schema_and_dataclass_have_the_same_keys(schema, record):
-    keys = load_schema("study")["$defs"]["setting"]["properties"][schema]["properties"]
-    assert set(keys) == {field.name for field in dataclasses.fields(record)}
+@pytest.mark.parametrize("record", SECTIONS)
+def test_schema_and_dataclass_have_the_same_keys(record):
+    assert set(json_schema(record)["properties"]) == {field.name for field in dataclasses.fields(record)}
+
+
+@pytest.mark.parametrize("record", SECTIONS)
+def test_an_unknown_key_of_any_record_is_refused_with_the_nearest_name(record):
+    key = dataclasses.fields(record)[0].name
+    with pytest.raises(UserError, match=rf"x: a\.{key}s: unknown key '{key}s'; allowed: .*did you mean '{key}'"):
+        from_plain(record, {f"{key}s": 1}, where="x", at=("a",))
 
 
 GIVEN_BY_COMMAND = {"mirror", "debian_mirror", "cpu_index", "gpu_index"}
@@ -141,24 +139,108 @@ GIVEN_BY_COMMAND = {"mirror", "debian_mirror", "cpu_index", "gpu_index"}
 
 def test_the_outer_keys_of_schemas_and_dataclasses_agree():
     names = lambda record: {field.name for field in dataclasses.fields(record)}  # noqa: E731
-    study = load_schema("study")
+    study = json_schema(StudyFile)
     assert set(study["properties"]) == (names(Study) - {"name"}) | {"study", "defaults", *GIVEN_BY_COMMAND}
-    assert set(study["$defs"]["setting"]["properties"]) == (names(Setting) - {"name"}) | {"inherits", "seeds"}
-    assert set(study["$defs"]["ensemble"]["properties"]) == names(Ensemble) - {"name"}
-    dataset = load_schema("dataset")
+    written = study["$defs"]["WrittenSetting"]["properties"]
+    assert set(written) == (names(Setting) - {"name"}) | {"inherits", "seeds"}
+    assert set(study["$defs"]["EnsembleKeys"]["properties"]) == names(Ensemble) - {"name"}
+    dataset = json_schema(Dataset)
     assert set(dataset["properties"]) == names(Dataset)
-    assert set(dataset["$defs"]["phantom"]["properties"]) == names(Phantom)
-    sources = {key for option in dataset["properties"]["source"]["oneOf"] for key in option["properties"]}
-    assert sources == names(Source)
-    device = load_schema("hardware")["properties"]["devices"]["additionalProperties"]["properties"]
+    assert set(dataset["$defs"]["Phantom"]["properties"]) == names(Phantom)
+    assert set(dataset["$defs"]["Source"]["properties"]) == names(Source)
+    device = json_schema(HardwareFile)["$defs"]["DeviceKeys"]["properties"]
     assert set(device) == names(Device) - {"name"}
+
+
+def test_the_schemas_in_the_repository_accept_every_shipped_file(repository):
+    kinds = {"study": [], "classification": [], "dataset": [], "hardware": [], "site": []}
+    for path in (repository / "config").rglob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        kind = "dataset" if path.parent.name == "datasets" else "hardware" if "devices" in values else "study"
+        kinds["classification" if values.get("task") == "classification" else kind].append(values)
+    kinds["site"].append({"all": {"slurm_account": "lab"}, "gpu": None, "scratch": "/tmp"})
+    for name, files in kinds.items():
+        schema = yaml.safe_load((repository / f"workflow/schemas/{name}.schema.yaml").read_text())
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert files
+        for values in files:
+            jsonschema.validate(values, schema)
+            (key, *_) = values
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate({**values, f"{key}s": 1}, schema)
+    assert set(kinds) == set(FILES)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("defaults/training/epochs", True, "defaults.training.epochs: expected a whole number, found True"),
+        ("defaults/training/epochs", 1.0, "defaults.training.epochs: expected a whole number, found 1.0"),
+        (
+            "defaults/training/epochs",
+            0,
+            "defaults.training.epochs: 0 is less than the minimum of 1; allowed: integer",
+        ),
+        ("defaults/training/learning_rate", 0, "learning_rate: 0 is not above 0; allowed: number, above 0"),
+        ("defaults/training/momentum", 1.5, "1.5 is greater than the maximum of 1; allowed: number, 0 to 1"),
+        ("defaults/training/learning_rate", float("inf"), "learning_rate: expected a finite number, found inf"),
+        ("defaults/network/levels", 10, "levels: 10 is greater than the maximum of 9; allowed: integer, 1 to 9"),
+        ("settings/a/network/kernels", [[2, 2, 2]], "kernels.0.0: 2 is not allowed; allowed: 1, 3, 5, 7, 9, 11"),
+        (
+            "settings/a/stage1",
+            ["b", "b"],
+            "a.stage1: ['b', 'b'] is not allowed; each value may stand there once",
+        ),
+        ("settings/a/phases", [{}], "settings.a.phases: there is one; a curriculum has two phases or more"),
+        ("settings/a/parallel", "aut", "'aut' is not allowed; allowed: auto; or a mapping with data, pipeline"),
+        ("settings/a/training", [1], "settings.a.training: expected a mapping of keys to values, found [1]"),
+        (
+            "timing",
+            "yes",
+            "timing: 'yes' is not allowed; allowed: true, false; or a mapping with repeats, warm_up",
+        ),
+        ("sweeps/x/points", {"1": "a"}, "sweeps.x.points: "),
+        ("task", "segment", "task: 'segment' is not allowed; allowed: segmentation, classification (did you mean"),
+        ("dataset", 3, "dataset: expected text, found 3"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_what_is_allowed(path, value, words):
+    values = changed(path, value)
+    if path.startswith("sweeps"):
+        values["sweeps"]["x"]["title"] = "X"
+    assert words in fault(values)
+
+
+def test_a_setting_can_take_back_a_default():
+    values = changed("defaults/preprocessing/spacing", [1, 1, 1])
+    values["settings"]["c"] = {"preprocessing": {"spacing": None}}
+    study = parse_study(values, source="my.yaml")
+    assert study.setting("a").preprocessing.spacing == (1.0, 1.0, 1.0)
+    assert study.setting("c").preprocessing.spacing is None
+
+
+def test_rules_between_keys_hold_for_whole_settings_and_not_for_defaults_alone():
+    values = changed("defaults/network", {"decoder_features": [8, 16]})
+    for name in ("a", "c"):
+        values["settings"][name] = {"network": {"levels": 3}}
+    assert parse_study(values, source="my.yaml").setting("b").network.decoder_features == (8, 16)
+    with pytest.raises(ValueError, match="give 'levels' or 'features' beside it"):
+        study_module.Network(decoder_features=(8,))
+
+
+def test_records_take_no_values_of_other_types():
+    for keys in ({"epochs": True}, {"epochs": "3"}, {"epochs": 0}, {"loss": "x"}, {"learning_rate": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(keys))):
+            Training(**keys)
+    with pytest.raises(ValueError, match="seeds"):
+        WrittenSetting(seeds=(1, 1))
 
 
 def test_the_choices_of_the_schema_are_those_that_the_code_has():
     from megavoxel.training.loss import build_loss
     from megavoxel.training.optimizer import learning_rate
 
-    keys = load_schema("study")["$defs"]["setting"]["properties"]["training"]["properties"]
+    keys = json_schema(study_module.Training)["properties"]
     assert all(callable(build_loss(study_module.Training(loss=name))) for name in keys["loss"]["enum"])
     for schedule in keys["schedule"]["enum"]:
         assert learning_rate(0, study_module.Training(schedule=schedule), batch=2) == 0.01

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 import pytest
 import yaml
 
 from megavoxel.config import reference
-from megavoxel.config.allowed import allowed_values
-from megavoxel.config.reference import SECTIONS, field_texts, with_reference
-from megavoxel.config.schema import load_schema, validate
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.fields import NAME
+from megavoxel.config.hardware import HardwareFile
+from megavoxel.config.records import adapter, from_plain
+from megavoxel.config.reference import FILES, SECTIONS, field_texts, schema_text, with_reference
 from megavoxel.config.study import Augmentation, Training
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.words import allowed_words
 from megavoxel.errors import UserError
-
-SCHEMAS = ("study", "dataset", "hardware")
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +25,11 @@ def page(repository) -> str:
     return (repository / reference.PAGE).read_text()
 
 
-def mappings(node) -> Iterator[dict]:
-    """Every mapping of a schema that names its keys."""
-    if isinstance(node, dict):
-        if isinstance(node.get("properties"), dict):
-            yield node
-        for value in node.values():
-            yield from mappings(value)
-    if isinstance(node, list):
-        for value in node:
-            yield from mappings(value)
+def mappings(kind: type) -> dict[str, dict]:
+    """Every mapping of a file that names its keys, by the name of its record."""
+    schema = adapter(kind).json_schema()
+    nodes = {kind.__name__: schema, **schema.get("$defs", {})}
+    return {name: node for name, node in nodes.items() if "properties" in node}
 
 
 def rows(page: str) -> dict[tuple[str, str], list[str]]:
@@ -53,17 +48,18 @@ def test_the_page_is_up_to_date(page):
     assert with_reference(page) == page, "run 'python -m megavoxel.config.reference --write'"
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_every_key_of_every_mapping_in_a_schema_has_a_row(page, schema):
+@pytest.mark.parametrize("name", FILES)
+def test_the_schemas_are_up_to_date(repository, name):
+    assert (repository / f"workflow/schemas/{name}.schema.yaml").read_text() == schema_text(name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_of_every_mapping_in_a_schema_has_a_row(page, name):
     table = rows(page)
-    sections = [section for section in SECTIONS if section.schema == schema]
-    for mapping in mappings(load_schema(schema)):
-        titles = [
-            section.title for section in sections if section.node is mapping or mapping in section.node.get("oneOf", ())
-        ]
-        assert len(titles) == 1, f"{sorted(mapping['properties'])} belongs to {titles}"
+    titles = {record.__name__: title.lstrip("# ") for record, title in SECTIONS.items()}
+    for record, mapping in mappings(FILES[name]).items():
         for key in mapping["properties"]:
-            assert (titles[0], key) in table
+            assert (titles[record], key) in table
 
 
 def test_every_row_says_what_is_allowed_and_what_it_means(page):
@@ -76,10 +72,9 @@ def test_every_row_says_what_is_allowed_and_what_it_means(page):
 
 def test_every_field_of_the_dataclasses_can_be_written(page):
     table = rows(page)
-    for section in SECTIONS:
-        for field in dataclasses.fields(section.record) if section.record else ():
-            if field.name != "name" or section.schema == "dataset":
-                assert (section.title, field.name) in table
+    for record, title in SECTIONS.items():
+        for field in dataclasses.fields(record):
+            assert (title, field.name) in table
 
 
 def test_a_default_pasted_into_a_file_is_the_default(page):
@@ -101,18 +96,25 @@ def test_a_default_pasted_into_a_file_is_the_default(page):
         ({"type": "integer", "minimum": 1, "maximum": 9}, "integer, 1 to 9"),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "number, above 0, at most 1"),
         ({"type": "integer", "minimum": 0}, "integer, at least 0"),
-        ({"$ref": "#/$defs/name"}, "name"),
-        ({"$ref": "#/$defs/fraction"}, "number, 0 to 1"),
-        ({"$ref": "#/$defs/range"}, "list of 2 numbers, at least 0"),
+        ({"type": "string", "pattern": NAME}, "name"),
+        ({"type": "number", "minimum": 0, "maximum": 1}, "number, 0 to 1"),
+        (
+            {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "number", "minimum": 0}},
+            "list of 2 numbers, at least 0",
+        ),
+        ({"type": "array", "minItems": 1, "maxItems": 9, "items": {"type": "integer"}}, "list of 1 to 9 integers"),
+        ({"anyOf": [{"const": "auto"}, {"$ref": "#/$defs/A"}, {"type": "null"}]}, "`auto`; or a mapping with a, b"),
+        ({"type": "object", "patternProperties": {NAME: {"type": "number"}}}, "mapping of names, each to: number"),
         ({"enum": ["sgd", "adamw"]}, "`sgd`, `adamw`"),
         ({"type": "array", "items": {"type": "string"}}, "list of texts"),
-        ({"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/name"}}, "list of at least 2 names"),
+        ({"type": "array", "minItems": 2, "items": {"type": "string", "pattern": NAME}}, "list of at least 2 names"),
         ({"type": "string", "description": "allowed: 64 hexadecimal digits"}, "64 hexadecimal digits"),
         ({"type": "boolean"}, "`true`, `false`"),
     ],
 )
 def test_a_schema_is_put_into_words(node, words):
-    assert allowed_values(node, "study", {}) == words
+    schema = {"$defs": {"A": {"type": "object", "properties": {"a": {}, "b": {}}}}}
+    assert allowed_words(node, schema, {}) == words
 
 
 def test_the_string_under_a_field_belongs_to_that_field():
@@ -148,8 +150,8 @@ def test_the_examples_of_the_page_are_valid(page):
     assert parsed.setting("large-dice").patch == (128, 224, 224)
     assert (parsed.setting("large-dice").training.epochs, parsed.setting("large-dice").training.loss) == (500, "dice")
     assert "resnet50-224-10pc-4w" in parse_study(images, source="example").cells
-    validate(dataset, "dataset", source="example")
-    validate(hardware, "hardware", source="example")
+    assert from_plain(Dataset, dataset, where="example").name == dataset["name"]
+    assert set(from_plain(HardwareFile, hardware, where="example").devices) == set(hardware["devices"])
 
 
 def test_links_lead_to_headings(page):

@@ -23,7 +23,8 @@ import yaml
 from helpers import properties, store_case, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
-from megavoxel.config.schema import load_schema
+from megavoxel.config.hardware import Device
+from megavoxel.config.records import adapter
 from megavoxel.config.study_file import parse_study
 from megavoxel.datasets.archive import extract_dataset
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
@@ -126,9 +127,9 @@ def test_shell_lines_of_rules_quote_what_is_not_fixed(repository):
     assert unquoted <= BARE, "quote it by ':q', or put it together from quoted words and list it here"
 
 
-def test_names_that_reach_a_shell_bare_are_held_by_the_schema():
+def test_names_that_reach_a_shell_bare_are_held_by_the_record():
     """`resources.gres`, part of `params.launcher`, has the name of the GPU in it."""
-    model = load_schema("hardware")["properties"]["devices"]["additionalProperties"]["properties"]["gpu_model"]
+    model = adapter(Device).json_schema()["properties"]["gpu_model"]["anyOf"][0]
     assert model["pattern"] == "^[A-Za-z0-9_.]+$"
 
 

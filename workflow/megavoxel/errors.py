@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -19,6 +21,12 @@ def shown(value: Any, most: int = 200) -> str:
     except ValueError:  # Python refuses to write numbers of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """A hint with the nearest of `words`, or nothing."""
+    near = difflib.get_close_matches(str(word), list(map(str, words)), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def printable(message: str) -> str:

@@ -11,9 +11,8 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 from megavoxel.config.dataset import dataset_path, load_dataset
-from megavoxel.config.hardware import load_device
+from megavoxel.config.hardware import load_device, load_site
 from megavoxel.config.records import to_plain
-from megavoxel.config.site import load_site
 from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
@@ -60,10 +59,7 @@ MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members
 
 def preprocessing_key(setting):
     """Settings with the same `preprocessing` keys share one folder of preprocessed cases."""
-    keys = to_plain(SETTINGS[setting].preprocessing)
-    if keys["transpose"] is None:
-        del keys["transpose"]  # folders made before there was such a key keep their name
-    return content_hash(keys)
+    return content_hash(to_plain(SETTINGS[setting].preprocessing))
 
 
 def preprocessed_folder(wildcards):

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from megavoxel.config.dataset import dataset_path, load_dataset
-from megavoxel.config.hardware import load_device
-from megavoxel.config.schema import read_yaml, validate
+from megavoxel.config.hardware import load_device, load_hardware
 from megavoxel.config.study_file import load_study
 from megavoxel.errors import UserError
 
@@ -21,7 +20,7 @@ def check_file(path: Path, root: Path) -> None:
     if path.parent.name == "datasets":
         load_dataset(path)
     elif path.name == "hardware.yaml":
-        validate(read_yaml(path), "hardware", source=str(path))
+        load_hardware(path)
     else:
         study = load_study(path)
         dataset_path(study.dataset, root / "datasets", source=str(path))

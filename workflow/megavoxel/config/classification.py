@@ -1,59 +1,89 @@
-"""A study of image classification: the settings to compare. One dataclass per concept; units in the docstrings."""
+"""A study of image classification: the settings to compare, or a grid of them, and their ensembles."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
-from megavoxel.config.study import Parallel
+from pydantic import Field
 
-NETWORKS = ("vgg16", "resnet50", "densenet169", "small")
+from megavoxel.config.fields import (
+    Batch,
+    Count,
+    Distinct,
+    Folds,
+    Fraction,
+    LongName,
+    Name,
+    NotNegative,
+    OneOrMore,
+    Positive,
+    Range,
+    Seed,
+    Several,
+    Text,
+    between,
+    refuse,
+)
+from megavoxel.config.records import record, rule
+from megavoxel.config.study import Compared, GivenByCommand, Optimisation, Parallel, StudyKeys
+
 SMALL = "small"
 """The network of ours that a CPU can train; no weights of it are published."""
 PRIVATE, SHARED = "private", "shared"
+PublishedNetwork = Literal["vgg16", "resnet50", "densenet169"]
+ImageNetwork = Literal["vgg16", "resnet50", "densenet169", "small"]
+Resolution = Annotated[int, between(32, 8192)]
+Workers = Annotated[int, between(1, 1024)]
+DataPartition = Literal["private", "shared"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PublishedWeights:
     """ImageNet weights of a network, in the layout that torchvision publishes; exactly one of `file` and `url`."""
 
-    file: str | None = None
+    file: Text | None = None
     """A file on this machine."""
-    url: str | None = None
+    url: (
+        Annotated[
+            str,
+            Field(pattern="^https?://", description="allowed: addresses that begin with https:// or http://"),
+        ]
+        | None
+    ) = None
     """Where it is fetched from."""
-    sha256: str | None = None
+    sha256: (
+        Annotated[
+            str,
+            Field(pattern="^[0-9a-f]{8,64}$", description="allowed: 8 to 64 hexadecimal digits in lower case"),
+        ]
+        | None
+    ) = None
     """Its SHA-256, or at least the first 8 hexadecimal digits, which stand in the names of torchvision's own files;
     needed beside `url`."""
 
+    @rule
+    def _one_place(self) -> None:
+        if (self.file is None) == (self.url is None) or (self.url is not None and self.sha256 is None):
+            refuse("exactly one of file and url is allowed, the latter with sha256")
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierTraining:
+
+@record
+class ClassifierTraining(Optimisation):
     """Budget and optimiser of a run."""
 
-    epochs: int = 50
+    epochs: Count = 50
     """Epochs; in each one every training image is seen once."""
-    optimizer: str = "adam"
-    """`sgd` (Nesterov), `adamw`, `adam` or `rmsprop`."""
-    learning_rate: float = 1e-5
-    """Initial learning rate."""
-    learning_rate_rule: str = "constant"
-    """How it goes with the batch of all workers together: `constant`, `linear` or `sqrt` in batch /
-    learning_rate_batch."""
-    learning_rate_batch: int = 5
-    """The batch that `learning_rate` is meant for; only `linear` and `sqrt` look at it."""
-    schedule: str = "constant"
-    """`poly` (1 - epoch/epochs)^0.9, `cosine` or `constant`; stepped per epoch."""
-    warmup_epochs: int = 0
-    """Epochs of linear rise to the initial learning rate."""
-    momentum: float = 0.9
-    """Nesterov momentum of `sgd`."""
-    weight_decay: float = 0.0
-    """Decoupled decay (`adamw`), or L2 penalty (all others)."""
-    precision: str = "auto"
+    optimizer: Literal["sgd", "adamw", "adam", "rmsprop"] = "adam"
+    learning_rate: Positive = 1e-5
+    learning_rate_batch: Count = 5
+    schedule: Literal["poly", "cosine", "constant"] = "constant"
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 0.0
+    precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 where a GPU has it, else float32."""
-    loaders: int = 2
+    loaders: Annotated[int, between(0, 256)] = 2
     """Processes that decode and augment images, for each worker; 0: the training process itself."""
-    checkpoint_minutes: float = 2.0
-    """Time between two checkpoints in minutes; 0: after every epoch."""
 
     @property
     def patience(self) -> None:
@@ -61,57 +91,69 @@ class ClassifierTraining:
         return
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ClassifierAugmentation:
     """Random changes of training images, drawn for every image and epoch."""
 
-    flip_horizontal: float = 0.5
+    flip_horizontal: Fraction = 0.5
     """Probability that left and right are exchanged."""
-    flip_vertical: float = 0.0
+    flip_vertical: Fraction = 0.0
     """Probability that top and bottom are exchanged."""
-    rotation_degrees: float = 15.0
+    rotation_degrees: Annotated[float, between(0, 180)] = 15.0
     """Largest angle to either side."""
-    zoom_range: tuple[float, ...] = (0.9, 1.1)
+    zoom_range: Range[Positive] = (0.9, 1.1)
     """Smallest and largest zoom factor."""
-    shift: float = 0.05
+    shift: Fraction = 0.05
     """Largest shift along each axis, as a fraction of the side."""
-    brightness_range: tuple[float, ...] = (0.8, 1.2)
+    brightness_range: Range[NotNegative] = (0.8, 1.2)
     """Range of the factor of all intensities."""
-    contrast_range: tuple[float, ...] = (0.8, 1.2)
+    contrast_range: Range[NotNegative] = (0.8, 1.2)
     """Range of the factor of the distance to the image's mean."""
-    saturation_range: tuple[float, ...] = (0.8, 1.2)
+    saturation_range: Range[NotNegative] = (0.8, 1.2)
     """Range of the factor of the distance to grey; grey images stay as they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierSetting:
-    """One row of the study's table."""
+@record
+class Classifier:
+    """What a setting of classification and its plan say alike."""
 
-    name: str
-    """Letters, digits, '-' and '_': it becomes a folder."""
-    network: str = "resnet50"
+    network: ImageNetwork = "resnet50"
     """`vgg16`, `resnet50`, `densenet169`, or `small`, a network of nine convolutions that a CPU can train."""
     pretrained: bool = False
     """Whether it begins with the study's `weights` of its network, all but the last layer; else with random ones."""
-    resolution: int = 224
+    resolution: Resolution = 224
     """Pixels of each side that images are brought to; the aspect ratio is not kept."""
-    images_per_class: int | None = None
+    images_per_class: Count | None = None
     """Training images of each class, drawn by the seed: with the same seed, more images hold all of the fewer ones.
     None: all that the fold has, as many as they are."""
-    batch: int = 5
+    batch: Batch = 5
     """Images of an optimiser step on each worker."""
-    workers: int = 1
+    workers: Workers = 1
     """Processes that train one network together, a device each: 1 is serial training."""
-    data_partition: str = "private"
+    data_partition: DataPartition = "private"
     """What a worker sees where there are several: `private`, its own fixed share of the images, which no other process
     opens, by whole patients, the same for all settings of a seed and a number of workers; or `shared`, another part of
     all images in every epoch."""
-    folds: tuple[int, ...] | None = None
-    """The folds to train; None: all of the study."""
-    seed: int | None = None
-    """Seed of weights, drawn images, order and augmentation, for repeats of a setting; None: that of the study."""
     training: ClassifierTraining = field(default_factory=ClassifierTraining)
     augmentation: ClassifierAugmentation = field(default_factory=ClassifierAugmentation)
+
+
+@record
+class ClassifierKeys(Classifier):
+    """Keys of a setting of classification."""
+
+    folds: Folds | None = None
+    """The folds to train; None: all of the study."""
+    seed: Seed | None = None
+    """Seed of weights, drawn images, order and augmentation, for repeats of a setting; None: that of the study."""
+
+
+@record
+class ClassifierSetting(ClassifierKeys):
+    """One row of the study's table, with the study's defaults and what it inherits."""
+
+    name: LongName
+    """It becomes a folder."""
 
     @property
     def parallel(self) -> Parallel:
@@ -119,36 +161,69 @@ class ClassifierSetting:
         return Parallel(data=self.workers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierEnsemble:
+@record
+class WrittenClassifier(ClassifierKeys):
+    """One row of the study's table, as a study file has it."""
+
+    inherits: Name | None = None
+    """A setting whose keys are taken first."""
+    seeds: Distinct[Seed] | None = None
+    """Repeats of the setting, one per seed; each becomes a setting NAME-seedN."""
+
+
+@record
+class Cells(ClassifierKeys):
+    """Settings by all combinations of its lists; other keys are those of a setting."""
+
+    network: OneOrMore[ImageNetwork] = "resnet50"
+    resolution: OneOrMore[Resolution] = 224
+    images_per_class: OneOrMore[Count] | None = None
+    workers: OneOrMore[Workers] = 1
+    data_partition: OneOrMore[DataPartition] = "private"
+    learning_rate: OneOrMore[Positive] | None = None
+    """That of `training`."""
+    seeds: Distinct[Seed] | None = None
+    """Repeats of the setting, one per seed; each becomes a setting NAME-seedN."""
+
+
+@record
+class ClassifierEnsembleKeys:
     """Settings whose probabilities are averaged."""
 
-    name: str
-    """Letters, digits, '-' and '_': it becomes a folder."""
-    members: tuple[str, ...]
-    """Names of settings, at least two."""
+    members: Distinct[LongName]
+    """Names of settings, at least two, or one that has repeats."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassificationStudy:
-    """A study file of `task: classification` with its defaults applied."""
+@record
+class ClassifierEnsemble(ClassifierEnsembleKeys):
+    """An ensemble of a study."""
 
-    name: str
-    dataset: str
-    """A name in config/datasets/ or the path of a dataset file, one with `classification`."""
-    task: str = "classification"
+    name: LongName
+    """It becomes a folder."""
+
+
+@record
+class ClassificationKeys(StudyKeys):
+    """Keys of a study of classification that hold for all of its settings."""
+
+    task: Literal["classification"] = "classification"
     """`classification`."""
-    hardware: str = "cpu"
-    """A name in config/hardware.yaml."""
-    folds: int = 1
+    folds: Annotated[int, between(1, 20)] = 1
     """Cross-validation folds; 1: none, all training images train, and only the test split is scored."""
-    seed: int = 12345
+    seed: Seed = 12345
     """Seed of the folds, and of settings that say none."""
-    baseline: str | None = None
+    baseline: LongName | None = None
     """The cell that the others are held against in the report: a setting's name as the file or its grid has it, without
     a seed."""
-    weights: dict[str, PublishedWeights] = field(default_factory=dict)
+    weights: dict[PublishedNetwork, PublishedWeights] = field(default_factory=dict)
     """Published weights by network, for settings with `pretrained`."""
+
+
+@record
+class ClassificationStudy(ClassificationKeys, Compared):
+    """A study of classification with its defaults, grid, inheritance and repeats resolved."""
+
+    name: Name
     settings: tuple[ClassifierSetting, ...]
     ensembles: tuple[ClassifierEnsemble, ...] = ()
 
@@ -163,14 +238,21 @@ class ClassificationStudy:
             found[cell] = (*found.get(cell, ()), setting.name)
         return found
 
-    def setting(self, name: str) -> ClassifierSetting:
-        """The setting of that name; KeyError where there is none."""
-        return {setting.name: setting for setting in self.settings}[name]
 
-    def folds_of(self, setting: ClassifierSetting) -> tuple[int, ...]:
-        """The folds that a setting is trained on."""
-        return setting.folds if setting.folds is not None else tuple(range(self.folds))
+@record
+class ClassificationFile(GivenByCommand, ClassificationKeys):
+    """What to compare in a study of image classification: a dataset, settings or a grid of them, ensembles."""
 
-    def folds_of_ensemble(self, ensemble: ClassifierEnsemble) -> tuple[int, ...]:
-        """The folds of an ensemble: those of its members, which agree."""
-        return self.folds_of(self.setting(ensemble.members[0]))
+    study: Name
+    """Name of the study: its folder below results/, state/ and logs/."""
+    task: Literal["classification"]
+    """`classification`."""
+    defaults: WrittenClassifier = field(default_factory=WrittenClassifier)
+    """Keys that all settings share; where a setting says something else, the setting counts."""
+    settings: Annotated[dict[Name, WrittenClassifier | None], Field(min_length=1)] | None = None
+    """What is compared, by name; this or `grid` is needed."""
+    grid: Several[Cells] = ()
+    """Settings by the combinations of lists: network, resolution, images_per_class, workers, data_partition and
+    learning_rate may be lists. Their names are NETWORK-RESOLUTION-IMAGESpc-WORKERSw."""
+    ensembles: dict[Name, ClassifierEnsembleKeys] = field(default_factory=dict)
+    """Ensembles of settings, by name."""

@@ -2,86 +2,137 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from megavoxel.config.records import from_plain
-from megavoxel.config.schema import read_yaml, validate
+from pydantic import AfterValidator, Field
+
+from megavoxel.config.fields import (
+    Count,
+    Distinct,
+    Name,
+    NotNegative,
+    Patterns,
+    Positive,
+    Seed,
+    Several,
+    Spacing,
+    Text,
+    Triple,
+    between,
+    refuse,
+    unique,
+)
+from megavoxel.config.records import from_plain, record, rule
+from megavoxel.config.yaml_file import read_yaml
 from megavoxel.errors import UserError
 
 KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}
+Address = Annotated[
+    str,
+    Field(
+        pattern=r"^https?://[^\s]+$",
+        description="allowed: addresses that begin with https:// or http://, without blanks",
+    ),
+]
+Size = Triple[Annotated[int, between(1, 100_000)]]
+"""Voxels per axis."""
+FilePattern = Annotated[
+    str,
+    Field(
+        pattern=r"^([^/].*)?\{case\}.*\.nii(\.gz|\*)?$",
+        description="allowed: a pattern below the source folder with {case} in it that ends in .nii.gz, .nii or .nii*, "
+        "such as labels/{case}.nii.gz",
+    ),
+]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64 hexadecimal digits in lower case")]
+Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="allowed: 32 hexadecimal digits in lower case")]
+Margin = Annotated[int, between(0, 100_000)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Phantom:
     """A dataset of synthetic CT-like images that the workflow makes itself."""
 
-    training_cases: int
+    training_cases: Annotated[int, between(2, 100_000)]
     """Labelled cases for cross-validation."""
-    test_cases: int = 0
+    test_cases: Annotated[int, between(0, 100_000)] = 0
     """Labelled cases kept out of all folds."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, same bytes."""
-    shape: tuple[int, ...] = (40, 64, 64)
+    shape: Triple[Annotated[int, between(16, 2048)]] = (40, 64, 64)
     """Mean voxels per axis z, y, x."""
-    spacing: tuple[float, ...] = (3.0, 2.0, 2.0)
+    spacing: Spacing = (3.0, 2.0, 2.0)
     """Mean spacing in mm along z, y, x."""
-    noise: float = 25.0
+    noise: NotNegative = 25.0
     """Standard deviation of the noise in HU."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Source:
     """Exactly one of `url`, `folder` and `phantom` is set."""
 
-    url: str | None = None
+    url: Address | None = None
     """Address of a tar or zip archive with one dataset.json."""
-    sha256: str | None = None
+    sha256: Sha256 | None = None
     """Its SHA-256, 64 hexadecimal digits."""
-    md5: str | None = None
+    md5: Md5 | None = None
     """Its MD5, 32 hexadecimal digits, where the publisher gives no better one."""
-    checksum: str | None = None
+    checksum: Literal["unpublished"] | None = None
     """In place of both, where the publisher gives neither: the SHA-256 of the first download is recorded in
     data/archives.tsv, and later ones must have the same."""
-    folder: str | None = None
+    folder: Text | None = None
     """A folder with dataset.json (Medical Segmentation Decathlon, nnU-Net), or one that `patients` or `files` describe;
     a relative one is looked for in the mirror, then in the working directory."""
     phantom: Phantom | None = None
 
+    @rule
+    def _one_place(self) -> None:
+        places = [key for key in ("url", "folder", "phantom") if getattr(self, key) is not None]
+        sums = [key for key in ("sha256", "md5", "checksum") if getattr(self, key) is not None]
+        allowed = (["sha256"], ["md5"], ["sha256", "md5"], ["checksum"]) if places == ["url"] else ([],)
+        if len(places) != 1 or sums not in allowed:
+            refuse(
+                "exactly one of url (with sha256 or md5), folder, phantom is allowed; a url whose publisher gives "
+                "neither checksum needs 'checksum: unpublished'"
+            )
 
-@dataclass(frozen=True, kw_only=True)
+
+@record
 class Patients:
     """How a source folder is laid out that has a folder per patient, with an image and a mask per label in it."""
 
-    image: str
+    image: Annotated[
+        str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder")
+    ]
     """Shell pattern of the image's file, such as `img*`: .nrrd, .nii.gz, .nii, or .npy (z, y, x). The folder that holds
     it is a patient's, and its name the case's id."""
-    masks: dict[str, str]
+    masks: Annotated[dict[str, Text], Field(min_length=1)]
     """Shell patterns of the masks, by the names of all `labels`, below a patient's folder: `structures/Chiasm*`. Where
     masks overlap, the later one counts. A label without a mask is unannotated in that patient."""
-    spacing: tuple[float, ...] | None = None
+    spacing: Spacing | None = None
     """Voxel size in mm along z, y, x of .npy files, which do not say it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Files:
     """Where images and label maps lie in a source folder without dataset.json. `{case}` stands for the case's id, which
     has no slash, and is the same wherever it occurs; `*` stands for anything without a slash."""
 
-    images: tuple[str, ...]
+    images: Distinct[FilePattern]
     """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI."""
-    label: str
+    label: FilePattern
     """Pattern of the label maps: `derivatives/manual/sub-*/anat/{case}_dseg.nii.gz`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Blocks:
     """How every training case is cut into blocks, which become cases of their own; test cases stay whole."""
 
-    counts: tuple[int, ...]
+    counts: Triple[Annotated[int, between(1, 1000)]]
     """Blocks along z, y, x."""
-    margin: int | tuple[int, ...] = 0
+    margin: Margin | Triple[Margin] = 0
     """Voxels left out between two neighbouring blocks, so that no voxel beside a training block is validated on: one
     number, or one each along z, y, x."""
 
@@ -91,40 +142,45 @@ class Blocks:
         return (self.margin,) * 3 if isinstance(self.margin, int) else tuple(self.margin)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TableColumns:
     """Names of the columns of a table of images, where they are others."""
 
-    file: str = "file"
+    file: Text = "file"
     """Path of the image below the source folder; a bare name is found in whatever folder it lies."""
-    label: str = "label"
+    label: Text = "label"
     """Name of its class."""
-    split: str = "split"
+    split: Text = "split"
     """`training` or `test`; the column may be missing."""
-    patient: str = "patient"
+    patient: Text = "patient"
     """Whose image it is: a patient's images stay together. The column may be missing: each image is then a patient's
     own."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Classification:
     """How 2D images (JPEG or PNG, 8 bits) and their classes lie in a source folder without dataset.json: in a folder
     per class, or in a table."""
 
-    classes: int | tuple[str, ...]
+    classes: (
+        Annotated[int, between(2, 10000)]
+        | Annotated[
+            tuple[Text, ...], Field(min_length=2, json_schema_extra={"uniqueItems": True}), AfterValidator(unique)
+        ]
+    )
     """Names of the classes; or how many: those with most images, of equally many the first in the alphabet."""
-    folder: str = "."
+    folder: Text = "."
     """The folder that holds one per class, below the source folder; without `table`."""
-    table: str | None = None
+    table: Text | None = None
     """A CSV file below the source folder with a line per image; None: the folder of an image names its class. Lines of
     other classes are left out and counted."""
     columns: TableColumns = field(default_factory=TableColumns)
     """Its columns."""
-    test_list: str | None = None
+    test_list: Text | None = None
     """A text file below the source folder with the test images, a name per line; in place of a column `split`."""
-    test_per_class: int | None = None
+    test_per_class: Count | None = None
     """In place of both, how many images of each class to draw for the test split, by whole patients."""
-    test_seed: int = 0
+    test_seed: Seed = 0
     """Same seed, same `test_per_class` images."""
 
     @property
@@ -132,66 +188,82 @@ class Classification:
         """Number of classes."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    @rule
+    def _one_layout(self) -> None:
+        if self.folder != "." and self.table is not None:
+            refuse("images lie in a folder per class or in a table; keep one of them")
+        if self.columns != TableColumns() and self.table is None:
+            refuse("it needs 'table' beside it", "columns")
+        if self.test_list is not None and self.test_per_class is not None:
+            refuse("it names the test images already; drop test_per_class", "test_list")
+        if self.test_seed and self.test_per_class is None:
+            refuse("it draws images only beside 'test_per_class'", "test_seed")
 
-@dataclass(frozen=True, kw_only=True)
+
+@record
 class Hidden:
     """Annotations that a study on missing annotations keeps from training; scores still have them."""
 
-    share: float
+    share: Annotated[float, Field(gt=0, lt=1)]
     """Of each label, the share of the annotated training cases that it is hidden in, below 1, rounded to whole
     cases."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, same cases. A larger share hides what a smaller one does, and more."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Declared:
     """What is published of a dataset: enough to plan a study before the download."""
 
-    training_cases: int
+    training_cases: Annotated[int, between(2, 1_000_000)]
     """Labelled cases for cross-validation."""
-    shape: tuple[int, ...]
+    shape: Size
     """Median voxels per axis z, y, x."""
-    spacing: tuple[float, ...]
+    spacing: Spacing
     """Median spacing in mm along z, y, x."""
-    largest_shape: tuple[int, ...] | None = None
+    largest_shape: Size | None = None
     """Most voxels along z, y, x, for settings whose patch is the whole image; None: not more than the median."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Dataset:
-    """A dataset file."""
+    """Where a dataset comes from and what its files do not say themselves."""
 
-    name: str
+    name: Name
     """Folder below data/."""
     source: Source
     description: str = ""
+    """What is shown, for the reader."""
     reference: str = ""
     """Publication to cite."""
     licence: str = ""
-    labels: dict[str, int] | None = None
+    """For the reader."""
+    labels: Annotated[dict[str, Annotated[int, between(0, 65535)]], Field(min_length=1)] | None = None
     """Label values by name, background left out or 0; None: as in dataset.json."""
-    background_values: tuple[int, ...] = ()
+    background_values: Annotated[tuple[Annotated[int, between(1, 65535)], ...], AfterValidator(unique)] = ()
     """Values of the label files that count as background, so that some labels can be segmented alone; needs
     `labels`."""
-    channels: tuple[str, ...] | None = None
+    channels: Several[Text] | None = None
     """Names of the channels; None: as in dataset.json."""
-    nsd_tolerance_mm: Any = 1.0
+    nsd_tolerance_mm: Annotated[
+        Positive | Annotated[dict[str, Positive], Field(min_length=1)],
+        Field(description="one number in mm, or one per label name"),
+    ] = 1.0
     """Tolerance of NSD in mm: one number, or one per label name."""
-    include: tuple[str, ...] = ()
+    include: Annotated[tuple[Text, ...], AfterValidator(unique)] = ()
     """Shell patterns of the case ids to keep, such as `amos_04*`; None: all cases are kept."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[str, ...], AfterValidator(unique)] = ()
     """Cases to leave out."""
-    test_section: str = "test"
+    test_section: Literal["test", "validation", "none"] = "test"
     """What becomes the test split: the cases under `test` of dataset.json (imagesTs) or those under `validation`
     (imagesVa). The other section is not read. With `none` neither is, as where an archive has test images without
     labels that nobody wants predictions of."""
-    test_cases: tuple[str, ...] = ()
+    test_cases: Annotated[tuple[str, ...], AfterValidator(unique)] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
-    test_count: int | None = None
+    test_count: Annotated[int, between(1, 1_000_000)] | None = None
     """In place of `test_cases`, how many labelled cases to draw at random for that; from the sorted ids, as by
     scikit-learn's `train_test_split(ids, test_size=test_count, random_state=test_seed)`."""
-    test_seed: int = 0
+    test_seed: Seed = 0
     """Same seed, same `test_count` cases."""
     patients: Patients | None = None
     """Where the source `folder` has no dataset.json but a folder per patient: how they are laid out."""
@@ -200,11 +272,11 @@ class Dataset:
     blocks: Blocks | None = None
     """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
     that name cases then name blocks."""
-    modalities: dict[str, tuple[str, ...]] | None = None
+    modalities: Annotated[dict[Name, Patterns], Field(min_length=1)] | None = None
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
     of each modality."""
-    unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unannotated: dict[str, Patterns] = field(default_factory=dict)
     """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all
     labels are annotated in all cases."""
@@ -236,6 +308,80 @@ class Dataset:
             )
         return float(self.nsd_tolerance_mm[label])
 
+    @rule
+    def _labels_and_channels_are_there(self) -> None:
+        lacking = [key for key in ("labels", "channels") if getattr(self, key) is None]
+        if self.declared is not None and lacking:
+            refuse(f"it also needs '{lacking[0]}' in this file, which planning asks for", "declared")
+        if self.files is not None and lacking:
+            refuse(f"it also needs '{lacking[0]}' in this file, which no dataset.json tells", "files")
+        if self.patients is not None and len(self.channels or ()) != 1:
+            refuse("it also needs 'channels' in this file, with the name of the one channel", "patients")
+
+    @rule
+    def _background_has_values_of_its_own(self) -> None:
+        if self.background_values and self.labels is None:
+            refuse("it also needs 'labels' in this file, those to be segmented", "background_values")
+        for name, value in (self.labels or {}).items():
+            if value in self.background_values:
+                refuse(f"{value} is the value of the label '{name}'; remove it from one of them", "background_values")
+
+    @rule
+    def _test_cases_are_named_or_drawn(self) -> None:
+        if self.test_count is not None and self.test_cases:
+            refuse("test_cases names the test cases already; leave one of them out", "test_count")
+        if self.test_seed and self.test_count is None:
+            refuse("it draws cases only beside 'test_count', which is missing", "test_seed")
+
+    @rule
+    def _layouts_are_of_folders(self) -> None:
+        for key, what in (
+            ("patients", "this layout is"),
+            ("files", "this layout is"),
+            ("classification", "images are"),
+        ):
+            if getattr(self, key) is not None and self.source.folder is None:
+                refuse(f"{what} read from a folder; name it under source as 'folder'", key)
+        if self.blocks is not None and self.source.phantom is not None:
+            refuse("phantoms are not cut; say how many there are, and how large, under phantom", "blocks")
+
+    @rule
+    def _patients_have_masks_of_all_labels(self) -> None:
+        if self.patients is None:
+            return
+        if self.blocks is not None:
+            refuse("they are not cut into blocks; leave one of patients and blocks out", "patients")
+        odd = sorted(set(self.labels or ()) ^ set(self.patients.masks))
+        if odd:
+            refuse(
+                f"'labels' and 'masks' must have the same names; only one of them has {', '.join(odd)}",
+                "patients.masks",
+            )
+
+    @rule
+    def _files_are_of_all_channels(self) -> None:
+        if self.files is None:
+            return
+        other = next((key for key in ("patients", "blocks") if getattr(self, key) is not None), None)
+        if other is not None:
+            refuse(f"not beside '{other}'; leave one of them out", "files")
+        images, channels = self.files.images, self.channels
+        if 1 < len(images) != len(channels):
+            refuse(
+                f"{len(images)} patterns for {len(channels)} channels ({', '.join(channels)}); give one pattern per "
+                "channel",
+                "files.images",
+            )
+
+    @rule
+    def _classification_has_its_own_keys(self) -> None:
+        if self.classification is None:
+            return
+        plain = Dataset(name=self.name, source=self.source)
+        for key in vars(plain).keys() - KEYS_OF_CLASSIFICATION:
+            if getattr(self, key) != getattr(plain, key):
+                refuse("this key is for segmentation; leave it or 'classification' out", key)
+
 
 def load_dataset(path: Path) -> Dataset:
     """Reads and checks a dataset file.
@@ -243,85 +389,7 @@ def load_dataset(path: Path) -> Dataset:
     Raises:
         UserError: one line that names the file, the key and the allowed values.
     """
-    values = read_yaml(path)
-    validate(values, "dataset", source=str(path))
-    _check_together(values, str(path))
-    return from_plain(Dataset, values, where=str(path))
-
-
-def _check_together(values: dict[str, Any], source: str) -> None:
-    """Refuses keys that need another one, or contradict one another."""
-    missing = [key for key in ("labels", "channels") if "declared" in values and key not in values]
-    if missing:
-        raise UserError(f"{source}: declared: it also needs '{missing[0]}' in this file, which planning asks for")
-    if "background_values" in values and "labels" not in values:
-        raise UserError(f"{source}: background_values: it also needs 'labels' in this file, those to be segmented")
-    for name, value in values.get("labels", {}).items():
-        if value in values.get("background_values", ()):
-            raise UserError(
-                f"{source}: background_values: {value} is the value of the label '{name}'; remove it from one of them"
-            )
-    if "test_count" in values and "test_cases" in values:
-        raise UserError(f"{source}: test_count: test_cases names the test cases already; leave one of them out")
-    if "test_seed" in values and "test_count" not in values:
-        raise UserError(f"{source}: test_seed: it draws cases only beside 'test_count', which is missing")
-    if "patients" in values:
-        _check_patients(values, source)
-    if "classification" in values:
-        _check_classification(values, source)
-    if "files" in values:
-        _check_files(values, source)
-    if "blocks" in values and "phantom" in values["source"]:
-        raise UserError(f"{source}: blocks: phantoms are not cut; say how many there are, and how large, under phantom")
-
-
-def _check_patients(values: dict[str, Any], source: str) -> None:
-    if "folder" not in values["source"]:
-        raise UserError(f"{source}: patients: this layout is read from a folder; name it under source as 'folder'")
-    if "blocks" in values:
-        raise UserError(f"{source}: patients: they are not cut into blocks; leave one of patients and blocks out")
-    if len(values.get("channels", ())) != 1:
-        raise UserError(f"{source}: patients: it also needs 'channels' in this file, with the name of the one channel")
-    labels, masks = (set(names) for names in (values.get("labels", {}), values["patients"]["masks"]))
-    if labels != masks:
-        odd = ", ".join(sorted(labels ^ masks))
-        raise UserError(
-            f"{source}: patients.masks: 'labels' and 'masks' must have the same names; only one of them has {odd}"
-        )
-
-
-def _check_classification(values: dict[str, Any], source: str) -> None:
-    if "folder" not in values["source"]:
-        raise UserError(f"{source}: classification: images are read from a folder; name it under source as 'folder'")
-    odd = sorted(set(values) - KEYS_OF_CLASSIFICATION)
-    if odd:
-        raise UserError(f"{source}: {odd[0]}: this key is for segmentation; leave it or 'classification' out")
-    keys = values["classification"]
-    if "folder" in keys and "table" in keys:
-        raise UserError(f"{source}: classification: images lie in a folder per class or in a table; keep one of them")
-    if "columns" in keys and "table" not in keys:
-        raise UserError(f"{source}: classification.columns: it needs 'table' beside it")
-    if "test_list" in keys and "test_per_class" in keys:
-        raise UserError(f"{source}: classification.test_list: it names the test images already; drop test_per_class")
-    if "test_seed" in keys and "test_per_class" not in keys:
-        raise UserError(f"{source}: classification.test_seed: it draws images only beside 'test_per_class'")
-
-
-def _check_files(values: dict[str, Any], source: str) -> None:
-    if "folder" not in values["source"]:
-        raise UserError(f"{source}: files: this layout is read from a folder; name it under source as 'folder'")
-    other = next((key for key in ("patients", "blocks") if key in values), None)
-    if other is not None:
-        raise UserError(f"{source}: files: not beside '{other}'; leave one of them out")
-    missing = next((key for key in ("labels", "channels") if key not in values), None)
-    if missing is not None:
-        raise UserError(f"{source}: files: it also needs '{missing}' in this file, which no dataset.json tells")
-    images, channels = values["files"]["images"], values["channels"]
-    if len(images) > 1 and len(images) != len(channels):
-        raise UserError(
-            f"{source}: files.images: {len(images)} patterns for {len(channels)} channels ({', '.join(channels)}); "
-            "give one pattern per channel"
-        )
+    return from_plain(Dataset, read_yaml(path), where=str(path))
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

@@ -1,56 +1,76 @@
-"""The hardware file: devices that a study can name, and what a job on one asks for."""
+"""The hardware file: devices that a study can name, and what a job on one asks for. The site's file, slurm/site.yaml:
+what a cluster needs beside its profile."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, Field
 
-from megavoxel.config.records import from_plain
-from megavoxel.config.schema import closest, read_yaml, validate
-from megavoxel.errors import UserError
+from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
+from megavoxel.config.records import from_plain, record
+from megavoxel.config.yaml_file import read_yaml
+from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
 
+ModelOfGpu = Annotated[
+    str, Field(pattern="^[A-Za-z0-9_.]+$", description="allowed: letters, digits, '_' and '.', as Slurm names GPUs")
+]
+"""It reaches a shell unquoted, as part of an option of Slurm's."""
+Resources = dict[str, Annotated[str | int | float, Field(description="a text or number")]]
 
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """One kind of device and the job that uses one of it."""
 
-    name: str
-    kind: str
-    """`cpu` or `gpu`."""
-    memory_gib: float | None = None
+def _or_empty(values: dict[str, Any] | None) -> dict[str, Any]:
+    return values or {}
+
+
+@record
+class DeviceKeys:
+    """One kind of device, and the job that uses one of it."""
+
+    kind: Literal["cpu", "gpu"]
+    """What computes: `cpu` or `gpu`."""
+    memory_gib: Positive | None = None
     """Memory of the device in GiB; None for the host's own."""
-    overhead_gib: float = 1.0
+    overhead_gib: NotNegative = 1.0
     """Memory in GiB that a process needs before any network is there: libraries, and the CUDA context on a GPU."""
-    workspace: float = 1.0
+    workspace: NotNegative = 1.0
     """Memory that convolutions take for themselves, in units of input and output of the largest one in float32."""
-    teraflops: dict[str, float] = field(default_factory=dict)
+    teraflops: dict[Literal["float32", "half"], Positive] = field(default_factory=dict)
     """Sustained rate of training in 10¹² operations per second, by `float32` and `half` (bfloat16, float16)."""
     bfloat16: bool = True
     """Whether a GPU computes in bfloat16 by itself; without, a classifier trains in float32 by default."""
-    step_milliseconds: float = 0.0
+    step_milliseconds: NotNegative = 0.0
     """Time of a pass through the network that does not depend on its size."""
-    most_devices: int = 1
+    most_devices: Parts = 1
     """Devices that one job may use."""
-    devices_per_node: int | None = None
+    devices_per_node: Count | None = None
     """Devices of one node, beyond which a training job takes several nodes; None: as many as a job may use."""
-    gpu_model: str | None = None
+    gpu_model: ModelOfGpu | None = None
     """What the cluster calls this GPU; None: jobs take any."""
-    link_gib_per_second: float = 10.0
+    link_gib_per_second: Positive = 10.0
     """Rate at which two devices of a job exchange data."""
-    cpus_per_job: int = 8
+    cpus_per_job: Count = 8
     """The most CPU cores that a training or prediction job asks for, per device."""
-    host_memory_mb: int = 16000
+    host_memory_mb: Count = 16000
     """Host memory of such a job in MB, per device, at its first attempt, where no plan says what it needs."""
-    runtime_minutes: int = 1440
+    runtime_minutes: Count = 1440
     """The most minutes that such a job asks for at any attempt, and what it asks for where no rate is known: the limit
     of your partition."""
     source: str = ""
     """Where the figures come from."""
+
+
+@record
+class Device(DeviceKeys):
+    """A device of the hardware file."""
+
+    name: Text
+    """Its name in the file, or what a machine without an entry is called."""
 
     @property
     def gpus(self) -> int:
@@ -74,21 +94,73 @@ class Device:
         return replace(self, most_devices=min(self.most_devices, self.devices_per_node or self.most_devices))
 
 
+@record
+class HardwareFile:
+    """The devices that a study can name, and what a job on one asks for."""
+
+    devices: Annotated[dict[Name, DeviceKeys], Field(min_length=1)]
+    """Devices by name."""
+
+
+@record
+class Site:
+    """What a cluster needs beside slurm/config.yaml: its own names and wishes."""
+
+    all: Annotated[Resources | None, AfterValidator(_or_empty)] = field(default_factory=dict)
+    """Resources of every job, by the names of the Slurm plugin, each with a text or number."""
+    gpu: Annotated[Resources | None, AfterValidator(_or_empty)] = field(default_factory=dict)
+    """Resources of jobs that ask for a GPU, in place of those."""
+    scratch: Text | None = None
+    """Folder for temporary files on the nodes; variables of the environment in it are filled in there. None: the
+    system's."""
+    options: Annotated[dict[str, Any] | None, AfterValidator(_or_empty)] = field(default_factory=dict)
+    """Options of Snakemake and of its Slurm plugin, by name."""
+
+    def default_resources(self) -> dict[str, Any]:
+        """What Snakemake's `default-resources` is given: Python, so that texts are quoted and stay texts."""
+        resources = {name: repr(value) if isinstance(value, str) else value for name, value in self.all.items()}
+        if self.scratch:
+            # Local rules are given it as well, on machines that may lack the folder.
+            usable = f"__import__('os').access({self.scratch!r}, 3)"
+            resources["tmpdir"] = f"{self.scratch!r} if {usable} else system_tmpdir"
+        return resources
+
+
+def load_site(path: Path) -> Site:
+    """Reads a site's file; without one a site needs nothing.
+
+    Raises:
+        UserError: the file is wrong.
+    """
+    return from_plain(Site, read_yaml(path), where=str(path)) if path.exists() else Site()
+
+
+def load_hardware(path: Path) -> dict[str, Device]:
+    """Reads the hardware file: its devices by name.
+
+    Raises:
+        UserError: the file is wrong.
+    """
+    return _devices(read_yaml(path), str(path))
+
+
 def load_device(path: Path, name: str, *, source: str) -> Device:
     """Reads the hardware file at `path` and picks the device `name`, which `source` (a study file) refers to.
 
     Raises:
         UserError: the file is wrong or has no such device.
     """
-    values = read_yaml(path)
-    validate(values, "hardware", source=str(path))
-    devices = values["devices"]
+    devices = load_hardware(path)
     if name not in devices:
-        known = list(devices)
         raise UserError(
-            f"{source}: hardware: {path} has no device '{name}'; allowed: {', '.join(known)}{closest(name, known)}"
+            f"{source}: hardware: {path} has no device '{name}'; allowed: {', '.join(devices)}{closest(name, devices)}"
         )
-    return from_plain(Device, {"name": name, **devices[name]}, where=f"{path}: devices.{name}")
+    return devices[name]
+
+
+def _devices(values: dict[str, Any], source: str) -> dict[str, Device]:
+    devices = from_plain(HardwareFile, values, where=source).devices
+    return {name: Device(name=name, **vars(keys)) for name, keys in devices.items()}
 
 
 def update_device(path: Path, name: str, values: dict[str, Any]) -> None:
@@ -108,7 +180,7 @@ def update_device(path: Path, name: str, values: dict[str, Any]) -> None:
     kept = _without(lines[begin + 1 : end], set(values))
     added = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     text = "\n".join([*lines[: begin + 1], *kept, *added, *lines[end:]]) + "\n"
-    validate(yaml.safe_load(text), "hardware", source=str(path))
+    _devices(yaml.safe_load(text), str(path))
     write_text(path, text)
 
 

@@ -1,103 +1,110 @@
-"""Plain data (YAML, JSON) to frozen dataclasses and back, by the types of their fields."""
+"""Records that check what they are given, rules between their fields, and the way from plain data and back.
+
+A field says once what may stand in it: its type with bounds (`config/fields.py`), its default, and the string under it,
+which gives meaning and unit. Messages, JSON schemas and the tables of config/README.md come from there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
-import typing
-from typing import Any, TypeVar
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, dataclass_transform
 
+import pydantic
+
+from megavoxel.config.messages import explain
 from megavoxel.errors import UserError, shown
+from megavoxel.files import read_json
 
 Record = TypeVar("Record")
-DESCRIBED = {
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    bool: "true or false",
-    types.NoneType: "nothing",
-}
+# Built at first use: most commands need a few of the records.
+CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
-def from_plain(kind: type[Record], values: dict[str, Any], *, where: str) -> Record:
-    """Builds the dataclass `kind` from plain values; nested dataclasses, tuples and dictionaries follow its types.
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def record(kind: type[Record]) -> type[Record]:
+    """A frozen, keyword-only dataclass whose values have the types and bounds of their fields, or are refused."""
+    return pydantic.dataclasses.dataclass(kind, frozen=True, kw_only=True, config=CONFIG)
+
+
+def rule(check: Callable[[Any], None]) -> Any:
+    """A method of a record that calls `fields.refuse` where its fields contradict one another."""
+
+    def after(self: Any) -> Any:
+        check(self)
+        return self
+
+    return pydantic.model_validator(mode="after")(after)
+
+
+def rule_of_whole(check: Callable[[Any], None]) -> Any:
+    """A rule that is left out where a file has only a part of the keys, such as the defaults of a study."""
+
+    def after(self: Any, info: pydantic.ValidationInfo) -> Any:
+        if not (info.context or {}).get("partial"):
+            check(self)
+        return self
+
+    return pydantic.model_validator(mode="after")(after)
+
+
+def from_plain(
+    kind: type[Record], values: Any, *, where: str, at: tuple[str, ...] = (), partial: bool = False
+) -> Record:
+    """Builds a record, or any other dataclass, from plain values.
 
     Args:
-        kind: a dataclass whose fields are all keyword-only.
+        kind: the dataclass.
         values: what a YAML or JSON file held.
-        where: names the file and key in an error message.
+        where: names the file or option in an error message.
+        at: keys of the file that lead to the values.
+        partial: whether `rule_of_whole` does not hold yet, because other keys are added before use.
 
     Raises:
-        UserError: a key is unknown, a needed one is missing, or a value has another type than its field.
+        UserError: one line with the file, the key, what is wrong and what is allowed.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of keys to values, found {shown(values)}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(map(str, set(values) - set(fields)))
-    if unknown:
-        raise UserError(f"{where}: unknown key {shown(unknown[0])}; allowed: {', '.join(sorted(fields))}")
-    missing = [name for name, field in fields.items() if name not in values and not _has_default(field)]
-    if missing:
-        raise UserError(f"{where}: the key '{missing[0]}' is missing")
-    return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    try:
+        text = json.dumps(values, default=_refuse_foreign)
+        return adapter(kind).validate_json(text, strict=True, extra="forbid", context={"partial": partial})
+    except pydantic.ValidationError as fault:
+        reason = explain(fault, values, adapter(kind).json_schema(), at)
+    except (RecursionError, TypeError, ValueError) as fault:
+        reason = f"{'.'.join(at) or 'it'} holds what no file for people does ({fault})"
+    raise UserError(f"{where}: {reason}")
 
 
-def to_plain(record: Any) -> Any:
+def read_record(kind: type[Record], path: Path, *, what: str) -> Record:
+    """Reads a JSON file that a stage wrote for the next ones; `what` names it in messages.
+
+    Raises:
+        UserError: the file is missing, or holds something that no stage writes.
+    """
+    values = read_json(path, what=what)
+    try:
+        return from_plain(kind, values, where=str(path))
+    except UserError as fault:
+        raise UserError(f"{fault}; the file was damaged or changed: run the stage that writes it") from None
+
+
+def to_plain(value: Any) -> Any:
     """The opposite of `from_plain`: dictionaries, lists, strings, numbers and None only."""
-    if dataclasses.is_dataclass(record):
-        return {field.name: to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
-    if isinstance(record, dict):
-        return {str(key): to_plain(value) for key, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [to_plain(value) for value in record]
-    return record
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
 
 
-def _has_default(field: dataclasses.Field) -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+@cache
+def adapter(kind: type) -> pydantic.TypeAdapter:
+    """What checks values of a type."""
+    return pydantic.TypeAdapter(kind)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """The value as the type says; of a union, as the first of its types that it fits."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        kind = next((option for option in arguments if _fits(option, value)), None)
-        return _convert(kind or _refuse(hint, value, where), value, where)
-    if not _fits(hint, value):
-        _refuse(hint, value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_plain(hint, value, where=where)
-    if origin is tuple:
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    return float(value) if hint is float else value
-
-
-def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
-    raise UserError(f"{where}: expected {_described(hint)}, found {shown(value)}")
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value has the form of a type, whatever is inside of it."""
-    kind = typing.get_origin(hint) or hint
-    if isinstance(value, bool):
-        return kind in (bool, Any)
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # neither NaN nor infinite
-    if dataclasses.is_dataclass(kind):
-        return isinstance(value, dict)
-    return kind is Any or isinstance(value, list | tuple if kind is tuple else kind)
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(_described, arguments))
-    if origin is tuple:
-        return "a list"
-    if dataclasses.is_dataclass(hint) or origin is dict:
-        return "a mapping"
-    return DESCRIBED.get(hint, str(hint))
+def _refuse_foreign(value: Any) -> NoReturn:
+    raise TypeError(f"{shown(value)} is no text, number, list or mapping; put it in quotes")

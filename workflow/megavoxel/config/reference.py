@@ -1,19 +1,17 @@
-"""`python -m megavoxel.config.reference --write`: the tables of keys in config/README.md, from schemas and dataclasses.
+"""`python -m megavoxel.config.reference --write`: JSON schemas for editors, and the tables of keys in config/README.md.
 
-What is allowed comes from the JSON schemas, defaults and meanings from the dataclasses and the strings under their
-fields. `--check` exits with 1 where the page is out of date.
+Both come from the records: what is allowed and assumed from their fields, meanings from the strings under the fields.
+`--check` exits with 1 where a file is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import inspect
 import itertools
 import re
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,155 +19,115 @@ from typing import Any
 import yaml
 
 from megavoxel.config import classification, dataset, hardware, study
-from megavoxel.config.allowed import allowed_values, properties, resolve
-from megavoxel.config.schema import load_schema
+from megavoxel.config.records import adapter
+from megavoxel.config.words import Node, allowed_words, alternatives
 from megavoxel.errors import UserError
 from megavoxel.files import write_text
 
 PAGE = Path("config/README.md")
+SCHEMAS = Path("workflow/schemas")
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
-WORDS = {
-    "study": "Name of the study: its folder below results/, state/ and logs/.",
-    "defaults": "Keys that all settings share; where a setting says something else, the setting counts.",
-    "settings": "What is compared, by name.",
-    "ensembles": "Ensembles of settings, by name.",
-    "grid": "Settings by the combinations of lists. Their names are NETWORK-RESOLUTION-IMAGESpc-WORKERSw.",
-    "sweeps": "Tables of the report that compare some of the settings, by name.",
-    "devices": "Devices by name.",
-    "description": "For the reader.",
-    "licence": "For the reader.",
-    "float32": "In single precision.",
-    "half": "In bfloat16 or float16.",
+COMMAND = "python -m megavoxel.config.reference --write"
+FILES = {
+    "study": study.StudyFile,
+    "classification": classification.ClassificationFile,
+    "dataset": dataset.Dataset,
+    "hardware": hardware.HardwareFile,
+    "site": hardware.Site,
 }
-"""Meanings of keys that neither a dataclass nor a schema describes."""
+"""What users write: the record of each kind of file, by the name of its schema."""
+SECTIONS = {
+    study.StudyFile: "A study file",
+    study.WrittenSetting: "A setting",
+    study.Phase: "A phase of a setting",
+    study.Preprocessing: "`preprocessing` of a setting",
+    study.IntensityRange: "`normalisation` of `preprocessing`",
+    study.Network: "`network` of a setting",
+    study.Parallel: "`parallel` of a setting",
+    study.Expansion: "`expansion` of a setting",
+    study.Training: "`training` of a setting",
+    study.Augmentation: "`augmentation` of a setting",
+    study.Inference: "`inference` of a setting",
+    study.EnsembleKeys: "An ensemble",
+    study.Partitions: "`partitions` of a study",
+    study.Timing: "`timing` of a study",
+    study.SweepKeys: "A sweep",
+    classification.ClassificationFile: "A study file of `task: classification`",
+    classification.WrittenClassifier: "A classification setting",
+    classification.Cells: "An entry of `grid`",
+    classification.ClassifierEnsembleKeys: "An ensemble of classifiers",
+    classification.ClassifierTraining: "`training` of a classification setting",
+    classification.ClassifierAugmentation: "`augmentation` of a classification setting",
+    classification.PublishedWeights: "`weights` of a network",
+    dataset.Dataset: "A dataset file",
+    dataset.Source: "The source of a dataset",
+    dataset.Phantom: "`phantom` of a source",
+    dataset.Patients: "`patients` of a dataset",
+    dataset.Files: "`files` of a dataset",
+    dataset.Blocks: "`blocks` of a dataset",
+    dataset.Hidden: "`hidden` of a dataset",
+    dataset.Classification: "`classification` of a dataset",
+    dataset.TableColumns: "`columns` of a table of images",
+    dataset.Declared: "`declared` of a dataset",
+    hardware.HardwareFile: "The hardware file",
+    hardware.DeviceKeys: "A device",
+    hardware.Site: "The site's file, slurm/site.yaml",
+}
+"""Headings of the tables, in their order, by the record whose keys they list."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A mapping that users write, and where its keys are defined."""
+@cache
+def json_schema(kind: type) -> Node:
+    """The schema of a record with the meanings of its keys, and of the records within it under `$defs`."""
+    schema = _without_titles(adapter(kind).json_schema())
+    records = {record.__name__: record for record in SECTIONS}
+    nodes = {kind.__name__: schema, **schema.get("$defs", {})}
+    for name, node in nodes.items():
+        node["description"] = _introduction(records[name])
+    for name, node in nodes.items():
+        for key, part in node["properties"].items():
+            part["description"] = _meaning(records[name], key, part, schema)
+    return schema
 
-    title: str
-    """Heading, in Markdown."""
-    schema: str
-    """`study`, `classification`, `dataset` or `hardware`."""
-    place: str = ""
-    """Where the mapping lies in that schema: keys joined by '/'."""
-    record: type | None = None
-    """The dataclass that holds its values."""
 
-    @property
-    def node(self) -> dict[str, Any]:
-        """The schema of the mapping."""
-        node = load_schema(self.schema)
-        for key in filter(None, self.place.split("/")):
-            node = node[key]
+def _without_titles(node: Any) -> Any:
+    """The node without pydantic's titles, and with names that match no pattern refused."""
+    if isinstance(node, list):
+        return [_without_titles(part) for part in node]
+    if not isinstance(node, dict):
         return node
-
-    @property
-    def introduction(self) -> str:
-        """What the mapping is."""
-        return _for_readers(self.node.get("description") or inspect.cleandoc(self.record.__doc__))
+    kept = {key: _without_titles(part) for key, part in node.items() if key != "title" or not isinstance(part, str)}
+    return {**kept, "additionalProperties": False} if "patternProperties" in kept else kept
 
 
-def _of_classifier(key: str, record: type) -> Section:
-    return Section(
-        title=f"`{key}` of a classification setting", schema="classification", place=f"$defs/{key}", record=record
-    )
+def schema_text(name: str) -> str:
+    """The schema of a kind of file as YAML, a key per line."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **json_schema(FILES[name])}
+    for node in (schema, *schema.get("$defs", {}).values()):
+        if "properties" in node:
+            node["properties"] = {key: _OneLine(part) for key, part in node["properties"].items()}
+    head = f"# Written by '{COMMAND}'; change the records in workflow/megavoxel/config instead.\n"
+    return head + yaml.dump(schema, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
 
 
-def _of_setting(key: str, record: type) -> Section:
-    return Section(
-        title=f"`{key}` of a setting", schema="study", place=f"$defs/setting/properties/{key}", record=record
-    )
+class _OneLine(dict):
+    """A mapping that is written on one line."""
 
 
-SECTIONS = (
-    Section(title="A study file", schema="study", record=study.Study),
-    Section(title="A setting", schema="study", place="$defs/setting", record=study.Setting),
-    Section(title="A phase of a setting", schema="study", place="$defs/phase", record=study.Phase),
-    _of_setting("preprocessing", study.Preprocessing),
-    Section(
-        title="`normalisation` of `preprocessing`",
-        schema="study",
-        place="$defs/intensity_range",
-        record=study.IntensityRange,
-    ),
-    _of_setting("network", study.Network),
-    Section(title="`parallel` of a setting", schema="study", place="$defs/parallel", record=study.Parallel),
-    Section(title="`expansion` of a setting", schema="study", place="$defs/expansion", record=study.Expansion),
-    _of_setting("training", study.Training),
-    _of_setting("augmentation", study.Augmentation),
-    _of_setting("inference", study.Inference),
-    Section(title="An ensemble", schema="study", place="$defs/ensemble", record=study.Ensemble),
-    Section(title="`partitions` of a study", schema="study", place="$defs/partitions", record=study.Partitions),
-    Section(title="`timing` of a study", schema="study", place="$defs/timing", record=study.Timing),
-    Section(title="A sweep", schema="study", place="$defs/sweep", record=study.Sweep),
-    Section(
-        title="A study file of `task: classification`",
-        schema="classification",
-        record=classification.ClassificationStudy,
-    ),
-    Section(
-        title="A classification setting",
-        schema="classification",
-        place="$defs/setting",
-        record=classification.ClassifierSetting,
-    ),
-    Section(
-        title="An entry of `grid`",
-        schema="classification",
-        place="$defs/cells",
-        record=classification.ClassifierSetting,
-    ),
-    Section(
-        title="An ensemble of classifiers",
-        schema="classification",
-        place="$defs/ensemble",
-        record=classification.ClassifierEnsemble,
-    ),
-    _of_classifier("training", classification.ClassifierTraining),
-    _of_classifier("augmentation", classification.ClassifierAugmentation),
-    Section(
-        title="`weights` of a network",
-        schema="classification",
-        place="$defs/weights",
-        record=classification.PublishedWeights,
-    ),
-    Section(title="A dataset file", schema="dataset", record=dataset.Dataset),
-    Section(title="The source of a dataset", schema="dataset", place="properties/source", record=dataset.Source),
-    Section(title="`phantom` of a source", schema="dataset", place="$defs/phantom", record=dataset.Phantom),
-    Section(title="`patients` of a dataset", schema="dataset", place="$defs/patients", record=dataset.Patients),
-    Section(title="`files` of a dataset", schema="dataset", place="$defs/files", record=dataset.Files),
-    Section(title="`blocks` of a dataset", schema="dataset", place="$defs/blocks", record=dataset.Blocks),
-    Section(title="`hidden` of a dataset", schema="dataset", place="$defs/hidden", record=dataset.Hidden),
-    Section(
-        title="`classification` of a dataset",
-        schema="dataset",
-        place="$defs/classification",
-        record=dataset.Classification,
-    ),
-    Section(
-        title="`columns` of a table of images", schema="dataset", place="$defs/columns", record=dataset.TableColumns
-    ),
-    Section(title="`declared` of a dataset", schema="dataset", place="$defs/declared", record=dataset.Declared),
-    Section(title="The hardware file", schema="hardware"),
-    Section(
-        title="A device",
-        schema="hardware",
-        place="properties/devices/additionalProperties",
-        record=hardware.Device,
-    ),
-    Section(
-        title="`teraflops` of a device",
-        schema="hardware",
-        place="properties/devices/additionalProperties/properties/teraflops",
-    ),
+class _Dumper(yaml.SafeDumper):
+    """Writes `_OneLine`, and twice what stands there twice."""
+
+    ignore_aliases = staticmethod(lambda _: True)
+
+
+_Dumper.add_representer(
+    _OneLine, lambda dumper, node: dumper.represent_mapping("tag:yaml.org,2002:map", node, flow_style=True)
 )
 
 
 def reference() -> str:
     """The tables of all sections in Markdown."""
-    return "\n\n".join(_table(section) for section in SECTIONS)
+    return "\n\n".join(_table(record, title) for record, title in SECTIONS.items())
 
 
 def with_reference(page: str) -> str:
@@ -187,46 +145,54 @@ def with_reference(page: str) -> str:
 
 @cache
 def field_texts(record: type) -> dict[str, str]:
-    """The string under each field of a dataclass, on one line; fields without one are left out."""
-    body = ast.parse(inspect.getsource(record)).body[0].body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    """The string under each field of a dataclass or of one that it extends, on one line; others are left out."""
+    texts: dict[str, str] = {}
+    for kind in reversed(record.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        texts |= {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+    return texts
 
 
-def _table(section: Section) -> str:
+def _table(record: type, title: str) -> str:
+    schema = json_schema(record)
+    links = {kind.__name__: _link(other) for kind, other in SECTIONS.items()}
+    required = schema.get("required", ())
     lines = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-    links = {id(other.node): _link(other.title) for other in SECTIONS if other.place}
-    for key, node in properties(section.node).items():
-        allowed = allowed_values(node, section.schema, links)
-        lines.append(f"| `{key}` | {allowed} | {_default(section, key)} | {_meaning(section, key, node)} |")
-    return "\n".join([f"### {section.title}", "", section.introduction, "", *lines])
+    for key, node in sorted(schema["properties"].items(), key=lambda item: item[0] not in required):
+        default = "required" if key in required else _default(node)
+        meaning = node["description"].replace("|", "\\|")
+        allowed = allowed_words({**_checked(record, key), "description": ""}, schema, links)
+        lines.append(f"| `{key}` | {allowed} | {default} | {meaning} |")
+    return "\n".join([f"### {title}", "", _introduction(record), "", *lines])
 
 
-def _default(section: Section, key: str) -> str:
-    if key in section.node.get("required", ()):
-        return "required"
-    fields = {field.name: field for field in dataclasses.fields(section.record)} if section.record else {}
-    value = fields[key].default if key in fields else None
-    if value in (None, "", (), dataclasses.MISSING):
-        return "–"
-    plain = list(value) if isinstance(value, tuple) else value
-    return f"`{yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]}`"
+def _checked(record: type, key: str) -> Node:
+    """The part of pydantic's own schema for a key: its descriptions say what is allowed."""
+    return adapter(record).json_schema()["properties"][key]
 
 
-def _meaning(section: Section, key: str, node: dict[str, Any]) -> str:
-    resolved = resolve(node, section.schema)
-    introductions = [other.introduction for other in SECTIONS if other.place and other.node is resolved]
-    known = field_texts(section.record) if section.record else {}
-    candidates = (known.get(key), node.get("description"), *introductions, WORDS.get(key, ""))
-    return _for_readers(next(text for text in candidates if text is not None))
+def _default(node: Node) -> str:
+    value = node.get("default")
+    return "–" if value in (None, "", []) else f"`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
+
+
+def _introduction(record: type) -> str:
+    return _for_readers(" ".join(inspect.cleandoc(record.__doc__).split()))
+
+
+def _meaning(record: type, key: str, node: Node, schema: Node) -> str:
+    """The string under the field; where there is none, what the record in it is."""
+    text = field_texts(record).get(key)
+    return _for_readers(text) if text is not None else next(alternatives(node, schema))["description"]
 
 
 def _for_readers(text: str) -> str:
     sentence = re.sub(r"\bNone\b", "left out", text).rstrip(".") + "."
-    return (sentence[:1].upper() + sentence[1:]).replace("|", "\\|")
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _link(title: str) -> str:
@@ -235,19 +201,21 @@ def _link(title: str) -> str:
 
 
 def main() -> int:
-    """Rewrites or checks config/README.md in the working directory; returns the exit status."""
+    """Rewrites or checks the page and the schemas below the working directory; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m megavoxel.config.reference", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true", help=f"rewrite the tables of {PAGE}")
+    action.add_argument("--write", action="store_true", help=f"rewrite {SCHEMAS} and the tables of {PAGE}")
     action.add_argument("--check", action="store_true", help="exit with 1 if they are out of date")
-    page = PAGE.read_text()
-    wanted = with_reference(page)
-    if parser.parse_args().write:
-        write_text(PAGE, wanted)
-    elif page != wanted:
-        print(f"{PAGE}: out of date; run 'python -m megavoxel.config.reference --write'", file=sys.stderr)
-        return 1
-    return 0
+    wanted = {SCHEMAS / f"{name}.schema.yaml": schema_text(name) for name in FILES}
+    wanted[PAGE] = with_reference(PAGE.read_text())
+    write = parser.parse_args().write
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        if write:
+            write_text(path, wanted[path])
+        else:
+            print(f"{path}: out of date; run '{COMMAND}'", file=sys.stderr)
+    return 1 if stale and not write else 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
-"""A study file: read, checked against the schema, and resolved into a `Study`: defaults, inheritance, repeats."""
+"""A study file: read, checked, and resolved into a study: defaults, grid, inheritance, repeats."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from megavoxel.config.classification import ClassificationStudy
-from megavoxel.config.classification_file import grid_settings, parse_classification
+from megavoxel.config.classification import (
+    Cells,
+    ClassificationFile,
+    ClassificationKeys,
+    ClassificationStudy,
+    ClassifierEnsemble,
+    ClassifierSetting,
+)
 from megavoxel.config.records import from_plain
-from megavoxel.config.references import check_references, require_name
-from megavoxel.config.repeats import named_repeats, repeat_settings
-from megavoxel.config.schema import read_yaml, validate
-from megavoxel.config.study import Ensemble, Partitions, Setting, Study, Sweep, Timing
+from megavoxel.config.references import check_classification, check_segmentation, require_name
+from megavoxel.config.study import Ensemble, SegmentationKeys, Setting, Study, StudyFile, Sweep
+from megavoxel.config.yaml_file import read_yaml
 from megavoxel.errors import UserError
+
+Keys = dict[str, Any]
+AXES = ("network", "resolution", "images_per_class", "workers", "data_partition", "learning_rate")
+"""Keys of a grid's entry that may be lists; the entry stands for all their combinations."""
 
 
 def load_study(path: Path) -> Study | ClassificationStudy:
@@ -25,33 +36,62 @@ def load_study(path: Path) -> Study | ClassificationStudy:
     return parse_study(read_yaml(path), source=str(path))
 
 
-def parse_study(values: dict[str, Any], *, source: str) -> Study | ClassificationStudy:
+def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     if values.get("task") == "classification":
-        written = {**grid_settings(values, source), **values.get("settings", {})}
-        return parse_classification(values, _inherited(written, values, source), source=source)
-    validate(values, "study", source=source)
-    written = values["settings"]
-    whole = {name: _spelled_out(keys) for name, keys in _inherited(written, values, source).items()}
-    resolved, families = repeat_settings(whole, source)
-    ensembles = values.get("ensembles", {})
+        return _parse_classification(values, source)
+    file = from_plain(StudyFile, values, where=source, partial=True)
+    settings, families = _settings(values["settings"], values, Setting, source)
     study = Study(
-        name=values["study"],
-        settings=tuple(
-            from_plain(Setting, {"name": name, **keys}, where=f"{source}: settings.{name}")
-            for name, keys in resolved.items()
-        ),
+        name=file.study,
+        settings=settings,
         ensembles=tuple(
-            from_plain(Ensemble, {"name": name, **keys}, where=f"{source}: ensembles.{name}")
-            for name, keys in ensembles.items()
+            Ensemble(name=name, members=named_repeats(keys.members, families), postprocess=keys.postprocess)
+            for name, keys in file.ensembles.items()
         ),
-        partitions=_partitions(values, source),
-        timing=_timing(values.get("timing"), source),
-        sweeps=tuple(_sweep(name, keys, families, source) for name, keys in values.get("sweeps", {}).items()),
-        **{key: values[key] for key in ("dataset", "hardware", "folds", "seed", "shards", "baseline") if key in values},
+        sweeps=tuple(
+            Sweep(name=name, title=keys.title, points=_points(keys.points, families))
+            for name, keys in file.sweeps.items()
+        ),
+        **_own_keys(file, SegmentationKeys),
     )
-    check_references(study, source)
+    check_segmentation(study, source)
     return study
+
+
+def _parse_classification(values: Keys, source: str) -> ClassificationStudy:
+    file = from_plain(ClassificationFile, values, where=source, partial=True)
+    if file.settings is None and not file.grid:
+        raise UserError(f"{source}: the key 'settings' or 'grid' is missing; one of them says what is compared")
+    written = {**grid_settings(values, source), **(values.get("settings") or {})}
+    settings, families = _settings(written, values, ClassifierSetting, source)
+    study = ClassificationStudy(
+        name=file.study,
+        settings=settings,
+        ensembles=tuple(
+            ClassifierEnsemble(name=name, members=named_repeats(keys.members, families))
+            for name, keys in file.ensembles.items()
+        ),
+        **_own_keys(file, ClassificationKeys),
+    )
+    check_classification(study, source)
+    return study
+
+
+def _own_keys(file: StudyFile | ClassificationFile, kind: type) -> Keys:
+    return {field.name: getattr(file, field.name) for field in fields(kind)}
+
+
+def _settings(
+    written: Mapping[str, Keys | None], values: Keys, kind: type, source: str
+) -> tuple[tuple[Any, ...], dict[str, tuple[str, ...]]]:
+    """All settings, and the names that each name written in the study stands for."""
+    whole = {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
+    resolved, families = repeat_settings(whole, source)
+    settings = tuple(
+        from_plain(kind, {"name": name, **keys}, where=source, at=("settings", name)) for name, keys in resolved.items()
+    )
+    return settings, families
 
 
 def with_memory(study: Study, memory_gib: float | None) -> Study:
@@ -62,7 +102,7 @@ def with_memory(study: Study, memory_gib: float | None) -> Study:
     return replace(study, settings=tuple(settings))
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Keys, over: Keys) -> Keys:
     """`over` laid on `base`, dictionaries merged key by key; neither argument is changed."""
     merged = dict(base)
     for key, value in over.items():
@@ -71,12 +111,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _inherited(written: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
-    """The keys of each setting with the study's defaults and what it inherits."""
-    return {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
-
-
-def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+def _inherit(
+    name: str, settings: Mapping[str, Keys | None], defaults: Keys, source: str, heirs: tuple[str, ...]
+) -> Keys:
+    """The keys of a setting with the study's defaults and what it inherits."""
     if name in heirs:
         raise UserError(f"{source}: settings.{heirs[0]}.inherits goes round in a circle: {' -> '.join((*heirs, name))}")
     own = dict(settings[name] or {})
@@ -87,34 +125,118 @@ def _inherit(name: str, settings: dict, defaults: dict, source: str, heirs: tupl
     return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
 
 
-def _spelled_out(setting: dict[str, Any]) -> dict[str, Any]:
-    """`parallel: auto` as None, so that the key holds a mapping or nothing; one factor of an expansion as three."""
-    changed = dict(setting)
-    if changed.get("parallel") == "auto":
-        changed["parallel"] = None
-    expansion = changed.get("expansion")
-    if expansion is not None and not isinstance(expansion["factor"], list):
-        changed["expansion"] = {**expansion, "factor": [expansion["factor"]] * 3}
+# Repeats: `seeds` makes a setting of each seed, and a sweep's point of all of them.
+
+
+def repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[str, Keys], dict[str, tuple[str, ...]]]:
+    """Each setting with `seeds` as one setting per seed, named NAME-seedN.
+
+    Args:
+        settings: keys by name, with what they inherit.
+        source: the study file, for messages.
+
+    Returns:
+        the settings, none of which has `seeds`, and the names that each name written in the study stands for.
+
+    Raises:
+        UserError: a setting has both `seed` and `seeds`, or a repeat has the name of another setting.
+    """
+    repeated: dict[str, Keys] = {}
+    families: dict[str, tuple[str, ...]] = {}
+    for name, keys in settings.items():
+        own = dict(keys)
+        seeds = own.pop("seeds", None)
+        if seeds is not None and own.get("seed") is not None:
+            raise UserError(f"{source}: settings.{name}: it has both 'seed' and 'seeds'; keep one of them")
+        copies = {name: own} if seeds is None else {f"{name}-seed{seed}": {**own, "seed": seed} for seed in seeds}
+        taken = [copy for copy in copies if copy in repeated or (copy != name and copy in settings)]
+        if taken:
+            raise UserError(f"{source}: settings.{name}.seeds: there is another setting '{taken[0]}'; rename it")
+        repeated |= copies
+        families[name] = tuple(copies)
+    return {name: _with_repeats_alike(name, keys, families, source) for name, keys in repeated.items()}, families
+
+
+def _with_repeats_alike(name: str, keys: Keys, families: Mapping[str, Sequence[str]], source: str) -> Keys:
+    """The keys with `stage1` and `start` naming settings that exist: of repeats, the one with the same seed."""
+    changed = dict(keys)
+    if keys.get("stage1"):
+        changed["stage1"] = [
+            _repeat_alike(keys, other, families, f"{source}: settings.{name}.stage1") for other in keys["stage1"]
+        ]
+    if keys.get("start"):
+        changed["start"] = _repeat_alike(keys, keys["start"], families, f"{source}: settings.{name}.start")
     return changed
 
 
-def _partitions(values: dict[str, Any], source: str) -> Partitions | None:
-    if "partitions" not in values:
-        return None
-    return from_plain(Partitions, values["partitions"], where=f"{source}: partitions")
+def _repeat_alike(keys: Keys, other: str, families: Mapping[str, Sequence[str]], where: str) -> str:
+    repeats = families.get(other, (other,))
+    if repeats == (other,):
+        return other
+    alike = f"{other}-seed{keys.get('seed')}"
+    if alike not in repeats:
+        raise UserError(
+            f"{where}: '{other}' has repeats ({', '.join(repeats)}), and none with the seed "
+            "of this setting; give both the same 'seeds', or name one repeat"
+        )
+    return alike
 
 
-def _timing(written: dict[str, Any] | bool | None, source: str) -> Timing | None:
-    """`true` stands for the defaults."""
-    if written is None or written is False:
-        return None
-    return from_plain(Timing, {} if written is True else written, where=f"{source}: timing")
+def named_repeats(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The settings that some names of the study stand for; names of ensembles and single repeats stand as they are."""
+    return tuple(member for name in names for member in families.get(name, (name,)))
 
 
-def _sweep(name: str, keys: dict[str, Any], families: dict[str, list[str]], source: str) -> Sweep:
-    """A sweep; a point that is one name stands for a list of that name alone, or of the repeats of that setting."""
-    points = {
+def _points(
+    points: Mapping[str, str | tuple[str, ...]], families: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Points of a sweep; one that is a name stands for a list of that name alone, or of its repeats."""
+    return {
         point: named_repeats([models] if isinstance(models, str) else models, families)
-        for point, models in keys["points"].items()
+        for point, models in points.items()
     }
-    return from_plain(Sweep, {"name": name, **keys, "points": points}, where=f"{source}: sweeps.{name}")
+
+
+# The grid of a study of classification.
+
+
+def grid_settings(values: Keys, source: str) -> dict[str, Keys]:
+    """The settings that the grid of a study file stands for, by name, without defaults.
+
+    A name is NETWORK-RESOLUTION-IMAGESpc-WORKERSw, with the partition or the learning rate behind it where an entry
+    lists several of them.
+
+    Raises:
+        UserError: two cells have the same name, or a name that is taken.
+    """
+    found: dict[str, Keys] = {}
+    for number, entry in enumerate(values.get("grid", ())):
+        lists = {key: entry[key] if isinstance(entry[key], list) else [entry[key]] for key in AXES if key in entry}
+        for point in itertools.product(*lists.values()):
+            cell = {**entry, **dict(zip(lists, point, strict=True))}
+            name = _cell_name(cell, values.get("defaults", {}), [key for key in lists if len(lists[key]) > 1])
+            if name in found or name in (values.get("settings") or {}):
+                raise UserError(
+                    f"{source}: grid.{number}: there is a setting '{name}' already; cells must differ in network, "
+                    "resolution, images_per_class or workers, or list the rates or partitions in one entry"
+                )
+            found[name] = _as_setting(cell)
+    return found
+
+
+def _as_setting(cell: Keys) -> Keys:
+    """A cell with its learning rate where settings have it."""
+    keys = dict(cell)
+    rate = keys.pop("learning_rate", None)
+    return keys if rate is None else {**keys, "training": {**keys.get("training", {}), "learning_rate": rate}}
+
+
+def _cell_name(cell: Keys, defaults: Keys, varied: list[str]) -> str:
+    given = {key: value for key, value in {**defaults, **cell}.items() if value is not None}
+    keys = {"network": Cells.network, "resolution": Cells.resolution, "images_per_class": "all", "workers": 1, **given}
+    name = f"{keys['network']}-{keys['resolution']}-{keys['images_per_class']}pc-{keys['workers']}w"
+    if "data_partition" in varied:
+        name += f"-{keys['data_partition']}"
+    if "learning_rate" in varied:
+        name += f"-lr{keys['learning_rate']:g}".replace(".", "_")
+    return name

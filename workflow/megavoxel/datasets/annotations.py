@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from megavoxel.config.dataset import Dataset, Hidden
-from megavoxel.config.schema import closest
 from megavoxel.datasets.adjustments import matches_one
 from megavoxel.datasets.cases import Case
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, closest
 
 
 def annotated_cases(

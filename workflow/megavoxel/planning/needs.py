@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
+from megavoxel.config.records import record
 
 MARGIN = 2
 """Times the forecast that a job asks for: the rate of a device is that of a whole run, and other jobs may share it."""
@@ -14,7 +14,7 @@ START_MINUTES = 30
 MB_OF_GIB = 2**30 / 1e6
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class JobNeeds:
     """One kind of job of a setting, by forecast on the device that it was planned for."""
 
@@ -26,7 +26,7 @@ class JobNeeds:
     """Cores that a process keeps busy; None: as many as it is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Needs:
     """All kinds of jobs of a setting that run on its device."""
 

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from megavoxel.config.records import from_plain, to_plain
-from megavoxel.config.study import Augmentation, Inference, Parallel, Training
+from pydantic import Field
+
+from megavoxel.config.fields import (
+    Channels,
+    Count,
+    ExpansionOrder,
+    Fusion,
+    NotNegative,
+    Positive,
+    Seed,
+    Several,
+    Shape,
+    Spacing,
+    Transposition,
+    Triple,
+    between,
+    refuse,
+)
+from megavoxel.config.records import read_record, record, rule, to_plain
+from megavoxel.config.study import Augmentation, Inference, Interpolation, Parallel, Training, UNetParts
 from megavoxel.errors import UserError
-from megavoxel.files import content_hash, read_json, write_json
+from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs
-from megavoxel.planning.soundness import check_plan, check_preprocessing_plan
+
+NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper"), "z-score": ()}
+"""What a normalisation must say, by its scheme."""
+MOST_RESTORED_FEATURES = 32
+LabelValue = Annotated[int, between(1, 65535)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ChannelNormalisation:
     """What is done to the intensities of one channel."""
 
-    scheme: str
+    scheme: Literal["ct", "z-score", "range"]
     """`ct`: clip to [lower, upper], subtract mean, divide by std, all four from the dataset's foreground.
     `z-score`: subtract the image's own mean and divide by its own standard deviation.
     `range`: clip to [lower, upper], both from the study, and bring that to [0, 1]."""
     mean: float | None = None
-    std: float | None = None
+    std: NotNegative | None = None
     lower: float | None = None
     """`ct`: 0.5 percentile."""
     upper: float | None = None
@@ -33,33 +55,36 @@ class ChannelNormalisation:
     inside_nonzero: bool = False
     """z-score: statistics of the nonzero region only, 0 elsewhere."""
 
+    @rule
+    def _scheme_has_its_numbers(self) -> None:
+        if any(getattr(self, key) is None for key in NEEDED[self.scheme]):
+            refuse(f"expected {' and '.join(NEEDED[self.scheme])} for {self.scheme}")
+        if self.scheme == "range" and self.lower >= self.upper:
+            refuse("expected lower below upper")
 
-@dataclass(frozen=True, kw_only=True)
-class PreprocessingPlan:
+
+@record
+class PreprocessingPlan(Interpolation):
     """How every case comes to the network's grid; shared by all settings with the same `preprocessing` keys."""
 
-    channels: tuple[str, ...]
+    channels: Several[str]
     """Names of the image channels."""
-    labels: dict[str, int]
+    labels: Annotated[dict[str, LabelValue], Field(min_length=1)]
     """Values in the label files by name, in ascending order; their position plus one is the network's class."""
-    background_values: tuple[int, ...] = ()
-    """Values in the label files that count as background, like 0. The key is not written where there are none."""
-    transpose: tuple[int, ...]
+    background_values: tuple[LabelValue, ...] = ()
+    """Values in the label files that count as background, like 0."""
+    transpose: Transposition
     """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
-    spacing: tuple[float, ...]
+    spacing: Spacing
     """Target spacing in mm, network order."""
-    median_shape: tuple[float, ...]
+    median_shape: Triple[Positive]
     """Median voxels per axis after cropping and resampling, network order; halves come from an even number of cases."""
     normalisation: tuple[ChannelNormalisation, ...]
     """One per channel; none where the dataset has modalities."""
     normalisation_by_modality: dict[str, tuple[ChannelNormalisation, ...]] = field(default_factory=dict)
-    """Where the dataset has modalities: by modality, one per channel. The key is not written where it has none."""
-    largest_shape: tuple[int, ...] | None = None
-    """Most voxels of a training case per axis, network order. The key is not written where it is not known."""
-    image_order: int = 3
-    """Spline order for images."""
-    label_order: int = 1
-    """Spline order for the mask of each label."""
+    """Where the dataset has modalities: by modality, one per channel."""
+    largest_shape: Shape | None = None
+    """Most voxels of a training case per axis, network order; None: not known."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
 
@@ -67,7 +92,19 @@ class PreprocessingPlan:
     def hash(self) -> str:
         """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
         unread = ("notes", "median_shape", "largest_shape")
-        return content_hash({key: value for key, value in _plain(self).items() if key not in unread})
+        return content_hash({key: value for key, value in to_plain(self).items() if key not in unread})
+
+    @rule
+    def _labels_have_values_of_their_own(self) -> None:
+        values = [*self.labels.values(), *self.background_values]
+        if len(set(values)) < len(values):
+            refuse("expected a value of its own for each, those of the background among them", "labels")
+
+    @rule
+    def _channels_are_normalised(self) -> None:
+        for channels in self.normalisation_by_modality.values() or [self.normalisation]:
+            if len(channels) != len(self.channels):
+                refuse(f"expected one per channel ({', '.join(self.channels)})", "normalisation")
 
     def normalisation_of(self, case_id: str, modality: str | None) -> tuple[ChannelNormalisation, ...]:
         """What is done to the channels of a case.
@@ -86,43 +123,38 @@ class PreprocessingPlan:
         return self.normalisation_by_modality[modality]
 
 
-MOST_RESTORED_FEATURES = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkPlan:
+@record
+class NetworkPlan(UNetParts):
     """A 3D U-Net; level 0 is the finest, the last level the bottleneck."""
 
-    channels: int
+    channels: Count
     """Channels of the image."""
-    classes: int
+    classes: Count
     """Output classes, background counted."""
-    features: tuple[int, ...]
+    features: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=16)]
     """Channels per level."""
-    kernels: tuple[tuple[int, ...], ...]
+    kernels: tuple[Triple[Annotated[int, between(1, 64)]], ...]
     """Convolution kernel per level and axis."""
-    strides: tuple[tuple[int, ...], ...]
+    strides: tuple[Triple[Annotated[int, between(1, 64)]], ...]
     """Stride of the first convolution per level and axis; with other than ones level 0 is coarser than the image."""
-    decoder_features: tuple[int, ...] | None = None
-    """Channels per decoder level, full resolution first; None: those of the encoder."""
-    convolutions_per_level: int = 2
-    deep_supervision: bool = True
-    norm: str = "instance"
-    """`instance` or `batch`."""
-    pooling: str = "stride"
-    """`stride` of the level's first convolution, or `max` pooling before it."""
-    upsampling: str = "transposed"
-    """`transposed` convolution or `nearest` voxel."""
-    prior_channels: int = 0
+    prior_channels: Annotated[int, between(0, 65536)] = 0
     """Channels behind those of the image that hold a first stage's labels, one-hot, branch after branch without the
     background."""
-    fusion: str = "post"
+    fusion: Fusion = "post"
     """Where they are joined: `post`, at the start of every decoder level, or `pre`, at the first convolution."""
     expanded_head: bool = False
     """Whether the second decoder level has a head for an expanded patch."""
-    squeeze_excitation: int | None = None
-    """Reduction ratio of the squeeze-and-excitation at the end of every level; None: there is none. The key is not
-    written where there is none."""
+
+    @rule
+    def _levels_agree(self) -> None:
+        levels = len(self.features)
+        if self.decoder_features is not None and len(self.decoder_features) != levels - 1:
+            refuse(f"expected {levels - 1}, one less than features", "decoder_features")
+        for key in ("kernels", "strides"):
+            if len(getattr(self, key)) != levels:
+                refuse(f"expected three whole numbers above 0 per level, of which features has {levels}", key)
+        if not all(size % 2 for kernel in self.kernels for size in kernel):
+            refuse("expected odd numbers", "kernels")
 
     @property
     def input_channels(self) -> int:
@@ -151,53 +183,52 @@ class NetworkPlan:
         return features if self.upsampling == "nearest" else min(max(1, features // 2), MOST_RESTORED_FEATURES)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PhasePlan:
     """One part of a curriculum."""
 
-    patch: tuple[int, ...]
-    batch: int
-    epochs: int
-    learning_rate: float
+    patch: Shape
+    batch: Count
+    epochs: Count
+    learning_rate: Positive
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Plan:
     """A setting, ready to train."""
 
     study: str
     setting: str
     dataset: str
-    seed: int
+    seed: Seed
     preprocessing: PreprocessingPlan
-    patch: tuple[int, ...]
+    patch: Shape
     """Voxels per axis, network order; need not be a multiple of the network's stride."""
-    batch: int
+    batch: Count
     """Samples per optimiser step, over all devices together."""
     network: NetworkPlan
     training: Training
     augmentation: Augmentation
     inference: Inference
-    expanded_patch: tuple[int, ...] | None = None
+    expanded_patch: Shape | None = None
     """Voxels per axis of the expanded patch around the patch, by an even number larger per axis; None: none."""
-    expansion_order: str = "sequential"
+    expansion_order: ExpansionOrder = "sequential"
     """`sequential` or `joint`: how patch and expanded patch go through the network in a step."""
     stage1: tuple[str, ...] = ()
     """Names of the first-stage settings whose label maps the network is given, in the order of their channels."""
     unannotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By training case, names of the labels that training takes for not annotated in it: those that are not, and hidden
-    ones. Cases with all labels are left out, and the key is not written where there are no others."""
+    ones. Cases with all labels are left out."""
     phases: tuple[PhasePlan, ...] = ()
-    """A curriculum, of whose last phase `patch`, `batch` and `training` are; the key is not written where there is
-    none."""
+    """A curriculum, of whose last phase `patch`, `batch` and `training` are; empty without one."""
     start: str | None = None
-    """Setting of the study whose weights training begins with; the key is not written where there is none."""
+    """Setting of the study whose weights training begins with; None: random weights."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a training step is spread over devices."""
     stages: tuple[int, ...] = ()
     """Number of the first block of each stage of a pipeline; empty without one."""
     needs: Needs | None = None
-    """What jobs need on the device that the setting was planned for; the key is not written where it is not known."""
+    """What jobs need on the device that the setting was planned for; None: not known."""
     notes: tuple[str, ...] = ()
     """What the planner decided and why, for the reader."""
 
@@ -233,7 +264,7 @@ class Plan:
         Not on `parallel` and `stages`: they spread the same steps, so that a run may go on with more devices or fewer.
         Not on `needs`: what jobs ask for changes nothing that they do.
         """
-        plain = _plain(self)
+        plain = to_plain(self)
         unread = ("notes", "inference", "parallel", "stages", "needs", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {
@@ -241,29 +272,18 @@ class Plan:
         }
         return content_hash(relevant)
 
+    @rule
+    def _network_has_the_channels_and_classes(self) -> None:
+        channels, classes = len(self.preprocessing.channels), len(self.preprocessing.labels) + 1
+        if self.network.channels != channels:
+            refuse(f"expected {channels}, those of the image", "network.channels")
+        if self.network.classes != classes:
+            refuse(f"expected {classes}, the labels and the background", "network.classes")
+
 
 def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:
     """Writes a plan."""
-    write_json(path, _plain(plan))
-
-
-def _plain(plan: Plan | PreprocessingPlan) -> dict[str, Any]:
-    """Plain data, without the newer keys where there is nothing in them: files and hashes stay what they were before
-    there were such keys."""
-    plain = to_plain(plan)
-    if isinstance(plan, Plan):
-        _drop_empty(plain, ("unannotated", "stages", "phases", "start", "needs"))
-        _drop_empty(plain["network"], ("squeeze_excitation",))
-        _drop_empty(plain["inference"], ("window",))
-    preprocessing = plain["preprocessing"] if isinstance(plan, Plan) else plain
-    _drop_empty(preprocessing, ("normalisation_by_modality", "background_values", "largest_shape"))
-    return plain
-
-
-def _drop_empty(plain: dict[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        if not plain[key]:
-            del plain[key]
+    write_json(path, to_plain(plan))
 
 
 def load_plan(path: Path) -> Plan:
@@ -272,9 +292,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         UserError: the file is missing or not what `megavoxel plan` writes.
     """
-    plan = from_plain(Plan, read_json(path, what="plan"), where=str(path))
-    check_plan(plan, str(path))
-    return plan
+    return read_record(Plan, path, what="plan")
 
 
 def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
@@ -283,9 +301,7 @@ def load_preprocessing_plan(path: Path) -> PreprocessingPlan:
     Raises:
         UserError: the file is missing or not what `megavoxel plan-preprocessing` writes.
     """
-    plan = from_plain(PreprocessingPlan, read_json(path, what="preprocessing plan"), where=str(path))
-    check_preprocessing_plan(plan, str(path))
-    return plan
+    return read_record(PreprocessingPlan, path, what="preprocessing plan")
 
 
 def require_first_stage(plan: Plan, folders: Sequence[Path], *, option: str) -> None:

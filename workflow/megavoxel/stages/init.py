@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes both files and prints the next command."""
     from megavoxel.config.dataset import Declared, load_dataset
+    from megavoxel.config.fields import CHARACTERS
     from megavoxel.config.first_files import dataset_text, study_text
     from megavoxel.config.hardware import load_device
-    from megavoxel.config.schema import CHARACTERS
     from megavoxel.config.study_file import load_study
     from megavoxel.datasets.survey import Asked, survey
     from megavoxel.files import write_text

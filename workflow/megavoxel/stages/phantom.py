@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.dataset import Phantom
-from megavoxel.config.schema import validate
+from megavoxel.config.records import from_plain
 from megavoxel.datasets.folder import replaced_folder
 from megavoxel.datasets.phantom import write_phantoms
 
@@ -32,10 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the dataset, whole or not at all."""
-    keys = ("training_cases", "test_cases", "seed", "noise")
+    keys = ("training_cases", "test_cases", "seed", "noise", "shape", "spacing")
     values = {key: getattr(arguments, key) for key in keys}
-    values |= {"shape": list(arguments.shape), "spacing": list(arguments.spacing)}
-    validate(values, "dataset", source="options", part="phantom")
-    phantom = Phantom(**{**values, "shape": tuple(values["shape"]), "spacing": tuple(values["spacing"])})
+    phantom = from_plain(Phantom, values, where="options")
     with replaced_folder(arguments.output) as folder:
         write_phantoms(folder, phantom)

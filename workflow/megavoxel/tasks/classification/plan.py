@@ -4,50 +4,33 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 
-from megavoxel.config.classification import (
-    ClassificationStudy,
-    ClassifierAugmentation,
-    ClassifierSetting,
-    ClassifierTraining,
-)
-from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.classification import ClassificationStudy, Classifier, ClassifierSetting
+from megavoxel.config.fields import Seed
+from megavoxel.config.records import from_plain, read_record, record, to_plain
 from megavoxel.config.study import Parallel
 from megavoxel.errors import UserError
-from megavoxel.files import content_hash, parse_json, read_json, write_json
+from megavoxel.files import content_hash, parse_json, write_json
 from megavoxel.planning.splits import Splits
 from megavoxel.tasks.classification.cases import TASK, ImageCases, load_image_cases
 from megavoxel.tasks.classification.shares import Assignment, assign
 from megavoxel.tasks.classification.splits import draw_images, load_image_splits
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierPlan:
-    """One setting."""
+@record
+class ClassifierPlan(Classifier):
+    """One setting, ready to train."""
 
-    task: str = TASK
+    task: Literal["classification"] = TASK
     study: str
     setting: str
     dataset: str
-    seed: int
+    seed: Seed
     classes: tuple[str, ...]
     """Names in the order of the network's outputs."""
-    network: str
-    pretrained: bool
-    """Whether training begins with published weights, which it is given as a file."""
-    resolution: int
-    """Pixels of each side."""
-    images_per_class: int | None
-    """None: all that a fold has."""
-    batch: int
-    """Images of a step on each worker."""
-    workers: int
-    data_partition: str
-    """`private` or `shared`."""
-    training: ClassifierTraining
-    augmentation: ClassifierAugmentation
     notes: tuple[str, ...] = ()
     """For the reader."""
 
@@ -86,16 +69,13 @@ def classifier_plan(
         classes: of the dataset, in order.
         seed: of the study, for a setting without one.
     """
-    keys = ("network", "pretrained", "resolution", "images_per_class", "batch", "workers", "data_partition")
     return ClassifierPlan(
         study=study,
         setting=setting.name,
         dataset=dataset,
         seed=seed if setting.seed is None else setting.seed,
         classes=classes,
-        training=setting.training,
-        augmentation=setting.augmentation,
-        **{key: getattr(setting, key) for key in keys},
+        **{field.name: getattr(setting, field.name) for field in fields(Classifier)},
     )
 
 
@@ -183,7 +163,7 @@ def load_classifier_plan(path: Path) -> ClassifierPlan:
     Raises:
         UserError: the file is missing or not what `megavoxel plan` writes of a classification setting.
     """
-    return from_plain(ClassifierPlan, read_json(path, what="plan"), where=str(path))
+    return read_record(ClassifierPlan, path, what="plan")
 
 
 def _is_divided(plan: ClassifierPlan) -> bool:
