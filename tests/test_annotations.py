@@ -171,7 +171,7 @@ def test_the_plan_of_a_setting_says_what_training_must_not_see_and_its_hash_foll
 
     plain = planned("")
     save_plan(tmp_path / "plan.json", plain)
-    assert "unannotated" not in json.loads((tmp_path / "plan.json").read_text())
+    assert json.loads((tmp_path / "plan.json").read_text())["unannotated"] == {}
     missing = planned("unannotated: {two: [case_1]}\n")
     assert missing.unannotated == {"case_1": ("two",)}
     save_plan(tmp_path / "plan.json", missing)

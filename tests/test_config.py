@@ -211,12 +211,11 @@ def test_a_value_out_of_bounds_is_named_with_what_is_allowed(path, value, words)
     assert words in fault(values)
 
 
-def test_a_setting_can_take_back_a_default():
-    values = changed("defaults/preprocessing/spacing", [1, 1, 1])
-    values["settings"]["c"] = {"preprocessing": {"spacing": None}}
-    study = parse_study(values, source="my.yaml")
-    assert study.setting("a").preprocessing.spacing == (1.0, 1.0, 1.0)
-    assert study.setting("c").preprocessing.spacing is None
+@pytest.mark.parametrize(
+    "path", ["settings/a/patch", "defaults/training/samples", "defaults/preprocessing/spacing", "timing", "baseline"]
+)
+def test_a_key_without_a_value_is_named(path):
+    assert f"{path.replace('/', '.')}: nothing stands behind this key; give it a value" in fault(changed(path, None))
 
 
 def test_rules_between_keys_hold_for_whole_settings_and_not_for_defaults_alone():

@@ -264,10 +264,10 @@ def test_the_networks_of_lamp(base, squeeze):
         assert sum(name.endswith("excitation") for name in names) == (9 if squeeze else 0)
 
 
-def test_a_plan_without_it_is_written_and_hashed_as_before_there_was_the_key(tmp_path):
+def test_a_plan_says_whether_there_is_one_and_its_hash_follows(tmp_path):
     plain = tiny_plan()
     excited = replace(plain, network=replace(plain.network, squeeze_excitation=16))
-    for plan, keys in ((plain, {}), (excited, {"squeeze_excitation": 16})):
+    for plan, keys in ((plain, {"squeeze_excitation": None}), (excited, {"squeeze_excitation": 16})):
         save_plan(tmp_path / "plan.json", plan)
         written = json.loads((tmp_path / "plan.json").read_text())["network"]
         assert {key: value for key, value in written.items() if key == "squeeze_excitation"} == keys

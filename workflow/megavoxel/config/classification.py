@@ -65,7 +65,7 @@ class PublishedWeights:
     @rule
     def _one_place(self) -> None:
         if (self.file is None) == (self.url is None) or (self.url is not None and self.sha256 is None):
-            refuse("exactly one of file and url is allowed, the latter with sha256")
+            refuse("exactly one of file and url, the latter with sha256")
 
 
 @record

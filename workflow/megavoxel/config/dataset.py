@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from megavoxel.config.fields import (
     Count,
     Distinct,
+    DistinctOrNone,
     Name,
     NotNegative,
     Patterns,
@@ -24,7 +25,7 @@ from megavoxel.config.fields import (
     refuse,
     unique,
 )
-from megavoxel.config.records import from_plain, record, rule
+from megavoxel.config.records import from_plain, record, refuse_empty_keys, rule
 from megavoxel.config.yaml_file import read_yaml
 from megavoxel.errors import UserError
 
@@ -48,6 +49,7 @@ FilePattern = Annotated[
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64 hexadecimal digits in lower case")]
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="allowed: 32 hexadecimal digits in lower case")]
+PatternsByLabel = Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})]
 Margin = Annotated[int, between(0, 100_000)]
 
 
@@ -240,7 +242,7 @@ class Dataset:
     """For the reader."""
     labels: Annotated[dict[str, Annotated[int, between(0, 65535)]], Field(min_length=1)] | None = None
     """Label values by name, background left out or 0; None: as in dataset.json."""
-    background_values: Annotated[tuple[Annotated[int, between(1, 65535)], ...], AfterValidator(unique)] = ()
+    background_values: DistinctOrNone[Annotated[int, between(1, 65535)]] = ()
     """Values of the label files that count as background, so that some labels can be segmented alone; needs
     `labels`."""
     channels: Several[Text] | None = None
@@ -250,7 +252,7 @@ class Dataset:
         Field(description="one number in mm, or one per label name"),
     ] = 1.0
     """Tolerance of NSD in mm: one number, or one per label name."""
-    include: Annotated[tuple[Text, ...], AfterValidator(unique)] = ()
+    include: DistinctOrNone[Text] = ()
     """Shell patterns of the case ids to keep, such as `amos_04*`; None: all cases are kept."""
     exclude: Annotated[tuple[str, ...], AfterValidator(unique)] = ()
     """Cases to leave out."""
@@ -276,7 +278,9 @@ class Dataset:
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
     of each modality."""
-    unannotated: dict[str, Patterns] = field(default_factory=dict)
+    unannotated: Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})] = field(
+        default_factory=dict
+    )
     """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all
     labels are annotated in all cases."""
@@ -309,6 +313,20 @@ class Dataset:
         return float(self.nsd_tolerance_mm[label])
 
     @rule
+    def _layouts_are_of_folders(self) -> None:
+        for key, what in (
+            ("patients", "this layout is"),
+            ("files", "this layout is"),
+            ("classification", "images are"),
+        ):
+            if getattr(self, key) is not None and self.source.folder is None:
+                refuse(f"{what} read from a folder; name it under source as 'folder'", key)
+        if self.blocks is not None and self.source.phantom is not None:
+            refuse("phantoms are not cut; say how many there are, and how large, under phantom", "blocks")
+        if self.patients is not None and self.blocks is not None:
+            refuse("they are not cut into blocks; leave one of patients and blocks out", "patients")
+
+    @rule
     def _labels_and_channels_are_there(self) -> None:
         lacking = [key for key in ("labels", "channels") if getattr(self, key) is None]
         if self.declared is not None and lacking:
@@ -334,23 +352,9 @@ class Dataset:
             refuse("it draws cases only beside 'test_count', which is missing", "test_seed")
 
     @rule
-    def _layouts_are_of_folders(self) -> None:
-        for key, what in (
-            ("patients", "this layout is"),
-            ("files", "this layout is"),
-            ("classification", "images are"),
-        ):
-            if getattr(self, key) is not None and self.source.folder is None:
-                refuse(f"{what} read from a folder; name it under source as 'folder'", key)
-        if self.blocks is not None and self.source.phantom is not None:
-            refuse("phantoms are not cut; say how many there are, and how large, under phantom", "blocks")
-
-    @rule
     def _patients_have_masks_of_all_labels(self) -> None:
         if self.patients is None:
             return
-        if self.blocks is not None:
-            refuse("they are not cut into blocks; leave one of patients and blocks out", "patients")
         odd = sorted(set(self.labels or ()) ^ set(self.patients.masks))
         if odd:
             refuse(
@@ -389,7 +393,9 @@ def load_dataset(path: Path) -> Dataset:
     Raises:
         UserError: one line that names the file, the key and the allowed values.
     """
-    return from_plain(Dataset, read_yaml(path), where=str(path))
+    values = read_yaml(path)
+    refuse_empty_keys(Dataset, values, where=str(path))
+    return from_plain(Dataset, values, where=str(path))
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

@@ -86,6 +86,10 @@ Distinct = Annotated[
     tuple[T, ...], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(unique)
 ]
 """A list that is not empty, of values that differ."""
+DistinctOrNone = Annotated[
+    tuple[T, ...], Field(json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(unique)
+]
+"""A list of values that differ, of which a file has one or more where it has the key."""
 OneOrMore = Union[T, Several[T]]  # noqa: UP007 - a type variable cannot be joined by `|`
 Range = Annotated[
     tuple[T, ...],

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
-from megavoxel.config.records import from_plain, record
+from megavoxel.config.records import from_plain, record, refuse_empty_keys
 from megavoxel.config.yaml_file import read_yaml
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
@@ -159,6 +159,7 @@ def load_device(path: Path, name: str, *, source: str) -> Device:
 
 
 def _devices(values: dict[str, Any], source: str) -> dict[str, Device]:
+    refuse_empty_keys(HardwareFile, values, where=source)
     devices = from_plain(HardwareFile, values, where=source).devices
     return {name: Device(name=name, **vars(keys)) for name, keys in devices.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pydantic
@@ -24,6 +24,7 @@ EXPECTED = {
     "none_required": "nothing",
 }
 """What was expected, by pydantic's name of the error."""
+NUMBERS = ("int_type", "float_type")
 BOUNDS = {
     "greater_than_equal": "is less than the minimum of {ge:g}",
     "greater_than": "is not above {gt:g}",
@@ -70,6 +71,17 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: dict[str, Any]
     return f"{key}: {reason}" if key else reason
 
 
+def empty_keys(values: Any, schema: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Keys whose value is null or empty where that would mean no more than their absence."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        node = node_at(schema, (*path, key))
+        is_empty = value in ([], {}) and bool(node.keys() & {"minItems", "minProperties"})
+        if is_empty or (value is None and node.get("default", "none") is None):
+            yield ".".join(map(str, (*path, key)))
+        yield from empty_keys(value, schema, (*path, key))
+
+
 def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
     """The keys and places among pydantic's steps, which also name the members of unions."""
     path, place = [], values
@@ -103,7 +115,9 @@ def _reason(errors: Sequence[dict[str, Any]], node: dict[str, Any], schema: dict
         return f"{value} is not allowed; {description or words}"
     if error["type"] in EXPECTED:
         reason = f"expected {EXPECTED[error['type']]}, found {value}"
-        return f"{reason} ({description})" if description else reason
+        if description:
+            return f"{reason} ({description})"
+        return f"{reason}; allowed: {words}" if ", " in words and error["type"] in NUMBERS else reason
     if error["type"] in BOUNDS:
         reason = f"{value} {BOUNDS[error['type']].format(**error['ctx'])}"
         return f"{reason} ({description})" if description else f"{reason}; allowed: {words}"

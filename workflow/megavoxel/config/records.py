@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, dataclass_transform
 
 import pydantic
 
-from megavoxel.config.messages import explain
+from megavoxel.config.messages import empty_keys, explain
 from megavoxel.errors import UserError, shown
 from megavoxel.files import read_json
 
@@ -74,6 +74,16 @@ def from_plain(
     except (RecursionError, TypeError, ValueError) as fault:
         reason = f"{'.'.join(at) or 'it'} holds what no file for people does ({fault})"
     raise UserError(f"{where}: {reason}")
+
+
+def refuse_empty_keys(kind: type, values: Any, *, where: str) -> None:
+    """Refuses a key that a person wrote with nothing behind it: most likely its value was forgotten.
+
+    Raises:
+        UserError: with the first such key.
+    """
+    for path in empty_keys(values, adapter(kind).json_schema()):
+        raise UserError(f"{where}: {path}: nothing stands behind this key; give it a value, or leave it out")
 
 
 def read_record(kind: type[Record], path: Path, *, what: str) -> Record:

@@ -79,7 +79,7 @@ SECTIONS = {
 @cache
 def json_schema(kind: type) -> Node:
     """The schema of a record with the meanings of its keys, and of the records within it under `$defs`."""
-    schema = _without_titles(adapter(kind).json_schema())
+    schema = _for_editors(adapter(kind).json_schema())
     records = {record.__name__: record for record in SECTIONS}
     nodes = {kind.__name__: schema, **schema.get("$defs", {})}
     for name, node in nodes.items():
@@ -90,13 +90,17 @@ def json_schema(kind: type) -> Node:
     return schema
 
 
-def _without_titles(node: Any) -> Any:
-    """The node without pydantic's titles, and with names that match no pattern refused."""
+def _for_editors(node: Any) -> Any:
+    """The node without pydantic's titles, without null where it means absence, and with names of no pattern refused."""
     if isinstance(node, list):
-        return [_without_titles(part) for part in node]
+        return [_for_editors(part) for part in node]
     if not isinstance(node, dict):
         return node
-    kept = {key: _without_titles(part) for key, part in node.items() if key != "title" or not isinstance(part, str)}
+    kept = {key: _for_editors(part) for key, part in node.items() if key != "title" or not isinstance(part, str)}
+    if kept.get("default", "none") is None:
+        options = [option for option in kept.pop("anyOf", [{}]) if option != {"type": "null"}]
+        del kept["default"]
+        kept |= options[0] if len(options) == 1 else {"anyOf": options}
     return {**kept, "additionalProperties": False} if "patternProperties" in kept else kept
 
 

@@ -14,6 +14,7 @@ from megavoxel.config.fields import (
     CountOrNone,
     DatasetName,
     Distinct,
+    DistinctOrNone,
     ExpansionOrder,
     Folds,
     Fraction,
@@ -442,7 +443,7 @@ class SettingKeys:
     start: LongName | None = None
     """Setting whose trained weights of the same fold this one begins with: a curriculum whose parts are settings
     themselves, trained once and compared. Their networks have to be equal, see `for_patch`. None: random weights."""
-    stage1: Annotated[tuple[LongName, ...], AfterValidator(unique)] = ()
+    stage1: DistinctOrNone[LongName] = ()
     """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
     fusion: Fusion = "post"
     """Where a setting with `stage1` joins them: `post`, at the start of every decoder level, or `pre`, to the image."""

@@ -16,7 +16,7 @@ from megavoxel.config.classification import (
     ClassifierEnsemble,
     ClassifierSetting,
 )
-from megavoxel.config.records import from_plain
+from megavoxel.config.records import from_plain, refuse_empty_keys
 from megavoxel.config.references import check_classification, check_segmentation, require_name
 from megavoxel.config.study import Ensemble, SegmentationKeys, Setting, Study, StudyFile, Sweep
 from megavoxel.config.yaml_file import read_yaml
@@ -40,6 +40,7 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     if values.get("task") == "classification":
         return _parse_classification(values, source)
+    refuse_empty_keys(StudyFile, values, where=source)
     file = from_plain(StudyFile, values, where=source, partial=True)
     settings, families = _settings(values["settings"], values, Setting, source)
     study = Study(
@@ -60,10 +61,11 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
 
 
 def _parse_classification(values: Keys, source: str) -> ClassificationStudy:
+    refuse_empty_keys(ClassificationFile, values, where=source)
     file = from_plain(ClassificationFile, values, where=source, partial=True)
     if file.settings is None and not file.grid:
         raise UserError(f"{source}: the key 'settings' or 'grid' is missing; one of them says what is compared")
-    written = {**grid_settings(values, source), **(values.get("settings") or {})}
+    written = {**grid_settings(values, source), **(values.get("settings", {}))}
     settings, families = _settings(written, values, ClassifierSetting, source)
     study = ClassificationStudy(
         name=file.study,
@@ -146,7 +148,7 @@ def repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[str
     for name, keys in settings.items():
         own = dict(keys)
         seeds = own.pop("seeds", None)
-        if seeds is not None and own.get("seed") is not None:
+        if seeds is not None and "seed" in own:
             raise UserError(f"{source}: settings.{name}: it has both 'seed' and 'seeds'; keep one of them")
         copies = {name: own} if seeds is None else {f"{name}-seed{seed}": {**own, "seed": seed} for seed in seeds}
         taken = [copy for copy in copies if copy in repeated or (copy != name and copy in settings)]
@@ -215,7 +217,7 @@ def grid_settings(values: Keys, source: str) -> dict[str, Keys]:
         for point in itertools.product(*lists.values()):
             cell = {**entry, **dict(zip(lists, point, strict=True))}
             name = _cell_name(cell, values.get("defaults", {}), [key for key in lists if len(lists[key]) > 1])
-            if name in found or name in (values.get("settings") or {}):
+            if name in found or name in (values.get("settings", {})):
                 raise UserError(
                     f"{source}: grid.{number}: there is a setting '{name}' already; cells must differ in network, "
                     "resolution, images_per_class or workers, or list the rates or partitions in one entry"
@@ -232,8 +234,8 @@ def _as_setting(cell: Keys) -> Keys:
 
 
 def _cell_name(cell: Keys, defaults: Keys, varied: list[str]) -> str:
-    given = {key: value for key, value in {**defaults, **cell}.items() if value is not None}
-    keys = {"network": Cells.network, "resolution": Cells.resolution, "images_per_class": "all", "workers": 1, **given}
+    assumed = {"network": Cells.network, "resolution": Cells.resolution, "images_per_class": "all", "workers": 1}
+    keys = {**assumed, **defaults, **cell}
     name = f"{keys['network']}-{keys['resolution']}-{keys['images_per_class']}pc-{keys['workers']}w"
     if "data_partition" in varied:
         name += f"-{keys['data_partition']}"

@@ -35,7 +35,12 @@ def _child(node: Node, step: str | int) -> Node | None:
     if isinstance(step, int):
         return node.get("items")
     named = node.get("properties", {}).get(step)
-    return named or next(iter(node.get("patternProperties", {}).values()), None) or node.get("additionalProperties")
+    return (
+        named
+        or next(iter(node.get("patternProperties", {}).values()), None)
+        or node.get("additionalProperties")
+        or None
+    )
 
 
 def without_null(node: Node) -> Node:
@@ -71,7 +76,7 @@ def allowed_words(node: Node, schema: Node, links: Mapping[str, str]) -> str:
 
 
 def _mapping(node: Node, schema: Node, links: Mapping[str, str]) -> str:
-    values = next(iter(node.get("patternProperties", {}).values()), None) or node.get("additionalProperties", {})
+    values = _values(node)
     names = allowed_words(node["propertyNames"], schema, links) if "enum" in node.get("propertyNames", {}) else "names"
     if not isinstance(values, dict) or not values:
         return "mapping"

@@ -88,7 +88,7 @@ def _expectation(source: Source, records: Path) -> tuple[Source, str]:
     recorded = recorded_checksum(records, source.url) if source.checksum is not None else None
     if recorded is None:
         return source, "correct the checksum in the dataset file"
-    return replace(source, sha256=recorded), (
+    return replace(source, sha256=recorded, checksum=None), (
         f"this address has another file now than when {records} recorded the checksum: to take the new file, remove "
         f"the line of the address from {records}"
     )
