@@ -34,13 +34,12 @@ def node_at(schema: Node, path: Sequence[str | int]) -> Node:
 def _child(node: Node, step: str | int) -> Node | None:
     if isinstance(step, int):
         return node.get("items")
-    named = node.get("properties", {}).get(step)
-    return (
-        named
-        or next(iter(node.get("patternProperties", {}).values()), None)
-        or node.get("additionalProperties")
-        or None
-    )
+    return node.get("properties", {}).get(step) or _values(node)
+
+
+def _values(node: Node) -> Node | None:
+    """What a mapping holds under any name; None where its keys are fixed."""
+    return next(iter(node.get("patternProperties", {}).values()), None) or node.get("additionalProperties") or None
 
 
 def without_null(node: Node) -> Node:
