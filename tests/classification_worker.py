@@ -1,6 +1,6 @@
 """What each worker of a group does in tests/test_classification_group.py; every one saves what it saw.
 
-torchrun … tests/classification_worker.py DATA OUTPUT
+RANK=… WORLD_SIZE=… python tests/classification_worker.py DATA OUTPUT
 """
 
 from __future__ import annotations

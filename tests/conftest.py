@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fake_study import FakeStudy, make_study, report_study
+from stage_server import quick_programs
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -25,6 +27,13 @@ def real_data() -> Path:
     if not (folder / "hippocampus" / "dataset.json").is_file():
         pytest.skip(f"no real images: {folder} has no hippocampus/dataset.json; set MEGAVOXEL_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Iterator[Path]:
+    """A folder with a `snakemake` and a `megavoxel` that do without the imports of each job."""
+    with quick_programs(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

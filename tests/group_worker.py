@@ -1,6 +1,6 @@
 """What each process of a group does in tests/test_group.py: a few training steps, whose results the first one saves.
 
-torchrun … tests/group_worker.py OUTPUT
+RANK=… WORLD_SIZE=… python tests/group_worker.py OUTPUT
 """
 
 from __future__ import annotations

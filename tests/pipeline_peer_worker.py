@@ -1,6 +1,6 @@
 """What each process does in tests/test_pipeline_peer.py: a step of PyTorch's own pipeline, and one of ours.
 
-torchrun … tests/pipeline_peer_worker.py FOLDER
+RANK=… WORLD_SIZE=… python tests/pipeline_peer_worker.py FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What each process of a pipeline does in tests/test_pipeline.py: training steps, whose results every process saves.
 
-torchrun … tests/pipeline_worker.py FOLDER REPLICAS
+RANK=… WORLD_SIZE=… python tests/pipeline_worker.py FOLDER REPLICAS
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from megavoxel.planning.plan import Plan, require_first_stage
 from megavoxel.preprocessing.store import Box, read_box, save_array
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset
 from test_expansion import UNCHANGED
-from test_workflow import PHANTOM, snakemake
+from workflow_runs import PHANTOM, snakemake
 
 BRANCHES = ("coarse", "wide")
 

@@ -1,10 +1,7 @@
-"""Several workers train one classifier: each on its own files, together as one would. By torchrun, over gloo."""
+"""Several workers train one classifier: each on its own files, together as one would, over gloo."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 import classification_worker
 from megavoxel.distributed.group import Group
 from small_images import write_folders, write_image
+from stage_server import run_group
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -26,15 +24,10 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def workers(request, images, tmp_path_factory) -> list[dict]:
+def workers(request, programs, images, tmp_path_factory) -> list[dict]:
     """What each worker of a group of 2, then of 4, found."""
     output = tmp_path_factory.mktemp("workers")
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
-    command = [*runner, classification_worker.__file__, str(images), str(output)]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_group(programs, classification_worker.__file__, images, output, processes=request.param)
     return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -40,9 +38,9 @@ from megavoxel.training import loop
 from megavoxel.training.memory import ALLOCATED, TRACKED, measured_step
 from megavoxel.training.run import Run
 from small_images import CLASSES, classifier, image_cases, write_folders
+from workflow_runs import snakemake
 
 CPU = torch.device("cpu")
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 STUDY = {
     "study": "tiny",
     "task": "classification",
@@ -264,17 +262,8 @@ def test_probabilities_are_averaged_and_checked(tmp_path):
         mean_probabilities([tmp_path / "a.csv", tmp_path / "d.csv"])
 
 
-def snakemake(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [str(SNAKEMAKE), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder), "--cores", "2"]
-    return subprocess.run(
-        [*command, *arguments, "--configfile", "study.yaml"],
-        capture_output=True, text=True, check=False, timeout=1000, cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def finished(repository, tmp_path_factory) -> Path:
+def finished(repository, programs, tmp_path_factory) -> Path:
     """A tiny study, run to its end."""
     folder = tmp_path_factory.mktemp("study")
     write_folders(folder / "source", 10)
@@ -282,7 +271,7 @@ def finished(repository, tmp_path_factory) -> Path:
     values = {"name": "small", "source": {"folder": "source"}, "classification": keys}
     (folder / "small.yaml").write_text(yaml.safe_dump(values))
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    done = snakemake(repository, folder)
+    done = snakemake(repository, folder, "--configfile", "study.yaml", programs=programs)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "results/tiny"
 
@@ -415,7 +404,7 @@ def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finishe
 
 
 @pytest.mark.slow
-def test_new_images_are_classified_and_tables_made_again(finished, repository):
+def test_new_images_are_classified_and_tables_made_again(finished, repository, programs):
     from megavoxel.cli import main
 
     cell = finished / "small-32-6pc-1w"
@@ -424,14 +413,14 @@ def test_new_images_are_classified_and_tables_made_again(finished, repository):
     assert main(["predict", "--plan", str(cell / "plan.json"), *weights, "--input", source]) == 0
     assert len(read_probabilities(finished / "new.csv", CLASSES)) == 10
     (finished / "report/tables/summary.csv").unlink()
-    done = snakemake(repository, finished.parents[1], "tables")
+    done = snakemake(repository, finished.parents[1], "tables", "--configfile", "study.yaml", programs=programs)
     assert done.returncode == 0, done.stderr
     assert (finished / "report/tables/summary.csv").exists()
 
 
 def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "dataset": "phantom"}))
-    done = snakemake(repository, tmp_path, "-n")
+    done = snakemake(repository, tmp_path, "-n", "--configfile", "study.yaml")
     assert done.returncode != 0
     assert (
         "Error: study.yaml: dataset: phantom is not for a study of 'task: classification'" in done.stdout + done.stderr

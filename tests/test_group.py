@@ -1,17 +1,15 @@
-"""Several processes train what one trains, and end together. Each group is started by torchrun, over gloo."""
+"""Several processes train what one trains, and end together, over gloo."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+import group_worker
 from group_worker import BATCH, CPU, steps_of, ways
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
@@ -20,9 +18,9 @@ from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.network.weights import load_tensors
 from megavoxel.training.patches import SampleNumbers, Share
+from stage_server import run_group
 from training_jobs import check_that_all_end_with_one, training_command
 
-TESTS = Path(__file__).parent
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-4}
 """Of gradients up to 0.5: sums in another order, in float32."""
 
@@ -44,12 +42,9 @@ def compare(results: dict[str, dict], expected: dict[str, dict]) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_take_the_steps_of_a_single_one(tmp_path, expected, processes):
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*runner, str(TESTS / "group_worker.py"), str(tmp_path / "steps.pt")]
-    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    assert "Warning" not in done.stderr
+def test_processes_take_the_steps_of_a_single_one(programs, tmp_path, expected, processes):
+    said = run_group(programs, group_worker.__file__, tmp_path / "steps.pt", processes=processes)
+    assert "Warning" not in said
     compare(torch.load(tmp_path / "steps.pt", weights_only=True), expected)
 
 
@@ -81,11 +76,11 @@ def test_shares_that_cannot_be_equal_are_refused(keys, message):
         check_parallel(tiny_plan(batch=BATCH), Parallel(**keys))
 
 
-def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
+def test_the_stage_starts_its_processes_and_trains_what_one_trains(programs, tmp_path):
     plan = tiny_plan(batch=4, training={"epochs": 2, "batch_dice": True})
     models = []
     for data in (1, 2):
-        command = training_command(tmp_path, replace(plan, parallel=Parallel(data=data)))
+        command = training_command(tmp_path, replace(plan, parallel=Parallel(data=data)), programs)
         output = tmp_path / f"data{data}"
         state = ["--state", f"state{data}"]
         subprocess.run([*command, *state, "--output", str(output)], check=True, cwd=tmp_path)

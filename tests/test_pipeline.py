@@ -1,4 +1,4 @@
-"""A pipeline trains what one process trains. Each is started by torchrun, over gloo."""
+"""A pipeline trains what one process trains, over gloo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,15 +14,16 @@ import pandas
 import pytest
 import torch
 
+import pipeline_worker
 from megavoxel.config.study import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
 from pipeline_worker import BATCH, CUTS, plan_of, steps_of
+from stage_server import run_group
 from training_jobs import check_that_all_end_with_one, training_command
 
-TESTS = Path(__file__).parent
 FORETOLD = (
     "instance norm",
     "one head",
@@ -60,12 +60,8 @@ def expected(way: str, parts: int) -> dict:
         torch.set_num_threads(threads)
 
 
-def run_workers(folder: Path, *, stages: int, replicas: int = 1) -> list[dict]:
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command = [*runner, str(stages * replicas), str(TESTS / "pipeline_worker.py"), str(folder), str(replicas)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def run_workers(programs: Path, folder: Path, *, stages: int, replicas: int = 1) -> list[dict]:
+    run_group(programs, pipeline_worker.__file__, folder, replicas, processes=stages * replicas)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(stages * replicas)]
 
 
@@ -95,8 +91,8 @@ def compare_memory(peaks: list[int], way: str, micro_batches: int, name: str) ->
 
 
 @pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (3, 1), (4, 1), (2, 2)])
-def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
-    processes = run_workers(tmp_path, stages=stages, replicas=replicas)
+def test_stages_take_the_steps_of_the_whole_network(programs, tmp_path, stages, replicas):
+    processes = run_workers(programs, tmp_path, stages=stages, replicas=replicas)
     compared = 0
     for name in processes[0]:
         way, micro_batches = name.split(", ")
@@ -149,18 +145,17 @@ def run_until(command: list[str], folder: Path, line: str) -> str:
     return printed
 
 
-def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
+def test_a_run_goes_on_with_another_number_of_stages(programs, tmp_path):
     """Some epochs over two processes, some over three, the last over one, beside a run of one process."""
     keys = {"epochs": 6, "iterations_per_epoch": 2, "validation_iterations": 2, "checkpoint_minutes": 0}
     plan = plan_of("instance norm")
     plan = replace(plan, training=replace(plan.training, **keys))
-    command = training_command(tmp_path, plan)
+    command = training_command(tmp_path, plan, programs)
     run_until([*command, "--output", "single", "--state", "single-state"], tmp_path, "never")
     printed = ""
     for stages, micro_batches, line in ((2, 2, "epoch 3/"), (3, 1, "epoch 5/"), (1, 1, "never")):
-        printed += run_until(
-            [*training_command(tmp_path, cut(plan, stages, micro_batches)), "--output", "out"], tmp_path, line
-        )
+        command = training_command(tmp_path, cut(plan, stages, micro_batches), programs if stages == 1 else None)
+        printed += run_until([*command, "--output", "out"], tmp_path, line)
     assert printed.count("going on after epoch") >= 2
     single, whole = (load_tensors(tmp_path / name / "model.pt")["weights"] for name in ("single", "out"))
     assert whole.keys() == single.keys()

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-TESTS = Path(__file__).parent
+import pipeline_peer_worker
+from stage_server import run_group
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
-def test_loss_and_gradients_are_those_of_pytorchs_pipeline(tmp_path, stages):
+def test_loss_and_gradients_are_those_of_pytorchs_pipeline(programs, tmp_path, stages):
     """With three stages and more a skip passes others by."""
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(stages)]
-    command = [*runner, str(TESTS / "pipeline_peer_worker.py"), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    run_group(programs, pipeline_peer_worker.__file__, tmp_path, processes=stages)
     for rank in range(stages):
         for both in torch.load(tmp_path / f"{rank}.pt", weights_only=True).values():
             assert both["ours"]["loss"] == pytest.approx(both["theirs"]["loss"], abs=1e-5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from test_workflow import PHANTOM
+from workflow_runs import PHANTOM
 
 GROUP, FIRST, SECOND = 64999, 64001, 64002
 """Numbers that no account of this machine has: a process needs no entry to run under one."""

@@ -15,14 +15,18 @@ from megavoxel.files import write_json
 from megavoxel.planning.plan import Plan, save_plan
 
 
-def training_command(folder: Path, plan: Plan) -> list[str]:
-    """The command that trains `plan` on three made cases; it runs in `folder`."""
+def training_command(folder: Path, plan: Plan, programs: Path | None = None) -> list[str]:
+    """The command that trains `plan` on three made cases; it runs in `folder`.
+
+    With `programs`, those of `stage_server.quick_programs`, it is no process to be killed: its client would be.
+    """
     for number in range(3):
         store_case(folder / "cases", f"case{number}", seed=number)
     save_plan(folder / "plan.json", plan)
     write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
     words = ["train", "--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
-    return [sys.executable, "-m", "megavoxel", *words, "--device", "cpu", "--threads", "2", "--state", "state"]
+    megavoxel = [str(programs / "megavoxel")] if programs else [sys.executable, "-m", "megavoxel"]
+    return [*megavoxel, *words, "--device", "cpu", "--threads", "2", "--state", "state"]
 
 
 def check_that_all_end_with_one(command: list[str], folder: Path, *, processes: int) -> None:
