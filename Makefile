@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test fuzz test-slurm bench bench-tables lint format setup clean
+.PHONY: demo test test-quick fuzz test-slurm bench bench-tables lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -24,11 +24,16 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 	@echo "report: results/demo/report/index.html"
 
 # Several tests train at once: a thread that waits for another one must not keep a processor busy meanwhile.
-test test-slurm: export OMP_WAIT_POLICY := passive
+test test-quick test-slurm: export OMP_WAIT_POLICY := passive
 
-# Tests of a file stay in one process, and share what it has made.
-test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# Tests of a file stay in one process, and share what it has made; tests/conftest.py says which files come first.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: $(INSTALLED) ## all of them
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-quick: $(INSTALLED) ## those that take no longer than a second or two each, which reach every module
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 fuzz: $(INSTALLED) ## 10 000 broken files of all kinds, others each time
 	MEGAVOXEL_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -s

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fake_study import FakeStudy, make_study, report_study
-from stage_server import quick_programs
 
 REPOSITORY = Path(__file__).parents[1]
+LONGEST = (
+    "test_workflow", "test_pipeline", "test_readme", "test_faults", "test_tutorial", "test_classification_study",
+    "test_curriculum", "test_models", "test_group", "test_training",
+)  # fmt: skip
+"""Files that take longest, in order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first, so that none is left to one process at the end."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +36,6 @@ def real_data() -> Path:
     if not (folder / "hippocampus" / "dataset.json").is_file():
         pytest.skip(f"no real images: {folder} has no hippocampus/dataset.json; set MEGAVOXEL_TEST_DATA")
     return folder
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory) -> Iterator[Path]:
-    """A folder with a `snakemake` and a `megavoxel` that do without the imports of each job."""
-    with quick_programs(tmp_path_factory.mktemp("programs")) as folder:
-        yield folder
 
 
 @pytest.fixture(scope="session")

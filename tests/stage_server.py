@@ -1,12 +1,12 @@
-"""`megavoxel` for workflows of many short jobs: each is a fork of one process that has done the imports already.
+"""`megavoxel` and `snakemake` for many short jobs: each is a fork of one process that has done the imports already.
 
-Importing PyTorch and the like takes longer than a job of a tiny study. The `megavoxel` of `quick_programs` sends its
-words, working directory, environment and open files to a server; the server forks, and the fork runs
-`megavoxel.cli.main` as a process of its own would.
+Importing PyTorch and the like takes longer than a job of a tiny study. A program of `programs()` sends its words,
+working directory, environment and open files to a server; the server forks, and the fork runs what the program would.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -15,14 +15,17 @@ import os
 import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import snakemake.cli
 
 import megavoxel
 from megavoxel.cli import main
@@ -69,31 +72,28 @@ def write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@contextlib.contextmanager
-def quick_programs(folder: Path) -> Iterator[Path]:
-    """A folder with `snakemake` and `megavoxel`, whose stages are forks of a server that ends with the context.
+@cache
+def programs() -> Path:
+    """A folder with `snakemake` and `megavoxel`, each a fork of a server that ends with this process.
 
     Its `script` runs a file of Python in the same way.
     """
-    with tempfile.TemporaryDirectory(prefix="stages-") as sockets:  # the address of a socket has to be short
-        address = str(Path(sockets) / "server")
-        client = CLIENT.format(python=Path(sys.executable).resolve(), address=address)
-        python = python_beside(folder, client)
-        write_program(python.with_name("script"), client)
-        server = subprocess.Popen(
-            [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"},
-        )  # fmt: skip
-        try:
-            assert server.stdout.readline() == b"ready\n"
-            yield python.parent
-        finally:
-            server.stdin.close()
-            server.stdout.close()
-            server.wait(timeout=60)
+    folder = Path(tempfile.mkdtemp(prefix="stages-"))  # not in the folder of a test: a socket's address has to be short
+    address = str(folder / "server")
+    client = CLIENT.format(python=Path(sys.executable).resolve(), address=address)
+    binaries = python_beside(folder, client).parent
+    for name in ("snakemake", "script"):
+        write_program(binaries / name, client)
+    server = subprocess.Popen(
+        [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert server.stdout.readline() == b"ready\n"
+    atexit.register(server.communicate)
+    return binaries
 
 
-def run_group(programs: Path, script: str, *words: object, processes: int) -> str:
+def run_group(script: str, *words: object, processes: int) -> str:
     """Runs a script in a group of processes, as `torchrun` does on one machine; what they wrote to standard error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ def run_group(programs: Path, script: str, *words: object, processes: int) -> st
     }  # fmt: skip
     members = [
         subprocess.Popen(
-            [programs / "script", script, *map(str, words)], stderr=subprocess.PIPE, text=True,
+            [programs() / "script", script, *map(str, words)], stderr=subprocess.PIPE, text=True,
             env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
@@ -115,7 +115,11 @@ def run_group(programs: Path, script: str, *words: object, processes: int) -> st
 
 
 def serve(address: str) -> None:
-    """Forks for each client until standard input is closed, which happens when the process of the tests ends."""
+    """Forks for each client until standard input is closed, which happens when the process of the tests ends.
+
+    The folder of the address is removed then.
+    """
+    importlib.import_module("snakemake_executor_plugin_slurm")
     for module in pkgutil.walk_packages(megavoxel.__path__, "megavoxel."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -140,6 +144,7 @@ def serve(address: str) -> None:
             clients[process] = client
             client.sendall(b"%d\n" % process)
         if sys.stdin in ready:
+            shutil.rmtree(Path(address).parent)
             return
 
 
@@ -182,17 +187,14 @@ def run(job: dict, files: list[int]) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["names"])
-    program, *words = job["words"]
+    program, *sys.argv[1:] = job["words"]
+    sys.argv[0] = program
     code = 1
     try:
-        if Path(program).name == "megavoxel":
-            sys.argv = ["megavoxel", *words]
-            code = main()
-        else:
-            sys.argv = words
-            runpy.run_path(words[0], run_name="__main__")
-            code = 0
+        code = run_program(Path(program))
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
@@ -200,6 +202,19 @@ def run(job: dict, files: list[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_program(program: Path) -> int:
+    """What one of the programs does; its exit status."""
+    if program.name == "megavoxel":
+        return main()
+    if program.name == "snakemake":
+        sys.executable = str(program.with_name("python"))  # beside which its jobs find their `megavoxel`
+        return snakemake.cli.main()
+    sys.argv[:] = sys.argv[1:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def workers(request, programs, images, tmp_path_factory) -> list[dict]:
+def workers(request, images, tmp_path_factory) -> list[dict]:
     """What each worker of a group of 2, then of 4, found."""
     output = tmp_path_factory.mktemp("workers")
-    run_group(programs, classification_worker.__file__, images, output, processes=request.param)
+    run_group(classification_worker.__file__, images, output, processes=request.param)
     return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

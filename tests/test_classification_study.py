@@ -263,7 +263,7 @@ def test_probabilities_are_averaged_and_checked(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(repository, programs, tmp_path_factory) -> Path:
+def finished(repository, tmp_path_factory) -> Path:
     """A tiny study, run to its end."""
     folder = tmp_path_factory.mktemp("study")
     write_folders(folder / "source", 10)
@@ -271,7 +271,7 @@ def finished(repository, programs, tmp_path_factory) -> Path:
     values = {"name": "small", "source": {"folder": "source"}, "classification": keys}
     (folder / "small.yaml").write_text(yaml.safe_dump(values))
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    done = snakemake(repository, folder, "--configfile", "study.yaml", programs=programs)
+    done = snakemake(repository, folder, "--configfile", "study.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "results/tiny"
 
@@ -404,7 +404,7 @@ def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finishe
 
 
 @pytest.mark.slow
-def test_new_images_are_classified_and_tables_made_again(finished, repository, programs):
+def test_new_images_are_classified_and_tables_made_again(finished, repository):
     from megavoxel.cli import main
 
     cell = finished / "small-32-6pc-1w"
@@ -413,7 +413,7 @@ def test_new_images_are_classified_and_tables_made_again(finished, repository, p
     assert main(["predict", "--plan", str(cell / "plan.json"), *weights, "--input", source]) == 0
     assert len(read_probabilities(finished / "new.csv", CLASSES)) == 10
     (finished / "report/tables/summary.csv").unlink()
-    done = snakemake(repository, finished.parents[1], "tables", "--configfile", "study.yaml", programs=programs)
+    done = snakemake(repository, finished.parents[1], "tables", "--configfile", "study.yaml")
     assert done.returncode == 0, done.stderr
     assert (finished / "report/tables/summary.csv").exists()
 

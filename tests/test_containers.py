@@ -17,6 +17,7 @@ from megavoxel.containers.build import build_image
 from megavoxel.containers.lock import hash_of_sources, read_lock, source_files, write_lock
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
+from workflow_runs import snakemake
 
 # In place of Apptainer: writes down its arguments, and makes an "image" of the definition.
 STAND_IN = """\
@@ -178,9 +179,7 @@ def test_all_that_the_definition_copies_is_among_the_sources(repository):
 
 def dry_run(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A dry run in another working directory, with the stand-in for Apptainer."""
-    snakemake = Path(sys.executable).with_name("snakemake")
-    command = [str(snakemake), *arguments, "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
-    return subprocess.run([*command, "-n"], capture_output=True, text=True, check=False, cwd=folder, timeout=300)
+    return snakemake(repository, folder, *arguments, "-n")
 
 
 def put_images(folder: Path, *kinds: str, **record: object) -> None:

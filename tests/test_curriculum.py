@@ -32,6 +32,7 @@ from megavoxel.tasks.segmentation import training
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import train
 from scans import unwritten
+from stage_server import programs
 from test_planner import fingerprint
 from training_jobs import training_command
 
@@ -96,11 +97,11 @@ def test_a_run_that_was_interrupted_goes_on_in_its_phase(fold, tmp_path, monkeyp
     assert [row["training_loss"] for row in resumed.history] == [row["training_loss"] for row in whole.history]
 
 
-def test_phases_go_through_a_pipeline(programs, fold, tmp_path):
+def test_phases_go_through_a_pipeline(fold, tmp_path):
     # Without RMSProp, which divides by the size of gradients: where they are all but 0 it takes noise for steps.
     plain = curriculum(training=replace(curriculum().training, optimizer="sgd"))
     plan = replace(plain, parallel=Parallel(pipeline=2, micro_batches=2), stages=(0, 4))
-    command = training_command(tmp_path, plan, programs)
+    command = training_command(tmp_path, plan, forked=True)
     done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     single = train(plain, fold, tmp_path / "single", CPU)
@@ -136,8 +137,8 @@ def test_the_key_of_a_run_knows_its_starting_weights(fold):
         ("other", ["--weights", "x.pt"], "--weights x.pt: no such file; train other on this fold first"),
     ],
 )
-def test_starting_weights_are_asked_for_where_they_belong(programs, tmp_path, start, options, message):
-    command = [*training_command(tmp_path, tiny_plan(start=start), programs), *options, "--output", "out"]
+def test_starting_weights_are_asked_for_where_they_belong(tmp_path, start, options, message):
+    command = [*training_command(tmp_path, tiny_plan(start=start), forked=True), *options, "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert message in done.stderr
@@ -309,7 +310,7 @@ def test_curricula_that_cannot_be_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("window", ["whole", (16, 16, 8)])
-def test_windows_larger_than_the_patch_go_through_a_pipeline(programs, tmp_path, window):
+def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
     """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""
     small = {"phases": (), "patch": (8, 8, 8), "inference": Inference(window=window)}
     plan = curriculum(parallel=Parallel(pipeline=2), stages=(0, 4), **small)
@@ -326,7 +327,7 @@ def test_windows_larger_than_the_patch_go_through_a_pipeline(programs, tmp_path,
 
     def run(*options: str) -> str:
         done = subprocess.run(
-            [str(programs / "megavoxel"), *options, *words, "--device", "cpu", "--threads", "2"],
+            [str(programs() / "megavoxel"), *options, *words, "--device", "cpu", "--threads", "2"],
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -27,7 +27,6 @@ from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
-from stage_server import quick_programs
 from training_jobs import training_command
 
 EPOCHS = 4
@@ -48,9 +47,9 @@ def start(command: list[str], folder: Path, output: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(programs: Path, folder: Path, plan: Plan, output: str = "out") -> str:
+def finish(folder: Path, plan: Plan, output: str = "out") -> str:
     """Training to its end; what it said."""
-    job = start(training_command(folder, plan, programs), folder, output)
+    job = start(training_command(folder, plan, forked=True), folder, output)
     words = job.communicate(timeout=300)[0]
     assert job.returncode == 0, words
     return words
@@ -86,14 +85,14 @@ def check_equal(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(programs, tmp_path_factory) -> Path:
+def undisturbed(tmp_path_factory) -> Path:
     """The folder of a run that nothing befell."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(programs, folder, long_plan())
+    finish(folder, long_plan())
     return folder
 
 
-def kill_at_random(programs: Path, folder: Path, expected: Path, *, times: int, seed: int) -> int:
+def kill_at_random(folder: Path, expected: Path, *, times: int, seed: int) -> int:
     """Kills a run again and again until it was killed so often or is done; how often it was."""
     draw, killed = random.Random(seed), 0
     command = training_command(folder, long_plan())
@@ -107,39 +106,39 @@ def kill_at_random(programs: Path, folder: Path, expected: Path, *, times: int, 
             shutil.rmtree(folder / "state")
             continue
         killed += 1
-    finish(programs, folder, long_plan())
+    finish(folder, long_plan())
     check_equal(folder, expected)
     return killed
 
 
-def test_killed_at_random_moments(programs, tmp_path, undisturbed):
-    assert kill_at_random(programs, tmp_path, undisturbed, times=2, seed=1) == 2
+def test_killed_at_random_moments(tmp_path, undisturbed):
+    assert kill_at_random(tmp_path, undisturbed, times=2, seed=1) == 2
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 0)])
-def test_told_to_end_in_the_middle_of_an_epoch_goes_on_from_that_step(programs, tmp_path, undisturbed, number, workers):
+def test_told_to_end_in_the_middle_of_an_epoch_goes_on_from_that_step(tmp_path, undisturbed, number, workers):
     plan = long_plan(workers=workers)
     command = training_command(tmp_path, plan)
     said = end_by(number, command, tmp_path, after=f"epoch 2/{EPOCHS}", delay=0.1)
     assert f"error: ended by {number.name} after epoch 2 and " in said
     assert "Traceback" not in said
-    assert "going on after epoch 2 and " in finish(programs, tmp_path, plan)
+    assert "going on after epoch 2 and " in finish(tmp_path, plan)
     check_equal(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("keys", [{"data": 2}, {"pipeline": 2}], ids=["two by data", "a pipeline of two"])
-def test_a_group_that_is_told_to_end_goes_on_as_the_same_group_undisturbed(programs, tmp_path, keys):
+def test_a_group_that_is_told_to_end_goes_on_as_the_same_group_undisturbed(tmp_path, keys):
     plan = replace(long_plan(), parallel=Parallel(**keys))
     if plan.parallel.pipeline > 1:
         plan = replace(plan, stages=(0, 3))
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         folder.mkdir()
-    finish(programs, undisturbed, plan)
+    finish(undisturbed, plan)
     command = training_command(disturbed, plan)
     said = end_by(signal.SIGTERM, command, disturbed, after=f"epoch 2/{EPOCHS}", delay=0.1)
     assert "ended by SIGTERM after epoch" in said
-    finish(programs, disturbed, plan)
+    finish(disturbed, plan)
     check_equal(disturbed, undisturbed)
 
 
@@ -158,19 +157,19 @@ def test_a_second_job_waits_for_the_first_and_takes_its_result(tmp_path, undistu
     assert (tmp_path / "again/history.csv").read_text() == (tmp_path / "out/history.csv").read_text()
 
 
-def test_a_state_cut_in_half_costs_the_work_since_the_one_before(programs, tmp_path, undisturbed):
+def test_a_state_cut_in_half_costs_the_work_since_the_one_before(tmp_path, undisturbed):
     command = training_command(tmp_path, long_plan())
     # Told to end, so that it does not end between two renames, where there is a state before and no newest one.
     end_by(signal.SIGTERM, command, tmp_path, after=f"epoch 3/{EPOCHS}")
     (newest,) = tmp_path.glob("state/*/checkpoint.pt")
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    words = finish(programs, tmp_path, long_plan())
+    words = finish(tmp_path, long_plan())
     assert "checkpoint.pt: damaged" in words
     assert "going on after epoch 2 " in words or "going on after epoch 3 " in words
     check_equal(tmp_path, undisturbed)
 
 
-def test_a_disk_that_fills_up_ends_training_in_a_line_and_the_next_start_goes_on(programs, tmp_path, undisturbed):
+def test_a_disk_that_fills_up_ends_training_in_a_line_and_the_next_start_goes_on(tmp_path, undisturbed):
     command = training_command(tmp_path, long_plan())
     job = start(command, tmp_path, "out")
     assert any(f"epoch 2/{EPOCHS}" in line for line in job.stdout)
@@ -183,19 +182,19 @@ def test_a_disk_that_fills_up_ends_training_in_a_line_and_the_next_start_goes_on
     assert "Traceback" not in words
     assert not (tmp_path / "out/model.pt").exists()
     assert not list(tmp_path.rglob(".partial*"))
-    words = finish(programs, tmp_path, long_plan())
+    words = finish(tmp_path, long_plan())
     assert "going on after epoch 1 " in words or "going on after epoch 2 " in words
     check_equal(tmp_path, undisturbed)
 
 
-def test_another_plan_takes_up_no_state_of_this_one_and_refuses_it_in_its_place(programs, tmp_path):
-    finish(programs, tmp_path, long_plan(epochs=1))
+def test_another_plan_takes_up_no_state_of_this_one_and_refuses_it_in_its_place(tmp_path):
+    finish(tmp_path, long_plan(epochs=1))
     (state,) = tmp_path.glob("state/*/checkpoint.pt")
     other_plan = long_plan(epochs=1, learning_rate=0.5)
-    assert "going on" not in finish(programs, tmp_path, other_plan, "other")
+    assert "going on" not in finish(tmp_path, other_plan, "other")
     (other,) = (path for path in tmp_path.glob("state/*/checkpoint.pt") if path != state)
     shutil.copy(state, other)
-    job = start(training_command(tmp_path, other_plan, programs), tmp_path, "other")
+    job = start(training_command(tmp_path, other_plan, forked=True), tmp_path, "other")
     words = job.communicate(timeout=120)[0]
     assert job.returncode == 1
     assert "belongs to another run" in words
@@ -204,12 +203,12 @@ def test_another_plan_takes_up_no_state_of_this_one_and_refuses_it_in_its_place(
 def main() -> None:
     """The long variant of `test_killed_at_random_moments`."""
     times = int(sys.argv[1])
-    with tempfile.TemporaryDirectory() as name, quick_programs(Path(name, "programs")) as programs:
+    with tempfile.TemporaryDirectory() as name:
         expected, folder = Path(name, "undisturbed"), Path(name, "killed")
         expected.mkdir()
         folder.mkdir()
-        finish(programs, expected, long_plan())
-        killed = kill_at_random(programs, folder, expected, times=times, seed=int(time.time()))
+        finish(expected, long_plan())
+        killed = kill_at_random(folder, expected, times=times, seed=int(time.time()))
         print(f"killed {killed} times; weights and losses are those of the undisturbed run")
 
 

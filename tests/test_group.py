@@ -42,8 +42,8 @@ def compare(results: dict[str, dict], expected: dict[str, dict]) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_take_the_steps_of_a_single_one(programs, tmp_path, expected, processes):
-    said = run_group(programs, group_worker.__file__, tmp_path / "steps.pt", processes=processes)
+def test_processes_take_the_steps_of_a_single_one(tmp_path, expected, processes):
+    said = run_group(group_worker.__file__, tmp_path / "steps.pt", processes=processes)
     assert "Warning" not in said
     compare(torch.load(tmp_path / "steps.pt", weights_only=True), expected)
 
@@ -76,11 +76,11 @@ def test_shares_that_cannot_be_equal_are_refused(keys, message):
         check_parallel(tiny_plan(batch=BATCH), Parallel(**keys))
 
 
-def test_the_stage_starts_its_processes_and_trains_what_one_trains(programs, tmp_path):
+def test_the_stage_starts_its_processes_and_trains_what_one_trains(tmp_path):
     plan = tiny_plan(batch=4, training={"epochs": 2, "batch_dice": True})
     models = []
     for data in (1, 2):
-        command = training_command(tmp_path, replace(plan, parallel=Parallel(data=data)), programs)
+        command = training_command(tmp_path, replace(plan, parallel=Parallel(data=data)), forked=True)
         output = tmp_path / f"data{data}"
         state = ["--state", f"state{data}"]
         subprocess.run([*command, *state, "--output", str(output)], check=True, cwd=tmp_path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -20,6 +18,7 @@ from megavoxel.config.study_file import load_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.datasets.naming import guess_files
 from megavoxel.errors import UserError
+from workflow_runs import snakemake
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +84,7 @@ def test_every_layout_goes_from_folder_to_sound_cases(work, tmp_path, phantoms, 
 @pytest.mark.slow
 def test_the_workflow_takes_patterns_for_cases_and_not_for_wildcards(work, tmp_path, phantoms, repository):
     assert init(plain(phantoms, tmp_path)) == 0
-    snakemake = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(repository / "Snakefile")]
-    options = ["--directory", str(work), "--cores", "1", "--configfile", "config/studies/new.yaml", "-n"]
-    done = subprocess.run([*snakemake, *options], cwd=work, capture_output=True, text=True, check=False, timeout=300)
+    done = snakemake(repository, work, "--configfile", "config/studies/new.yaml", "-n")
     assert done.returncode == 0, done.stderr
     counts = [line.split() for line in (done.stdout + done.stderr).splitlines()]
     assert ["train", "1"] in counts

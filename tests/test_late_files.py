@@ -32,13 +32,15 @@ TARGETS = ("results/late/splits.json", "results/late/fingerprint.json")
 
 def test_files_that_are_seen_late_are_waited_for(repository, tmp_path):
     late = LATE.format(megavoxel=f"{shlex.quote(sys.executable)} -m megavoxel", seconds=6)
-    programs = python_beside(tmp_path / "late", late).parent
+    python = python_beside(tmp_path / "late", late)
     (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(PHANTOM))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | {"dataset": str(tmp_path / "dataset.yaml")}))
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        study = ["--configfile", str(tmp_path / "study.yaml")]
-        return snakemake(repository, tmp_path, *TARGETS, *study, *arguments, programs=programs)
+        return snakemake(
+            repository, tmp_path, *TARGETS, "--configfile", "study.yaml", *arguments,
+            program=python.with_name("snakemake"),
+        )  # fmt: skip
 
     impatient = run("--latency-wait", "1")
     assert impatient.returncode != 0

@@ -60,8 +60,8 @@ def expected(way: str, parts: int) -> dict:
         torch.set_num_threads(threads)
 
 
-def run_workers(programs: Path, folder: Path, *, stages: int, replicas: int = 1) -> list[dict]:
-    run_group(programs, pipeline_worker.__file__, folder, replicas, processes=stages * replicas)
+def run_workers(folder: Path, *, stages: int, replicas: int = 1) -> list[dict]:
+    run_group(pipeline_worker.__file__, folder, replicas, processes=stages * replicas)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(stages * replicas)]
 
 
@@ -91,8 +91,8 @@ def compare_memory(peaks: list[int], way: str, micro_batches: int, name: str) ->
 
 
 @pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (3, 1), (4, 1), (2, 2)])
-def test_stages_take_the_steps_of_the_whole_network(programs, tmp_path, stages, replicas):
-    processes = run_workers(programs, tmp_path, stages=stages, replicas=replicas)
+def test_stages_take_the_steps_of_the_whole_network(tmp_path, stages, replicas):
+    processes = run_workers(tmp_path, stages=stages, replicas=replicas)
     compared = 0
     for name in processes[0]:
         way, micro_batches = name.split(", ")
@@ -145,16 +145,16 @@ def run_until(command: list[str], folder: Path, line: str) -> str:
     return printed
 
 
-def test_a_run_goes_on_with_another_number_of_stages(programs, tmp_path):
+def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
     """Some epochs over two processes, some over three, the last over one, beside a run of one process."""
     keys = {"epochs": 6, "iterations_per_epoch": 2, "validation_iterations": 2, "checkpoint_minutes": 0}
     plan = plan_of("instance norm")
     plan = replace(plan, training=replace(plan.training, **keys))
-    command = training_command(tmp_path, plan, programs)
+    command = training_command(tmp_path, plan, forked=True)
     run_until([*command, "--output", "single", "--state", "single-state"], tmp_path, "never")
     printed = ""
     for stages, micro_batches, line in ((2, 2, "epoch 3/"), (3, 1, "epoch 5/"), (1, 1, "never")):
-        command = training_command(tmp_path, cut(plan, stages, micro_batches), programs if stages == 1 else None)
+        command = training_command(tmp_path, cut(plan, stages, micro_batches), forked=stages == 1)
         printed += run_until([*command, "--output", "out"], tmp_path, line)
     assert printed.count("going on after epoch") >= 2
     single, whole = (load_tensors(tmp_path / name / "model.pt")["weights"] for name in ("single", "out"))

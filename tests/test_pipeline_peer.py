@@ -10,9 +10,9 @@ from stage_server import run_group
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
-def test_loss_and_gradients_are_those_of_pytorchs_pipeline(programs, tmp_path, stages):
+def test_loss_and_gradients_are_those_of_pytorchs_pipeline(tmp_path, stages):
     """With three stages and more a skip passes others by."""
-    run_group(programs, pipeline_peer_worker.__file__, tmp_path, processes=stages)
+    run_group(pipeline_peer_worker.__file__, tmp_path, processes=stages)
     for rank in range(stages):
         for both in torch.load(tmp_path / f"{rank}.pt", weights_only=True).values():
             assert both["ours"]["loss"] == pytest.approx(both["theirs"]["loss"], abs=1e-5)

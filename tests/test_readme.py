@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from megavoxel.cli import main
+from stage_server import programs
 
 CHECKED_OUT = (
     "Snakefile", "workflow", "profiles", "slurm", "envs", "containers", "Makefile", "pyproject.toml",
@@ -39,7 +40,7 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(repository, programs, tmp_path_factory) -> Path:
+def checkout(repository, tmp_path_factory) -> Path:
     """A checkout with the files that the README shows, labelled images, and the demo, trained for a step."""
     folder = tmp_path_factory.mktemp("readme")
     for name in CHECKED_OUT:
@@ -55,21 +56,21 @@ def checkout(repository, programs, tmp_path_factory) -> Path:
     del demo["settings"]["small-patch"], demo["ensembles"], demo["baseline"]
     demo["defaults"]["training"] |= {"epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1}
     (folder / "demo.yaml").write_text(yaml.safe_dump(demo))
-    done = run(folder, "snakemake --cores 2 --configfile demo.yaml", programs)
+    done = run(folder, "snakemake --cores 2 --configfile demo.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
-def run(folder: Path, command: str, programs: Path) -> subprocess.CompletedProcess:
+def run(folder: Path, command: str) -> subprocess.CompletedProcess:
     """A command as it is typed after `. .venv/bin/activate`."""
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(programs()), str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=1000,
         env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def test_every_command_of_the_readme_runs(repository, programs, checkout):
+def test_every_command_of_the_readme_runs(repository, checkout):
     typed = commands(repository / "README.md")
     assert len(typed) > 15
     for line in typed:
@@ -79,7 +80,7 @@ def test_every_command_of_the_readme_runs(repository, programs, checkout):
         for name, meant in NAMES.items():
             command = command.replace(name, meant)
         command += " -n" if command.startswith(DRY) else ""
-        done = run(checkout, command, programs)
+        done = run(checkout, command)
         if "--sdm apptainer" in command:
             # A checkout in which `snakemake images` was not called.
             assert "build it first, without --sdm apptainer: snakemake images" in done.stderr

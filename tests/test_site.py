@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+from stage_server import programs
+
 SITE = {
     "all": {"slurm_account": "lab", "slurm_partition": "all"},
     "gpu": {"slurm_partition": "gpu", "gpu_model": "a100", "constraint": "ib"},
@@ -60,7 +60,7 @@ def dry_run(checkout: Path, site: dict | str, *arguments: str) -> subprocess.Com
     (checkout / "slurm/site.yaml").write_text(text)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [SNAKEMAKE, "--profile", "slurm", "-n", *arguments],
+        [programs() / "snakemake", "--profile", "slurm", "-n", *arguments],
         cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_a_scratch_folder_that_is_not_there_gives_way_to_the_systems(checkout, t
 
 def test_jobs_run_where_the_scratch_folder_cannot_be_made(checkout):
     dry_run(checkout, {"scratch": "/proc/nowhere/tmp", "options": {"executor": "local", "cores": 1}})
-    command = [SNAKEMAKE, "--profile", "slurm", "--until", "fetch"]
+    command = [programs() / "snakemake", "--profile", "slurm", "--until", "fetch"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -74,13 +74,13 @@ def test_the_study_given_replaces_the_demo(repository, tmp_path):
     assert "large-patch" not in done.stdout + done.stderr
 
 
-def test_the_forecast_is_printed_each_time_without_data(repository, programs, tmp_path):
+def test_the_forecast_is_printed_each_time_without_data(repository, tmp_path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(PHANTOM))
     auto = {**TINY["settings"], "chosen": {"parallel": "auto"}}
     study = {**TINY, "dataset": "small.yaml", "settings": auto}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     for _ in range(2):
-        done = snakemake(repository, tmp_path, "plan", "--configfile", "study.yaml", programs=programs)
+        done = snakemake(repository, tmp_path, "plan", "--configfile", "study.yaml")
         assert done.returncode == 0, done.stderr
         assert "chosen: plain training fits" in done.stdout
     with (tmp_path / "results/tiny/plan.tsv").open() as file:
@@ -100,12 +100,12 @@ def test_a_typo_ends_the_dry_run_with_one_line(repository, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(repository, programs, tmp_path_factory) -> Path:
+def finished(repository, tmp_path_factory) -> Path:
     """A tiny phantom study, run to its end."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "phantom.yaml").write_text(yaml.safe_dump(PHANTOM))
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "phantom.yaml"}))
-    done = snakemake(repository, folder, "--configfile", "tiny.yaml", programs=programs)
+    done = snakemake(repository, folder, "--configfile", "tiny.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -227,7 +227,7 @@ def test_a_change_of_one_setting_runs_that_setting_only(repository, finished):
 
 
 @pytest.mark.slow
-def test_tables_come_again_from_the_scores_alone(repository, programs, finished, tmp_path):
+def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path):
     results = tmp_path / "results/tiny"
     kept = [*(finished / "results/tiny").rglob("*.csv"), *(finished / "results/tiny").rglob("*.json")]
     for path in kept:
@@ -237,7 +237,7 @@ def test_tables_come_again_from_the_scores_alone(repository, programs, finished,
             shutil.copy(path, target)
     shutil.copy(finished / "tiny.yaml", tmp_path)
     shutil.copy(finished / "phantom.yaml", tmp_path)
-    done = snakemake(repository, tmp_path, "tables", "--configfile", "tiny.yaml", programs=programs)
+    done = snakemake(repository, tmp_path, "tables", "--configfile", "tiny.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     for table in ("summary.csv", "labels.tex", "cost.md"):
         expected = (finished / "results/tiny/report/tables" / table).read_bytes()
@@ -261,26 +261,26 @@ def test_snakemake_makes_its_own_report_with_captions_and_categories(repository,
 
 
 @pytest.mark.slow
-def test_a_page_comes_of_what_there_is_of_a_study(repository, programs, finished, tmp_path):
+def test_a_page_comes_of_what_there_is_of_a_study(repository, finished, tmp_path):
     shutil.copytree(finished / "results", tmp_path / "results", ignore=shutil.ignore_patterns("report", "preprocessed"))
     for name in ("tiny.yaml", "phantom.yaml"):
         shutil.copy(finished / name, tmp_path)
     shutil.copytree(finished / "data", tmp_path / "data", symlinks=True)
     (tmp_path / "results/tiny/context/fold-1/history.csv").unlink()
-    done = snakemake(repository, tmp_path, "partial_report", "--configfile", "tiny.yaml", programs=programs)
+    done = snakemake(repository, tmp_path, "partial_report", "--configfile", "tiny.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "results/tiny/report/index.html").read_text()
     assert "context, fold 1: not trained to its end" in page
 
 
 @pytest.mark.slow
-def test_a_damaged_image_ends_the_study_with_its_name(repository, programs, finished, tmp_path):
+def test_a_damaged_image_ends_the_study_with_its_name(repository, finished, tmp_path):
     shutil.copytree(finished / "data/small-phantom", tmp_path / "source", symlinks=False)
     image = next((tmp_path / "source/imagesTr").glob("*.nii.gz"))
     image.write_bytes(image.read_bytes()[:2000])
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump({"name": "broken", "source": {"folder": "source"}}))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "broken.yaml"}))
-    done = snakemake(repository, tmp_path, "--configfile", "tiny.yaml", programs=programs)
+    done = snakemake(repository, tmp_path, "--configfile", "tiny.yaml")
     assert done.returncode != 0
     assert image.name in done.stdout + done.stderr
     assert not (tmp_path / "results/tiny/cases.json").exists()

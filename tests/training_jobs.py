@@ -13,19 +13,20 @@ import psutil
 from helpers import store_case
 from megavoxel.files import write_json
 from megavoxel.planning.plan import Plan, save_plan
+from stage_server import programs
 
 
-def training_command(folder: Path, plan: Plan, programs: Path | None = None) -> list[str]:
+def training_command(folder: Path, plan: Plan, *, forked: bool = False) -> list[str]:
     """The command that trains `plan` on three made cases; it runs in `folder`.
 
-    With `programs`, those of `stage_server.quick_programs`, it is no process to be killed: its client would be.
+    With `forked` it is one of `stage_server`, which starts at once, but is no process of its own that could be killed.
     """
     for number in range(3):
         store_case(folder / "cases", f"case{number}", seed=number)
     save_plan(folder / "plan.json", plan)
     write_json(folder / "splits.json", {"folds": [{"training": ["case0", "case1"], "validation": ["case2"]}]})
     words = ["train", "--plan", "plan.json", "--preprocessed", "cases", "--splits", "splits.json", "--fold", "0"]
-    megavoxel = [str(programs / "megavoxel")] if programs else [sys.executable, "-m", "megavoxel"]
+    megavoxel = [str(programs() / "megavoxel")] if forked else [sys.executable, "-m", "megavoxel"]
     return [*megavoxel, *words, "--device", "cpu", "--threads", "2", "--state", "state"]
 
 

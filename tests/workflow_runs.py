@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-BINARIES = Path(sys.executable).parent
+from stage_server import programs
+
 PHANTOM = {
     "name": "small-phantom",
     "source": {"phantom": {"training_cases": 4, "test_cases": 1, "shape": [16, 28, 28]}},
@@ -15,10 +15,11 @@ PHANTOM = {
 
 
 def snakemake(
-    repository: Path, folder: Path, *arguments: str, programs: Path = BINARIES
+    repository: Path, folder: Path, *arguments: str, program: Path | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs the `snakemake` of a folder of programs, with the `megavoxel` beside it."""
-    command = [str(programs / "snakemake"), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
+    """Runs Snakemake on the checkout's workflow in another working directory; without a program, that of the server."""
+    program = program or programs() / "snakemake"
+    command = [str(program), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
     return subprocess.run(
         [*command, "--cores", "2", *arguments],
         capture_output=True, text=True, check=False, timeout=2700, cwd=folder,
