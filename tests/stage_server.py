@@ -93,8 +93,8 @@ def programs() -> Path:
     return binaries
 
 
-def run_group(script: str, *words: object, processes: int) -> str:
-    """Runs a script in a group of processes, as `torchrun` does on one machine; what they wrote to standard error."""
+def run_group(*words: object, processes: int, program: str = "script", folder: Path | None = None) -> str:
+    """Runs one of `programs()` in a group of processes, as `torchrun` does; what they wrote to standard error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -104,7 +104,7 @@ def run_group(script: str, *words: object, processes: int) -> str:
     }  # fmt: skip
     members = [
         subprocess.Popen(
-            [programs() / "script", script, *map(str, words)], stderr=subprocess.PIPE, text=True,
+            [programs() / program, *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)

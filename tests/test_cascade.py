@@ -207,6 +207,7 @@ def dry_run(repository, folder) -> dict[tuple[str, str, str], set[str]]:
     return jobs
 
 
+@pytest.mark.slow
 def test_the_dry_run_shows_the_edges_of_every_fold(repository, tmp_path):
     jobs = dry_run(repository, tmp_path)
     root = "results/cascade"

@@ -119,6 +119,7 @@ def test_a_label_without_tolerance_is_an_error(folder, capsys):
     assert "no entry for the label 'two'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(("name", "folder"), [("hippocampus", "hippocampus"), ("chaos-mr", "chaos_mr_t2")])
 def test_real_images_are_clean(real_data, repository, name, folder):

@@ -146,6 +146,7 @@ def test_networks_have_the_published_number_of_parameters(name):
     assert layout == parameter_count(build_network(name, 1000)) == PUBLISHED_COUNTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_published_tensor_lands_but_those_of_the_last_layer(name):
     tensors, network = published(name), build_network(name, 7)
@@ -175,6 +176,7 @@ def test_networks_compute_what_their_papers_say_with_the_published_names(name, f
         torch.testing.assert_close(network(image), features(image, tensors) @ weight.T + bias, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_older_names_of_dense_layers_are_known_and_counters_may_be_there():
     tensors = published("densenet169")
     older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in tensors.items()}

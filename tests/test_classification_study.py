@@ -418,6 +418,7 @@ def test_new_images_are_classified_and_tables_made_again(finished, repository):
     assert (finished / "report/tables/summary.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "dataset": "phantom"}))
     done = snakemake(repository, tmp_path, "-n", "--configfile", "study.yaml")

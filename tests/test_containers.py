@@ -121,6 +121,7 @@ def test_the_lock_keeps_what_it_says_of_images_that_are_still_there(calls, tmp_p
     assert list(read_lock(lock)) == ["cpu.sif"]
 
 
+@pytest.mark.slow
 def test_snakemake_leaves_the_lock_for_its_stage_to_read(calls, repository, tmp_path):
     put_images(tmp_path, "cpu", "gpu")
     (tmp_path / "containers/images.lock").write_text(yaml.safe_dump({"gpu.sif": {"sources": "kept"}}))
@@ -191,12 +192,14 @@ def put_images(folder: Path, *kinds: str, **record: object) -> None:
     (folder / "containers" / "images.lock").write_text(yaml.safe_dump(lock))
 
 
+@pytest.mark.slow
 def test_a_study_without_its_images_says_how_to_build_them(calls, repository, tmp_path):
     done = dry_run(repository, tmp_path, "--sdm", "apptainer")
     assert done.returncode != 0
     assert "containers/images/cpu.sif is not there; build it first" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_rule_with_a_container_has_it_as_an_input(calls, repository, tmp_path):
     put_images(tmp_path, "cpu", "gpu")
     study = yaml.safe_load((repository / "config/config.yaml").read_text()) | {"hardware": "a100-80"}
@@ -225,6 +228,7 @@ def test_every_rule_with_a_container_names_the_same_image_as_an_input(repository
                 assert f"image=used({images[name]})" in block, f"{path.name}: {block[:60]}"
 
 
+@pytest.mark.slow
 def test_an_image_of_other_sources_is_named_but_used(calls, repository, tmp_path):
     put_images(tmp_path, "cpu")
     done = dry_run(repository, tmp_path, "--sdm", "apptainer")
@@ -255,6 +259,7 @@ def checkout_of_small_nodes(repository: Path, folder: Path, parallel: object) ->
     return checkout
 
 
+@pytest.mark.slow
 def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp_path):
     checkout = checkout_of_small_nodes(repository, tmp_path, {"data": 2})
     done = dry_run(checkout, tmp_path, "--configfile", "study.yaml", "--sdm", "apptainer")
@@ -264,6 +269,7 @@ def test_a_training_over_several_nodes_is_refused_by_name(calls, repository, tmp
     assert outside.returncode == 0, outside.stderr
 
 
+@pytest.mark.slow
 def test_in_containers_the_planner_chooses_among_the_devices_of_one_node(calls, repository, tmp_path):
     checkout = checkout_of_small_nodes(repository, tmp_path, "auto")
     for options, most in ((["--sdm", "apptainer"], 1), ([], 4)):
@@ -274,6 +280,7 @@ def test_in_containers_the_planner_chooses_among_the_devices_of_one_node(calls, 
         assert len(told) == 2
 
 
+@pytest.mark.slow
 def test_without_containers_no_rule_asks_for_an_image(repository, tmp_path):
     done = dry_run(repository, tmp_path)
     assert ".sif" not in done.stdout + done.stderr

@@ -97,6 +97,7 @@ def test_a_run_that_was_interrupted_goes_on_in_its_phase(fold, tmp_path, monkeyp
     assert [row["training_loss"] for row in resumed.history] == [row["training_loss"] for row in whole.history]
 
 
+@pytest.mark.slow
 def test_phases_go_through_a_pipeline(fold, tmp_path):
     # Without RMSProp, which divides by the size of gradients: where they are all but 0 it takes noise for steps.
     plain = curriculum(training=replace(curriculum().training, optimizer="sgd"))
@@ -129,6 +130,7 @@ def test_the_key_of_a_run_knows_its_starting_weights(fold):
     assert len(keys) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "options", "message"),
     [
@@ -309,6 +311,7 @@ def test_curricula_that_cannot_be_are_refused(settings, message):
         parse_study(study(**settings), source="s.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", ["whole", (16, 16, 8)])
 def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
     """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""

@@ -27,10 +27,13 @@ from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
+from stage_server import run_group
 from training_jobs import training_command
 
 EPOCHS = 4
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.slow
 
 
 def long_plan(**keys: object) -> Plan:
@@ -53,6 +56,13 @@ def finish(folder: Path, plan: Plan, output: str = "out") -> str:
     words = job.communicate(timeout=300)[0]
     assert job.returncode == 0, words
     return words
+
+
+def finish_group(folder: Path, plan: Plan) -> None:
+    """Training of a group of processes to its end, each with the one of two threads that `megavoxel train` gives it."""
+    processes = plan.parallel.data * plan.parallel.pipeline
+    words = [*training_command(folder, plan, forked=True)[1:], "--threads", "1", "--output", "out"]
+    run_group(*words, processes=processes, program="megavoxel", folder=folder)
 
 
 def end_by(number: int, command: list[str], folder: Path, *, after: str, delay: float = 0.0) -> str:
@@ -134,11 +144,11 @@ def test_a_group_that_is_told_to_end_goes_on_as_the_same_group_undisturbed(tmp_p
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         folder.mkdir()
-    finish(undisturbed, plan)
+    finish_group(undisturbed, plan)
     command = training_command(disturbed, plan)
     said = end_by(signal.SIGTERM, command, disturbed, after=f"epoch 2/{EPOCHS}", delay=0.1)
     assert "ended by SIGTERM after epoch" in said
-    finish(disturbed, plan)
+    finish_group(disturbed, plan)
     check_equal(disturbed, undisturbed)
 
 

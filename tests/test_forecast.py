@@ -159,6 +159,7 @@ def estimate(files, *options) -> int:
     return main(["estimate", *places, "--processes", "1", *options])
 
 
+@pytest.mark.slow
 def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     assert estimate(files, "--output", str(files / "plan.tsv")) == 0
     rows = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting")

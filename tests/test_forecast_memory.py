@@ -224,6 +224,7 @@ def test_stages_share_the_work_and_the_memory():
     assert max(part.peak_bytes for part in parts) < 0.7 * whole.peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_what_is_foretold_of_a_stage_is_what_its_whole_step_takes(norm, checkpointing):

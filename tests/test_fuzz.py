@@ -39,6 +39,8 @@ TOTAL = int(os.environ.get("MEGAVOXEL_FUZZ", "300"))
 SHARES = {"study": 0.2, "dataset": 0.12, "dataset.json": 0.2, "volume": 0.25, "checkpoint": 0.13, "contract": 0.1}
 HEADER_BYTES = 352
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory) -> Bench:

@@ -24,6 +24,8 @@ from training_jobs import check_that_all_end_with_one, training_command
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-4}
 """Of gradients up to 0.5: sums in another order, in float32."""
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, dict]:

@@ -14,6 +14,7 @@ MIB = 2**20
 PEAK = "from megavoxel.network.host_memory import peak_resident_bytes; print(peak_resident_bytes())"
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_not_that_of_its_parent():
     held = np.ones(600 * MIB, dtype=np.uint8)
     peak = int(subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout)
@@ -45,6 +46,7 @@ print(held() - before - 20 * 12)
 """
 
 
+@pytest.mark.slow
 def test_freed_tensors_leave_no_gaps_where_large_ones_are_returned():
     if not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text():
         pytest.skip("this kernel hands out no huge pages on demand")

@@ -304,6 +304,7 @@ print("peak", status, peak_resident_bytes())
 """
 
 
+@pytest.mark.slow
 def test_memory_of_preprocessing_does_not_grow_with_the_volume(tmp_path):
     """Six times as many slices: in memory that is 45 MiB more of float32 voxels alone; by blocks next to nothing."""
     peaks = []

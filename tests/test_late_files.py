@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from stage_server import python_beside
@@ -28,6 +29,8 @@ STUDY = {
     "settings": {"only": {}},
 }
 TARGETS = ("results/late/splits.json", "results/late/fingerprint.json")
+
+pytestmark = pytest.mark.slow
 
 
 def test_files_that_are_seen_late_are_waited_for(repository, tmp_path):

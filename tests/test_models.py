@@ -32,6 +32,8 @@ MANDATORY_OF_TENSORS = (
 )  # fmt: skip
 # Both as docs.monai.io/en/stable/mb_specification.html lists them; MONAI 1.6 renames optional_packages_version.
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:

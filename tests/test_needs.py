@@ -26,6 +26,7 @@ def needs(plan, device=CPU, test_cases=4):
     return needs_of(plan, forecast, WORKLOAD, test_cases=test_cases)
 
 
+@pytest.mark.slow
 def test_a_larger_setting_asks_for_more_memory_and_time():
     small = tiny_plan(training={"epochs": 200, "iterations_per_epoch": 250})
     large = replace(small, patch=tuple(2 * side for side in small.patch), batch=2 * small.batch)

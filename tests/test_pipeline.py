@@ -43,6 +43,8 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 HALF_TOLERANCE = {"atol": 5e-4, "rtol": 1e-2}
 """A replica's loss is not halved before its backward pass, so that other numbers fall below the least of float16."""
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def expected(way: str, parts: int) -> dict:

@@ -8,6 +8,8 @@ import torch
 import pipeline_peer_worker
 from stage_server import run_group
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_loss_and_gradients_are_those_of_pytorchs_pipeline(tmp_path, stages):

@@ -307,6 +307,7 @@ def test_a_shard_that_does_not_exist_is_refused(stage, capsys):
     assert "--shard 2: with --shards 2 it must be 0 to 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_cases_are_what_numpy_and_scikit_image_make_of_them(real_data):
     transform = pytest.importorskip("skimage.transform")

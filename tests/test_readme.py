@@ -31,6 +31,8 @@ NAMES = {
 }
 """What stands for something of the reader's own, and what is taken for it here."""
 
+pytestmark = pytest.mark.slow
+
 
 def commands(page: Path) -> list[str]:
     """The lines that a reader is to type, in order and without their comments."""

@@ -148,6 +148,7 @@ def test_markdown_and_latex_show_the_same_rounded_numbers(reported):
     assert "There are no published numbers" in (folder / "published.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_bytes(reported):
     before = contents(reported.results / "report")
     np.random.random(7)

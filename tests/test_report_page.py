@@ -46,6 +46,7 @@ class Resources(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_labels_that_a_fold_never_saw_are_named_at_the_top(reported):
     text = Resources((reported.results / "report/index.html").read_text()).text
     assert "large, fold 1: spleen" in text[: text.index("mean over labels and cases")]
@@ -91,6 +92,7 @@ def test_the_page_says_how_memory_was_measured_and_how_a_cascade_counts(reported
     assert "peak_memory.forecast_gib" in text
 
 
+@pytest.mark.slow
 def test_the_page_speaks_of_published_numbers_where_there_are_some(reported, tmp_path):
     assert "Published" not in Resources((reported.results / "report/index.html").read_text()).text
     fake, published = make_study(tmp_path), tmp_path / "published.csv"
@@ -101,6 +103,7 @@ def test_the_page_speaks_of_published_numbers_where_there_are_some(reported, tmp
     assert "A et al. 2020" in text
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_post_processing(tmp_path):
     fake = make_study(tmp_path)
     save_postprocessing(

@@ -12,6 +12,8 @@ from fake_study import FakeStudy, evaluate_part, report_study
 from megavoxel.reporting.provenance import differing, provenance_table, without_manifest
 from megavoxel.reporting.stored import load_stored
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fake(scored, tmp_path) -> FakeStudy:

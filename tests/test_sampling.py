@@ -53,6 +53,7 @@ def test_the_share_counts_all_voxels_of_the_patch(case):
     assert foreground_share(case, Box(start=(7, 7, 7), shape=(2, 2, 2))) == 1 / 8, "what lies outside is background"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acceptance", [0.1, 0.5])
 def test_windows_come_as_often_as_they_are_accepted(case, acceptance):
     """One window of 27 is always accepted, 26 with `acceptance`: it has 1 of 1 + 26 acceptance shares."""

@@ -38,6 +38,7 @@ def place(image: object, *index: int) -> np.ndarray:
     return (affine_of(image) @ (*index, 1))[:3]
 
 
+@pytest.mark.slow
 def test_frames_of_an_enhanced_philips_file_lie_where_each_says(tmp_path):
     image = read_series(chosen_series(series(tmp_path / "frames", "philips_mprage.dcm.gz"), ()))
     assert image.GetSize() == (256, 256, 176)

@@ -38,6 +38,8 @@ GPU_RULES = {
     "time_prediction",
 }  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkout(repository, tmp_path_factory) -> Path:

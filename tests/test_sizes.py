@@ -53,6 +53,7 @@ def test_a_patch_just_above_the_stride_goes_through_the_network():
     assert SegmentationNetwork(plan.network)(torch.zeros(1, 1, 9, 8, 8))[0].shape == (1, 3, 9, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_too_small_leaves_the_others_their_forecast(tmp_path):
     network = {"for_patch": [128, 128, 128]}
     study = {

@@ -152,6 +152,7 @@ def timed(fake: FakeStudy, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_report_has_table_figure_and_published_seconds(fake, tmp_path):
     assert report_study(fake, *timed(fake, tmp_path)) == 0
     report = fake.results / "report"
@@ -169,6 +170,7 @@ def test_the_report_has_table_figure_and_published_seconds(fake, tmp_path):
     assert (report / "figures/dsc_against_seconds.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_without_timings_the_page_has_no_such_section_and_no_older_figure_stays(fake):
     older = fake.results / "report/figures/dsc_against_seconds.png"
     older.parent.mkdir(parents=True, exist_ok=True)

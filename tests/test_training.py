@@ -39,6 +39,7 @@ def fold(tmp_path) -> VolumeData:
     return three_cases(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_learns_bright_and_dark(fold, tmp_path):
     plan = tiny_plan(
         training={
@@ -78,6 +79,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(fold, 
         assert ours["training_loss"] == theirs["training_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dice_ce", "cross_entropy"])
 def test_accumulation_and_checkpointing_change_nothing(fold, tmp_path, loss):
     plan = tiny_plan(batch=4, training={"loss": loss})
@@ -316,6 +318,7 @@ def test_half_precision_is_not_chosen_where_a_processor_computes_wrong_gradients
     assert ("measured" in chosen.reason) == measured
 
 
+@pytest.mark.slow
 def test_the_measurement_works_on_deep_networks_and_large_patches():
     """Seven levels over a patch that is cut down for the measurement: the bottleneck keeps more than one voxel."""
     network = NetworkPlan(

@@ -19,6 +19,8 @@ BRIEF = {"epochs: 20": "epochs: 1", "iterations_per_epoch: 50": "iterations_per_
 BRIEF |= {"validation_iterations: 5": "validation_iterations: 1", "base_features: 16": "base_features: 4"}
 STUDY = "config/studies/abdomen.yaml"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def commands(repository) -> list[str]:
@@ -62,7 +64,6 @@ def shorten(clone: Path) -> None:
     (clone / STUDY).write_text(text)
 
 
-@pytest.mark.slow
 def test_every_command_of_the_tutorial_does_what_the_page_says(commands, clone):
     assert [command.split()[0] for command in commands[:2]] == ["megavoxel", "snakemake"]
     if importlib.util.find_spec("tensorboard") is None:

@@ -18,9 +18,12 @@ GROUP, FIRST, SECOND = 64999, 64001, 64002
 DEFAULTS = {"patch": [8, 16, 16], "batch": 2, "network": {"base_features": 4, "levels": 3}}
 SPACINGS = {FIRST: [2.0, 2.0, 2.0], SECOND: [2.0, 3.0, 3.0]}
 
-pytestmark = pytest.mark.skipif(
-    os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root can run programs under other accounts"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root can run programs under other accounts"
+    ),
+]
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ TINY = {
     "ensembles": {"both": {"members": ["first", "second"]}},
 }  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 def shipped_studies() -> list[str]:
     root = Path(__file__).parents[1]
@@ -110,7 +112,6 @@ def finished(repository, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_study_runs_from_nothing_to_its_report(finished):
     results = finished / "results/tiny"
     for name in (
@@ -123,7 +124,6 @@ def test_a_study_runs_from_nothing_to_its_report(finished):
         assert (results / name).stat().st_size > 0, name
 
 
-@pytest.mark.slow
 def test_every_case_label_and_metric_is_scored_once(finished):
     with (finished / "results/tiny/scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -136,7 +136,6 @@ def test_every_case_label_and_metric_is_scored_once(finished):
     assert all(row["value"] == "" or 0 <= float(row["value"]) <= 1 for row in rows)
 
 
-@pytest.mark.slow
 def test_no_second_stage_was_given_labels_by_a_network_that_saw_the_case(finished):
     """For every fold of `refined`: which network labelled a case, and what it was trained on by its own manifest."""
     results = finished / "results" / "tiny"
@@ -159,7 +158,6 @@ def test_no_second_stage_was_given_labels_by_a_network_that_saw_the_case(finishe
                 assert (results / first / f"fold-{labelled_by[case]}" / "validation" / f"{case}.nii.gz").is_file()
 
 
-@pytest.mark.slow
 def test_a_setting_begins_with_the_weights_of_another_ones_same_fold(finished):
     results = finished / "results/tiny"
     start = json.loads((results / "alone/fold-1/manifest.json").read_text())["data"]["start"]
@@ -167,7 +165,6 @@ def test_a_setting_begins_with_the_weights_of_another_ones_same_fold(finished):
     assert start == {"setting": "first", "weights_sha256": weights}
 
 
-@pytest.mark.slow
 def test_every_setting_is_timed_in_its_own_windows(finished):
     with (finished / "results/tiny/timings.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -186,7 +183,6 @@ def test_every_setting_is_timed_in_its_own_windows(finished):
     assert (finished / "results/tiny/report/figures/dsc_against_seconds.png").is_file()
 
 
-@pytest.mark.slow
 def test_predictions_lie_on_the_grid_of_their_images(finished):
     import nibabel
     import numpy as np
@@ -202,19 +198,16 @@ def test_predictions_lie_on_the_grid_of_their_images(finished):
         np.testing.assert_allclose(prediction.affine, image.affine, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_nothing_is_left_of_logits_and_partial_files(finished):
     left = [path for path in (finished / "results").rglob("*") if "logits" in path.name or ".partial" in path.name]
     assert left == []
 
 
-@pytest.mark.slow
 def test_a_finished_study_has_nothing_to_do(repository, finished):
     done = snakemake(repository, finished, "--configfile", "tiny.yaml", "-n")
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_a_change_of_one_setting_runs_that_setting_only(repository, finished):
     changed = {**TINY, "dataset": "phantom.yaml", "settings": {**TINY["settings"], "alone": {"folds": [1], "batch": 1}}}
     (finished / "changed.yaml").write_text(yaml.safe_dump(changed))
@@ -226,7 +219,6 @@ def test_a_change_of_one_setting_runs_that_setting_only(repository, finished):
     assert jobs == {"train": "1", "plan_setting": "1"}
 
 
-@pytest.mark.slow
 def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path):
     results = tmp_path / "results/tiny"
     kept = [*(finished / "results/tiny").rglob("*.csv"), *(finished / "results/tiny").rglob("*.json")]
@@ -244,7 +236,6 @@ def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path)
         assert (results / "report/tables" / table).read_bytes() == expected
 
 
-@pytest.mark.slow
 def test_snakemake_makes_its_own_report_with_captions_and_categories(repository, finished, tmp_path):
     done = snakemake(repository, finished, "--configfile", "tiny.yaml", "--report", str(tmp_path / "report.html"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -260,7 +251,6 @@ def test_snakemake_makes_its_own_report_with_captions_and_categories(repository,
         assert word in text
 
 
-@pytest.mark.slow
 def test_a_page_comes_of_what_there_is_of_a_study(repository, finished, tmp_path):
     shutil.copytree(finished / "results", tmp_path / "results", ignore=shutil.ignore_patterns("report", "preprocessed"))
     for name in ("tiny.yaml", "phantom.yaml"):
@@ -273,7 +263,6 @@ def test_a_page_comes_of_what_there_is_of_a_study(repository, finished, tmp_path
     assert "context, fold 1: not trained to its end" in page
 
 
-@pytest.mark.slow
 def test_a_damaged_image_ends_the_study_with_its_name(repository, finished, tmp_path):
     shutil.copytree(finished / "data/small-phantom", tmp_path / "source", symlinks=False)
     image = next((tmp_path / "source/imagesTr").glob("*.nii.gz"))
@@ -289,7 +278,6 @@ def test_a_damaged_image_ends_the_study_with_its_name(repository, finished, tmp_
     assert [row["case"] for row in faults] == [image.name.removesuffix(".nii.gz")]
 
 
-@pytest.mark.slow
 def test_new_images_are_predicted_by_hand(finished, tmp_path):
     from megavoxel.cli import main
 
