@@ -30,6 +30,11 @@ import snakemake.cli
 import megavoxel
 from megavoxel.cli import main
 
+LATE_IMPORTS = (
+    "monai.networks.blocks", "monai.networks.nets", "snakemake_executor_plugin_slurm", "torch._dynamo",
+    "torch.distributed.run",
+)  # fmt: skip
+"""What is imported by calls of functions, PyTorch's and Snakemake's among them."""
 SNAKEMAKE = """\
 #!{python}
 import sys
@@ -119,7 +124,8 @@ def serve(address: str) -> None:
 
     The folder of the address is removed then.
     """
-    importlib.import_module("snakemake_executor_plugin_slurm")
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
     for module in pkgutil.walk_packages(megavoxel.__path__, "megavoxel."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
