@@ -32,10 +32,10 @@ from megavoxel.errors import UserError
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import load_plan
+from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.tables import SHOWN, numbers, write_tables
-from megavoxel.reporting.timing import read_timings
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.states.checkpoint import load_state, save_state

@@ -22,7 +22,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.forecast.step import new_run
 from megavoxel.planning.plan import load_plan, save_plan
-from megavoxel.reporting.memory import cascade_peaks, how_measured, own_peaks, stages_of
+from megavoxel.reporting.costs import cascade_peaks, how_measured, own_peaks, stages_of
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import NO_PEAK, memory_figure, memory_points, model_groups
 from megavoxel.reporting.statistics import mean_interval

@@ -16,8 +16,8 @@ from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
+from megavoxel.reporting.costs import how_measured
 from megavoxel.reporting.examples import Shown
-from megavoxel.reporting.memory import how_measured
 from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
 from megavoxel.reporting.scatter import panels
 from megavoxel.reporting.stored import Stored, StoredClassification

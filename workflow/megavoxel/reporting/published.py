@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.evaluation.tidy import read_text
-from megavoxel.reporting.memory import Peak, largest, with_peaks
+from megavoxel.reporting.costs import PEAK, SECONDS, SECONDS_SD, Key, Peak, largest, with_peaks
+from megavoxel.reporting.definition import Definition
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
 KEYS = COLUMNS[:3]
-Key = tuple[str, str, str]
-"""A line's table, row and metric."""
-PEAK = "peak_gib"
-"""The metric of published memory: of a GPU in training, in GB as the paper prints it."""
-SECONDS, SECONDS_SD = "seconds", "seconds_sd"
-"""The metrics of published inference time per image: the mean, and the standard deviation that is printed with it."""
 COSTS = (PEAK, SECONDS, SECONDS_SD)
 OTHER_METRICS = (
     f", one of them followed by a label ('DSC liver'), {PEAK} (GPU memory in GB), {SECONDS} or {SECONDS_SD} (inference "
@@ -89,10 +86,10 @@ def published_table(
         published: as `read_published` gives it.
         summary: as `megavoxel.reporting.statistics.summary` gives it.
         labels: as `megavoxel.reporting.statistics.labels` gives it.
-        points: measured means of the points of sweeps, as `megavoxel.reporting.sweeps.measured_points` gives them.
-        models: of each table and row, as `megavoxel.reporting.sweeps.models_of_rows` gives them.
-        peaks: by model, as `megavoxel.reporting.memory.cascade_peaks` gives them.
-        seconds: by model and metric, as `megavoxel.reporting.timing.seconds_of_models` gives them.
+        points: measured means of the points of sweeps, as `measured_points` gives them.
+        models: of each table and row, as `models_of_rows` gives them.
+        peaks: by model, as `megavoxel.reporting.costs.cascade_peaks` gives them.
+        seconds: by model and metric, as `megavoxel.reporting.costs.seconds_of_models` gives them.
         split: the split to compare with.
         metrics: of the study.
     """
@@ -105,6 +102,52 @@ def published_table(
     table["split"] = split
     table = table[["table", "row", "metric", "published", "measured", "difference", "split", "source"]]
     return with_peaks(table, [models[key[:2]] for key in keys], peaks)
+
+
+def published_lines(published: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    """The lines of the published table that belongs to a sweep; none where there is no such table.
+
+    It is the first whose `table` contains the sweep's title, or else its name as a word of its own; upper and lower
+    case are the same.
+    """
+    title = published["table"].str.contains(sweep.title, case=False, regex=False)
+    name = published["table"].str.contains(rf"(?<![\w-]){re.escape(sweep.name)}(?![\w-])", case=False, regex=True)
+    found = published["table"][title if title.any() else name]
+    return published[published["table"] == found.iloc[0]] if len(found) else published[:0]
+
+
+def measured_points(
+    table: pd.DataFrame, published: pd.DataFrame, sweeps: Sequence[Sweep], split: str
+) -> dict[Key, float]:
+    """Measured means of points by published table, point and metric.
+
+    Args:
+        table: as `megavoxel.reporting.statistics.sweep_table` gives it.
+        published: as `megavoxel.reporting.published.read_published` gives it.
+        sweeps: of the study.
+        split: whose means.
+    """
+    measured = {}
+    for sweep in sweeps:
+        names = published_lines(published, sweep)["table"].unique()
+        own = table[(table["sweep"] == sweep.name) & (table["split"] == split)]
+        for name in names:
+            measured |= {(name, row["point"], row["metric"]): row["mean"] for row in own.to_dict("records")}
+    return measured
+
+
+def models_of_rows(published: pd.DataFrame, definition: Definition) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The models that each published table and row is about: one, the repeats of a sweep's point, or none."""
+    rows = list(published[["table", "row"]].itertuples(index=False, name=None))
+    models = {(table, row): (row,) if row in definition.models else () for table, row in rows}
+    for sweep in definition.sweeps:
+        own = {
+            (table, point): names
+            for table in published_lines(published, sweep)["table"].unique()
+            for point, names in sweep.points.items()
+        }
+        models |= {row: names for row, names in own.items() if row in models}
+    return models
 
 
 def _measured(

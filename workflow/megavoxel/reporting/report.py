@@ -11,6 +11,7 @@ import pandas as pd
 from megavoxel.reporting import tables
 from megavoxel.reporting.classification import tables as classification_tables
 from megavoxel.reporting.classification.figures import write_figures
+from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
@@ -18,7 +19,6 @@ from megavoxel.reporting.page import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTI
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
 from megavoxel.reporting.stored import Stored, load_stored
-from megavoxel.reporting.timing import read_timings
 from megavoxel.reporting.viewer import build_viewer
 
 Tables = dict[str, pd.DataFrame]

@@ -17,14 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megavoxel.evaluation.metrics import Metric
+from megavoxel.reporting.costs import cascade_peaks, how_measured, largest, time_table
 from megavoxel.reporting.figures import legend_above, legend_columns
-from megavoxel.reporting.memory import cascade_peaks, how_measured, largest
-from megavoxel.reporting.published import PEAK, SECONDS
-from megavoxel.reporting.statistics import case_means, mean_interval
+from megavoxel.reporting.published import PEAK, SECONDS, models_of_rows
+from megavoxel.reporting.statistics import case_means, mean_interval, point_scores
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, palette, save_figure
-from megavoxel.reporting.sweeps import models_of_rows, point_scores
-from megavoxel.reporting.timing import time_table
 
 MEAN = "Mean over labels"
 """The panel that every study has; others are called after their label."""
@@ -86,7 +84,7 @@ def write_time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataF
     """Writes `KEY_against_seconds.png` and `.svg`; where nothing was timed, removes those of an earlier report.
 
     Args:
-        timings: as `megavoxel.reporting.timing.read_timings` gives them.
+        timings: as `megavoxel.reporting.costs.read_timings` gives them.
         published: as `megavoxel.reporting.published.read_published` gives it.
     """
     paths = _paths(stored, folder, "seconds")

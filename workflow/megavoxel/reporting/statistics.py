@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from megavoxel.config.study import Sweep
 from megavoxel.evaluation.metrics import Metric
+from megavoxel.reporting.published import published_lines
 from megavoxel.reporting.stored import Stored
 
 CONFIDENCE = 0.95
@@ -24,6 +26,10 @@ BATCH = 1000
 COMPARISON_COLUMNS = [
     "model", "baseline", "split", "metric", "cases", "difference", "low", "high", "better", "equal", "worse", "p",
     "p_holm",
+]  # fmt: skip
+SWEEP_COLUMNS = [
+    "sweep", "title", "split", "metric", "point", "models", "repeats", "cases", "mean", "low", "high", "repeat_sd",
+    "difference", "difference_low", "difference_high", "p", "p_holm", "published", "published_difference",
 ]  # fmt: skip
 EQUAL_DECIMALS = 12
 """Cases count as equal where their scores agree to so many decimals."""
@@ -240,6 +246,49 @@ def with_holm(rows: Sequence[dict[str, Any]], metrics: Sequence[Metric]) -> list
     return [row | {f"{name}_p_holm": p for name, p in zip(names, own, strict=True)} for row, own in pairs]
 
 
+def sweep_table(stored: Stored, published: pd.DataFrame) -> pd.DataFrame:
+    """One line per sweep, split, metric and point; columns as in `SWEEP_COLUMNS`.
+
+    The unit is the case: within a case the mean over labels is taken first, then the mean over the repeats of a point.
+    Cases that one of the repeats lacks are left out. `low` and `high` bound the 95 % bootstrap interval of the mean
+    over cases. `repeat_sd` is the standard deviation (n - 1) of the repeats' own means. The difference is to the first
+    point of the sweep, over the cases that both have, with its paired bootstrap interval; p is Wilcoxon's signed-rank
+    test over the same cases, empty where fewer than six differ. `p_holm` is corrected for one family: all comparisons
+    with the first point of this sweep, in all metrics, on this split. Published values stand on the split that is
+    reported last (test where it is scored).
+
+    Args:
+        published: as `megavoxel.reporting.published.read_published` gives it.
+    """
+    means = case_means(stored.scores)
+    rows = []
+    for sweep in stored.definition.sweeps:
+        for split in stored.splits:
+            lines = published_lines(published, sweep) if split == stored.splits[-1] else published[:0]
+            rows += _sweep_rows(sweep, means[means["split"] == split], split, lines, stored.metrics)
+    return pd.DataFrame(rows, columns=SWEEP_COLUMNS)
+
+
+def point_scores(
+    means: pd.DataFrame, models: Sequence[str], metrics: Sequence[Metric]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of a point: of each case, and of each repeat.
+
+    Args:
+        means: lines of `case_means` of one split.
+        models: the repeats.
+        metrics: of the study.
+
+    Returns:
+        Mean over repeats with the columns case and one per metric, and mean over cases with setting in place of case;
+        both over the cases that all repeats have.
+    """
+    part = means[means["setting"].isin(models)]
+    shared = part[part.groupby("case")["setting"].transform("nunique") == len(models)]
+    columns = [metric.name for metric in metrics]
+    return shared.groupby("case")[columns].mean().reset_index(), shared.groupby("setting")[columns].mean().reset_index()
+
+
 def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) -> dict[str, Any]:
     own, lines = _part(means, model, split), _part(stored.scores, model, split)
     row = {"model": model, "split": split, "cases": len(own)}
@@ -263,3 +312,34 @@ def _of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def _part(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
     return table[(table["setting"] == model) & (table["split"] == split)]
+
+
+def _sweep_rows(
+    sweep: Sweep, means: pd.DataFrame, split: str, published: pd.DataFrame, metrics: Sequence[Metric]
+) -> list[dict[str, Any]]:
+    points = {point: point_scores(means, models, metrics) for point, models in sweep.points.items()}
+    first, _ = next(iter(points.values()))
+    values = published.set_index(["row", "metric"])["value"].to_dict()
+    rows = []
+    for metric in (metric.name for metric in metrics):
+        for point, (cases, repeats) in points.items():
+            row = {"sweep": sweep.name, "title": sweep.title, "split": split, "metric": metric, "point": point}
+            row |= {"models": " ".join(sweep.points[point]), "repeats": len(sweep.points[point]), "cases": len(cases)}
+            row |= _own(cases[metric], repeats[metric])
+            if point != next(iter(points)):
+                row |= _against_first(differences(cases, first, metrics)[metric])
+            row["published"] = values.get((point, metric), float("nan"))
+            row["published_difference"] = row["mean"] - row["published"]
+            rows.append(row)
+    corrected = holm([row.get("p", float("nan")) for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+
+
+def _own(cases: pd.Series, repeats: pd.Series) -> dict[str, float]:
+    low, high = mean_interval(cases)
+    return {"mean": cases.mean(), "low": low, "high": high, "repeat_sd": repeats.std()}
+
+
+def _against_first(changes: pd.Series) -> dict[str, float]:
+    low, high = mean_interval(changes)
+    return {"difference": changes.mean(), "difference_low": low, "difference_high": high, "p": paired_p(changes)}

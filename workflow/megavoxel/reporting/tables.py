@@ -11,11 +11,10 @@ import pandas as pd
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting import statistics
-from megavoxel.reporting.memory import cascade_peaks, own_peaks, with_peaks
-from megavoxel.reporting.published import published_table
+from megavoxel.reporting.costs import cascade_peaks, own_peaks, seconds_of_models, time_table, with_peaks
+from megavoxel.reporting.published import measured_points, models_of_rows, published_table
+from megavoxel.reporting.statistics import sweep_table
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.sweeps import measured_points, models_of_rows, sweep_table
-from megavoxel.reporting.timing import seconds_of_models, time_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
@@ -262,7 +261,7 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
     Args:
         stored: the study.
         published: as `megavoxel.reporting.published.read_published` gives it.
-        timings: as `megavoxel.reporting.timing.read_timings` gives them.
+        timings: as `megavoxel.reporting.costs.read_timings` gives them.
     """
     split, peaks, summary = stored.splits[-1], own_peaks(stored), statistics.summary(stored)
     tables = {

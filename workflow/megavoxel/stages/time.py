@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _read(path: Path) -> pandas.DataFrame:
     import pandas
 
-    from megavoxel.reporting.timing import COLUMNS
+    from megavoxel.reporting.costs import COLUMNS
 
     if not path.is_file():
         raise UserError(f"--collect {path}: no such file; run 'megavoxel time' for it")
@@ -93,7 +93,7 @@ def _timed(predictor: CasePredictor, names: Sequence[str], arguments: argparse.N
     from megavoxel.inference.timing import time_cases
     from megavoxel.network.first_stage import with_first_stage
     from megavoxel.preprocessing.store import open_case
-    from megavoxel.reporting.timing import COLUMNS
+    from megavoxel.reporting.costs import COLUMNS
 
     plan, whole_images = predictor.plan, WholeImages.of(predictor)
     stored = {name: open_case(arguments.preprocessed, name) for name in names}
