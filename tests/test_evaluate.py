@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -286,3 +287,7 @@ def test_real_label_maps_score_one_against_themselves(real_data, tmp_path):
     table = pd.read_csv(output)
     assert set(table["label"]) == {1, 2, 3, 4}
     assert (table["value"] == 1.0).all()
+
+
+def test_every_metric_can_be_sent_to_another_process():
+    assert {key: pickle.loads(pickle.dumps(metric)) for key, metric in METRICS.items()} == METRICS

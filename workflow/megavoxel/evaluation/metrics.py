@@ -73,6 +73,11 @@ class Metric:
         return label.diagonal_mm if math.isinf(self.one_empty) else self.one_empty
 
 
+def dice(label: Compared) -> float:
+    """Twice the voxels that both masks have, over the sum of their voxels."""
+    return 2.0 * label.both / (label.predicted + label.referred)
+
+
 def hausdorff_95(label: Compared) -> float:
     """The larger of both directions' 95th percentiles of the distances in mm between the masks' border voxels.
 
@@ -90,7 +95,7 @@ METRICS = {
             shown="DSC",
             title="Dice similarity coefficient",
             definition="twice the voxels that both maps have, over the voxels of one and of the other (Dice 1945)",
-            function=lambda label: 2.0 * label.both / (label.predicted + label.referred),
+            function=dice,
         ),
         Metric(
             name="NSD",
