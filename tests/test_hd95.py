@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from monai.metrics import compute_hausdorff_distance
 
 from fake_study import FakeStudy, make_study, report_study
 from megavoxel.cli import main
+from megavoxel.config.study_file import parse_study
 from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.evaluation.tidy import read_scores
@@ -183,6 +187,25 @@ def test_a_metric_that_is_unknown_or_not_scored_is_named(study, capsys):
         words = ["--results", str(study.results), "--definition", json.dumps(definition), "--tables-only"]
         assert main(["report", *words]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_study_names_its_metrics(repository, tmp_path):
+    values = {"study": "s", "dataset": "phantom", "settings": {"a": {}}}
+    assert parse_study(values, source="s.yaml").metrics == ("dsc", "nsd")
+    assert parse_study(values | {"metrics": ["hd95"]}, source="s.yaml").metrics == ("hd95",)
+    (tmp_path / "s.yaml").write_text(json.dumps(values | {"metrics": ["dsc", "hd96"]}))
+    command = [str(Path(sys.executable).with_name("snakemake")), "-n", "--snakefile", str(repository / "Snakefile")]
+    done = subprocess.run(
+        [*command, "--configfile", "s.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "Error: s.yaml: metrics: there is no metric 'hd96'; allowed: dsc, nsd, hd95" in done.stdout + done.stderr
+    (tmp_path / "s.yaml").write_text(json.dumps(values | {"metrics": ["hd95", "dsc"]}))
+    done = subprocess.run(
+        [*command, "-p", "--configfile", "s.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--metrics hd95 dsc" in done.stdout
+    assert "hd95_against_memory.png" in done.stdout
 
 
 def test_the_terminal_says_what_it_is(study, capsys):

@@ -17,6 +17,7 @@ from megavoxel.config.study import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
+from megavoxel.evaluation.metrics import metrics_of
 from megavoxel.files import content_hash
 from snakemake.settings.types import DeploymentMethod
 
@@ -33,6 +34,7 @@ def load_configuration():
         dataset = load_dataset(dataset_file)
         device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
         site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml")
+        metrics_of(getattr(study, "metrics", ()), where=f"{source}: metrics")
     except UserError as error:
         sys.exit(f"Error: {error}")
     if (study.task == "classification") != (dataset.classification is not None):
@@ -43,6 +45,7 @@ def load_configuration():
 
 STUDY, DATASET_FILE, DATASET, DEVICE, SITE = load_configuration()
 SEGMENTS = STUDY.task == "segmentation"
+METRICS = f"--metrics {' '.join(STUDY.metrics)}" if SEGMENTS else ""
 RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"

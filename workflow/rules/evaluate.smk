@@ -28,10 +28,11 @@ rule evaluate_validation:
         name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
         split="validation",
         fold="{fold}",
+        metrics=METRICS,
     shell:
         "megavoxel evaluate {input.predictions:q} --cases {input.cases:q} --splits {input.splits:q} "
         "--split {params.split} --fold {params.fold} --setting {params.name:q} --processes {threads} "
-        "--output {output.scores:q} > {log:q} 2>&1"
+        "{params.metrics} --output {output.scores:q} > {log:q} 2>&1"
 
 
 use rule evaluate_validation as evaluate_test with:
@@ -52,6 +53,7 @@ use rule evaluate_validation as evaluate_test with:
         name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
         split="test",
         fold="all",
+        metrics=METRICS,
 
 
 rule collect_scores:

@@ -1,5 +1,7 @@
 # Tables, figures and the page.
 REPORT = f"{RESULTS}/report"
+FIGURES = [*[f"{metric}_by_label" for metric in STUDY.metrics], "training_curves"]
+AGAINST = f"{REPORT}/figures/{STUDY.metrics[0]}_against"
 # A paper's own numbers, where the study has some: config/published/STUDY.csv
 PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"] if path.is_file()]
 DEFINITION = json.dumps(
@@ -12,6 +14,7 @@ DEFINITION = json.dumps(
         "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
         "cases": f"{RESULTS}/cases.json",
         "sweeps": to_plain(STUDY.sweeps),
+        "metrics": list(STUDY.metrics),
     }
 )
 
@@ -49,19 +52,19 @@ rule report:
             kind=["md", "tex"],
         ),
         figures=report(
-            expand(f"{REPORT}/figures/{{figure}}.png", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
+            expand(f"{REPORT}/figures/{{figure}}.png", figure=FIGURES),
             caption="../report/figures.rst",
             category="Figures",
         ),
-        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=["dsc_by_label", "nsd_by_label", "training_curves"]),
-        memory=report(f"{REPORT}/figures/dsc_against_memory.png", caption="../report/memory.rst", category="Figures"),
+        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=FIGURES),
+        memory=report(f"{AGAINST}_memory.png", caption="../report/memory.rst", category="Figures"),
         time_figure=report(
-            [f"{REPORT}/figures/dsc_against_seconds.png"] if TIMINGS else [],
+            [f"{AGAINST}_seconds.png"] if TIMINGS else [],
             caption="../report/time.rst",
             category="Figures",
         ),
-        time_drawing=[f"{REPORT}/figures/dsc_against_seconds.svg"] if TIMINGS else [],
-        memory_drawing=f"{REPORT}/figures/dsc_against_memory.svg",
+        time_drawing=[f"{AGAINST}_seconds.svg"] if TIMINGS else [],
+        memory_drawing=f"{AGAINST}_memory.svg",
         sweep_figures=report(
             [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],
             caption="../report/sweep_figures.rst",

@@ -607,6 +607,9 @@ class SegmentationKeys(StudyKeys):
     """Jobs among which the cases of one preprocessing are divided."""
     partitions: Partitions | None = None
     """Lists how the networks would be cut into pipelines; None: only those that settings train through."""
+    metrics: Distinct[Name] = ("dsc", "nsd")
+    """What label maps are scored by: names of `evaluation/metrics.py`, such as `dsc`, `nsd` and `hd95`. The first one
+    ranks cases, and stands against cost."""
     timing: Annotated[bool | Timing | None, AfterValidator(_timing)] = None
     """Measures seconds per image of every setting; `true` stands for the defaults; None: nothing is timed."""
 

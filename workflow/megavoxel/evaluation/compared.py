@@ -97,6 +97,28 @@ class Compared:
         )
         return KDTree(theirs).query(ours)[0], KDTree(ours).query(theirs)[0]
 
+    @cached_property
+    def surface_dice(self) -> float:
+        """NSD of the masks as defined by Nikolov et al. 2018 (arXiv:1809.04430, section "surface DSC").
+
+        The surfaces run between voxels: each neighbourhood of 2 x 2 x 2 voxels contributes the area in mm² of its
+        marching-cubes elements. NSD is the area of both surfaces that lies within the tolerance of the other one,
+        divided by the area of both. Outside of the image counts as not in the mask, so that a mask that touches the
+        border has a surface there.
+        """
+        from monai.metrics import compute_surface_dice
+
+        with _quiet_single_thread():
+            value = compute_surface_dice(
+                _tensor(self.prediction),
+                _tensor(self.reference),
+                class_thresholds=[float(self.tolerance)],
+                include_background=True,
+                spacing=[float(size) for size in self.spacing],
+                use_subvoxels=True,
+            )
+        return float(value)
+
 
 def compared_labels(
     prediction: np.ndarray,
@@ -133,28 +155,6 @@ def compared_labels(
             spacing=tuple(spacing),
             diagonal_mm=diagonal,
         )
-
-
-def surface_dice(label: Compared) -> float:
-    """NSD of two masks as defined by Nikolov et al. 2018 (arXiv:1809.04430, section "surface DSC").
-
-    The surfaces run between voxels: each neighbourhood of 2 x 2 x 2 voxels contributes the area in mm² of its
-    marching-cubes elements. NSD is the area of both surfaces that lies within the tolerance of the other one, divided
-    by the area of both. Outside of the image counts as not in the mask, so that a mask that touches the border has a
-    surface there.
-    """
-    from monai.metrics import compute_surface_dice
-
-    with _quiet_single_thread():
-        value = compute_surface_dice(
-            _tensor(label.prediction),
-            _tensor(label.reference),
-            class_thresholds=[float(label.tolerance)],
-            include_background=True,
-            spacing=[float(size) for size in label.spacing],
-            use_subvoxels=True,
-        )
-    return float(value)
 
 
 @contextmanager

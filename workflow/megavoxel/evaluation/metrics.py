@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.compared import Compared, surface_dice
+
+if TYPE_CHECKING:
+    from megavoxel.evaluation.compared import Compared
 
 DEFAULT = ("dsc", "nsd")
 """What a study is scored by that does not say."""
@@ -104,7 +106,7 @@ METRICS = {
             definition="the share of both surfaces' area that lies within a tolerance of the other surface, in the "
             "surface-based definition of Nikolov et al. 2018 (arXiv:1809.04430)",
             takes_tolerance=True,
-            function=surface_dice,
+            function=lambda label: label.surface_dice,
         ),
         Metric(
             name="HD95",
