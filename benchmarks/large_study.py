@@ -21,7 +21,8 @@ from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.files import write_json
 from megavoxel.planning.plan import Plan, save_plan
-from megavoxel.volumes.nifti import Geometry, write_labels, write_nifti
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.write import write_labels, write_nifti
 
 LABELS = {f"organ {number}": number for number in range(1, 16)}
 ENSEMBLE = "ensemble"

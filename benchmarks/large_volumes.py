@@ -29,7 +29,7 @@ from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import Plan, load_plan, save_plan
 from megavoxel.planning.splits import Splits, save_splits
 from megavoxel.volumes.grid import rounded_spacing
-from megavoxel.volumes.nifti import read_geometry
+from megavoxel.volumes.open import read_geometry
 
 SIZES = (256, 512, 1024)
 """Mean voxels per axis."""

@@ -12,7 +12,7 @@ import pytest
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.errors import UserError
-from megavoxel.volumes.nifti import write_nifti
+from megavoxel.volumes.write import write_nifti
 
 SHAPE = (6, 7, 8)
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])

@@ -14,7 +14,8 @@ from megavoxel.config.study import Augmentation, Inference, Training
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
 from megavoxel.planning.splits import Fold, Splits, save_splits
-from megavoxel.volumes.nifti import Geometry, write_labels, write_nifti
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.write import write_labels, write_nifti
 
 SHAPE = (12, 16, 16)
 GEOMETRY = Geometry(shape=SHAPE[::-1], affine=np.diag([1.0, 1.5, 3.0, 1.0]))

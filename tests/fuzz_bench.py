@@ -39,8 +39,8 @@ from megavoxel.reporting.tables import SHOWN, numbers, write_tables
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.states.checkpoint import load_state, save_state
-from megavoxel.volumes.nifti import read_image, read_labels
-from megavoxel.volumes.volume_file import read_volume
+from megavoxel.volumes.open import open_volume, read_image, read_labels
+from megavoxel.volumes.volume import Hints
 
 Reader = Callable[[], bool]
 STUDY = """\
@@ -260,7 +260,7 @@ class Bench:
     def read_volume(self, name: str) -> bool:
         """A volume by all readers, and all stages up to the preprocessed case."""
         readable = True
-        for read in (read_image, read_labels, read_volume):
+        for read in (read_image, read_labels, _read_with_spacing):
             try:
                 read(self.file(name))
             except UserError:
@@ -368,6 +368,10 @@ class Bench:
         """scores.csv: joined, and in tables."""
         joined = run_stage("evaluate", "--collect", self.results / "scores.csv", "--output", self.out / "scores.csv")
         return joined and self.read_results()
+
+
+def _read_with_spacing(path: Path) -> None:
+    open_volume(path, Hints(spacing=(1.0, 1.0, 1.0))).voxels(None)
 
 
 def run_stage(*arguments: object) -> bool:

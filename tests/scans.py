@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.datasets.cases import Case, Cases
-from megavoxel.volumes.nifti import write_nifti
+from megavoxel.volumes.write import write_nifti
 
 
 def write_case(
@@ -31,6 +32,36 @@ def write_case(
     if labels is not None:
         write_nifti(root / label, labels.transpose(2, 1, 0).astype(np.uint8), affine)
     return Case(id=name, images=tuple(files), label=label, split=split)
+
+
+def write_nrrd(path: Path, array: np.ndarray, **fields: object) -> None:
+    """Writes an array (i, j, k) by the definition of the format (teem.sourceforge.net/nrrd/format.html).
+
+    Args:
+        path: the file.
+        array: its numbers.
+        fields: of the header, with underscores for blanks: text, a vector, or a row of vectors; None is left out.
+    """
+    kinds = {"u1": "uint8", "i2": "int16", "f4": "float", "f8": "double"}
+    sizes = " ".join(map(str, array.shape))
+    header = {
+        "type": kinds[array.dtype.str[1:]],
+        "dimension": 3,
+        "sizes": sizes,
+        "endian": "little",
+        "encoding": "gzip",
+    }
+    for name, value in fields.items():
+        if value is not None:
+            header[name.replace("_", " ")] = value if isinstance(value, str) else _vectors(np.asarray(value))
+    lines = ["NRRD0004", *(f"{name}: {value}" for name, value in header.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\n".join(lines).encode() + b"\n\n" + gzip.compress(array.tobytes(order="F")))
+
+
+def _vectors(values: np.ndarray) -> str:
+    rows = values.astype(float).reshape(-1, values.shape[-1]).tolist()
+    return " ".join(f"({','.join(map(repr, row))})" for row in rows)
 
 
 def dataset(

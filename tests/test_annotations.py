@@ -39,7 +39,8 @@ from megavoxel.training.annotation import annotation_table, decode_target, encod
 from megavoxel.training.class_weights import class_voxels
 from megavoxel.training.patches import TRAINING, PatchDataset, foreground_share, foreground_start
 from megavoxel.training.run import Part, Run
-from megavoxel.volumes.nifti import Geometry, write_labels
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.write import write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("one", "two")

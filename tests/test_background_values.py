@@ -27,7 +27,7 @@ from megavoxel.planning.planner import plan_preprocessing
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_case, preprocess_image, preprocess_labels
 from megavoxel.preprocessing.store import open_case
-from megavoxel.volumes.nifti import read_labels
+from megavoxel.volumes.open import read_labels
 
 KEYS = "labels: {synapse: 4}\nbackground_values: [1, 2]\n"
 

@@ -20,7 +20,7 @@ from megavoxel.datasets.fetch import fetch
 from megavoxel.datasets.folder import visible_files
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
-from megavoxel.volumes.nifti import read_image
+from megavoxel.volumes.open import read_image
 
 SHAPE = (9, 8, 3)
 """Voxels of the small volume in the order of the file: x, y, z."""

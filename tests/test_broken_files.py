@@ -18,8 +18,8 @@ from helpers import store_case, tiny_plan
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Inference, Parallel, Preprocessing, Training
 from megavoxel.config.yaml_file import read_yaml
+from megavoxel.datasets.blocks import list_cases
 from megavoxel.datasets.cases import Case
-from megavoxel.datasets.cut import list_cases
 from megavoxel.errors import UserError, shown
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
@@ -30,7 +30,9 @@ from megavoxel.preprocessing.store import open_case
 from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
-from megavoxel.volumes.nifti import DamagedFileError, Geometry, read_geometry, read_image
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.open import read_geometry, read_image
+from megavoxel.volumes.volume import DamagedFileError
 
 BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
     f"{name}: &{name} [{', '.join(10 * [f'*{last}'])}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)

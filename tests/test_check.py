@@ -7,8 +7,7 @@ import pytest
 
 from dataset_folder import AFFINE, SHAPE, Folder, image, labels
 from megavoxel.datasets.cases import load_cases
-from megavoxel.datasets.check import compare_grids
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry, compare_grids
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from megavoxel.inference.ensemble import Member, mean_probabilities, write_ensem
 from megavoxel.inference.logits import header_of, label_map, open_logits, write_logits
 from megavoxel.inference.sliding_window import Slab
 from megavoxel.stages import ensemble as stage
-from megavoxel.volumes.nifti import read_labels, write_labels
+from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.write import write_labels
 
 SHAPE = (2, 3, 8)
 

@@ -14,7 +14,9 @@ from megavoxel.cli import main
 from megavoxel.evaluation.compared import compared_labels, dice_per_label
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
-from megavoxel.volumes.nifti import Geometry, read_labels, write_labels
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.write import write_labels
 
 
 @pytest.fixture

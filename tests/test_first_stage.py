@@ -18,7 +18,8 @@ from megavoxel.planning.splits import Fold, Splits, cases_of, save_splits
 from megavoxel.preprocessing.case import preprocess_cases
 from megavoxel.preprocessing.first_stage import first_stage_classes, open_first_stage, store_first_stage
 from megavoxel.preprocessing.store import open_case
-from megavoxel.volumes.nifti import read_labels, write_nifti
+from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.write import write_nifti
 from scans import dataset
 
 SHAPE = (9, 12, 14)

@@ -181,7 +181,7 @@ def test_label_maps_without_images_are_listed(work, tmp_path, phantoms, capsys):
     (folder / "images/patient 3.nii.gz").unlink()
     assert "label maps, but no images, of patient 3" in refused(capsys, folder)
     shutil.rmtree(folder / "labels")
-    assert "no label maps are recognised among 3 NIfTI files" in refused(capsys, folder)
+    assert "no label maps are recognised among 3 images" in refused(capsys, folder)
 
 
 def test_values_without_a_name_are_listed_with_a_case(work, tmp_path, phantoms, capsys):

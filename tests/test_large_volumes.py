@@ -33,9 +33,9 @@ from megavoxel.preprocessing.case import preprocess_case
 from megavoxel.preprocessing.normalise import merged_moments, moments_of
 from megavoxel.preprocessing.store import open_case
 from megavoxel.volumes import slabs
-from megavoxel.volumes.crop import fill_holes
-from megavoxel.volumes.holes import filled_slabs
-from megavoxel.volumes.nifti import read_image, write_nifti
+from megavoxel.volumes.masks import fill_holes, filled_slabs
+from megavoxel.volumes.open import read_image
+from megavoxel.volumes.write import write_nifti
 from scans import dataset
 
 RANGE = ChannelNormalisation(scheme="range", lower=-20.0, upper=80.0)

@@ -19,7 +19,8 @@ from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
-from megavoxel.volumes.nifti import Geometry, write_nifti
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.write import write_nifti
 
 
 def stored(folder, array: torch.Tensor, case_properties, plan=None):

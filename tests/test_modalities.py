@@ -26,7 +26,7 @@ from megavoxel.planning.planner import plan_preprocessing
 from megavoxel.planning.splits import make_splits
 from megavoxel.preprocessing.case import preprocess_cases, preprocess_image
 from megavoxel.preprocessing.store import open_case
-from megavoxel.volumes.nifti import write_nifti
+from megavoxel.volumes.write import write_nifti
 from scans import dataset, unwritten, write_case
 
 PATTERNS = {"CT": ("s_0[0-4]*",), "MR": ("s_05*",)}

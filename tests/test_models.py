@@ -20,7 +20,7 @@ import yaml
 from megavoxel.cli import main
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, apply_postprocessing, save_postprocessing
 from megavoxel.planning.plan import load_plan, save_plan
-from megavoxel.volumes.nifti import read_labels
+from megavoxel.volumes.open import read_labels
 from trained_study import DATASET, train_study
 
 MANDATORY = (
@@ -343,5 +343,5 @@ def test_monai_finds_all_that_a_bundle_for_inference_has_to_have(bundle, scans, 
 
 def test_the_extras_that_cards_and_messages_name_are_there(repository):
     text = (repository / "pyproject.toml").read_text()
-    for name in ("formats", "bundle"):
+    for name in ("bundle",):
         assert f"\n{name} = [" in text

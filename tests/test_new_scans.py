@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import locale
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as itk
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
@@ -20,12 +20,10 @@ from helpers import preprocessing_plan, tiny_plan
 from megavoxel.errors import UserError
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.models.label import Labelling, label_scans, unfinished
-from megavoxel.models.modality import dicom_code
-from megavoxel.models.prepare import Reading, check_orientation_code
+from megavoxel.models.prepare import Reading, check_orientation_code, dicom_code
 from megavoxel.models.scans import find_scans
 from megavoxel.planning.plan import ChannelNormalisation, Plan
-
-itk = pytest.importorskip("SimpleITK")
+from scans import write_nrrd
 
 SPACING = (1.5, 2.0, 4.0)  # x, y, z
 SHAPE = (14, 12, 9)
@@ -168,13 +166,9 @@ def test_a_dicom_series_is_labelled_in_its_place(tmp_path, code, tilted):
 
 
 def test_an_nrrd_file_of_another_program_in_ras_is_labelled_in_its_place(tmp_path):
-    nrrd = pytest.importorskip("nrrd")
     image = scan("LPS", tilted=True)
-    header = {
-        "space": "right-anterior-superior", "space directions": image.affine[:3, :3].T,
-        "space origin": image.affine[:3, 3], "encoding": "gzip",
-    }  # fmt: skip
-    nrrd.write(str(tmp_path / "scan.nrrd"), np.asanyarray(image.dataobj), header)
+    place = {"space directions": image.affine[:3, :3].T, "space origin": image.affine[:3, 3]}
+    write_nrrd(tmp_path / "scan.nrrd", np.asanyarray(image.dataobj), space="right-anterior-superior", **place)
     assert_in_place(label(tmp_path, tmp_path / "scan.nrrd") / "scan.nrrd", image)
 
 
@@ -185,10 +179,17 @@ def test_large_scans_go_block_by_block_to_the_same_label_map(tmp_path):
 
 
 def two_channels(folder: Path, first: str, second: str) -> None:
-    """The box in the second channel, nothing in the first."""
+    """The box in the second channel, next to nothing in the first."""
     image = scan("LPS")
     write(folder / second, image)
-    write(folder / first, nibabel.Nifti1Image(np.full(SHAPE, 10, np.int16), image.affine))
+    write(folder / first, nibabel.Nifti1Image(next_to_nothing(), image.affine))
+
+
+def next_to_nothing() -> np.ndarray:
+    """A ground of 10 with one voxel of 11, int16 (x, y, z)."""
+    array = np.full(SHAPE, 10, np.int16)
+    array[0, 0, 0] = 11
+    return array
 
 
 def test_channels_are_told_by_number_by_name_or_in_one_file(tmp_path):
@@ -196,9 +197,9 @@ def test_channels_are_told_by_number_by_name_or_in_one_file(tmp_path):
     two_channels(tmp_path / "numbered", "a_0000.nii.gz", "a_0001.nii.gz")
     two_channels(tmp_path / "named/b", "x-t2-t1.nii.gz", "a-t2.nii.gz")  # alphabetical order would exchange them
     two_channels(tmp_path / "named/c", "1_0000.mha", "1_0001.mha")
-    both = np.stack([np.full(SHAPE, 10), np.asanyarray(image.dataobj)], axis=-1)
+    both = np.stack([next_to_nothing(), np.asanyarray(image.dataobj)], axis=-1)
     write(tmp_path / "d.nii.gz", nibabel.Nifti1Image(both.astype(np.int16), image.affine))
-    vector = itk.Compose(itk.Cast(to_itk(image), itk.sitkInt16) * 0 + 10, to_itk(image))
+    vector = itk.Compose(to_itk(nibabel.Nifti1Image(next_to_nothing(), image.affine)), to_itk(image))
     itk.WriteImage(vector, str(tmp_path / "e.mha"))
     inputs = [tmp_path / name for name in ("numbered", "named", "d.nii.gz", "e.mha")]
     output = label(tmp_path, *inputs, plan=plan)
@@ -385,12 +386,12 @@ def test_an_unknown_orientation_is_refused_and_can_be_assumed(tmp_path, suffix):
 
 
 def test_the_network_is_shown_an_assumed_orientation(tmp_path):
-    from megavoxel.models.prepare import prepared, source_of
+    from megavoxel.models.prepare import open_scan, prepared
 
     plan, (scan_given,) = threshold_plan("image"), find_scans([without_orientation(tmp_path / "a.nii.gz", "PSR")])
     reading = Reading(orientation="PSR")
-    source = source_of(scan_given, ("image",), reading, tmp_path)
-    image, properties = prepared(scan_given, source, plan, reading, tmp_path)
+    volumes = open_scan(scan_given, ("image",), reading)
+    image, properties = prepared(scan_given, volumes, plan, reading, tmp_path)
     np.testing.assert_array_equal(image[0] > 0.5, box().transpose(2, 1, 0))
     assert properties.spacing == SPACING[::-1]
 
@@ -415,10 +416,3 @@ def test_damaged_scans_are_named_and_the_others_go_on(tmp_path):
     assert all("cannot be read to its end" in line for line in named)
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert found == {"a.nii.gz", "e.nii.gz", "prediction.json"}
-
-
-def test_without_simpleitk_it_is_said_what_to_install(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mha", scan())
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(UserError, match=r"a\.mha: reading this format needs .* pip install 'megavoxel\[formats\]'"):
-        label(tmp_path, path)

@@ -11,15 +11,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from megavoxel.errors import UserError
-from megavoxel.volumes.nifti import (
-    DamagedFileError,
-    Geometry,
-    read_geometry,
-    read_image,
-    read_labels,
-    write_labels,
-    write_nifti,
-)
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.open import read_geometry, read_image, read_labels
+from megavoxel.volumes.volume import DamagedFileError
+from megavoxel.volumes.write import write_labels, write_nifti
 
 SHAPE = (3, 4, 5)
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
+import scans
 from dataset_folder import refusal
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Patients, Source, load_dataset
@@ -18,8 +19,9 @@ from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, write_json
 from megavoxel.planning.splits import make_splits
-from megavoxel.volumes.nifti import read_image, read_labels, write_nifti
-from megavoxel.volumes.volume_file import read_volume
+from megavoxel.volumes.open import open_volume, read_image, read_labels
+from megavoxel.volumes.volume import Hints
+from megavoxel.volumes.write import write_nifti
 
 SHAPE = (6, 5, 4)
 SPACING = (1.1, 1.2, 2.5)
@@ -56,10 +58,8 @@ def expected(*names: str) -> np.ndarray:
 
 def write_nrrd(path: Path, array: np.ndarray, **changes: object) -> None:
     """As ITK writes it: the world's axes run to the left and to the back."""
-    nrrd = pytest.importorskip("nrrd")
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"space": "left-posterior-superior", "space directions": np.diag(SPACING), "space origin": ORIGIN}
-    nrrd.write(str(path), array, {key: value for key, value in {**header, **changes}.items() if value is not None})
+    scans.write_nrrd(path, array, **{**header, **changes})
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -112,9 +112,9 @@ def test_masks_become_one_label_map_on_the_images_grid(tmp_path, suffix):
 def test_the_place_of_an_nrrd_file_is_that_which_itk_gives_it(tmp_path):
     """left-posterior-superior (1.1 to the left, 1.2 to the back) is the negative of NIfTI's x and y."""
     write_nrrd(tmp_path / "a.nrrd", volume())
-    _, grid = read_volume(tmp_path / "a.nrrd")
+    grid = open_volume(tmp_path / "a.nrrd").geometry
     np.testing.assert_allclose(grid.affine, [[-1.1, 0, 0, 20], [0, -1.2, 0, -30], [0, 0, 2.5, 7], [0, 0, 0, 1]])
-    itk = pytest.importorskip("SimpleITK").ReadImage(str(tmp_path / "a.nrrd"))
+    itk = SimpleITK.ReadImage(str(tmp_path / "a.nrrd"))
     place = np.array(itk.TransformIndexToPhysicalPoint((3, 2, 1)))
     np.testing.assert_allclose((grid.affine @ [3, 2, 1, 1])[:3], place * [-1, -1, 1])
 
@@ -125,7 +125,7 @@ def test_the_place_of_an_nrrd_file_is_that_which_itk_gives_it(tmp_path):
 def test_nrrd_spaces_are_turned_to_ras(tmp_path, space, signs):
     turned = np.array([[0, 2.0, 0], [1.0, 0, 0], [0, 0, -3.0]])
     write_nrrd(tmp_path / "a.nrrd", volume(), space=space, **{"space directions": turned})
-    _, grid = read_volume(tmp_path / "a.nrrd")
+    grid = open_volume(tmp_path / "a.nrrd").geometry
     np.testing.assert_allclose(grid.affine[:3, 0], np.array([0, 2.0, 0]) * signs)
     np.testing.assert_allclose(grid.affine[:3, 2], np.array([0, 0, -3.0]) * signs)
 
@@ -136,30 +136,24 @@ def test_an_nrrd_file_that_does_not_say_where_it_lies_is_refused(tmp_path, chang
         write_nrrd(tmp_path / "a.nrrd", volume(), **changes)
     else:
         write_nrrd(tmp_path / "a.nrrd", volume(), space="scanner-xyz")
-    with pytest.raises(UserError, match=r"a\.nrrd: its header must say 'space' \(one of las, left-anterior-superior"):
-        read_volume(tmp_path / "a.nrrd")
-
-
-def test_without_pynrrd_it_is_said_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n")
-    monkeypatch.setitem(sys.modules, "nrrd", None)
-    with pytest.raises(UserError, match=r"a\.nrrd: reading NRRD files needs the package pynrrd: pip install"):
-        read_volume(tmp_path / "a.nrrd")
+    with pytest.raises(UserError, match=r"a\.nrrd: .*by 'space' \(one of las, last, left-anterior-superior") as refused:
+        open_volume(tmp_path / "a.nrrd")
+    assert "its header does not say how the scan lies in the patient" in str(refused.value)
 
 
 def test_an_array_needs_the_size_of_its_voxels(tmp_path):
     write_npy(tmp_path / "a.npy", volume())
     with pytest.raises(UserError, match=r"a\.npy: an array says nothing of its voxels' size; give 'spacing'"):
-        read_volume(tmp_path / "a.npy")
-    array, grid = read_volume(tmp_path / "a.npy", (2.5, 1.2, 1.1))
-    np.testing.assert_array_equal(array, volume())
-    assert grid.spacing == pytest.approx((2.5, 1.2, 1.1))
+        open_volume(tmp_path / "a.npy")
+    opened = open_volume(tmp_path / "a.npy", Hints(spacing=(2.5, 1.2, 1.1)))
+    np.testing.assert_array_equal(opened.voxels(None), volume())
+    assert opened.geometry.spacing == pytest.approx((2.5, 1.2, 1.1))
     write_npy(tmp_path / "flat.npy", volume()[0])
     with pytest.raises(UserError, match=r"expected one volume with three axes; the file has shape \(5, 4\)"):
-        read_volume(tmp_path / "flat.npy", (1, 1, 1))
+        open_volume(tmp_path / "flat.npy", Hints(spacing=(1, 1, 1)))
     np.save(tmp_path / "code.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"code\.npy: cannot be read to its end"):
-        read_volume(tmp_path / "code.npy", (1, 1, 1))
+        open_volume(tmp_path / "code.npy", Hints(spacing=(1, 1, 1)))
 
 
 def test_the_order_of_the_masks_decides_where_they_overlap(tmp_path):

@@ -14,7 +14,7 @@ from megavoxel.datasets.folder import replaced_folder, visible_files
 from megavoxel.datasets.phantom import STORAGE, make_case, write_phantoms
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, read_json
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry
 
 SMALL = Phantom(training_cases=3, test_cases=2, seed=3, shape=(16, 24, 24), spacing=(6.0, 5.0, 5.0))
 DEFAULT = Phantom(training_cases=10, seed=11)

@@ -21,8 +21,8 @@ from megavoxel.models.prepare import Reading
 from megavoxel.models.scans import find_scans
 from megavoxel.reporting.picture import counted, picture_figure, slices_at, write_picture
 from megavoxel.volumes import slabs
-from megavoxel.volumes.nifti import read_geometry
-from megavoxel.volumes.slabs import read_image_slabs, read_label_slabs
+from megavoxel.volumes.open import open_volume, read_geometry
+from megavoxel.volumes.volume import Volume
 
 SPACING = (2.0, 1.0, 4.0)  # x, y, z
 SHAPE = (10, 12, 6)
@@ -75,14 +75,14 @@ def test_planes_are_counted_and_cut_slab_by_slab(tmp_path, monkeypatch, code, vo
     monkeypatch.setattr(slabs, "SLAB_VOXELS", voxels)
     paths, volumes = write_scan(tmp_path, code), canonical()
     shape = read_geometry(paths[0]).canonical_shape
-    marked, count = counted(read_label_slabs(paths[1]), shape)
+    marked, count = counted(open_volume(paths[1]).label_slabs(), shape)
     for axis, found in enumerate(marked):
         others = tuple(other for other in range(3) if other != axis)
         np.testing.assert_array_equal(found, (volumes[1] != 0).sum(axis=others))
     assert count == {1: 27, 3: 1}
     places = (3, 9, 7)
-    for path, volume, read in zip(paths, volumes, (read_image_slabs, read_label_slabs), strict=True):
-        for axis, cut in enumerate(slices_at(read(path), places, shape)):
+    for path, volume, read in zip(paths, volumes, (Volume.image_slabs, Volume.label_slabs), strict=True):
+        for axis, cut in enumerate(slices_at(read(open_volume(path)), places, shape)):
             np.testing.assert_array_equal(cut, np.take(volume, places[axis], axis))
 
 
@@ -115,7 +115,8 @@ def test_the_same_scan_in_any_orientation_gives_the_same_picture(tmp_path):
     pictures = set()
     for code in CODES:
         path = tmp_path / f"{code}.png"
-        write_picture(path, *write_scan(tmp_path, code), NAMES, title="scan", modality="MR")
+        image, labels = write_scan(tmp_path, code)
+        write_picture(path, open_volume(image), labels, NAMES, title="scan", modality="MR")
         pictures.add(path.read_bytes())
     assert len(pictures) == 1
 
@@ -123,7 +124,8 @@ def test_the_same_scan_in_any_orientation_gives_the_same_picture(tmp_path):
 def test_volumes_stand_beside_the_labels(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr("megavoxel.reporting.picture.label_legend", lambda _figure, _names, texts: shown.update(texts))
-    write_picture(tmp_path / "a.png", *write_scan(tmp_path), NAMES | {"kidney": 2}, title="scan", modality="MR")
+    image, labels = write_scan(tmp_path)
+    write_picture(tmp_path / "a.png", open_volume(image), labels, NAMES | {"kidney": 2}, title="scan", modality="MR")
     # A voxel has 8 mm³.
     assert shown == {"liver": "liver: 0.216 mL", "spleen": "spleen: 0.008 mL", "kidney": "kidney: 0 mL"}
 
@@ -132,7 +134,7 @@ def test_a_scan_without_any_label_is_shown_in_its_middle(tmp_path):
     image, labels = write_scan(tmp_path)
     nothing = nibabel.load(labels)
     nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), nothing.affine), labels)
-    write_picture(tmp_path / "a.png", image, labels, NAMES, title="scan", modality="CT")
+    write_picture(tmp_path / "a.png", open_volume(image), labels, NAMES, title="scan", modality="CT")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 1000
 
@@ -154,6 +156,7 @@ def test_prediction_writes_pictures_on_demand_also_later(tmp_path):
 
 def test_a_picture_of_a_file_that_is_not_there_is_refused(tmp_path):
     _, labels = write_scan(tmp_path)
+    image, picture = tmp_path / "none.nii.gz", tmp_path / "a.png"
     with pytest.raises(UserError, match=r"none\.nii\.gz: no such file"):
-        write_picture(tmp_path / "a.png", tmp_path / "none.nii.gz", labels, NAMES, title="scan", modality="CT")
-    assert not (tmp_path / "a.png").exists()
+        write_picture(picture, open_volume(image), labels, NAMES, title="scan", modality="CT")
+    assert not picture.exists()

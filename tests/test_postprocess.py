@@ -19,7 +19,8 @@ from megavoxel.evaluation.postprocessing import (
     load_postprocessing,
     save_postprocessing,
 )
-from megavoxel.volumes.nifti import read_labels, write_labels
+from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.write import write_labels
 
 LABELS = {"liver": 1, "spleen": 2}
 

@@ -22,8 +22,8 @@ from megavoxel.preprocessing.foreground import sample_foreground
 from megavoxel.preprocessing.normalise import normalise
 from megavoxel.preprocessing.resample import resample_image
 from megavoxel.preprocessing.store import Box, open_case, read_box
-from megavoxel.volumes.crop import bounding_box, fill_holes, nonzero_mask
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.masks import bounding_box, fill_holes, nonzero_mask
 from scans import dataset, dataset_of, write_case
 
 RANGE = ChannelNormalisation(scheme="range", lower=-21.0, upper=89.0)

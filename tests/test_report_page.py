@@ -21,7 +21,7 @@ from megavoxel.reporting.examples import Example, choose_examples, read_slice
 from megavoxel.reporting.figures import thinned
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import load_stored
-from megavoxel.volumes.nifti import write_labels
+from megavoxel.volumes.write import write_labels
 
 
 class Resources(HTMLParser):

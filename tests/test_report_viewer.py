@@ -39,7 +39,8 @@ from megavoxel.reporting.viewer_size import (
     sampled,
     within_budget,
 )
-from megavoxel.volumes.nifti import Geometry, write_labels
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.write import write_labels
 
 WHOLE = tuple(slice(0, length) for length in (4, 6, 8))
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from megavoxel.errors import UserError
-from megavoxel.volumes.dicom import chosen_series, read_series
-from megavoxel.volumes.itk import affine_of
+from megavoxel.volumes.formats.dicom import chosen_series, read_series
+from megavoxel.volumes.formats.itk import affine_of
 
-pytest.importorskip("SimpleITK")
 FILES = Path(nibabel.__file__).parent / "nicom/tests/data"
 
 

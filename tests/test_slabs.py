@@ -13,15 +13,11 @@ import pytest
 
 from megavoxel.errors import UserError
 from megavoxel.volumes import slabs as module
-from megavoxel.volumes.nifti import (
-    DamagedFileError,
-    Geometry,
-    read_image,
-    read_labels,
-    write_labels,
-    write_nifti,
-)
-from megavoxel.volumes.slabs import gathered, read_image_slabs, read_label_slabs, stored_shape, write_label_slabs
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.open import open_volume, read_image, read_labels
+from megavoxel.volumes.slabs import gathered
+from megavoxel.volumes.volume import DamagedFileError, Volume
+from megavoxel.volumes.write import write_label_slabs, write_labels, write_nifti
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
@@ -60,8 +56,8 @@ def test_slabs_of_an_image_together_are_the_image(tmp_path, order, signs):
     array = np.random.default_rng(0).integers(-900, 900, (*SHAPE, 2)).astype(np.int16)
     write_nifti(tmp_path / "a.nii.gz", array, affine_of(order, signs))
     whole, _ = read_image(tmp_path / "a.nii.gz")
-    slabs = list(read_image_slabs(tmp_path / "a.nii.gz"))
-    assert stored_shape(tmp_path / "a.nii.gz") == whole.shape
+    slabs = list(open_volume(tmp_path / "a.nii.gz").image_slabs())
+    assert open_volume(tmp_path / "a.nii.gz").shape == whole.shape
     assert {slab.voxels.dtype for slab in slabs} == {np.dtype(np.float32)}
     assert max(slab.voxels.size for slab in slabs) <= 84
     np.testing.assert_array_equal(together(slabs, whole.shape), whole)
@@ -75,7 +71,7 @@ def test_scaled_values_are_those_of_the_whole_file(tmp_path, suffix, kind):
     nibabel.save(image, tmp_path / f"a{suffix}")
     whole, _ = read_image(tmp_path / f"a{suffix}")
     assert np.abs(whole).max() > 900
-    np.testing.assert_array_equal(together(read_image_slabs(tmp_path / f"a{suffix}"), whole.shape), whole)
+    np.testing.assert_array_equal(together(open_volume(tmp_path / f"a{suffix}").image_slabs(), whole.shape), whole)
 
 
 @pytest.mark.parametrize("largest", [3, 300])
@@ -88,7 +84,7 @@ def test_label_maps_have_the_bytes_that_they_get_as_a_whole(tmp_path, order, sig
     write_label_slabs(tmp_path / "slabs.nii.gz", rows_of(labels), geometry, largest=largest)
     assert (tmp_path / "slabs.nii.gz").read_bytes() == (tmp_path / "whole.nii.gz").read_bytes()
     expected, _ = read_labels(tmp_path / "whole.nii.gz")
-    again = together(read_label_slabs(tmp_path / "slabs.nii.gz"), (1, *expected.shape))[0]
+    again = together(open_volume(tmp_path / "slabs.nii.gz").label_slabs(), (1, *expected.shape))[0]
     np.testing.assert_array_equal(again, expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slabs.nii.gz", "whole.nii.gz"]
 
@@ -104,7 +100,7 @@ def test_a_gzip_file_is_unpacked_once(tmp_path, monkeypatch):
         real(reader)
 
     monkeypatch.setattr(gzip._GzipReader, "_rewind", counted)
-    assert len(list(read_image_slabs(tmp_path / "a.nii.gz"))) == 64
+    assert len(list(open_volume(tmp_path / "a.nii.gz").image_slabs())) == 64
     assert not rewound
     array = nibabel.load(tmp_path / "a.nii.gz", keep_file_open=True).dataobj
     assert array[..., 63].max() == array[..., 0].max() == 0
@@ -130,7 +126,7 @@ def test_no_label_map_and_no_image_is_held_whole(tmp_path, monkeypatch, order, s
     tracemalloc.start()
     try:
         write_label_slabs(tmp_path / "a.nii.gz", rows, geometry, largest=3)
-        for slab in read_image_slabs(tmp_path / "a.nii.gz"):
+        for slab in open_volume(tmp_path / "a.nii.gz").image_slabs():
             assert slab.voxels.size <= 2**16
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -163,9 +159,9 @@ def test_a_truncated_file_is_named(tmp_path, kept):
     path = Path(tmp_path / "scan.nii.gz")
     write_nifti(path, np.random.default_rng(0).integers(0, 1000, (8, 9, 10)).astype(np.int16), np.eye(4))
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (read_image_slabs, read_label_slabs):
+    for read in (Volume.image_slabs, Volume.label_slabs):
         with pytest.raises(DamagedFileError, match=r"scan\.nii\.gz: cannot be read to its end"):
-            list(read(path))
+            list(read(open_volume(path)))
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.5, "1.5"), (np.nan, "NaN"), (-1.0, "-1"), (70000.0, "70000")], ids=str)
@@ -174,4 +170,4 @@ def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, value, shown):
     array[0, 0, -1] = value
     write_nifti(tmp_path / "label.nii.gz", array, np.eye(4))
     with pytest.raises(UserError, match=rf"label\.nii\.gz.*{shown}"):
-        list(read_label_slabs(tmp_path / "label.nii.gz"))
+        list(open_volume(tmp_path / "label.nii.gz").label_slabs())

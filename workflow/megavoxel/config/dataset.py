@@ -42,9 +42,9 @@ Size = Triple[Annotated[int, between(1, 100_000)]]
 FilePattern = Annotated[
     str,
     Field(
-        pattern=r"^([^/].*)?\{case\}.*\.nii(\.gz|\*)?$",
+        pattern=r"^([^/].*)?\{case\}.*\.(nii|nii\.gz|nii\*|nrrd|nhdr|mha|mhd)$",
         description="allowed: a pattern below the source folder with {case} in it that ends in .nii.gz, .nii or .nii*, "
-        "such as labels/{case}.nii.gz",
+        ".nrrd, .nhdr, .mha or .mhd, such as labels/{case}.nii.gz",
     ),
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64 hexadecimal digits in lower case")]
@@ -108,8 +108,8 @@ class Patients:
     image: Annotated[
         str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder")
     ]
-    """Shell pattern of the image's file, such as `img*`: .nrrd, .nii.gz, .nii, or .npy (z, y, x). The folder that holds
-    it is a patient's, and its name the case's id."""
+    """Shell pattern of the image's file, such as `img*`: .nii.gz, .nii, .nrrd, .mha, or .npy (z, y, x). The folder that
+    holds it is a patient's, and its name the case's id."""
     masks: Annotated[dict[str, Text], Field(min_length=1)]
     """Shell patterns of the masks, by the names of all `labels`, below a patient's folder: `structures/Chiasm*`. Where
     masks overlap, the later one counts. A label without a mask is unannotated in that patient."""
@@ -123,7 +123,8 @@ class Files:
     has no slash, and is the same wherever it occurs; `*` stands for anything without a slash."""
 
     images: Distinct[FilePattern]
-    """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI."""
+    """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI, NRRD or
+    MetaImage."""
     label: FilePattern
     """Pattern of the label maps: `derivatives/manual/sub-*/anat/{case}_dseg.nii.gz`."""
 

@@ -12,7 +12,9 @@ import numpy as np
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
-from megavoxel.volumes.nifti import Geometry, read_geometry, read_image, read_labels
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.open import open_volume, read_geometry
+from megavoxel.volumes.volume import Volume, joined_image
 
 Result = TypeVar("Result")
 
@@ -81,10 +83,24 @@ class Cases:
                 return case
         raise UserError(f"dataset {self.dataset}: there is no case '{name}' among the {len(self.cases)} checked ones")
 
+    def open_images(self, case: Case) -> list[Volume]:
+        """The files of a case's image, opened: one with all channels, or one per channel."""
+        return [open_volume(Path(self.root) / name) for name in case.images]
+
+    def open_labels(self, case: Case) -> Volume:
+        """The label map of a case, opened.
+
+        Raises:
+            UserError: the case has no label map.
+        """
+        if case.label is None:
+            raise UserError(f"case {case.id}: it has no label map")
+        return open_volume(Path(self.root) / case.label)
+
     def read_image(self, case: Case) -> tuple[np.ndarray, Geometry]:
         """Image of a case as float32 (channels, z, y, x) in canonical order, and its grid on disk."""
-        parts = [read_image(Path(self.root) / image) for image in case.images]
-        return (parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])), parts[0][1]
+        volumes = self.open_images(case)
+        return joined_image(volumes), volumes[0].geometry
 
     def read_labels(self, case: Case) -> np.ndarray:
         """Label map of a case (z, y, x) in canonical order, with 0 for all `background_values`.
@@ -92,9 +108,7 @@ class Cases:
         Raises:
             UserError: the case has no label map.
         """
-        if case.label is None:
-            raise UserError(f"case {case.id}: it has no label map")
-        labels = read_labels(Path(self.root) / case.label)[0]
+        labels = self.open_labels(case).labels()
         if self.background_values:
             labels[np.isin(labels, self.background_values)] = 0
         return labels

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pandas
 
 from megavoxel.config.records import to_plain
@@ -18,13 +17,11 @@ from megavoxel.datasets.layout import Layout
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path
 from megavoxel.parallel import map_cases
-from megavoxel.volumes.nifti import DamagedFileError, Geometry, read_geometry
-from megavoxel.volumes.slabs import read_image_slabs, read_label_slabs, stored_shape
+from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
+from megavoxel.volumes.grid import shown_sizes
+from megavoxel.volumes.open import open_volume
+from megavoxel.volumes.volume import DamagedFileError, Volume
 
-SPACING_TOLERANCE = 1e-3
-"""Largest relative difference of spacings along an axis."""
-AFFINE_TOLERANCE = 0.05
-"""Largest distance between the places of a corner voxel in two files, in units of the smallest voxel side."""
 COLUMNS = ("case", "check", "severity", "message")
 
 
@@ -91,13 +88,15 @@ def check_case(
     def found(check: str, message: str, severity: str = "error") -> Finding:
         return Finding(case=case.id, check=check, severity=severity, message=message)
 
-    faults, grids, count = _check_images(root, case)
-    if len(grids) == len(case.images) and count != len(channels):
-        faults.append(("channels", f"{count} channels, declared are {len(channels)}: {', '.join(channels)}"))
+    images, faults = _check_images(root, case)
+    if len(images) == len(case.images):
+        faults += channel_faults(list(images.values()), channels)
     findings = [found(check, message) for check, message in faults]
+    grids = dict(images)
     if case.label is not None:
         background = {0, *background_values}
-        faults, grid, values = _check_labels(root, case.label, labels, background)
+        opened, faults, values = _check_labels(root, case.label, labels, background)
+        grids |= opened
         findings += [found(check, message) for check, message in faults]
         drawn = [name for name in case.unannotated if labels[name] in values]
         if drawn:
@@ -107,90 +106,40 @@ def check_case(
             findings.append(found("unannotated", f"{message} unannotated in this case", "warning"))
         if values and values <= background:
             findings.append(found("foreground", f"{case.label} has no voxel of any label", "warning"))
-        if grid is not None:
-            grids[case.label] = grid
     elif case.split == "training":
         findings.append(found("missing-label", "this training case has no label map"))
-    names = list(grids)
-    for name in names[1:]:
-        for check, message in compare_grids(grids[names[0]], grids[name]):
-            findings.append(found(check, f"{names[0]} and {name}: {message}"))
-    return findings or [found("all", _summary(grids[names[0]], count), "ok")]
+    findings += [found(check, message) for check, message in grid_faults(grids)]
+    return findings or [found("all", _summary(list(images.values())), "ok")]
 
 
-def compare_grids(first: Geometry, second: Geometry) -> list[tuple[str, str]]:
-    """How two grids differ beyond the tolerances: check (`shape`, `spacing` or `affine`) and message, or nothing."""
-    if first.shape != second.shape:
-        return [("shape", f"{_times(first.shape)} and {_times(second.shape)} voxels")]
-    sides, other_sides = (np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in (first, second))
-    if (np.abs(other_sides - sides) > SPACING_TOLERANCE * sides).any():
-        return [("spacing", f"spacings of {_times(sides)} and {_times(other_sides)} mm (in the files' order)")]
-    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in first.shape))])
-    moved = np.linalg.norm((corners @ (second.affine - first.affine).T)[:, :3], axis=1).max()
-    allowed = AFFINE_TOLERANCE * sides.min()
-    if moved > allowed:
-        place = f"their affines place a corner {moved:.3g} mm apart, allowed are {allowed:.3g} mm"
-        return [("affine", f"{place}; if the voxels do match, copy the image's affine to the label map")]
-    return []
-
-
-def _check_images(root: Path, case: Case) -> tuple[list[tuple[str, str]], dict[str, Geometry], int]:
-    """Faults, grids of the readable files by name, and the number of channels in them."""
-    faults, grids, count = [], {}, 0
+def _check_images(root: Path, case: Case) -> tuple[dict[str, Volume], list[Fault]]:
+    """The readable files of a case by name, and the faults of all."""
+    opened, faults = {}, []
     for name in case.images:
-        if not (root / name).is_file():
+        if not (root / name).exists():
             faults.append(("missing-image", f"there is no {name}"))
             continue
         try:
-            channels = stored_shape(root / name)[0]
-            found = list(_check_intensities(root, name))
-            grids[name] = read_geometry(root / name)
+            volume = open_volume(root / name)
+            faults += intensity_faults(volume, name)
+            opened[name] = volume
         except UserError as fault:
             faults.append(("readable" if isinstance(fault, DamagedFileError) else "header", str(fault)))
-            continue
-        count += channels
-        faults += found
-    return faults, grids, count
-
-
-def _check_intensities(root: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Faults of an image's voxels, which are read slab by slab."""
-    shape = stored_shape(root / name)
-    if 0 in shape:
-        yield "empty", f"{name} has no voxels"
-        return
-    bad, low, high = 0, np.full(shape[0], np.inf), np.full(shape[0], -np.inf)
-    for slab in read_image_slabs(root / name):
-        bad += slab.voxels.size - int(np.count_nonzero(np.isfinite(slab.voxels)))
-        low[slab.channel] = min(low[slab.channel], slab.voxels.min())
-        high[slab.channel] = max(high[slab.channel], slab.voxels.max())
-    if bad:
-        yield "finite", f"{name} has {bad} voxels that are NaN or infinite"
-        return
-    for number in np.flatnonzero(low == high):
-        which = f"channel {number} of {name}" if shape[0] > 1 else name
-        yield "empty", f"{which} has the value {low[number]:g} in every voxel"
+    return opened, faults
 
 
 def _check_labels(
     root: Path, name: str, labels: dict[str, int], background: set[int]
-) -> tuple[list[tuple[str, str]], Geometry | None, set[int]]:
-    """Faults, grid and values of a label map."""
-    if not (root / name).is_file():
-        return [("missing-label", f"there is no {name}")], None, set()
+) -> tuple[dict[str, Volume], list[Fault], set[int]]:
+    """The label map by its name where it is readable, its faults, and its values."""
+    if not (root / name).exists():
+        return {}, [("missing-label", f"there is no {name}")], set()
     try:
-        grid = read_geometry(root / name)
-        slabs = read_label_slabs(root / name)
-        values = {int(value) for slab in slabs for value in pandas.unique(slab.voxels.ravel(order="K"))}
+        volume = open_volume(root / name)
+        faults, values = label_faults(volume, name, labels, background)
     except UserError as fault:
-        return [("readable" if isinstance(fault, DamagedFileError) else "label-values", str(fault))], None, set()
-    undeclared = sorted(values - background - set(labels.values()))
-    if not undeclared:
-        return [], grid, values
-    meanings = dict.fromkeys(sorted(background), "background") | {value: label for label, value in labels.items()}
-    declared = ", ".join(f"{value} {meaning}" for value, meaning in meanings.items())
-    listing = ", ".join(map(str, undeclared[:10])) + (", ..." if len(undeclared) > 10 else "")
-    return [("label-values", f"{name} has the undeclared value {listing}; declared are {declared}")], grid, values
+        return {}, [("readable" if isinstance(fault, DamagedFileError) else "label-values", str(fault))], set()
+    return {name: volume}, faults, values
 
 
 def _duplicates(layout: Layout) -> list[Finding]:
@@ -207,10 +156,7 @@ def _duplicates(layout: Layout) -> list[Finding]:
     ]
 
 
-def _summary(grid: Geometry, channels: int) -> str:
+def _summary(images: Sequence[Volume]) -> str:
+    channels, grid = sum(volume.channels for volume in images), images[0].geometry
     unit = "channel" if channels == 1 else "channels"
-    return f"{_times(grid.canonical_shape)} voxels of {_times(grid.spacing)} mm (z, y, x), {channels} {unit}"
-
-
-def _times(numbers: tuple[float, ...] | np.ndarray) -> str:
-    return " x ".join(f"{number:.6g}" for number in numbers)
+    return f"{shown_sizes(grid.canonical_shape)} voxels of {shown_sizes(grid.spacing)} mm (z, y, x), {channels} {unit}"

@@ -1,4 +1,7 @@
-"""Downloads that go on where they stopped and are only kept if their checksum is right."""
+"""Downloads that go on where they stopped and are only kept if their checksum is right.
+
+Where the publisher of an archive gives no checksum, that of the first fetch is recorded and binding for later ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import requests
 
 from megavoxel.config.dataset import Source
 from megavoxel.errors import UserError
-from megavoxel.files import require_file_name
+from megavoxel.files import file_sha256, require_file_name, write_text
 from megavoxel.progress import BYTES, progress
 
 ATTEMPTS = 4
@@ -20,6 +23,9 @@ FIRST_WAIT_SECONDS = 2.0
 TIMEOUT_SECONDS = (15, 60)  # to connect, and between two pieces
 PIECE_BYTES = 1 << 20
 LATER_MAY_WORK = (408, 425, 429, 500, 502, 503, 504)
+RECORDS = "archives.tsv"
+"""Lies beside the folders of the datasets, where neither a removed download nor a repeated fetch takes it away."""
+HEADER = "url\tsha256"
 BROKEN_OFF = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
@@ -74,7 +80,7 @@ def download(source: Source, folder: Path, *, remedy: str = "correct the checksu
     archive.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(f"{archive.name}.part")
-    _bring(source.url, part)
+    bring(source.url, part)
     fault = checksum_fault(part, source)
     if fault is not None:
         part.unlink()
@@ -85,8 +91,44 @@ def download(source: Source, folder: Path, *, remedy: str = "correct the checksu
     return archive
 
 
-def _bring(url: str, part: Path) -> None:
-    """Asks for the rest until it is there; gives up after some attempts in a row without progress."""
+def recorded_checksum(records: Path, url: str) -> str | None:
+    """The SHA-256 that was recorded for an address, or None.
+
+    Raises:
+        UserError: the file of records is not what `record_checksum` writes.
+    """
+    return _read_records(records).get(url)
+
+
+def record_checksum(records: Path, url: str, archive: Path, *, beside: bool) -> None:
+    """Records the SHA-256 of an archive that was fetched for the first time.
+
+    Args:
+        records: the file of records, with one line per address; a line that is there already is not changed.
+        url: the address.
+        archive: what came from there.
+        beside: whether ``ARCHIVE.sha256`` is to be written beside the archive, in the form that `sha256sum --check`
+            reads.
+
+    Raises:
+        UserError: the file of records is not what this function writes.
+    """
+    known = _read_records(records)
+    checksum = known.get(url) or file_sha256(archive)
+    if url not in known:
+        lines = [HEADER, *(f"{address}\t{value}" for address, value in sorted({**known, url: checksum}.items()))]
+        write_text(records, "\n".join(lines) + "\n")
+        print(f"{url}: no checksum is published; recorded in {records}: {checksum}", flush=True)
+    if beside:
+        write_text(archive.with_name(f"{archive.name}.sha256"), f"{checksum}  {archive.name}\n")
+
+
+def bring(url: str, part: Path) -> None:
+    """Brings what is missing of the file at an address to `part`.
+
+    Raises:
+        UserError: the server refuses, or several attempts in a row bring nothing more.
+    """
     failures, furthest, wait = 0, _size(part), FIRST_WAIT_SECONDS
     while failures < ATTEMPTS:
         try:
@@ -158,3 +200,16 @@ def _total_bytes(response: requests.Response) -> int | None:
 def _first_byte(response: requests.Response) -> int | None:
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(found[1]) if found else None
+
+
+def _read_records(records: Path) -> dict[str, str]:
+    if not records.is_file():
+        return {}
+    header, *lines = records.read_text().splitlines() or [""]
+    rows = [line.split("\t") for line in lines if line]
+    if header != HEADER or any(len(row) != 2 for row in rows):
+        raise UserError(
+            f"{records}: expected the columns url and sha256, separated by tabs; mend the file, or remove it to record "
+            "the checksums anew"
+        )
+    return dict(rows)

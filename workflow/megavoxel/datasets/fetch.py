@@ -8,13 +8,19 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, Source
 from megavoxel.datasets.archive import extract_dataset
-from megavoxel.datasets.cut import cut_training_cases
-from megavoxel.datasets.download import archive_name, checksum_fault, download
+from megavoxel.datasets.blocks import cut_training_cases
+from megavoxel.datasets.download import (
+    RECORDS,
+    archive_name,
+    checksum_fault,
+    download,
+    record_checksum,
+    recorded_checksum,
+)
 from megavoxel.datasets.folder import link_folder, replaced_folder, write_checksums
 from megavoxel.datasets.pairs import link_pairs
 from megavoxel.datasets.patients import write_patients
 from megavoxel.datasets.phantom import write_phantoms
-from megavoxel.datasets.recorded import RECORDS, record_checksum, recorded_checksum
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
 

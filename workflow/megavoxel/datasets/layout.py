@@ -23,8 +23,8 @@ from megavoxel.datasets.annotations import annotated_cases, with_recorded
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError, shown
 from megavoxel.files import read_json, require_file_name
+from megavoxel.volumes.open import NIFTI, SUFFIXES, stem_of
 
-SUFFIXES = (".nii.gz", ".nii")
 FOLDERS = {
     "training": ("imagesTr", "labelsTr"),
     "test": ("imagesTs", "labelsTs"),
@@ -90,7 +90,8 @@ def _is_numbered(root: Path, content: dict[str, Any], source: Path) -> bool:
     """Whether the listed training images lie on disk by nnU-Net's names, with the number of their channel."""
     cases = list(_declared_cases(content, {"training": "training"}, source))
     plain = [root / case.images[0] for case in cases]
-    numbered = [path.with_name(f"{case.id}_0000{_suffix(path.name)}") for case, path in zip(cases, plain, strict=True)]
+    endings = [path.name.removeprefix(stem_of(path.name)) for path in plain]
+    numbered = [path.with_name(f"{case.id}_0000{end}") for case, path, end in zip(cases, plain, endings, strict=True)]
     return any(path.is_file() for path in numbered) and not any(path.is_file() for path in plain)
 
 
@@ -165,15 +166,17 @@ def _declared_cases(content: dict[str, Any], splits: dict[str, str], source: Pat
             path = _inside(image, source)
             if not path.name.startswith("."):
                 inner = None if label is None else str(_inside(label, source))
-                yield Case(id=_stem(path.name, source), images=(str(path),), label=inner, split=split)
+                yield Case(id=_case_id(path, source), images=(str(path),), label=inner, split=split)
 
 
 def _found_cases(
     root: Path, content: dict[str, Any], splits: dict[str, str], channels: int, source: Path
 ) -> Iterator[Case]:
-    ending = content.get("file_ending", SUFFIXES[0])
+    ending = content.get("file_ending", NIFTI)
     if ending not in SUFFIXES:
-        raise UserError(f"{source}: file_ending: {ending!r} is not read; convert the files to {' or '.join(SUFFIXES)}")
+        raise UserError(
+            f"{source}: file_ending: {ending!r} is not read; convert the files to one of {', '.join(SUFFIXES)}"
+        )
     for section, split in splits.items():
         if section == "training" and _has_own_list(content):
             yield from _named_cases(content["dataset"], source)
@@ -206,7 +209,7 @@ def _named_cases(entries: dict[str, Any], source: Path) -> Iterator[Case]:
             )
         paths = [_inside(name, source) for name in images]
         for path in paths:
-            _stem(path.name, source)
+            _case_id(path, source)
         inner = None if label is None else str(_inside(label, source))
         yield Case(id=case, images=tuple(map(str, paths)), label=inner, split="training")
 
@@ -225,12 +228,14 @@ def _inside(name: str, source: Path) -> PurePosixPath:
     return path
 
 
-def _suffix(name: str) -> str:
-    return next(suffix for suffix in SUFFIXES if name.endswith(suffix))
-
-
-def _stem(name: str, source: Path) -> str:
-    for suffix in SUFFIXES:
-        if name.endswith(suffix) and name != suffix:
-            return name.removesuffix(suffix)
-    raise UserError(f"{source}: the file '{name}' is no NIfTI file; convert it to {' or '.join(SUFFIXES)}")
+def _case_id(path: PurePosixPath, source: Path) -> str:
+    """The name of a file without its ending, or of the folder of a DICOM series."""
+    if (source.parent / path).is_dir():
+        return path.name
+    stem = stem_of(path.name)
+    if stem in ("", path.name):
+        raise UserError(
+            f"{source}: the file '{path.name}' is of a kind that is not read; convert it to one of "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return stem

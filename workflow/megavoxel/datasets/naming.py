@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from megavoxel.config.dataset import Files
-from megavoxel.datasets.layout import SUFFIXES
 from megavoxel.datasets.pairs import CASE, matching
 from megavoxel.errors import UserError
+from megavoxel.volumes.open import stem_of
 
 LABEL_WORDS = {
     "annotation", "annotations", "dseg", "groundtruth", "gt", "label", "labels", "labelstr", "lbl", "mask", "masks",
@@ -51,7 +51,7 @@ def guess_files(names: Sequence[str], *, images: Sequence[str] = (), label: str 
     """The patterns of images and label maps.
 
     Args:
-        names: NIfTI files below the folder.
+        names: files of volumes below the folder.
         images: patterns of the images, one per channel, where the user gives them.
         label: the pattern of the label maps, where the user gives it.
 
@@ -71,7 +71,7 @@ def guess_files(names: Sequence[str], *, images: Sequence[str] = (), label: str 
 def is_label_map(name: str) -> bool:
     """Whether a file is a label map, by the words of its name, or else of the nearest folder that has such a word."""
     path = PurePosixPath(name)
-    if _words(_stem(path.name)) & LABEL_WORDS:
+    if _words(stem_of(path.name)) & LABEL_WORDS:
         return True
     for folder in path.parent.parts[::-1]:
         words = _words(folder)
@@ -83,7 +83,7 @@ def is_label_map(name: str) -> bool:
 def pattern_of(name: str) -> tuple[str, str]:
     """The pattern that a file's name follows, and the id of its case."""
     path = PurePosixPath(name)
-    stem, folders = _stem(path.name), list(path.parent.parts)
+    stem, folders = stem_of(path.name), list(path.parent.parts)
     suffix = path.name.removeprefix(stem)
     subject = SUBJECT.fullmatch(stem)
     if subject:
@@ -103,7 +103,7 @@ def _guess_label(names: Sequence[str], images: Sequence[str]) -> str:
     groups = _groups(name for name in names if name not in known and is_label_map(name))
     if not groups:
         raise UserError(
-            f"no label maps are recognised among {len(names)} NIfTI files, such as {_some(names)}; they are told by a "
+            f"no label maps are recognised among {len(names)} images, such as {_some(names)}; they are told by a "
             "word like label, seg or mask in the name of the file or folder: name them by --label PATTERN, such as "
             "--label 'labels/{case}.nii.gz'"
         )
@@ -119,7 +119,7 @@ def _guess_images(names: Sequence[str], label: str, cases: set[str]) -> tuple[st
     fitting = {pattern: found for pattern, found in groups.items() if found & cases}
     if not fitting:
         numbered = {pattern: found for pattern, found in _by_channel(groups).items() if found & cases}
-        if len({re.sub(r"_\d{4}(?=\.nii)", "", pattern) for pattern in numbered}) == 1:
+        if len({re.sub(r"_\d{4}(?=\.[^/]*$)", "", pattern) for pattern in numbered}) == 1:
             return tuple(sorted(numbered))
         fitting = numbered
     if not fitting:
@@ -163,10 +163,6 @@ def _without_words(stem: str) -> tuple[str, str, str]:
     while (match := re.search(r"(?<=.)[-_. ]([A-Za-z0-9]+)$", case)) and match[1].lower() in ROLES | MODALITY_WORDS:
         case, behind = case[: match.start()], match[0] + behind
     return before, case, behind
-
-
-def _stem(name: str) -> str:
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 
 def _words(text: str) -> set[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, Files
 from megavoxel.datasets.folder import visible_files
-from megavoxel.datasets.layout import SUFFIXES
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name, write_json
+from megavoxel.volumes.open import DETACHED, suffix_of
 
 CASE = "{case}"
 LISTED_CASES = 20
@@ -49,7 +49,7 @@ def pairs(origin: Path, files: Files) -> tuple[list[dict[str, str]], dict[str, s
         UserError: a pattern of images matches nothing or several files of a case, a case lacks a channel, or a label
             map has no image.
     """
-    names = [path.as_posix() for path in visible_files(origin) if path.name.endswith(SUFFIXES)]
+    names = [path.as_posix() for path in visible_files(origin) if suffix_of(path.name)]
     labels = matching(names, files.label)
     others = [name for name in names if name not in set(labels.values())]
     images = [matching(others, pattern) for pattern in files.images]
@@ -81,19 +81,19 @@ def link_pairs(origin: Path, folder: Path, dataset: Dataset, *, copy: bool = Fal
     images, labels = pairs(origin, dataset.files)
     entries: dict[str, dict[str, list[str] | str]] = {}
     for case in images[0]:
-        names = [f"imagesTr/{case}_{number:04d}{_suffix(found[case])}" for number, found in enumerate(images)]
+        names = [f"imagesTr/{case}_{number:04d}{suffix_of(found[case])}" for number, found in enumerate(images)]
         for name, found in zip(names, images, strict=True):
             _bring(origin / found[case], folder / name, copy=copy)
         entries[case] = {"images": names}
         if case in labels:
-            entries[case]["label"] = f"labelsTr/{case}{_suffix(labels[case])}"
+            entries[case]["label"] = f"labelsTr/{case}{suffix_of(labels[case])}"
             _bring(origin / labels[case], folder / entries[case]["label"], copy=copy)
     content = {
         "name": dataset.name,
         "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
         "labels": {"background": 0, **dataset.labels},
         "numTraining": len(entries),
-        "file_ending": SUFFIXES[0],
+        "file_ending": suffix_of(min(images[0].values())),
         "dataset": entries,
     }
     write_json(folder / "dataset.json", content)
@@ -112,12 +112,13 @@ def listed(cases: Iterable[str]) -> str:
     return f"{', '.join(names[:LISTED_CASES])}{more}"
 
 
-def _suffix(name: str) -> str:
-    return next(suffix for suffix in SUFFIXES if name.endswith(suffix))
-
-
 def _bring(source: Path, target: Path, *, copy: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if copy and suffix_of(source.name) in DETACHED:
+        raise UserError(
+            f"{source}: its voxels lie in another file, which a copy would leave behind; leave out --copy, or write it "
+            "as .mha or .nrrd"
+        )
     if copy:
         shutil.copyfile(source, target)
     else:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.config.dataset import Dataset, Patients
-from megavoxel.datasets.check import compare_grids
 from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name, write_json
-from megavoxel.volumes.nifti import Geometry, label_type, write_nifti
-from megavoxel.volumes.volume_file import SUFFIXES, read_volume
+from megavoxel.volumes.grid import Geometry, compare_grids
+from megavoxel.volumes.open import SUFFIXES_WITH_SPACING, open_volume, suffix_of
+from megavoxel.volumes.volume import Hints, Volume, label_type
+from megavoxel.volumes.write import write_nifti
 
 LISTED_FAULTS = 20
 STORED = (np.uint8, np.int16, np.uint16, np.int32, np.float32)
@@ -96,13 +97,13 @@ def write_patients(origin: Path, folder: Path, dataset: Dataset) -> str:
 
 def _found(origin: Path, dataset: Dataset) -> list[Patient]:
     """The folders below `origin` that hold an image, in order of their names."""
-    files = [path for path in visible_files(origin) if path.name.endswith(SUFFIXES)]
+    files = [path for path in visible_files(origin) if suffix_of(path.name, SUFFIXES_WITH_SPACING)]
     homes = sorted({path.parent for path in files if fnmatchcase(path.name, dataset.patients.image)})
     homes = [home for home in homes if home.name]
     if not homes:
         raise UserError(
             f"dataset {dataset.name}: patients: {origin} has no folder with an image '{dataset.patients.image}' "
-            f"({', '.join(SUFFIXES)}); correct the pattern under patients.image, or the folder"
+            f"({', '.join(SUFFIXES_WITH_SPACING)}); correct the pattern under patients.image, or the folder"
         )
     names = [home.name for home in homes]
     for name in names:
@@ -124,7 +125,8 @@ def _found(origin: Path, dataset: Dataset) -> list[Patient]:
 
 
 def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
-    image, grid = read_volume(patient.file(dataset.patients.image), dataset.patients.spacing)
+    volume = _opened(patient.file(dataset.patients.image), dataset.patients)
+    grid, image = volume.geometry, volume.voxels(None)
     merged = _merge(patient, grid, dataset)
     kept = image if image.dtype.type in STORED else image.astype(np.float32)
     write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine)
@@ -151,9 +153,10 @@ def _merge(patient: Patient, grid: Geometry, dataset: Dataset) -> Merged:
 
 def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
     """bool (i, j, k) on the image's grid."""
-    mask, own = read_volume(path, patients.spacing)
-    for _, message in compare_grids(grid, own):
+    volume = _opened(path, patients)
+    for _, message in compare_grids(grid, volume.geometry):
         raise UserError(f"the image and {path.name} lie on different grids: {message}")
+    mask = volume.voxels(None)
     inside = mask != 0
     values = mask[inside]
     if values.size and not (values == values[0]).all():
@@ -161,6 +164,13 @@ def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
             f"{path.name} has several values besides 0, such as {values[0]:g} and {values.max():g}; a mask has one"
         )
     return inside
+
+
+def _opened(path: Path, patients: Patients) -> Volume:
+    """A file of a patient; a spacing in the dataset file is that of arrays without a header."""
+    volume = open_volume(path, Hints(spacing=patients.spacing))
+    volume.require_three_axes("an image or mask of a patient")
+    return volume
 
 
 def _describe(folder: Path, merged: dict[str, Merged], dataset: Dataset) -> None:

@@ -17,8 +17,9 @@ from megavoxel.config.dataset import Phantom
 from megavoxel.datasets.anatomy import LABELS, Grid, draw_anatomy, render, render_fine_slab
 from megavoxel.files import write_json
 from megavoxel.progress import progress
-from megavoxel.volumes.nifti import Geometry, write_nifti
-from megavoxel.volumes.slabs import scratch_array, slab_places, write_slabs
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.slabs import scratch_array, slab_places
+from megavoxel.volumes.write import write_nifti, write_slabs
 
 NOISE_SIGMA = 0.5  # voxels; neighbours along an axis correlate by about a quarter
 HOUNSFIELD_RANGE = (-1024, 3071)

@@ -13,14 +13,14 @@ import pandas
 from megavoxel.config.dataset import Dataset, Files, Source
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.folder import visible_files
-from megavoxel.datasets.layout import SUFFIXES, read_layout
+from megavoxel.datasets.layout import read_layout
 from megavoxel.datasets.naming import MODALITY_WORDS, guess_files
 from megavoxel.datasets.pairs import listed, pairs
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
 from megavoxel.parallel import map_cases
-from megavoxel.volumes.nifti import read_geometry
-from megavoxel.volumes.slabs import read_image_slabs, read_label_slabs, stored_shape
+from megavoxel.volumes.checks import values_of
+from megavoxel.volumes.open import SUFFIXES, open_volume, suffix_of
 
 MOST_VALUES = 200
 """Values of label maps above which they are taken to be no label maps."""
@@ -163,7 +163,7 @@ def _described(root: Path, asked: Asked) -> _Layout:
     )
     layout = read_layout(root, dataset)
     missing = [
-        name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).is_file()
+        name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).exists()
     ]
     if missing:
         raise UserError(f"{root}: its dataset.json and file names ask for files that are not there: {listed(missing)}")
@@ -179,7 +179,7 @@ def _described(root: Path, asked: Asked) -> _Layout:
 
 def _paired(folder: Path, asked: Asked) -> _Layout:
     visible = [path.as_posix() for path in visible_files(folder)]
-    names = [name for name in visible if name.endswith(SUFFIXES)]
+    names = [name for name in visible if suffix_of(name)]
     if not names:
         kinds = sorted({PurePosixPath(name).suffix for name in visible if PurePosixPath(name).suffix})[:8]
         there = f"; it has files of the kinds {', '.join(kinds)}, to be converted" if kinds else ""
@@ -207,7 +207,7 @@ def _channel_names(folder: Path, files: Files, case: Case) -> tuple[str, ...]:
     names = []
     for pattern, image in zip(files.images, case.images, strict=True):
         words = [word for word in _split(pattern) if word.lower() in MODALITY_WORDS]
-        low = 0 if words else min(slab.voxels.min() for slab in read_image_slabs(folder / image))
+        low = 0 if words else min(slab.voxels.min() for slab in open_volume(folder / image).image_slabs())
         word = words[-1] if words else "CT" if low < AIR else "image"
         names.append("CT" if word.lower() == "ct" else word)
     numbered = [f"{name}-{number}" for number, name in enumerate(names)]
@@ -245,13 +245,12 @@ def _read_names(path: Path) -> dict[int, str]:
 
 
 def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
-    stored = {name: stored_shape(root / name)[0] for name in case.images}
+    volumes = {name: open_volume(root / name) for name in case.images}
+    stored = {name: volume.channels for name, volume in volumes.items()}
     if sum(stored.values()) != len(channels):
         _refuse_volumes(stored, channels)
-    grid = read_geometry(root / case.images[0])
-    values = {
-        int(value) for slab in read_label_slabs(root / case.label) for value in pandas.unique(slab.voxels.ravel("K"))
-    }
+    grid = volumes[case.images[0]].geometry
+    values = values_of(open_volume(root / case.label))
     return _Seen(shape=grid.canonical_shape, spacing=grid.spacing, values=frozenset(values - {0}))
 
 

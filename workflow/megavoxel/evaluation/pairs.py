@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.datasets.cases import Cases
-from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
-from megavoxel.volumes.nifti import Geometry, read_labels
+from megavoxel.volumes.grid import Geometry, compare_grids
+from megavoxel.volumes.open import read_labels
 
 SUFFIX = ".nii.gz"
 ALL_FOLDS = "all"

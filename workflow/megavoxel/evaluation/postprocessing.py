@@ -21,8 +21,9 @@ from megavoxel.evaluation.compared import dice_per_label
 from megavoxel.evaluation.pairs import Pair, read_pair
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
-from megavoxel.volumes.components import labelled_components
-from megavoxel.volumes.nifti import read_labels, write_labels
+from megavoxel.volumes.masks import labelled_components
+from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.write import write_labels
 
 CONNECTIVITIES = (6, 18, 26)
 CONNECTIVITY = 26

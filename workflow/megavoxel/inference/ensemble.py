@@ -18,7 +18,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.logits import Logits, open_logits, write_label_map
 from megavoxel.inference.sliding_window import Slab
-from megavoxel.volumes.nifti import read_labels
+from megavoxel.volumes.open import read_labels
 
 
 @dataclass(frozen=True, kw_only=True)

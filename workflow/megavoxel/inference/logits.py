@@ -18,8 +18,8 @@ from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, check_properties, open_array
 from megavoxel.volumes.grid import separate_axis
-from megavoxel.volumes.nifti import label_type
-from megavoxel.volumes.slabs import write_label_slabs
+from megavoxel.volumes.volume import label_type
+from megavoxel.volumes.write import write_label_slabs
 
 CHUNK_COLUMNS = 512
 """Most voxels of a chunk along the second axis."""

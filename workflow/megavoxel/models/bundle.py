@@ -22,7 +22,7 @@ from megavoxel.models.card import INTENDED_USE, NOT_STATED, model_card
 from megavoxel.models.description import ModelDescription, save_description
 from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
 from megavoxel.models.gather import Runs
-from megavoxel.models.modality import dicom_code
+from megavoxel.models.prepare import dicom_code
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
 
@@ -32,7 +32,7 @@ USAGE = f"""\
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS
 
 from the bundle's folder: SCANS is a folder of scans, and label maps appear in `eval/`, or where `--output_dir` says. It
-needs `pip install 'megavoxel[formats,bundle]=={__version__}'`: reading, resampling and the way back to the scan's grid
+needs `pip install 'megavoxel[bundle]=={__version__}'`: reading, resampling and the way back to the scan's grid
 are megavoxel's own, so that label maps are those of `megavoxel predict` in every voxel. `network_def` alone takes
 preprocessed windows."""
 

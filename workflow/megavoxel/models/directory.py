@@ -18,8 +18,8 @@ DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postproces
 USAGE = """\
     megavoxel predict --model DIR --input SCAN... --output FOLDER
 
-where DIR is this directory. Scans in NIfTI are read as they are; NRRD, MetaImage and DICOM need `pip install
-'megavoxel[formats]'`. The label map comes back on the scan's own grid."""
+where DIR is this directory. Scans are read in NIfTI, NRRD, MetaImage and DICOM. The label map comes back on the scan's
+own grid."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,14 +139,14 @@ def _with_first_stage(
     if not plan.stage1:
         return image
     paths = [folder / f"{scan.case}{scan.suffix}" for folder in labelling.first_stage]
-    labels = first_stage_classes(paths, properties, plan)
+    labels = first_stage_classes(paths, properties, plan, labelling.reading.hints)
     return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
 def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
     from megavoxel.inference.logits import open_logits
-    from megavoxel.models.answer import postprocess_in_place, write_answer, write_probabilities
-    from megavoxel.models.prepare import prepared, source_of
+    from megavoxel.models.outputs import postprocess_in_place, write_label_map, write_probabilities
+    from megavoxel.models.prepare import open_scan, prepared
     from megavoxel.reporting.picture import write_picture
 
     plan = predictor.plan.preprocessing
@@ -154,19 +154,19 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
     shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
     scratch.mkdir(parents=True)
     try:
-        source = source_of(scan, plan.channels, labelling.reading, scratch)
-        image, properties = prepared(scan, source, predictor.plan, labelling.reading, scratch)
+        volumes = open_scan(scan, plan.channels, labelling.reading)
+        image, properties = prepared(scan, volumes, predictor.plan, labelling.reading, scratch)
         whole_images.check(scan.case, image.shape[1:])
         image = _with_first_stage(image, properties, predictor.plan, labelling, scan)
         logits = labelling.logits or (scratch / "logits" if labelling.probabilities else None)
         predictor.write(image, properties, scratch, logits)
         if probabilities := labelling.probability_map(scan):
-            write_probabilities(probabilities, open_logits(logits, scan.case), scratch, source, scan)
+            write_probabilities(probabilities, open_logits(logits, scan.case), scratch, volumes[0])
         labels = scratch / f"{scan.case}.nii.gz"
         postprocess_in_place(labels, labelling.postprocessing, plan.labels)
         if picture := labelling.picture(scan):
-            modality = labelling.reading.modality or source.modality or plan.channels[0]
-            write_picture(picture, source.files[0], labels, plan.labels, title=scan.case, modality=modality)
-        write_answer(scan, source, labels, labelling.label_map(scan))
+            modality = labelling.reading.modality or volumes[0].modality or plan.channels[0]
+            write_picture(picture, volumes[0], labels, plan.labels, title=scan.case, modality=modality)
+        write_label_map(volumes[0], labels, labelling.label_map(scan))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

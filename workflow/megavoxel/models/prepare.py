@@ -1,38 +1,45 @@
-"""A new scan, in whatever format, on the network's grid."""
+"""A new scan: opened, held against what the model was trained on, and brought to the network's grid."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
-from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
-from megavoxel.models.modality import check_stated_modality, check_values, modality_of_scan
-from megavoxel.models.scans import NIFTI_SUFFIXES, Scan, in_order_of_channels, suffix_of
+from megavoxel.models.scans import Scan, in_order_of_channels
 from megavoxel.planning.plan import Plan, PreprocessingPlan
-from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
+from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image, require_sound_scan
 from megavoxel.preprocessing.large import is_large
 from megavoxel.preprocessing.store import CaseProperties, open_case
-from megavoxel.volumes.dicom import chosen_series, read_series
-from megavoxel.volumes.itk import affine_of, read_itk, save_as_nifti, says_orientation
-from megavoxel.volumes.nifti import open_nifti, read_geometry, read_image, voxels_of
-from megavoxel.volumes.slabs import LARGE_VOXELS, stored_shape
+from megavoxel.volumes.checks import Intensities
+from megavoxel.volumes.grid import assumed_affine, compare_grids
+from megavoxel.volumes.open import open_volume
+from megavoxel.volumes.slabs import LARGE_VOXELS
+from megavoxel.volumes.volume import Hints, Volume, joined_image
 
 AXES = ("LR", "PA", "IS")
+DICOM_CODES = {
+    "CT": r"ct|cbct|cta|computed.?tomography",
+    "MR": r"mr|mri|cmr|t1.*|t2.*|flair|adc|dwi|pd|swi|bold",
+    "PT": r"pt|pet|suv",
+    "US": r"us|ultrasound",
+}
+"""DICOM's names of modalities (PS3.3, C.7.3.1.1.1), and how datasets name them or their channels."""
+LEAST_OF_MR = -200
+"""Magnitude images have no values below 0 but for resampling; air in CT has about -1000 HU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the user says that scans are to be read."""
+    """What the user says of scans, and how they are read."""
 
     modality: str | None = None
-    """Of all of them; None: as their files say."""
+    """The modality of all of them; None: as their files say."""
     any_modality: bool = False
     """Whether scans of another modality than the model's are taken."""
     series: tuple[str, ...] = ()
@@ -42,55 +49,10 @@ class Reading:
     large_voxels: int = LARGE_VOXELS
     """Voxels from which on a scan goes block by block."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A scan as NIfTI files, each of which says its orientation."""
-
-    files: tuple[Path, ...]
-    modality: str | None = None
-    """As the scan's file states it, in DICOM's terms."""
-    converted: bool = False
-    """Whether the first file is not the scan's own."""
-
-
-def prepared(scan: Scan, source: Source, plan: Plan, reading: Reading, scratch: Path) -> tuple[Any, CaseProperties]:
-    """Image (channels, network grid) of a scan, in memory or in `scratch`, and the way back to the grid of its source.
-
-    Raises:
-        UserError: it has another modality or number of channels than the model, or channels on different grids.
-    """
-    files, rules = source.files, plan.preprocessing
-    _check_channels(scan.case, files, rules)
-    if not reading.any_modality:
-        check_stated_modality(rules, scan.case, reading.modality or source.modality)
-    modality = modality_of_scan(rules, reading.modality, source.modality)
-    if is_large(files, reading.large_voxels):
-        preprocess_large_image(files, rules, scan.case, modality, scratch, plan.patch)
-        case = open_case(scratch, scan.case)
-        return case.image, case.properties
-    parts = [read_image(path) for path in files]
-    image = parts[0][0] if len(parts) == 1 else np.concatenate([array for array, _ in parts])
-    if not reading.any_modality:
-        check_values(rules, scan.case, modality, image)
-    return preprocess_image(image, parts[0][1], rules, scan.case, modality)
-
-
-def source_of(scan: Scan, channels: Sequence[str], reading: Reading, scratch: Path) -> Source:
-    """The scan's own NIfTI files, or others that are written to `scratch`.
-
-    Raises:
-        UserError: a file is damaged, or does not say its orientation; a folder holds several series; files cannot be
-            told apart.
-    """
-    if scan.dicom:
-        return _from_dicom(scan.dicom, reading, scratch)
-    sources = [
-        _from_file(path, scratch / f"channel-{number}.nii", reading)
-        for number, path in enumerate(in_order_of_channels(scan.files, channels))
-    ]
-    files = tuple(path for source in sources for path in source.files)
-    return replace(sources[0], files=files)
+    @property
+    def hints(self) -> Hints:
+        """What is said of the files of a scan."""
+        return Hints(orientation=self.orientation, series=self.series)
 
 
 def check_orientation_code(code: str) -> str:
@@ -109,64 +71,130 @@ def check_orientation_code(code: str) -> str:
     return capitals
 
 
-def _from_dicom(folder: Path, reading: Reading, scratch: Path) -> Source:
-    series = chosen_series(folder, reading.series)
-    image, target = read_series(series), scratch / "series.nii"
-    save_as_nifti(image, target, affine_of(image))
-    return Source(files=(target,), modality=series.modality, converted=True)
-
-
-def _from_file(path: Path, target: Path, reading: Reading) -> Source:
-    if suffix_of(path) in NIFTI_SUFFIXES:
-        return _from_nifti(path, target, reading)
-    image = read_itk(path)
-    known = says_orientation(path)
-    affine = affine_of(image) if known else _assumed_affine(path, image.GetSpacing()[:3], reading)
-    save_as_nifti(image, target, affine)
-    stated = image.GetMetaData("Modality").removeprefix("MET_MOD_") if image.HasMetaDataKey("Modality") else ""
-    return Source(files=(target,), modality=stated or None, converted=True)
-
-
-def _from_nifti(path: Path, target: Path, reading: Reading) -> Source:
-    file = open_nifti(path)
-    if file.header["sform_code"] or file.header["qform_code"]:
-        return Source(files=(path,))
-    affine = _assumed_affine(path, file.header.get_zooms()[:3], reading)
-    nibabel.Nifti1Image(voxels_of(file, path, np.float32), affine).to_filename(target)
-    return Source(files=(target,), converted=True)
-
-
-def _assumed_affine(path: Path, spacing: Sequence[float], reading: Reading) -> np.ndarray:
-    """4 x 4 of a grid whose first voxel lies at 0.
+def open_scan(scan: Scan, channels: Sequence[str], reading: Reading) -> list[Volume]:
+    """The files of a scan, opened, in order of the channels.
 
     Raises:
-        UserError: nobody said which orientation to assume.
+        UserError: a file is damaged, or does not say its orientation; a folder holds several series; files cannot be
+            told apart.
     """
-    if reading.orientation is None:
-        raise UserError(
-            f"{path}: its header does not say how the scan lies in the patient, so left and right may be exchanged; "
-            "write it with its orientation, or give the directions of its axes i, j, k, such as "
-            "--assume-orientation RAS"
-        )
-    turn = inv_ornt_aff(axcodes2ornt(reading.orientation), (1, 1, 1))
-    affine = np.eye(4)
-    affine[:3, :3] = np.linalg.inv(turn)[:3, :3] @ np.diag(np.asarray(spacing, dtype=float))
-    return affine
+    paths = (scan.dicom,) if scan.dicom else in_order_of_channels(scan.files, channels)
+    volumes = [open_volume(path, reading.hints) for path in paths]
+    for volume in volumes:
+        if not volume.is_oriented and reading.orientation is None:
+            assumed_affine(volume.path, (), None)  # refuses the file
+    return volumes
 
 
-def _check_channels(case: str, files: Sequence[Path], plan: PreprocessingPlan) -> None:
-    count = sum(stored_shape(path)[0] for path in files)
+def prepared(
+    scan: Scan, volumes: Sequence[Volume], plan: Plan, reading: Reading, scratch: Path
+) -> tuple[Any, CaseProperties]:
+    """Image (channels, network grid) of a scan, in memory or in `scratch`, and the way back to the grid of its files.
+
+    Raises:
+        UserError: it has another modality or number of channels than the model, or channels on different grids; or a
+            file is damaged, or has voxels that are not finite or all of one value.
+    """
+    rules, stated = plan.preprocessing, volumes[0].modality
+    _check_channels(scan.case, volumes, rules)
+    if not reading.any_modality:
+        check_stated_modality(rules, scan.case, reading.modality or stated)
+    modality = modality_of_scan(rules, reading.modality, stated)
+    if is_large(volumes, reading.large_voxels):
+        preprocess_large_image(volumes, rules, scan.case, modality, scratch, plan.patch)
+        case = open_case(scratch, scan.case)
+        return case.image, case.properties
+    image = joined_image(volumes)
+    seen = Intensities(len(image))
+    for channel, voxels in enumerate(image):
+        seen.add(channel, voxels)
+    require_sound_scan(seen, scan.case)
+    if not reading.any_modality:
+        check_values(rules, scan.case, modality, image)
+    return preprocess_image(image, volumes[0].geometry, rules, scan.case, modality)
+
+
+def _check_channels(case: str, volumes: Sequence[Volume], plan: PreprocessingPlan) -> None:
+    count = sum(volume.channels for volume in volumes)
     if count != len(plan.channels):
         raise UserError(
-            f"case {case}: the scan has {count} channel{'s' if count > 1 else ''} in {len(files)} "
-            f"file{'s' if len(files) > 1 else ''}; the model takes {len(plan.channels)} ({', '.join(plan.channels)}): "
-            "give each of them as a volume of one file, or as CASE_0000, CASE_0001, …; where a number at the end of a "
-            "name means nothing, --one-file-per-case"
+            f"case {case}: the scan has {count} channel{'s' if count > 1 else ''} in {len(volumes)} "
+            f"file{'s' if len(volumes) > 1 else ''}; the model takes {len(plan.channels)} "
+            f"({', '.join(plan.channels)}): give each of them as a volume of one file, or as CASE_0000, CASE_0001, …; "
+            "where a number at the end of a name means nothing, --one-file-per-case"
         )
-    first = read_geometry(files[0])
-    for path in files[1:]:
-        differences = compare_grids(first, read_geometry(path))
+    for volume in volumes[1:]:
+        differences = compare_grids(volumes[0].geometry, volume.geometry)
         if differences:
             raise UserError(
                 f"case {case}: its channels lie on different grids ({differences[0][1]}); resample them to one"
             )
+
+
+def dicom_code(name: str) -> str | None:
+    """DICOM's name of what a channel or modality is called in a dataset; None where that says nothing."""
+    return next((code for code, names in DICOM_CODES.items() if re.fullmatch(names, name.strip().casefold())), None)
+
+
+def modality_of_scan(plan: PreprocessingPlan, said: str | None, stated: str | None) -> str | None:
+    """The modality by whose rules a scan is normalised; None where the plan has one kind of scans.
+
+    Args:
+        plan: of the model.
+        said: by the user.
+        stated: by the file, in DICOM's terms.
+    """
+    if said or not plan.normalisation_by_modality:
+        return said
+    fitting = [name for name in plan.normalisation_by_modality if stated and dicom_code(name) == stated]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def check_stated_modality(plan: PreprocessingPlan, case: str, stated: str | None) -> None:
+    """Refuses a scan of another modality than the model's, where both are known.
+
+    Args:
+        plan: of the model.
+        case: name of the scan.
+        stated: the scan's modality in the user's or DICOM's terms.
+
+    Raises:
+        UserError: it is another one.
+    """
+    names = tuple(plan.normalisation_by_modality) or plan.channels
+    known = {dicom_code(name) for name in names}
+    code = dicom_code(stated or "")
+    if code is None or None in known or code in known:
+        return
+    raise UserError(
+        f"case {case}: it is {stated}, and the model was trained on {', '.join(names)}: give it such scans, or "
+        "--any-modality to go on all the same"
+    )
+
+
+def check_values(plan: PreprocessingPlan, case: str, modality: str | None, image: np.ndarray) -> None:
+    """Refuses values that cannot be of the model's modality: CT without any negative one, MR with those of air in CT.
+
+    Args:
+        plan: of the model.
+        case: name of the scan.
+        modality: by whose rules it is normalised.
+        image: (channels, z, y, x), before normalisation.
+
+    Raises:
+        UserError: it has such values.
+    """
+    rules = plan.normalisation_of(case, modality)
+    for channel, (rule, voxels) in enumerate(zip(rules, image, strict=True)):
+        name = modality or plan.channels[channel]
+        least = float(voxels.min(initial=0))
+        if dicom_code(name) == "CT" and rule.scheme == "ct" and rule.lower < 0 <= least:
+            found = "it has no value below 0, so it is no CT in Hounsfield units"
+        elif dicom_code(name) == "MR" and least < LEAST_OF_MR:
+            found = f"it has values down to {least:g}, so it is no magnitude image of MR"
+        else:
+            continue
+        raise UserError(
+            f"case {case}: the model takes {name} here, and {found}: give it such scans (CT rescaled to HU), or "
+            "--any-modality to go on all the same"
+        )

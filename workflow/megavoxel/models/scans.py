@@ -10,11 +10,8 @@ from re import fullmatch
 
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name
-from megavoxel.volumes.dicom import dicom_folders
-from megavoxel.volumes.itk import SUFFIXES as ITK_SUFFIXES
-
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+from megavoxel.volumes.formats.dicom import dicom_folders
+from megavoxel.volumes.open import SUFFIXES, label_suffix_of, stem_of, suffix_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +28,7 @@ class Scan:
     @property
     def suffix(self) -> str:
         """Of the label map: that of the scan's own format, .nii.gz for DICOM and for all forms of NIfTI."""
-        own = "" if self.dicom else suffix_of(self.files[0])
-        return {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}.get(own, ".nii.gz")
+        return ".nii.gz" if self.dicom else label_suffix_of(self.files[0].name)
 
 
 def find_scans(inputs: Sequence[Path], *, one_file_per_case: bool = False) -> list[Scan]:
@@ -68,7 +64,7 @@ def in_order_of_channels(files: Sequence[Path], channels: Sequence[str]) -> tupl
     """
     if len(files) != len(channels) or len(files) == 1 or all(_numbered(path) for path in files):
         return tuple(files)
-    named = [[path for path in files if _stem(path).casefold().endswith(name.casefold())] for name in channels]
+    named = [[path for path in files if stem_of(path.name).casefold().endswith(name.casefold())] for name in channels]
     if any(len(paths) != 1 for paths in named) or len({paths[0] for paths in named}) != len(files):
         raise UserError(
             f"{files[0].parent}: which file is which channel? End their names in _0000, _0001, … in the order "
@@ -77,14 +73,9 @@ def in_order_of_channels(files: Sequence[Path], channels: Sequence[str]) -> tupl
     return tuple(paths[0] for paths in named)
 
 
-def suffix_of(path: Path) -> str:
-    """The suffix of an image file that can be read; empty for other files."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
-
-
 def _scans_of(given: Path, one_file_per_case: bool) -> Iterator[Scan]:
-    if given.is_file() and suffix_of(given):
-        yield Scan(case=_stem(given), files=(given,))
+    if given.is_file() and suffix_of(given.name):
+        yield Scan(case=stem_of(given.name), files=(given,))
         return
     if not given.is_dir():
         known = ", ".join(SUFFIXES)
@@ -99,7 +90,7 @@ def _scans_in(folder: Path, one_file_per_case: bool) -> list[Scan]:
     files = _image_files(folder)
     if not files and folder in dicom_folders(folder)[:1]:
         return [Scan(case=folder.resolve().name, dicom=folder)]
-    scans = [Scan(case=_stem(path), files=(path,)) for path in files]
+    scans = [Scan(case=stem_of(path.name), files=(path,)) for path in files]
     scans = scans if one_file_per_case else _joined(scans)
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return scans + [scan for path in below for scan in _case_folder(path)]
@@ -132,14 +123,10 @@ def _joined(scans: Sequence[Scan]) -> list[Scan]:
 
 
 def _numbered(path: Path) -> tuple[str, str] | None:
-    match = fullmatch(r"(.+)_(\d{4})", _stem(path))
+    match = fullmatch(r"(.+)_(\d{4})", stem_of(path.name))
     return (match[1], match[2]) if match else None
-
-
-def _stem(path: Path) -> str:
-    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def _image_files(folder: Path) -> list[Path]:
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in files if suffix_of(path))
+    return sorted(path for path in files if suffix_of(path.name))

@@ -16,9 +16,9 @@ from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
 from megavoxel.planning.large_case import Foreground, sample_large_case
-from megavoxel.volumes.crop import bounding_box, crop, nonzero_mask
 from megavoxel.volumes.grid import rounded_spacing
-from megavoxel.volumes.slabs import LARGE_VOXELS, stored_shape
+from megavoxel.volumes.masks import bounding_box, crop, nonzero_mask
+from megavoxel.volumes.slabs import LARGE_VOXELS
 
 MOST_VOXELS = 10_000_000
 """Foreground voxels of the whole dataset that are looked at, in equal shares of the cases."""
@@ -157,7 +157,7 @@ def _check_modalities(cases: Cases, training: Sequence[Case]) -> None:
 
 
 def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
-    shapes = [stored_shape(Path(cases.root) / image) for image in case.images]
+    shapes = [volume.shape for volume in cases.open_images(case)]
     channels = sum(shape[0] for shape in shapes)
     if channels != len(cases.channels):
         raise UserError(

@@ -12,8 +12,8 @@ import numpy as np
 
 from megavoxel.datasets.cases import Case, Cases, case_generator
 from megavoxel.errors import UserError
-from megavoxel.volumes.crop import Box
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.masks import Box
 from megavoxel.volumes.slabs import Place, slab_places
 from megavoxel.volumes.spool import spool_image, spool_labels
 
@@ -45,10 +45,9 @@ def sample_large_case(case: Case, cases: Cases, most: int) -> Foreground:
     Raises:
         UserError: a file cannot be read, or image and label map have different shapes.
     """
-    root = Path(cases.root)
     with tempfile.TemporaryDirectory(prefix="megavoxel-") as scratch:
-        image = spool_image([root / name for name in case.images], CANONICAL, Path(scratch) / "image.b2nd")
-        labels = spool_labels(root / case.label, CANONICAL, Path(scratch) / "labels.b2nd")
+        image = spool_image(cases.open_images(case), CANONICAL, Path(scratch) / "image.b2nd")
+        labels = spool_labels(cases.open_labels(case), CANONICAL, Path(scratch) / "labels.b2nd")
         if labels.shape != image.array.shape[1:]:
             raise UserError(f"case {case.id}: image and label map have different shapes; run 'megavoxel check' again")
         chosen = _chosen(labels, image.box, cases.background_values, case.id, most)

@@ -19,6 +19,7 @@ from megavoxel.preprocessing.foreground import count_classes, sample_foreground
 from megavoxel.preprocessing.large import (
     check_channels,
     is_large,
+    spool_for,
     store_large_image,
     store_large_labels,
 )
@@ -26,9 +27,11 @@ from megavoxel.preprocessing.normalise import normalise
 from megavoxel.preprocessing.properties import case_properties, made_under
 from megavoxel.preprocessing.resample import resample_image, resample_labels
 from megavoxel.preprocessing.store import CaseProperties, begin_case, finish_case, image_path, open_case, save_case
-from megavoxel.volumes.crop import bounding_box, crop, fill_holes, nonzero_mask
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.checks import Intensities, require_sound
+from megavoxel.volumes.grid import Geometry
+from megavoxel.volumes.masks import bounding_box, crop, fill_holes, nonzero_mask
 from megavoxel.volumes.slabs import LARGE_VOXELS
+from megavoxel.volumes.volume import Volume, joined_image
 
 
 def preprocess_image(
@@ -105,11 +108,10 @@ def preprocess_case(
         patch: voxels per axis of a typical patch, network order; it shapes the chunks on disk and nothing else.
         large_voxels: number of voxels from which on a case goes block by block, without being held in memory.
     """
-    if is_large([Path(cases.root) / image for image in case.images], large_voxels):
-        return _preprocess_large_case(case, cases=cases, plan=plan, folder=folder, patch=patch)
-    image, geometry = cases.read_image(case)
-    array, properties = preprocess_image(image, geometry, plan, case.id, case.modality)
-    del image
+    volumes = cases.open_images(case)
+    if is_large(volumes, large_voxels):
+        return _preprocess_large_case(case, volumes, cases=cases, plan=plan, folder=folder, patch=patch)
+    array, properties = preprocess_image(joined_image(volumes), volumes[0].geometry, plan, case.id, case.modality)
     classes = None if case.label is None else preprocess_labels(cases.read_labels(case), properties, plan)
     foreground = {}
     if classes is not None:
@@ -121,25 +123,40 @@ def preprocess_case(
 
 
 def preprocess_large_image(
-    paths: Sequence[Path],
+    volumes: Sequence[Volume],
     plan: PreprocessingPlan,
     case_id: str,
     modality: str | None,
     folder: Path,
     patch: Sequence[int],
 ) -> CaseProperties:
-    """As `preprocess_image`, but by blocks from one file, or one per channel, to a case without labels in `folder`."""
+    """As `preprocess_image`, but by blocks from one file, or one per channel, to a case without labels in `folder`.
+
+    Raises:
+        UserError: as `preprocess_image`; or a file is damaged, or has voxels that are not finite or all of one value.
+    """
     begin_case(folder, case_id)
     with tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch:
+        spooled = spool_for(volumes, plan, case_id, Path(scratch))
+        require_sound_scan(spooled.intensities, case_id)
         properties = store_large_image(
-            paths, plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
+            spooled, plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
         )
     finish_case(folder, properties, {})
     return properties
 
 
+def require_sound_scan(seen: Intensities, case_id: str) -> None:
+    """Refuses a scan with intensities that `megavoxel check` refuses.
+
+    Raises:
+        UserError: it has voxels that are not finite, or a channel with one value in every voxel.
+    """
+    require_sound(seen.faults(f"case {case_id}: the scan"), "mend the file, or leave this scan out")
+
+
 def _preprocess_large_case(
-    case: Case, *, cases: Cases, plan: PreprocessingPlan, folder: Path, patch: Sequence[int]
+    case: Case, volumes: Sequence[Volume], *, cases: Cases, plan: PreprocessingPlan, folder: Path, patch: Sequence[int]
 ) -> CaseProperties:
     begin_case(folder, case.id)
     foreground = {}
@@ -148,12 +165,12 @@ def _preprocess_large_case(
         _removed_after_fault(image_path(folder, case.id)),
     ):
         places = {"folder": Path(folder), "patch": patch, "scratch": Path(scratch)}
-        paths = [Path(cases.root) / image for image in case.images]
-        properties = store_large_image(paths, plan, case.id, case.modality, **places)
+        spooled = spool_for(volumes, plan, case.id, Path(scratch))
+        properties = store_large_image(spooled, plan, case.id, case.modality, **places)
         if case.label is not None:
             to_classes = partial(_to_classes, plan=plan, case_id=case.id)
-            label = Path(cases.root) / case.label
-            properties, foreground = store_large_labels(label, properties, plan, to_classes, **places)
+            labels = cases.open_labels(case)
+            properties, foreground = store_large_labels(labels, properties, plan, to_classes, **places)
     finish_case(folder, properties, foreground)
     return properties
 

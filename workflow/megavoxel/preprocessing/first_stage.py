@@ -13,25 +13,32 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.case import preprocess_labels
 from megavoxel.preprocessing.store import CaseProperties, open_array, open_case, save_array
-from megavoxel.volumes.nifti import read_labels
+from megavoxel.volumes.grid import compare_grids
+from megavoxel.volumes.open import open_volume
+from megavoxel.volumes.volume import Hints, Volume
 
 MOST_LABELS = 255
 """What uint8 holds beside the background."""
 
 
-def first_stage_classes(paths: Sequence[Path], properties: CaseProperties, plan: Plan) -> np.ndarray:
+def first_stage_classes(
+    paths: Sequence[Path],
+    properties: CaseProperties,
+    plan: Plan,
+    hints: Hints = Hints(),  # noqa: B008
+) -> np.ndarray:
     """Reads a case's first-stage label maps and brings them to the grid that its image has for the second stage.
 
     Args:
         paths: one label map per branch, on the grid of the case's image file, in the order of the plan's `stage1`.
         properties: of the preprocessed image.
         plan: of the second stage.
+        hints: what the user said of the image file, which holds for its label maps as well.
 
     Returns:
         uint8 (branches, network grid), as `preprocess_labels` makes the classes of a label map.
@@ -43,7 +50,7 @@ def first_stage_classes(paths: Sequence[Path], properties: CaseProperties, plan:
     check_branches(len(paths), plan)
     classes = np.empty((len(paths), *properties.shape), dtype=np.uint8)
     for branch, path in zip(classes, paths, strict=True):
-        branch[...] = _branch_classes(path, properties, plan)
+        branch[...] = _branch_classes(open_volume(path, hints), properties, plan)
     return classes
 
 
@@ -134,9 +141,9 @@ def first_stage_path(folders: Sequence[Path], case: str) -> Path:
     return found[0]
 
 
-def _branch_classes(path: Path, properties: CaseProperties, plan: Plan) -> np.ndarray:
-    labels, grid = read_labels(path)
-    differences = compare_grids(properties.geometry, grid)
+def _branch_classes(volume: Volume, properties: CaseProperties, plan: Plan) -> np.ndarray:
+    path, labels = volume.path, volume.labels()
+    differences = compare_grids(properties.geometry, volume.geometry)
     if differences:
         check, difference = differences[0]
         raise UserError(

@@ -11,6 +11,7 @@ the negligible weights of `resample_block`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -28,9 +29,10 @@ from megavoxel.preprocessing.properties import case_properties
 from megavoxel.preprocessing.resample import elect_labels, extremes, label_taps, resample_block
 from megavoxel.preprocessing.store import CaseProperties, image_path, labels_path, new_array
 from megavoxel.volumes.grid import separate_axis
-from megavoxel.volumes.holes import filled_slabs
-from megavoxel.volumes.slabs import Place, scratch_array, slab_rows, stored_shape
+from megavoxel.volumes.masks import filled_slabs
+from megavoxel.volumes.slabs import Place, scratch_array, slab_rows
 from megavoxel.volumes.spool import SpooledImage, spool_image, spool_labels
+from megavoxel.volumes.volume import Volume
 
 BLOCK_VOXELS = 2**22
 """Most voxels of a block, on the new grid and on the old one, unless a chunk of the store has more."""
@@ -41,17 +43,23 @@ Reader = Callable[[Place], np.ndarray]
 """From a box of the cropped grid to its voxels (three axes)."""
 
 
-def is_large(paths: Sequence[Path], most: int) -> bool:
-    """Whether the files of an image have `most` voxels or more, by their headers.
+def is_large(volumes: Sequence[Volume], most: int) -> bool:
+    """Whether the files of an image have `most` voxels or more together, all channels counted."""
+    return sum(math.prod(volume.shape) for volume in volumes) >= most
+
+
+def spool_for(volumes: Sequence[Volume], plan: PreprocessingPlan, case_id: str, scratch: Path) -> SpooledImage:
+    """Reads an image to an array in `scratch`, in the plan's order of axes.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: a file cannot be read, or the image has another number of channels than the plan.
     """
-    return sum(int(np.prod(stored_shape(path))) for path in paths) >= most
+    check_channels(sum(volume.channels for volume in volumes), plan, case_id)
+    return spool_image(volumes, plan.transpose, scratch / "image.b2nd")
 
 
 def store_large_image(
-    paths: Sequence[Path],
+    spooled: SpooledImage,
     plan: PreprocessingPlan,
     case_id: str,
     modality: str | None,
@@ -63,7 +71,7 @@ def store_large_image(
     """Brings an image to the network's grid and stores its array.
 
     Args:
-        paths: one file, or one per channel.
+        spooled: the image on disk.
         plan: what to do.
         case_id: name of the case.
         modality: its modality, which a plan with modalities needs.
@@ -75,12 +83,9 @@ def store_large_image(
         The way back.
 
     Raises:
-        UserError: a file cannot be read; the image has another number of channels than the plan, or a modality that
-            the plan does not know.
+        UserError: the plan does not know the modality.
     """
-    check_channels(sum(stored_shape(path)[0] for path in paths), plan, case_id)
     rules = plan.normalisation_of(case_id, modality)
-    spooled = spool_image(paths, plan.transpose, scratch / "image.b2nd")
     properties = case_properties(spooled.array.shape[1:], spooled.box, spooled.geometry, plan, case_id, modality)
     inside = None
     if any(rule.inside_nonzero for rule in rules):
@@ -96,7 +101,7 @@ def store_large_image(
 
 
 def store_large_labels(
-    path: Path,
+    volume: Volume,
     properties: CaseProperties,
     plan: PreprocessingPlan,
     to_classes: Callable[[np.ndarray], np.ndarray],
@@ -108,7 +113,7 @@ def store_large_labels(
     """Brings a label map to the grid of its image and stores its array.
 
     Args:
-        path: its file.
+        volume: the label map.
         properties: of the image.
         plan: what to do.
         to_classes: from values of the label file to classes.
@@ -122,10 +127,10 @@ def store_large_labels(
     Raises:
         UserError: the file cannot be read, has another shape than the image, or a value that the plan does not know.
     """
-    spooled = spool_labels(path, plan.transpose, scratch / "labels.b2nd")
+    spooled = spool_labels(volume, plan.transpose, scratch / "labels.b2nd")
     if tuple(spooled.shape) != tuple(properties.full_shape):
         raise UserError(
-            f"case {properties.case}: the label map {path} has another shape than the image; "
+            f"case {properties.case}: the label map {volume.path} has another shape than the image; "
             "run 'megavoxel check' on the dataset"
         )
     kind = to_classes(np.zeros(1, dtype=np.uint16)).dtype

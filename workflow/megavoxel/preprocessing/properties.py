@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties
-from megavoxel.volumes.crop import Box
-from megavoxel.volumes.grid import resampled_shape, rounded_spacing
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry, resampled_shape, rounded_spacing
+from megavoxel.volumes.masks import Box
 
 MOST_FOLD = 1000
 """Voxels that resampling may make of one; CT of 5 mm slices brought to 1 mm becomes 5."""

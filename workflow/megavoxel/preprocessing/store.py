@@ -18,7 +18,7 @@ import numpy as np
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
 from megavoxel.files import atomic_path, read_json, write_json, writing
-from megavoxel.volumes.nifti import Geometry
+from megavoxel.volumes.grid import Geometry
 
 CHUNK_BYTES = 6 * 2**20
 BLOCK_BYTES = 128 * 2**10

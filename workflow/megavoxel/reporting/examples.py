@@ -22,7 +22,7 @@ from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_f
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, save_figure
-from megavoxel.volumes.nifti import read_labels
+from megavoxel.volumes.open import read_labels
 
 COLUMNS = ("Image", "Reference", "Prediction")
 WIDTH = 8.4

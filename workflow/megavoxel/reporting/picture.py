@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from megavoxel.reporting.panels import draw_panel, label_legend, window_of
 from megavoxel.reporting.style import figure_style, save_figure
-from megavoxel.volumes.nifti import read_geometry
-from megavoxel.volumes.slabs import FileSlab, read_image_slabs, read_label_slabs
+from megavoxel.volumes.open import open_volume
+from megavoxel.volumes.slabs import FileSlab
+from megavoxel.volumes.volume import Volume
 
 PLANES = (("axial", 1, 2), ("coronal", 0, 2), ("sagittal", 0, 1))
 """By the canonical axis (z, y, x) that stands still: name, and the axes that run up and across."""
@@ -29,7 +30,7 @@ MM3_PER_ML = 1000.0
 
 
 def write_picture(
-    path: Path, image: Path, labels: Path, names: Mapping[str, int], *, title: str, modality: str
+    path: Path, image: Volume, labels: Path, names: Mapping[str, int], *, title: str, modality: str
 ) -> None:
     """Writes a .png of axial, coronal and sagittal slice, each the one with most labelled voxels, else the middle one.
 
@@ -37,8 +38,8 @@ def write_picture(
 
     Args:
         path: of the .png, which appears whole or not at all.
-        image: NIfTI image; its first channel is shown.
-        labels: NIfTI label map on the grid of the image.
+        image: its first channel is shown.
+        labels: label map on the grid of the image.
         names: label values by name.
         title: stands above.
         modality: of the image; decides about its window.
@@ -46,12 +47,12 @@ def write_picture(
     Raises:
         UserError: a file cannot be read.
     """
-    geometry = read_geometry(image)
-    shape, spacing = geometry.canonical_shape, geometry.spacing
-    marked, voxels = counted(read_label_slabs(labels), shape)
+    shape, spacing = image.geometry.canonical_shape, image.geometry.spacing
+    label_map = open_volume(labels)
+    marked, voxels = counted(label_map.label_slabs(), shape)
     places = [int(count.argmax()) if count.any() else len(count) // 2 for count in marked]
-    maps = slices_at(read_label_slabs(labels), places, shape)
-    greys = slices_at((slab for slab in read_image_slabs(image) if slab.channel == 0), places, shape)
+    maps = slices_at(label_map.label_slabs(), places, shape)
+    greys = slices_at((slab for slab in image.image_slabs() if slab.channel == 0), places, shape)
     millilitres = math.prod(spacing) / MM3_PER_ML
     texts = {name: f"{name}: {_three_digits(voxels[value] * millilitres)} mL" for name, value in names.items()}
     with figure_style():

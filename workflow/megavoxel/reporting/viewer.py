@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from megavoxel.datasets.cases import Case, Cases, naming_case
-from megavoxel.datasets.check import compare_grids
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.reporting.examples import prediction_path
@@ -35,7 +34,8 @@ from megavoxel.reporting.viewer_size import (
     sampled,
     within_budget,
 )
-from megavoxel.volumes.nifti import Geometry, read_image, read_labels
+from megavoxel.volumes.grid import Geometry, compare_grids
+from megavoxel.volumes.open import read_image, read_labels
 
 PARTS = 10_000
 """Scores are written as whole numbers of so many parts."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from megavoxel.config.study import Augmentation
-from megavoxel.volumes.components import labelled_components
+from megavoxel.volumes.masks import labelled_components
 
 PER_LABEL = 0.5
 """Probability that a label is changed where its branch is."""

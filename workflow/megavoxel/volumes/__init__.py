@@ -1,1 +1,1 @@
-"""Volumes on disk: how their files are opened and written, and the arithmetic of their grids."""
+"""Volumes on disk: one way to open them whatever their format, what is wrong with them, and how they are written."""

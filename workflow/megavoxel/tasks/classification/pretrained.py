@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pooch
 import torch
 from torch import Tensor, nn
 
 from megavoxel.config.classification import PublishedWeights
+from megavoxel.datasets.download import bring
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, file_sha256
 
@@ -37,8 +37,8 @@ def fetch_weights(weights: PublishedWeights, target: Path) -> None:
             partial.write_bytes(source.read_bytes())
         else:
             try:
-                pooch.retrieve(weights.url, known_hash=None, fname=partial.name, path=partial.parent)
-            except OSError as fault:  # what requests raises is one
+                bring(weights.url, partial)
+            except UserError as fault:
                 raise UserError(
                     f"{weights.url}: could not be fetched ({fault}); bring the file by hand and name it as 'file' "
                     "under weights of the study"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megavoxel.errors import UserError
-from megavoxel.volumes.itk import itk_result, simpleitk
+from megavoxel.volumes.formats.itk import affine_of, itk_result, simpleitk, volume_of
+from megavoxel.volumes.volume import Hints, Volume
 
 if TYPE_CHECKING:
     from SimpleITK import Image
@@ -40,6 +41,22 @@ class Series:
     def __str__(self) -> str:
         """For messages."""
         return f"{self.uid} ({self.modality}, {len(self.files)} files, {self.description or 'no description'})"
+
+
+def open_dicom(folder: Path, hints: Hints) -> Volume:
+    """Opens the one series below a folder, or the one that `hints` names. It is read once, before it is asked for.
+
+    Raises:
+        UserError: as `chosen_series` and `read_series`.
+    """
+    series = chosen_series(folder, hints.series)
+    held = [read_series(series)]  # what the slices together are is not known before; the first reader takes it over
+
+    def take() -> Image:
+        return held.pop() if held else read_series(series)
+
+    image = held[0]
+    return volume_of(folder, image.GetSize(), 1, affine_of(image), take, modality=series.modality)
 
 
 def is_dicom(path: Path) -> bool:
@@ -81,7 +98,7 @@ def read_series(series: Series) -> Image:
         UserError: a file is damaged, slices are missing or not evenly spaced, or it has colours or is a mosaic.
     """
     place = series.files[0].parent
-    itk = simpleitk(place)
+    itk = simpleitk()
     if "MOSAIC" in _tags(series.files[0], IMAGE_TYPE)[IMAGE_TYPE].split("\\"):
         # Siemens puts all slices of a volume into one picture, which reads like one large slice.
         raise UserError(
@@ -97,7 +114,7 @@ def read_series(series: Series) -> Image:
 
 
 def _series_in(folder: Path) -> list[Series]:
-    itk = simpleitk(folder)
+    itk = simpleitk()
     found = []
     for uid in itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
         files = tuple(Path(name) for name in itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
@@ -133,7 +150,7 @@ def _numbers(text: str) -> list[float]:
 
 def _tags(path: Path, *keys: str) -> dict[str, str]:
     """Values of a file by tag, as text; empty where the file lacks one."""
-    reader = simpleitk(path).ImageFileReader()
+    reader = simpleitk().ImageFileReader()
     reader.SetFileName(str(path))
     itk_result(path, reader.ReadImageInformation)
     return {key: reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else "" for key in keys}

@@ -1,0 +1,61 @@
+"""Writes what a labelled scan gets back: its label map in its own format and on its own grid, and probabilities."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
+from megavoxel.inference.logits import Logits
+from megavoxel.volumes.formats.nifti import on_stated_grid
+from megavoxel.volumes.open import label_suffix_of, read_labels
+from megavoxel.volumes.volume import Volume, label_type
+from megavoxel.volumes.write import compressed_file, write_labels
+
+
+def postprocess_in_place(path: Path, postprocessing: Postprocessing | None, labels: dict[str, int]) -> None:
+    """Post-processes a label map in NIfTI, where there is something to do."""
+    if postprocessing is not None and postprocessing.changes_anything:
+        array, geometry = read_labels(path)
+        write_labels(path, apply_postprocessing(array, postprocessing, labels), geometry)
+
+
+def write_probabilities(path: Path, logits: Logits, scratch: Path, scan: Volume) -> None:
+    """Writes the softmax of a case's logits as float32 NIfTI (i, j, k, classes), background first.
+
+    Memory is bounded by a slab: the volume lies in a file in `scratch` until it is compressed.
+    """
+    shape = (logits.array.shape[0], *logits.canonical_shape)
+    volume = np.memmap(scratch / "probabilities", dtype=np.float32, mode="w+", shape=shape)
+    for slab in logits.slabs():
+        volume[:, slab.start : slab.stop] = slab.logits.softmax(dim=0).numpy()
+    geometry = logits.header.properties.geometry
+    array = geometry.restore_channels(volume)
+    is_nifti = label_suffix_of(scan.path.name) == ".nii.gz"
+    image = nibabel.Nifti1Image(array, geometry.affine)
+    if is_nifti and not scan.is_oriented:
+        image = on_stated_grid(array, scan.path)
+    image.header.set_xyzt_units("mm")
+    ready = scratch / "probabilities.nii.gz"
+    with compressed_file(ready) as compressed:
+        image.to_stream(compressed)
+    os.replace(ready, path)
+
+
+def write_label_map(scan: Volume, labels: Path, target: Path) -> None:
+    """Brings a label map from NIfTI on the grid that a scan was read on to the scan's own format and grid.
+
+    Args:
+        scan: what was labelled.
+        labels: the label map, which is moved where it needs no change.
+        target: on the same disk; its suffix is that of label maps of the scan's format.
+    """
+    ready = labels
+    if scan.write_labels is not None:
+        array = np.asanyarray(nibabel.load(labels).dataobj)
+        ready = labels.with_name(f"ready-{target.name}")
+        scan.write_labels(ready, array.astype(label_type(array.max(initial=0))))
+    os.replace(ready, target)
