@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,7 @@ from helpers import tiny_plan
 from megavoxel.cli import main
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
+from megavoxel.inference.logits import open_logits
 from megavoxel.network.unet import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import load_plan, save_plan
@@ -221,7 +223,17 @@ def test_what_check_refuses_is_refused_of_a_new_scan(tmp_path, capsys):
     values[0, 0, 0] = np.nan
     write(tmp_path / "in/a.nrrd", nibabel.Nifti1Image(values, image.affine))
     write(tmp_path / "in/b.nii.gz", nibabel.Nifti1Image(np.full(SHAPE, 7, np.int16), image.affine))
-    words = ["predict", "--plan", tmp_path / "plan.json", "--weights", tmp_path / "model.pt", "--device", "cpu"]
+    words = [
+        "predict",
+        "--plan",
+        tmp_path / "plan.json",
+        "--weights",
+        tmp_path / "model.pt",
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    ]
     for large in (1, 10**9):
         options = ["--input", tmp_path / "in", "--output", tmp_path / f"out-{large}", "--large-voxels", large]
         assert main([str(word) for word in (*words, *options)]) == 1
@@ -263,3 +275,58 @@ def test_headers_alone_tell_grid_and_channels(tmp_path):
     assert [volume.shape for volume in volumes.values()] == [(1, 12, 15, 18), (1, 12, 15, 18), (2, 12, 15, 18)]
     with pytest.raises(UserError, match=r"two\.nrrd: a label map must have three axes, this file has shape"):
         volumes["two.nrrd"].labels()
+
+
+def test_label_maps_of_any_format_are_scored_against_one_another(tmp_path, capsys):
+    for number, case in enumerate(CASES):
+        _, labels = phantom(number)
+        write(tmp_path / f"references/{case}.nii.gz", labels)
+        write(tmp_path / f"predictions/{case}{'.mha' if number % 2 else '.nrrd'}", labels)
+    words = ["evaluate", tmp_path / "predictions", tmp_path / "references", "--tolerance", 1]
+    run(*words, "--output", tmp_path / "scores.csv")
+    scores = (tmp_path / "scores.csv").read_text()
+    assert scores.count("1.0") >= 8
+    write(tmp_path / "predictions/a.mha", phantom(0)[1])
+    assert main([str(word) for word in (*words, "--output", tmp_path / "again.csv")]) == 1
+    assert "predictions: a.mha and a.nrrd are both of the case a; remove one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_second_stage_labels_new_scans_with_the_first_stage_s_label_maps_of_them(tmp_path, suffix, capsys):
+    plan = tiny_plan(stage1=("first",))
+    plan = replace(plan, network=replace(plan.network, prior_channels=plan.network.classes - 1))
+    save_plan(tmp_path / "plan.json", plan)
+    known = {"plan_hash": load_plan(tmp_path / "plan.json").hash, "precision": "float32"}
+    save_weights(tmp_path / "model.pt", SegmentationNetwork(plan.network, seed=1), **known)
+    image, labels = phantom(0)
+    write(tmp_path / f"in/a{suffix}", image)
+    write(tmp_path / f"first/a{suffix}", labels)
+    write(tmp_path / f"other/a{suffix}", nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), labels.affine))
+    words = [
+        "predict",
+        "--plan",
+        tmp_path / "plan.json",
+        "--weights",
+        tmp_path / "model.pt",
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    ]
+    words += ["--input", tmp_path / "in"]
+    found = {}
+    for first in ("first", "other"):
+        run(
+            *words,
+            "--output",
+            tmp_path / first / "out",
+            "--stage1-labels",
+            tmp_path / first,
+            "--logits",
+            tmp_path / f"{first}-logits",
+        )
+        assert {path.name for path in (tmp_path / first / "out").iterdir()} == {f"a{suffix}", "prediction.json"}
+        found[first] = open_logits(tmp_path / f"{first}-logits", "a").array[:]
+    assert (found["first"] != found["other"]).any()
+    assert main([str(word) for word in (*words, "--output", tmp_path / "none")]) == 1
+    assert "it is the second stage after first; give --stage1-labels" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
 from megavoxel.volumes.grid import Geometry, compare_grids
-from megavoxel.volumes.open import read_labels
+from megavoxel.volumes.open import read_labels, stem_of, suffix_of
 
 SUFFIX = ".nii.gz"
 ALL_FOLDS = "all"
@@ -88,23 +88,25 @@ def match_folders(predictions: Path, references: Path, *, allow_extra: bool) -> 
     Raises:
         UserError: a folder is missing, `references` is empty, a prediction is missing, or there is one too many.
     """
-    names = case_names(references)
-    if not names:
-        raise UserError(f"{references}: there are no *{SUFFIX} files to score against")
-    check_complete(predictions, names, known=names, allow_extra=allow_extra)
-    return [
-        Pair(case=name, prediction=predictions / f"{name}{SUFFIX}", reference=references / f"{name}{SUFFIX}")
-        for name in names
-    ]
+    wanted = label_maps(references)
+    if not wanted:
+        raise UserError(f"{references}: there are no *{SUFFIX} files, or label maps in other formats, to score against")
+    found = check_complete(predictions, wanted, known=wanted, allow_extra=allow_extra)
+    return [Pair(case=name, prediction=found[name], reference=reference) for name, reference in wanted.items()]
 
 
-def check_complete(predictions: Path, needed: Iterable[str], *, known: Iterable[str], allow_extra: bool) -> None:
-    """Refuses a folder of predictions that lacks a case of `needed`, or holds a case that is not in `known`.
+def check_complete(
+    predictions: Path, needed: Iterable[str], *, known: Iterable[str], allow_extra: bool
+) -> dict[str, Path]:
+    """The label maps of a folder of predictions, by case.
+
+    A folder that lacks a case of `needed`, or holds a case that is not in `known`, is refused.
 
     Raises:
         UserError: names all such cases.
     """
-    present = set(case_names(predictions))
+    found = label_maps(predictions)
+    present = set(found)
     missing, extra = sorted(set(needed) - present), sorted(present - set(known))
     if missing:
         raise UserError(
@@ -116,6 +118,25 @@ def check_complete(predictions: Path, needed: Iterable[str], *, known: Iterable[
             f"{predictions}: predictions of {len(extra)} cases that are not to be scored: {', '.join(extra)}; "
             "remove them, or pass --allow-extra"
         )
+    return found
+
+
+def label_maps(folder: Path) -> dict[str, Path]:
+    """The label maps of a folder by their names without suffix, in order of the names; hidden files are left out.
+
+    Raises:
+        UserError: there is no such folder, or two files in it have the same name but for the suffix.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in Path(folder).iterdir() if suffix_of(path.name)):
+        name = stem_of(path.name)
+        if name in found:
+            raise UserError(f"{folder}: {found[name].name} and {path.name} are both of the case {name}; remove one")
+        if not name.startswith("."):
+            found[name] = path
+    return dict(sorted(found.items()))
 
 
 def case_names(folder: Path) -> list[str]:
@@ -154,11 +175,8 @@ def select_pairs(
     """
     names = split_cases(splits, split=split, fold=fold)
     labelled = [name for name in names if cases.case(name).label is not None]
-    if labelled:
-        check_complete(predictions, labelled, known=names, allow_extra=allow_extra)
-    pairs = tuple(
-        _pair(cases, name, predictions / f"{name}{SUFFIX}", cases.case(name).unannotated) for name in labelled
-    )
+    found = check_complete(predictions, labelled, known=names, allow_extra=allow_extra) if labelled else {}
+    pairs = tuple(_pair(cases, name, found[name], cases.case(name).unannotated) for name in labelled)
     return Selection(pairs=pairs, unlabelled=tuple(name for name in names if name not in set(labelled)))
 
 
