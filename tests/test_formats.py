@@ -19,7 +19,7 @@ from megavoxel.cli import main
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.inference.logits import open_logits
-from megavoxel.network.unet import SegmentationNetwork
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.preprocessing.store import open_case
