@@ -292,4 +292,5 @@ def test_real_label_maps_score_one_against_themselves(real_data, tmp_path):
 
 
 def test_every_metric_can_be_sent_to_another_process():
-    assert {key: pickle.loads(pickle.dumps(metric)) for key, metric in METRICS.items()} == METRICS
+    for metric in METRICS.values():
+        assert pickle.loads(pickle.dumps(metric)).function is metric.function
