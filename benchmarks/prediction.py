@@ -97,7 +97,7 @@ def our_prediction(image: np.ndarray, precision: str, folder: Path) -> Callable[
     plan = make_plan()
     network = SegmentationNetwork(plan.network)
     save_weights(folder / "model.pt", network, plan_hash=plan.hash, precision=precision)
-    predictor = CasePredictor(plan, [folder / "model.pt"], CPU)
+    predictor = CasePredictor.from_files(plan, [folder / "model.pt"], CPU)
     case = CaseProperties(
         case="case", file_shape=SHAPE[::-1], affine=tuple(map(tuple, np.diag([*SPACING[::-1], 1.0]).tolist())),
         full_shape=SHAPE, box=tuple((0, size) for size in SHAPE), spacing=SPACING, shape=image.shape[1:],

@@ -57,7 +57,7 @@ def row(network: str) -> Row:
 def predictor(plan: Plan, weights: Path, window: str | None) -> CasePredictor:
     """One that takes windows of the patch, or the image at once."""
     inference = Inference(step=STEP, mirror=False, window=window)
-    return CasePredictor(replace(plan, inference=inference), [weights], torch.device("cpu"))
+    return CasePredictor.from_files(replace(plan, inference=inference), [weights], torch.device("cpu"))
 
 
 def predict(predictor: CasePredictor, image: np.ndarray) -> int:

@@ -250,7 +250,7 @@ def test_a_whole_image_goes_through_the_network_at_once(tmp_path):
     network = SegmentationNetwork(plan.network, seed=3).eval()
     save_weights(tmp_path / "model.pt", network, plan_hash=plan.hash, precision="float32")
     image = np.random.default_rng(0).normal(size=(1, 14, 18, 17)).astype(np.float32)
-    predictor = CasePredictor(plan, [tmp_path / "model.pt"], CPU)
+    predictor = CasePredictor.from_files(plan, [tmp_path / "model.pt"], CPU)
     found = torch.cat([slab.logits for slab in predictor.slabs(image)], dim=1)
     # 14 × 20 × 20 around it: one voxel of 0 in front of and behind the second axis, one and two along the third.
     padded = functional.pad(torch.from_numpy(image), (1, 2, 1, 1))

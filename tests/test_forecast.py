@@ -29,7 +29,7 @@ from megavoxel.forecast.prediction import WholeImages
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, partitions, plan_study, spread, table
-from megavoxel.network.segmentation import whole_program
+from megavoxel.network.architectures import whole_program
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing

@@ -17,10 +17,11 @@ from megavoxel.config.study import Parallel
 from megavoxel.forecast import pipeline
 from megavoxel.forecast.pipeline import balanced_cuts, stage_costs
 from megavoxel.forecast.pipeline_step import SilentPeers, fake_network, profile_of, run_of_stage
-from megavoxel.forecast.step import StepCost, cost_of_step, optimizer_bytes, training_step, window
+from megavoxel.forecast.step import StepCost, StepKey, cost_of_step, optimizer_bytes, training_step, window
+from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.segmentation import SegmentationNetwork, parameter_count, whole_program
+from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -253,7 +254,7 @@ def test_micro_batches_share_the_weights_that_they_cast(checkpointing):
     assert 0 < many.peak_bytes - few.peak_bytes < weights
 
 
-def key_of(plan, micro_batches: int, checkpointing: bool) -> pipeline.StepKey:
+def key_of(plan, micro_batches: int, checkpointing: bool) -> StepKey:
     """A step in bfloat16 of so many micro-batches with one sample each."""
     parallel = Parallel(micro_batches=micro_batches, checkpointing=checkpointing)
     return pipeline._step_key(replace(plan, batch=micro_batches), parallel, "bfloat16")
@@ -262,6 +263,6 @@ def key_of(plan, micro_batches: int, checkpointing: bool) -> pipeline.StepKey:
 def cost_of_whole_step(key, begin: int, end: int) -> StepCost:
     """With all micro-batches and the optimiser's step."""
     profile = profile_of(key)
-    with fake_network(key.hashed.plan.network).mode:
+    with fake_network(key.plan.network).mode:
         run = run_of_stage(key, profile, begin, end, SilentPeers(MemoryTracker()))
         return cost_of_step(run)

@@ -43,7 +43,7 @@ def predictor(tmp_path, monkeypatch) -> CasePredictor:
     save_weights(weights, SegmentationNetwork(plan.network), plan_hash=plan.hash, precision="float32")
     for module in (sliding_window, logits):
         monkeypatch.setattr(module, "SLAB_BYTES", 4 * CLASSES * 6 * PLANE[0] * PLANE[1])
-    return CasePredictor(plan, [weights], torch.device("cpu"))
+    return CasePredictor.from_files(plan, [weights], torch.device("cpu"))
 
 
 def test_memory_is_bounded_by_a_row_of_windows_and_a_slab(predictor, tmp_path):

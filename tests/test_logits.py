@@ -110,7 +110,7 @@ def predictor(tmp_path) -> CasePredictor:
             plan_hash=plan.hash,
             precision="float32",
         )
-    return CasePredictor(plan, [tmp_path / "0.pt", tmp_path / "1.pt"], torch.device("cpu"))
+    return CasePredictor.from_files(plan, [tmp_path / "0.pt", tmp_path / "1.pt"], torch.device("cpu"))
 
 
 def test_logits_of_folds_are_averaged(predictor):

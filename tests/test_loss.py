@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from monai.losses import DiceCELoss, DiceLoss
 
 from megavoxel.config.study import Training
 from megavoxel.training.loss import (
+    LOSSES,
     SMOOTH,
     build_loss,
     cross_entropy_loss,
@@ -101,3 +104,7 @@ def test_levels_are_weighted_and_added():
         logits[1], target[:, 1::2, 1::2, 1::2]
     )
     torch.testing.assert_close(supervised_loss(cross_entropy_loss, logits, target, strides), expected)
+
+
+def test_every_loss_that_a_study_can_name_is_there():
+    assert set(get_args(get_type_hints(Training)["loss"])) == set(LOSSES)

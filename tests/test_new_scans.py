@@ -52,7 +52,7 @@ def threshold_plan(*channels: str, **changes) -> Plan:
 def label(folder: Path, *inputs: Path, plan: Plan | None = None, single: bool = False, **reading) -> Path:
     """Labels scans into `folder`/out, which is returned."""
     plan = plan or threshold_plan("image")
-    predictor = CasePredictor.of_networks(plan, [Threshold()], "float32", torch.device("cpu"))
+    predictor = CasePredictor(plan, [Threshold()], "float32", torch.device("cpu"))
     labelling = Labelling(
         output=folder / "out", model={"model": "threshold"}, postprocessing=None, reading=Reading(**reading)
     )

@@ -144,7 +144,7 @@ def test_prediction_writes_pictures_on_demand_also_later(tmp_path):
     rules = preprocessing_plan(channels=("MR",), spacing=SPACING[::-1])
     plan = tiny_plan(preprocessing=rules, patch=(4, 8, 8))
     labelling = Labelling(output=tmp_path / "out", model={"model": "tiny"}, postprocessing=None, reading=Reading())
-    predictor = CasePredictor.of_networks(plan, [Halves()], "float32", torch.device("cpu"))
+    predictor = CasePredictor(plan, [Halves()], "float32", torch.device("cpu"))
     for pictures in (False, True):
         job = replace(labelling, pictures=pictures)
         left = unfinished(find_scans([image]), job)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megavoxel.network.program import Block, Program, RunState, head_name
+from megavoxel.config.study import Network
+from megavoxel.network.architectures import BLOCKS
+from megavoxel.network.program import Block, Place, Program, RunState, head_name
 from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.network.unet import unet_blocks
+from megavoxel.planning.architectures import ARCHITECTURES
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import shape_of
 
@@ -275,3 +280,19 @@ def test_strides_multiply_and_parameters_are_counted():
     others = 3 * (2 + 2 + 4 + 4 + 2 + 2) + 2 + 3
     assert parameter_count(SegmentationNetwork(plan)) == weights + others
     assert head_name(0) == "level0"
+
+
+def test_every_architecture_that_a_study_can_name_has_blocks_and_a_half_for_the_planner():
+    named = get_args(get_type_hints(Network)["architecture"])
+    assert set(named) == set(BLOCKS) == set(ARCHITECTURES)
+
+
+def test_a_block_says_what_it_is():
+    places = {block.name: block.place for block in unet_blocks(network_plan(pooling="max", squeeze_excitation=2))}
+    assert places["encoder1_pooling"] == Place(side="encoder", level=1, kind="pooling")
+    assert places["encoder1_convolution0"] == Place(side="encoder", level=1, kind="convolution")
+    assert places["encoder1_excitation"] == Place(side="encoder", level=1, kind="excitation")
+    assert places["decoder1_upsample"] == Place(side="decoder", level=1, kind="upsampling")
+    assert places["decoder1_convolution1"] == Place(side="decoder", level=1, kind="convolution")
+    assert places["head1"] == Place(side="head", level=1, kind="logits")
+    assert None not in places.values()

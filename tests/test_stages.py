@@ -13,9 +13,10 @@ import torch
 from helpers import tiny_plan
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.pipeline import least_cut, least_peak_cut, stage_costs
+from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
 from megavoxel.network.partition import ACTIVATION, Transfer, cut_into_stages, tensor_of, transfer_specs
-from megavoxel.network.segmentation import SegmentationNetwork, entering_state, whole_program
+from megavoxel.network.segmentation import SegmentationNetwork, entering_state
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(name="float32", reason="test")

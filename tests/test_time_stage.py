@@ -45,7 +45,7 @@ def counted(monkeypatch):
 
 
 def test_every_case_is_timed_as_often_as_asked_after_the_first_warmed_up(plan, counted, tmp_path):
-    predictor = CasePredictor(plan, [tmp_path / "model.pt"], torch.device("cpu"))
+    predictor = CasePredictor.from_files(plan, [tmp_path / "model.pt"], torch.device("cpu"))
     # 8 × 12 × 12 windows half a patch apart: 1 in the first case, 2 × 1 × 2 in the second.
     cases = [("a", np.zeros((1, 8, 12, 12), np.float32)), ("b", np.zeros((1, 12, 10, 18), np.float32))]
     found = list(time_cases(predictor, cases, repeats=3, warm_up=2))
@@ -58,7 +58,7 @@ def test_every_case_is_timed_as_often_as_asked_after_the_first_warmed_up(plan, c
 
 def test_every_shape_of_a_whole_image_is_warmed_up_once(plan, counted, tmp_path):
     plan = replace(plan, inference=replace(plan.inference, window="whole"))
-    predictor = CasePredictor(plan, [tmp_path / "model.pt"], torch.device("cpu"))
+    predictor = CasePredictor.from_files(plan, [tmp_path / "model.pt"], torch.device("cpu"))
     shapes = {"a": (8, 12, 12), "b": (12, 12, 20), "c": (8, 12, 12)}
     cases = [(name, np.zeros((1, *shape), np.float32)) for name, shape in shapes.items()]
     found = list(time_cases(predictor, cases, repeats=1, warm_up=2))

@@ -133,5 +133,5 @@ def test_the_key_of_the_plan_reaches_the_window(tmp_path, monkeypatch):
     save_weights(tmp_path / "model.pt", network, plan_hash=plan.hash, precision="float32")
     given = {}
     monkeypatch.setattr(predict, "predict_slabs", lambda *_, **keys: given.update(keys) or iter(()))
-    list(CasePredictor(plan, [tmp_path / "model.pt"], CPU).slabs(np.zeros((1, 8, 8, 8))))
+    list(CasePredictor.from_files(plan, [tmp_path / "model.pt"], CPU).slabs(np.zeros((1, 8, 8, 8))))
     assert given["weights"] == "centre"

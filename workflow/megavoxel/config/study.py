@@ -109,9 +109,11 @@ class Preprocessing(Interpolation):
 
 
 @record
-class UNetParts:
-    """What a 3D U-Net is made of at every level; a setting and its plan say it alike."""
+class NetworkParts:
+    """What a network is made of at every level; a setting and its plan say it alike."""
 
+    architecture: Literal["unet"] = "unet"
+    """Name of the architecture: `unet`, the 3D U-Net, by default nnU-Net's."""
     decoder_features: Several[Channels] | None = None
     """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
     convolutions_per_level: Annotated[int, between(1, 8)] = 2
@@ -132,8 +134,8 @@ class UNetParts:
 
 
 @record
-class Network(UNetParts):
-    """The 3D U-Net; None means: by the planner."""
+class Network(NetworkParts):
+    """The network; None means: by the planner."""
 
     base_features: Annotated[int, between(1, 1024)] = 32
     """Channels of the first level; each level below doubles them."""

@@ -1,6 +1,6 @@
-"""The processes that train one network together: how they meet, and what they tell one another.
+"""The processes that train one network together: how they meet, and which values they exchange.
 
-A single process is a group of its own, so that nobody has to ask whether there are others.
+A single process is a group of one, so that code need not ask whether there are others.
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ SIGNS_OF_A_LOST_PEER = (
 
 @contextmanager
 def told_to_runner() -> Iterator[None]:
-    """Leaves the error of a member of a group for the process that started it, which says it last.
+    """Leaves an error of this process for the process that started the group, which prints it as the last line.
 
     Raises:
-        UserError: another process of the group has ended, which is its error and not this one's.
+        UserError: another process of the group has ended; the cause is there and not here.
     """
     try:
         yield
@@ -113,7 +113,8 @@ def lost_peer(error: Exception) -> bool:
 def first_failure(failed: ChildFailedError) -> tuple[int, str]:
     """Rank and error of the process of a group that failed first.
 
-    One that has left its error is: those that lose another leave none. Else one that was killed is.
+    Processes that have left an error come first: those that only lost another process leave none. Processes that were
+    killed come next.
     """
     rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
     message = failure.message["message"] if isinstance(failure.message, dict) else failure.message

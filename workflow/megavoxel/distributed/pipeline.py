@@ -51,7 +51,7 @@ class Arrival:
 
 
 class Peers:
-    """The way of one process to the others of its pipeline.
+    """Sends tensors to the other processes of a pipeline, and receives them from there.
 
     Args:
         first_rank: rank of the process with the first stage; the stages' ranks follow one another.
@@ -75,7 +75,7 @@ class Peers:
         return Arrival(work=self._begin_to_receive(_in_one_piece(tensor, channels_last), stage), tensor=tensor)
 
     def expect(self, spec: TensorSpec, stage: int) -> Arrival:
-        """The same for what a spec describes: a transfer, or the gradient of one."""
+        """Begins to receive the tensor that a spec describes: a transfer, or the gradient of one."""
         return self.receive(spec.shape, spec.dtype, stage, channels_last=spec.channels_last)
 
     def finish(self) -> None:
@@ -96,7 +96,7 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def _in_one_piece(tensor: Tensor, channels_last: bool) -> Tensor:
-    """The same memory with its axes in the order in which they lie."""
+    """A view of the tensor whose axes are in the order in which they lie in memory."""
     return tensor.movedim(1, -1) if channels_last else tensor
 
 
@@ -113,7 +113,7 @@ class PipelineMember:
     """The processes that hold this stage, one of each pipeline."""
     peers: Peers
     parameter_names: tuple[str, ...]
-    """Of the whole network, in the order of its optimiser."""
+    """Names of all weights of the whole network, in the order of its optimiser."""
 
     @property
     def head_stages(self) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ def join_pipeline(
 
 
 def _meet(member: PipelineMember) -> None:
-    """Every pair that will talk does so once, in the same order everywhere.
+    """Connects every pair of processes that will exchange tensors, in the same order everywhere.
 
     NCCL makes a connection when two processes first talk, and both wait for it: in another order they could wait in a
     circle.

@@ -42,7 +42,7 @@ PROBES = {
     "cuda": Probe(patch=(128, 128, 128), batch=2, levels=6, base_features=32),
 }
 SMALL = Probe(patch=(16, 16, 16), batch=2, levels=3, base_features=8)
-"""So small that its time is that of a pass whatever its size."""
+"""A step so small that its time is the fixed cost of a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

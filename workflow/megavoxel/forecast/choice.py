@@ -113,7 +113,7 @@ class Search:
                 yield self._with_fewest_parts(Parallel(data=data, checkpointing=checkpointing))
 
     def _with_fewest_parts(self, whole: Parallel) -> Parallel:
-        """A device's share in the fewest parts that fit; in as many as can be where none fit.
+        """A device's share in the fewest parts that fit; in the most parts where none fit.
 
         The search begins at what one sample needs, which is near, and goes on by what each number of parts needs.
         """
@@ -134,7 +134,7 @@ class Search:
         return next(place for place, way in enumerate(ways) if share // way.accumulate <= samples)
 
     def _pipelines(self) -> Iterator[Parallel]:
-        """With up to twice as many micro-batches as stages, and fewer where these are too many to hold at once."""
+        """Pipelines with up to twice as many micro-batches as stages, and fewer where memory does not hold these."""
         batch = self.plan.common_batch
         whole = self.plan.expanded_patch is not None
         stages = powers_of_two(1 if whole else min(self.device.most_devices, most_stages(self.plan)))[1:]
@@ -158,7 +158,7 @@ def late(forecast: Forecast) -> bool:
 
 
 def cost(forecast: Forecast) -> tuple:
-    """What to sort by: jobs that end in time, then device-hours to three digits, then devices and effort."""
+    """Order of ways: jobs that end in time first, then device-hours to three digits, then devices and effort."""
     if forecast.gpu_hours_per_fold is None:
         return (False, 0.0, *effort(forecast.parallel))
     # Among those that are late it is the time that counts.
@@ -167,7 +167,7 @@ def cost(forecast: Forecast) -> tuple:
 
 
 def why(best: Forecast, seen: Sequence[Forecast]) -> str:
-    """Why the ways that were looked at before were not taken."""
+    """Says why the ways that were looked at before were not taken."""
     refused = []
     for other in seen:
         if other.parallel == best.parallel or _is_slower_twin(other, seen):
@@ -186,20 +186,20 @@ def why(best: Forecast, seen: Sequence[Forecast]) -> str:
 
 
 def several_jobs(forecast: Forecast) -> str:
-    """What a way that takes longer than a job may run comes to, behind a reason."""
+    """The end of a reason where a fold takes longer than a job may run; else nothing."""
     if not late(forecast):
         return ""
     return f"; longer than a job's {forecast.device.runtime_minutes / 60:g} h, so it will need several"
 
 
 def _is_slower_twin(forecast: Forecast, seen: Sequence[Forecast]) -> bool:
-    """Whether the same devices do without checkpointing what this does with it."""
+    """Whether a way with checkpointing has a twin without it that fits."""
     same = [other for other in seen if other.parallel.data == forecast.parallel.data and fits(other)]
     return forecast.parallel.checkpointing and any(not other.parallel.checkpointing for other in same)
 
 
 def too_large(forecast: Forecast, other: Forecast | None) -> str:
-    """By how much a way does not fit, and what would."""
+    """Says by how much memory a way does not fit, and what would fit."""
     device = forecast.device
     part = "training" if forecast.training_gib >= forecast.prediction_gib else "prediction"
     short = (
@@ -220,7 +220,7 @@ def too_large(forecast: Forecast, other: Forecast | None) -> str:
 
 
 def too_many_devices(forecast: Forecast) -> str:
-    """That a job may not have as many devices as a way takes."""
+    """Says that a way takes more devices than a job may have."""
     asked, device = forecast.parallel.devices, forecast.device
     return (
         f"{describe(forecast.parallel)} takes {asked} devices, a job on {device.name} has {device.most_devices} at "
@@ -290,7 +290,7 @@ def describe(parallel: Parallel) -> str:
 
 
 def effort(parallel: Parallel) -> tuple[int, bool, int]:
-    """Devices, then what costs time."""
+    """Effort to sort by: devices first, then checkpointing and accumulation."""
     return (parallel.devices, parallel.checkpointing, parallel.accumulate)
 
 

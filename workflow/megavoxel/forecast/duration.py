@@ -15,7 +15,7 @@ from megavoxel.volumes.grid import window_starts
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """How much of a dataset a fold trains on and predicts."""
+    """How much of a dataset the folds of a setting train on and predict."""
 
     training_cases: int
     """Labelled cases of the dataset, over all folds."""
@@ -26,7 +26,7 @@ class Workload:
 
     @property
     def networks(self) -> int:
-        """Whose mean predicts a test case."""
+        """Networks whose mean predicts a test case."""
         return self.folds if self.own_folds is None else self.own_folds
 
     @property
@@ -41,7 +41,7 @@ class Speed:
 
     flops_per_second: float
     seconds_per_pass: float
-    """Of a pass through the network whatever its size."""
+    """Fixed cost of a pass through the network, whatever its size."""
     bytes_per_second: float
     """Between two devices of a job."""
 

@@ -80,8 +80,8 @@ def memory_advice(device: Device, training_gib: float, precision: str, option: s
 def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
     """The forecast of training; refuses what cannot fit, and warns of what may not.
 
-    What convolutions take for themselves is an assumption until it is measured, and prediction may run elsewhere: they
-    make a warning, no refusal.
+    The workspace of convolutions is an assumption until it is measured, and prediction may run elsewhere: both cause a
+    warning only.
 
     Args:
         plan: the setting, in the precision that was chosen.
@@ -113,13 +113,13 @@ def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
 
 
 def advice_for_training(plan: Plan, forecast: Forecast) -> str:
-    """What `explained_out_of_memory` says of training."""
+    """The advice for `explained_out_of_memory` where training ran out of memory."""
     option = next_option(plan, plan.parallel, forecast.device)
     return memory_advice(forecast.device, forecast.training_gib, forecast.precision, option)
 
 
 def advice_for_prediction(plan: Plan, networks: int, device: torch.device) -> str:
-    """What `explained_out_of_memory` says of the prediction by so many networks."""
+    """The advice for `explained_out_of_memory` where prediction by so many networks ran out of memory."""
     found, wanted = device_at_hand(device, 1), plan.training.precision
     half = "bfloat16" if found.kind == "gpu" else "float32"
     precision = half if wanted == "auto" else wanted
@@ -146,18 +146,18 @@ SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""What PyTorch says where it has no error of its own kind: its CPU allocator, the CUDA driver and its libraries."""
+"""Messages of PyTorch where there is no error class: from its CPU allocator, the CUDA driver and CUDA's libraries."""
 KILLED_LOADERS = ("is killed by signal: Killed", "out of shared memory")
-"""What it says of a process that loads data and that the system has ended."""
+"""Messages about a process that loads data and that the system has ended."""
 
 
 @contextmanager
 def explained_out_of_memory(setting: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turns an error inside that means that memory ran out into one line.
+    """Turns an error that says that memory ran out into one line.
 
     Args:
         setting: its name.
-        advice: asked in that case only: on which device, what was foretold, and what to try.
+        advice: called in that case only: the device, the forecast, and what to try.
 
     Raises:
         UserError: memory ran out.
@@ -186,7 +186,7 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it was raised from: a loader's end may stand behind another message."""
+    """The error, and those that it was raised from: a killed loader may hide behind another message."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

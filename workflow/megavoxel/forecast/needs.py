@@ -11,7 +11,7 @@ from megavoxel.planning.needs import JobNeeds, Needs
 from megavoxel.planning.plan import Plan
 
 BESIDE_GIB = 1.0
-"""Of a job beside its own process: Snakemake, which starts itself twice in a Slurm job, and torchrun."""
+"""What a job takes beside its own process: Snakemake, which starts itself twice in a Slurm job, and torchrun."""
 LOADER_GIB = 0.5
 """Libraries of a process that loads patches, which Slurm counts for each."""
 BATCHES_OF_A_LOADER = 4

@@ -16,7 +16,6 @@ from functools import cache, partial
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.pipeline_step import (
     Profile,
-    StepKey,
     fake_network,
     profile_of,
     run_passes,
@@ -24,13 +23,13 @@ from megavoxel.forecast.pipeline_step import (
     update_peak,
     with_micro_batches,
 )
-from megavoxel.forecast.step import HashedPlan, StepCost, anonymous, optimizer_bytes
+from megavoxel.forecast.step import StepCost, StepKey, anonymous, optimizer_bytes
 from megavoxel.planning.plan import Plan
 
 CostOfStage = Callable[[int, int], float]
-"""By a stage's first block and the first one behind it."""
+"""Gives the cost of a stage from its first block and the first block behind it."""
 Blocks = tuple[int, int]
-"""The same two numbers."""
+"""A stage: its first block and the first block behind it."""
 
 
 def least_cut(peak: CostOfStage, bound: CostOfStage, cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
@@ -60,7 +59,7 @@ def least_cut(peak: CostOfStage, bound: CostOfStage, cost: CostOfStage, blocks: 
 
 
 def _cheapest_of_least(peaks: dict[Blocks, float], cost: CostOfStage, blocks: int, stages: int) -> tuple[int, ...]:
-    """The same for peaks that are all known; dynamic programming over where a stage begins."""
+    """The best cut for peaks that are all known, by dynamic programming over where a stage begins."""
     limit, _ = _best_cut(lambda *ends: peaks[ends], max, blocks, stages)
     return _best_cut(lambda *ends: cost(*ends) if peaks[ends] <= limit else math.inf, sum, blocks, stages)[1]
 
@@ -95,7 +94,8 @@ COPIES_OF_WEIGHTS = 3
 MOST_SIMULATED = 2
 """Micro-batches that are run; each further one adds what a stage keeps of it until its backward pass."""
 MOST_COPIES_IN_AN_UPDATE = 2
-"""Of the weights, that an optimiser may make beside gradients and state; where there is room for them it is not run."""
+"""Copies of the weights that an optimiser may make beside gradients and state. Where there is room for them, the update
+is not simulated."""
 
 
 def stage_costs(plan: Plan, parallel: Parallel, precision: str, begins: Sequence[int] = ()) -> list[StepCost]:
@@ -137,30 +137,30 @@ def begins_of(plan: Plan, parallel: Parallel, precision: str) -> tuple[int, ...]
 
 
 def _least_bytes(key: StepKey, profile: Profile, begin: int, end: int) -> int:
-    """What the peak of a stage is not below: what it keeps of all micro-batches but the last, while that goes forward.
+    """A lower bound of a stage's peak: what it keeps of all micro-batches but the last, while that one goes forward.
 
-    Weights and optimiser are there all the time. In the stage itself there is more: what it was sent, and its loss.
+    Weights and optimiser are there all the time. The bound leaves out received tensors and the loss.
     """
     weights = sum(profile.weights[begin:end])
     kept = [0, *itertools.accumulate(profile.kept[begin:end])]
     risen = max(before + own for before, own in zip(kept, profile.risen[begin:end], strict=False))
-    earlier = (key.hashed.plan.parallel.micro_batches - 1) * (kept[-1] - sum(profile.shared[begin:end]))
-    return weights + optimizer_bytes(key.hashed.plan, weights) + earlier + max(kept[-1], risen)
+    earlier = (key.plan.parallel.micro_batches - 1) * (kept[-1] - sum(profile.shared[begin:end]))
+    return weights + optimizer_bytes(key.plan, weights) + earlier + max(kept[-1], risen)
 
 
 def _step_key(plan: Plan, parallel: Parallel, precision: str) -> StepKey:
     micro_batches = parallel.micro_batches
     keys = Parallel(micro_batches=micro_batches, checkpointing=parallel.checkpointing)
     own = replace(anonymous(plan), batch=plan.batch // parallel.parts * micro_batches, parallel=keys)
-    return StepKey(hashed=HashedPlan(own), precision=precision)
+    return StepKey(own, precision)
 
 
 @cache
 def _first_cut(key: StepKey, stages: int) -> tuple[int, ...]:
-    """By what each block keeps for the backward pass."""
+    """The cut that balances what the blocks keep for the backward pass."""
     profile = profile_of(key)
     blocks = zip(profile.kept, profile.shared, profile.weights, strict=True)
-    count = key.hashed.plan.parallel.micro_batches
+    count = key.plan.parallel.micro_batches
     costs = [(kept - shared) * count + shared + COPIES_OF_WEIGHTS * own for kept, shared, own in blocks]
     return balanced_cuts(costs, stages)
 
@@ -168,7 +168,7 @@ def _first_cut(key: StepKey, stages: int) -> tuple[int, ...]:
 @cache
 def _part_cost(key: StepKey, begin: int, end: int) -> StepCost:
     """The cost of some consecutive blocks."""
-    micro_batches = key.hashed.plan.parallel.micro_batches
+    micro_batches = key.plan.parallel.micro_batches
     simulated = min(micro_batches, MOST_SIMULATED)
     passes = run_passes(with_micro_batches(key, simulated), begin, end)
     more = micro_batches - simulated

@@ -15,7 +15,8 @@ from megavoxel.config.study import Training
 from megavoxel.distributed.pipeline import Peers, PipelineMember, Work
 from megavoxel.forecast.step import (
     CPU,
-    HashedPlan,
+    StepCost,
+    StepKey,
     autocast,
     float32_bytes,
     inputs_of_step,
@@ -23,6 +24,7 @@ from megavoxel.forecast.step import (
     new_run,
     optimizer_bytes,
 )
+from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.partition import (
@@ -35,21 +37,12 @@ from megavoxel.network.partition import (
     transfer_specs,
 )
 from megavoxel.network.program import Program, RunState
-from megavoxel.network.segmentation import SegmentationNetwork, entering_state, whole_program
+from megavoxel.network.segmentation import SegmentationNetwork, entering_state
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.pipeline import forward_and_backward
 from megavoxel.training.run import Run
 from megavoxel.training.step import update_weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepKey:
-    """What a stage depends on."""
-
-    hashed: HashedPlan
-    """With the batch of one pipeline, and no `parallel` keys but `micro_batches` and `checkpointing`."""
-    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +52,7 @@ class Profile:
     kept: tuple[int, ...]
     """Bytes that each block keeps for the backward pass of a micro-batch."""
     shared: tuple[int, ...]
-    """What of it all micro-batches share: weights in the precision of the convolutions."""
+    """The part of it that all micro-batches share: weights in the precision of the convolutions."""
     risen: tuple[int, ...]
     """Most bytes that are there while it runs forward, beside what was there before."""
     weights: tuple[int, ...]
@@ -87,6 +80,7 @@ class FakeNetwork:
 
 @cache
 def fake_network(plan: NetworkPlan) -> FakeNetwork:
+    """The network of a plan, made once for all who ask."""
     mode = FakeTensorMode()
     with mode:
         network = SegmentationNetwork(plan)
@@ -94,22 +88,22 @@ def fake_network(plan: NetworkPlan) -> FakeNetwork:
 
 
 def profile_of(key: StepKey) -> Profile:
-    """The key's profile, which depends on little of it, so that one serves many ways of running a step."""
+    """The profile for a step; it depends on little of the key, so that many ways of running a step share one."""
     key = with_micro_batches(key, 1)
-    return _profile(replace(key, hashed=HashedPlan(replace(key.hashed.plan, training=Training()))))
+    return _profile(StepKey(replace(key.plan, training=Training()), key.precision))
 
 
 def with_micro_batches(key: StepKey, count: int) -> StepKey:
-    """The same with another number of micro-batches of the same size."""
-    plan = key.hashed.plan
+    """The key of a step with another number of micro-batches of the same size."""
+    plan = key.plan
     samples = plan.batch // plan.parallel.micro_batches
     plan = replace(plan, batch=samples * count, parallel=replace(plan.parallel, micro_batches=count))
-    return replace(key, hashed=HashedPlan(plan))
+    return StepKey(plan, key.precision)
 
 
 @cache
 def _profile(key: StepKey) -> Profile:
-    plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
+    plan, fake = key.plan, fake_network(key.plan.network)
     with fake.mode, MemoryTracker() as memory:
         state = fake.network.enter(_image(plan))
         specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}
@@ -136,8 +130,8 @@ def _profile(key: StepKey) -> Profile:
 
 
 def bytes_of_casts(module: nn.Module, key: StepKey) -> int:
-    """Bytes of the weights that are kept for the backward pass in a lower precision than their own, once for all."""
-    if key.precision == "float32" or key.hashed.plan.parallel.checkpointing:
+    """Bytes of the copies of weights in a lower precision that all micro-batches share for their backward passes."""
+    if key.precision == "float32" or key.plan.parallel.checkpointing:
         return 0
     size = Precision(name=key.precision, reason="forecast").dtype.itemsize
     # Those of convolutions and linear layers. Norms stay in float32, and no backward pass needs a bias.
@@ -159,7 +153,7 @@ class Half:
 
     peak_bytes: int
     kept_bytes: int
-    """Of a micro-batch, when all have gone forward; what was sent only counts before it is known to have arrived."""
+    """Kept per micro-batch when all have gone forward; a sent tensor counts until it is known to have arrived."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +171,7 @@ class Passes:
 @cache
 def run_passes(key: StepKey, begin: int, end: int) -> Passes:
     """Forward and backward through the stage that holds these blocks, the other stages being silent."""
-    plan, fake, profile = key.hashed.plan, fake_network(key.hashed.plan.network), profile_of(key)
+    plan, fake, profile = key.plan, fake_network(key.plan.network), profile_of(key)
     with fake.mode, MemoryTracker() as memory:
         peers = SilentPeers(memory)
         run = run_of_stage(key, profile, begin, end, peers)
@@ -209,7 +203,7 @@ def run_passes(key: StepKey, begin: int, end: int) -> Passes:
 @cache
 def update_peak(key: StepKey, begin: int, end: int) -> int:
     """Most memory while the optimiser takes its step."""
-    fake, profile = fake_network(key.hashed.plan.network), profile_of(key)
+    fake, profile = fake_network(key.plan.network), profile_of(key)
     with fake.mode, MemoryTracker() as memory:
         run = run_of_stage(key, profile, begin, end, SilentPeers(memory))
         memory.include(run.network.state_dict().values())
@@ -224,7 +218,7 @@ def update_peak(key: StepKey, begin: int, end: int) -> int:
 
 def run_of_stage(key: StepKey, profile: Profile, begin: int, end: int, peers: Peers) -> Run:
     """A run without data of the stage that holds these blocks."""
-    plan, fake = key.hashed.plan, fake_network(key.hashed.plan.network)
+    plan, fake = key.plan, fake_network(key.plan.network)
     stages = _cut_around(plan.network, begin, end)
     stage = next(stage for stage in stages if stage.blocks.start == begin)
     fake.network.program = stage.part_of(fake.program)
@@ -243,7 +237,7 @@ def run_of_stage(key: StepKey, profile: Profile, begin: int, end: int, peers: Pe
 
 def sent_bytes(key: StepKey, begin: int, end: int) -> int:
     """Bytes of a micro-batch that leave a stage of these blocks; as many come back as gradients."""
-    profile, stages = profile_of(key), _cut_around(key.hashed.plan.network, begin, end)
+    profile, stages = profile_of(key), _cut_around(key.plan.network, begin, end)
     stage = next(stage for stage in stages if stage.blocks.start == begin)
     return sum(profile.spec(transfer, stages).nbytes for transfer in stage.sends)
 
@@ -255,7 +249,7 @@ def _cut_around(network: NetworkPlan, begin: int, end: int) -> list[PipelineStag
 
 
 class SilentPeers(Peers):
-    """What is sent takes memory until the sender knows that it has arrived, and what is received before it comes."""
+    """Peers that never answer: a sent tensor takes memory until it has arrived, a received one before it arrives."""
 
     def __init__(self, memory: MemoryTracker) -> None:
         super().__init__(0, CPU)
@@ -285,24 +279,14 @@ class _Silent:
         """Nothing to wait for."""
 
     def is_completed(self) -> bool:
-        """As with gloo."""
+        """Never known before `wait`, as with gloo."""
         return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageOfWindow:
-    """What a stage needs while a window goes through."""
-
-    peak_bytes: int
-    """The weights of all networks included."""
-    workspace_bytes: int
-    """Input and output of its largest convolution in float32."""
 
 
 def staged_window(
     plan: NetworkPlan, begins: Sequence[int], size: Sequence[int], *, networks: int, precision: str
-) -> list[StageOfWindow]:
-    """Of each stage what it needs while a window goes through.
+) -> list[StepCost]:
+    """What each stage needs while a window goes through.
 
     Args:
         plan: the network.
@@ -313,22 +297,30 @@ def staged_window(
     """
     image = (1, plan.input_channels, *size)
     specs = transfer_specs(plan, begins, image, Precision(name=precision, reason="forecast"), CPU)
-    needs = []
+    costs = []
     with FakeTensorMode(), torch.no_grad():
         whole = whole_program(plan)
         for stage in cut_into_stages(whole, begins):
             program = stage.part_of(whole)
             with MemoryTracker() as memory, autocast(precision):
                 program.run(_entering(plan, stage, specs, image))
-            peak = memory.peak + networks * float32_bytes(program)
-            needs.append(StageOfWindow(peak_bytes=peak, workspace_bytes=memory.largest_convolution))
-    return needs
+            weights = float32_bytes(program)
+            costs.append(
+                StepCost(
+                    peak_bytes=memory.peak + networks * weights,
+                    resident_bytes=networks * weights,
+                    workspace_bytes=memory.largest_convolution,
+                    flops=networks * memory.flops,
+                    parameter_bytes=weights,
+                )
+            )
+    return costs
 
 
 def _entering(
     plan: NetworkPlan, stage: PipelineStage, specs: dict[Transfer, TensorSpec], image: Sequence[int]
 ) -> RunState:
-    """What a stage is given, in memory of its own."""
+    """The state that a stage begins with, in memory of its own."""
     if stage.number == 0:
         return entering_state(plan, torch.empty(image))
     arrived = {way.name: torch.empty(specs[way].shape, dtype=specs[way].dtype) for way in stage.receives}

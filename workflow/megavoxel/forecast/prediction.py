@@ -25,18 +25,18 @@ from megavoxel.planning.topology import shape_of
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImages:
-    """Looks at images before the networks of a plan see them whole; plans with other windows take any image."""
+    """Checks images that a plan predicts in one window before they are predicted; plans with other windows take any."""
 
     plan: Plan
     device: Device
     networks: int
-    """Whose mean is taken."""
+    """Networks whose mean is taken."""
     precision: str
-    """Of the forward pass."""
+    """Number format of the forward pass."""
 
     @staticmethod
     def of(predictor: CasePredictor) -> WholeImages:
-        """For the networks and the device of a prediction."""
+        """The check for the networks and the device of a predictor."""
         return WholeImages(
             plan=predictor.plan,
             device=device_at_hand(predictor.device, predictor.group.size),
@@ -72,7 +72,7 @@ class WholeImages:
         )
 
     def gib(self, size: Sequence[int]) -> float:
-        """Peak memory in GiB of the tensors of one window, the sums of its logits included; of the fullest stage."""
+        """Peak memory in GiB of the fullest stage for one window, the sums of its logits included."""
         plan, keys = self.plan, {"networks": self.networks, "precision": self.precision}
         if predicting_devices(plan) > 1:
             peak = max(stage.peak_bytes for stage in staged_window(plan.network, plan.stages, size, **keys))
@@ -99,7 +99,7 @@ class WholeImages:
 def explained_predictor(
     plan: Plan, weights: Sequence[Path], stage: str, arguments: argparse.Namespace
 ) -> Iterator[CasePredictor | None]:
-    """`open_predictor`, for as long as which an error of memory says what was foretold and what would help.
+    """Opens the predictor; while it is open, an error of memory ends in a line with the forecast and what would help.
 
     Raises:
         UserError: memory ran out, or as `open_predictor` says.

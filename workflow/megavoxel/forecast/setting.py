@@ -9,7 +9,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.study import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
-from megavoxel.forecast.pipeline_step import StageOfWindow, fake_network, staged_window
+from megavoxel.forecast.pipeline_step import fake_network, staged_window
 from megavoxel.forecast.step import GIB, StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.planning.patch import predicting_devices, prediction_window
@@ -18,16 +18,16 @@ from megavoxel.planning.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one way of running a setting needs."""
+    """Memory and time that one way of running a setting needs."""
 
     parallel: Parallel
     device: Device
     precision: str
-    """Of training and prediction."""
+    """Number format of training and prediction."""
     training_gib: float
     """Peak memory of the fullest device in training, with overhead and workspace."""
     certain_gib: float
-    """What of it PyTorch itself allocates: without overhead and workspace."""
+    """The part of it that PyTorch itself allocates: without overhead and workspace."""
     prediction_gib: float
     """Peak memory of a device that predicts with the networks of all folds, with overhead and workspace."""
     training_hours: float | None
@@ -39,7 +39,7 @@ class Forecast:
     flops: int
     """Operations of a training step, over all devices."""
     stage_gib: tuple[float, ...]
-    """Of each stage of a pipeline what PyTorch allocates; of a single device one figure."""
+    """What PyTorch allocates in each stage of a pipeline; one figure without a pipeline."""
     sample_gib: float
     """Memory of the fullest device that goes with the samples in it, per sample."""
 
@@ -55,7 +55,7 @@ class Forecast:
 
     @property
     def missing_gib(self) -> float:
-        """By how much it does not fit; 0 where it fits or nothing says how much memory there is."""
+        """Memory that is lacking; 0 where it fits or nothing says how much memory there is."""
         memory = self.device.limit_gib
         return 0.0 if memory is None else max(0.0, self.peak_gib - memory)
 
@@ -93,7 +93,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
 def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) -> float:
     """Peak memory in GiB of the fullest device that predicts the largest case, with overhead and workspace.
 
-    Of a pipeline it is the first device that sums the logits.
+    In a pipeline the first device sums the logits.
 
     Args:
         plan: the setting, with its `parallel`.
@@ -111,14 +111,14 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
-    """Voxels per axis of the largest case that is known to be predicted; of the median one in older plans."""
+    """Voxels per axis of the largest training case; of the median case where the largest is not known."""
     return plan.preprocessing.largest_shape or plan.preprocessing.median_shape
 
 
 def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
     """First block of each stage of a pipeline, for the smallest peak memory of the fullest one.
 
-    Of a curriculum it is the phase with the most voxels in a step that counts.
+    In a curriculum the phase with the most voxels in a step counts.
     """
     largest = max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
     return least_peak_cut(largest, parallel, precision_on(plan, device))
@@ -166,7 +166,7 @@ def _slab_bytes(plan: Plan, size: tuple[int, ...], *, on_host: bool) -> int:
     return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 
-def _gib(cost: StepCost | StageOfWindow, device: Device, *, extra: int = 0) -> float:
+def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
 
 

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 GIB = 2**30
 ONE_NETWORK = 1
 KEYS_OF_A_STEP = ("optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent")
-"""Of `training`, those that memory and FLOPs of a step depend on; settings that differ in others share what is run."""
+"""Keys of `training` on which memory and FLOPs of a step depend; settings that differ in others share a forecast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class StepCost:
     peak_bytes: int
     """Most memory at any time, as PyTorch's allocator counts it: weights, gradients, optimiser, activations."""
     resident_bytes: int
-    """What of it stays between steps: weights and optimiser."""
+    """The part of it that stays between steps: weights and optimiser."""
     workspace_bytes: int
     """Input and output of the largest convolution in float32: the scale of a convolution's own workspace."""
     flops: int
@@ -58,7 +58,7 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
         precision: `float32`, `bfloat16` or `float16`.
     """
     keys = Parallel(checkpointing=parallel.checkpointing)
-    cost = _training_step(HashedPlan(replace(anonymous(plan), parallel=keys, batch=samples)), precision)
+    cost = _training_step(StepKey(replace(anonymous(plan), parallel=keys, batch=samples), precision))
     cost = repeated(cost, parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
@@ -127,27 +127,27 @@ def float32_bytes(network: nn.Module) -> int:
     return parameter_count(network) * BYTES_OF_FLOAT32
 
 
-class HashedPlan:
-    """A plan as a key of a cache: plans hold dictionaries and cannot be hashed themselves."""
+class StepKey:
+    """A plan and a precision as the key of a cache, equal where a step is the same; plans themselves have no hash."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, precision: str) -> None:
+        self.plan, self.precision = plan, precision
         expansion = (plan.expanded_patch, plan.expansion_order)
         training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
         masked = bool(plan.unannotated)
-        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked)
+        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, precision)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HashedPlan) and self.key == other.key
+        return isinstance(other, StepKey) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @cache
-def _training_step(hashed: HashedPlan, precision: str) -> StepCost:
+def _training_step(key: StepKey) -> StepCost:
     with FakeTensorMode():
-        return cost_of_step(new_run(hashed.plan, precision))
+        return cost_of_step(new_run(key.plan, key.precision))
 
 
 def cost_of_step(run: Run) -> StepCost:
@@ -178,7 +178,7 @@ def inputs_of_step(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def make_optimizer_state(run: Run) -> None:
-    """What the first step of a run leaves behind, without the step."""
+    """Makes the optimiser's state, which the first step of a run leaves behind."""
     for parameter in run.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     run.optimizer.step()
@@ -187,7 +187,7 @@ def make_optimizer_state(run: Run) -> None:
 
 @cache
 def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCost:
-    """Of one network; many ways of running a setting share it."""
+    """The cost for one network, which many ways of running a setting share."""
     with FakeTensorMode(), MemoryTracker() as memory, torch.no_grad():
         network = SegmentationNetwork(plan).eval()
         image = torch.zeros(1, plan.input_channels, *size)
@@ -204,5 +204,5 @@ def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCos
 
 
 def gib(value: float) -> str:
-    """Memory, exact enough that what is above a limit is seen to be: `0.428 GiB`, `5.86 GiB`, `16 GiB`."""
+    """Memory in words, with digits enough to show that it is above a limit: `0.428 GiB`, `5.86 GiB`, `16 GiB`."""
     return f"{round(value, 3 if value < 10 else 2):g} GiB"

@@ -151,7 +151,7 @@ def _without_hours(forecast: Forecast) -> list[str]:
 
 
 def _done(setting: Setting, planned: PlannedSetting) -> str:
-    """A line while it goes on."""
+    """A line of progress."""
     cuts = f" and {len(planned.partitions)} partitions" if planned.partitions else ""
     return f"{setting.name}: {'no plan' if planned.choice is None else 'forecast'}{cuts}"
 
@@ -189,11 +189,11 @@ class Partition:
     micro_batches: int
     checkpointing: bool
     first_blocks: tuple[str, ...]
-    """Of each stage."""
+    """Name of the first block of each stage."""
     stage_gib: tuple[float, ...]
     """Tensors of a training step in each stage."""
     peak_gib: float
-    """Of the fullest stage, with overhead and workspace of the device."""
+    """Memory of the fullest stage, with overhead and workspace of the device."""
     fits_gib: tuple[float, ...]
     """Memories of a GPU into which all stages fit."""
 

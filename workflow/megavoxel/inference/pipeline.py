@@ -22,7 +22,7 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 
 NO_MORE = -1
-"""In place of a network's number: there are no more windows."""
+"""Sent in place of a network's number when there are no more windows."""
 
 
 class StagedNetwork:
@@ -54,7 +54,7 @@ class StagedNetwork:
         self._specs: dict[tuple[int, ...], dict[Transfer, TensorSpec]] = {}
 
     def __call__(self, window: Tensor) -> list[Tensor]:
-        """In the first process: float32 logits (1, classes, z, y, x) of a window (1, input channels, z, y, x)."""
+        """Called by the first process: float32 logits (1, classes, z, y, x) of a window (1, channels, z, y, x)."""
         shape = tuple(window.shape[2:])
         self.group.from_leader([self.number, *shape])
         self.run(shape, window)
@@ -93,11 +93,11 @@ class StagedNetwork:
 
 @torch.inference_mode()
 def serve(networks: Sequence[StagedNetwork], group: Group) -> None:
-    """In all processes but the first: runs this process's stages until there are no more windows."""
+    """Runs this process's stages until there are no more windows; called in all processes but the first."""
     while (told := group.from_leader([0, 0, 0, 0]))[0] != NO_MORE:
         networks[told[0]].run(tuple(told[1:]))
 
 
 def dismiss(group: Group) -> None:
-    """In the first process: there are no more windows."""
+    """Tells the other processes that there are no more windows; called in the first one."""
     group.from_leader([NO_MORE, 0, 0, 0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -33,41 +33,42 @@ class CasePredictor:
 
     Args:
         plan: the setting.
-        weights: `model.pt` of one or several folds; their logits are averaged.
-        device: where the networks run.
+        networks: with their weights, on the CPU; their logits are averaged.
+        precision: in which they were trained.
+        device: where they run.
         group: several processes that hold a stage of each network; None: this one holds them whole. The first of them
             predicts, the others `serve`.
-
-    Raises:
-        UserError: weights are missing, damaged, or of another plan.
     """
 
-    def __init__(self, plan: Plan, weights: Sequence[Path], device: torch.device, group: Group | None = None) -> None:
-        contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
-        self._settle(plan, _precision(contents[0], weights[0]), device, group)
-        self.networks = [
-            self._load(number, path, content["weights"])
-            for number, (path, content) in enumerate(zip(weights, contents, strict=True))
-        ]
-
-    @classmethod
-    def of_networks(
-        cls, plan: Plan, networks: Sequence[SegmentationNetwork], precision: str, device: torch.device
-    ) -> CasePredictor:
-        """The same with networks that have their weights already, trained in `precision`."""
-        predictor = cls.__new__(cls)
-        predictor._settle(plan, precision, device, None)
-        predictor.networks = [network.to(device, memory_format=predictor.memory_format).eval() for network in networks]
-        return predictor
-
-    def _settle(self, plan: Plan, precision: str, device: torch.device, group: Group | None) -> None:
-        """What does not depend on the weights."""
+    def __init__(
+        self,
+        plan: Plan,
+        networks: Iterable[SegmentationNetwork],
+        precision: str,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
         self.plan = plan
         self.device = device
         self.group = group or Group(device=device)
         # On the CPU, channels last is about a tenth faster here, and its copies take half as much memory again.
         self.memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last_3d
         self.precision = usable_precision(precision, device)
+        self.networks = [self._placed(number, network) for number, network in enumerate(networks)]
+
+    @classmethod
+    def from_files(
+        cls, plan: Plan, weights: Sequence[Path], device: torch.device, group: Group | None = None
+    ) -> CasePredictor:
+        """A predictor of the networks whose weights are in files, `model.pt` of one or several folds.
+
+        Raises:
+            UserError: weights are missing, damaged, or of another plan.
+        """
+        contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
+        precision = _precision(contents[0], weights[0])
+        networks = (_filled(plan, path, content) for path, content in zip(weights, contents, strict=True))
+        return cls(plan, networks, precision, device, group)
 
     def slabs(self, image, scratch: Path | None = None) -> Iterator[Slab]:
         """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`."""
@@ -111,15 +112,20 @@ class CasePredictor:
 
         return predict
 
-    def _load(self, number: int, path: Path, weights: dict[str, Tensor]) -> SegmentationNetwork | StagedNetwork:
-        network = SegmentationNetwork(self.plan.network)
-        fill_network(network, weights, path)
-        if self.group.size > 1:
-            return StagedNetwork(
-                network, number, plan=self.plan, group=self.group, precision=self.precision,
-                memory_format=self.memory_format,
-            )  # fmt: skip
-        return network.to(self.device, memory_format=self.memory_format).eval()
+    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | StagedNetwork:
+        """A network on the device; where it lies in a pipeline, this process's stage of it."""
+        if self.group.size == 1:
+            return network.to(self.device, memory_format=self.memory_format).eval()
+        return StagedNetwork(
+            network, number, plan=self.plan, group=self.group, precision=self.precision,
+            memory_format=self.memory_format,
+        )  # fmt: skip
+
+
+def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:
+    network = SegmentationNetwork(plan.network)
+    fill_network(network, content["weights"], path)
+    return network
 
 
 def _precision(content: dict[str, Any], path: Path) -> str:
@@ -144,7 +150,7 @@ PATIENCE = timedelta(hours=2)
 def open_predictor(
     plan: Plan, weights: Sequence[Path], stage: str, arguments: argparse.Namespace
 ) -> Iterator[CasePredictor | None]:
-    """The predictor; None in processes that hold a later stage, which have served it when they get here.
+    """Opens the predictor; gives None in processes with a later stage, after they have served it.
 
     A plan whose windows go through a pipeline has this process replaced by `torchrun` first.
 
@@ -165,7 +171,7 @@ def open_predictor(
     if device.type == "cpu":
         return_large_tensors()
     if count == 1:
-        yield CasePredictor(plan, weights, device)
+        yield CasePredictor.from_files(plan, weights, device)
         return
     with joined_group(device, PATIENCE) as group:
         if group.size != count:
@@ -173,7 +179,7 @@ def open_predictor(
                 f"setting {plan.setting}: the plan predicts through a pipeline of {count} processes, {group.size} were "
                 f"started; start 'megavoxel {stage}' once, it starts the others itself"
             )
-        predictor = CasePredictor(plan, weights, device, group)
+        predictor = CasePredictor.from_files(plan, weights, device, group)
         if not group.leads:
             serve(predictor.networks, group)
             yield None

@@ -96,13 +96,13 @@ def outer_product(axes: Sequence[Tensor]) -> Tensor:
 
 
 Predictor = Callable[[Tensor], Tensor]
-"""From float32 (1, channels, patch) to float32 logits (1, classes, patch)."""
+"""Takes a window, float32 (1, channels, patch), and gives its logits, float32 (1, classes, patch)."""
 SLAB_BYTES = 8 * 2**20
 """Most bytes of a slab's logits, unless one row has more."""
 SUMS_BYTES = 2**28
 """Most bytes of the sums over the windows of a strip, unless one window across the image has more."""
 HOST_SUMS_BYTES = 2**24
-"""The same on a CPU: there memory is what a job is granted, and the way through a file costs nothing beside windows."""
+"""The limit on a CPU, where a job is granted its memory, and a detour through a file is cheap beside the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class WindowInferer(Inferer):
             raise UserError(f"{ckpt_path}: missing or damaged weights ({fault}); copy the bundle again") from None
         fill_network(network, weights, Path(ckpt_path))
         networks = list(network.networks)
-        self.predictor = CasePredictor.of_networks(network.plan, networks, network.precision, torch.device(device))
+        self.predictor = CasePredictor(network.plan, networks, network.precision, torch.device(device))
 
     def __call__(self, inputs: Tensor, network: nn.Module | None = None) -> Tensor:  # noqa: ARG002
         """Mean logits (1, classes, z, y, x) of a whole preprocessed image (1, channels, z, y, x).

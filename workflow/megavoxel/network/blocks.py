@@ -67,19 +67,19 @@ class _LeakyReLU(torch.autograd.Function):
 
 
 class UpsampleAndJoin(nn.Module):
-    """What makes an activation finer, then the skip connection behind it in the channels, and what else joins."""
+    """Makes an activation finer and joins skips, and other tensors of that resolution, as further channels."""
 
     def __init__(self, upsample: nn.Module) -> None:
         super().__init__()
         self.upsample = upsample
 
     def forward(self, activation: Tensor, *joined: Tensor) -> Tensor:
-        """All (batch, channels, …), `joined` finer by the stride of `upsample`, to one tensor with all channels."""
+        """One tensor with the channels of all; `joined` are finer than the activation by the stride of `upsample`."""
         return torch.cat([self.upsample(activation), *joined], dim=1)
 
 
 class MeanOverVoxels(nn.Module):
-    """(batch, channels, z, y, x) to (batch, channels, 1, 1, 1), in the precision of the input."""
+    """Mean over voxels, (batch, channels, 1, 1, 1), in the precision of the input."""
 
     def forward(self, activation: Tensor) -> Tensor:
         """The mean of every channel of every sample."""

@@ -36,7 +36,7 @@ def one_hot_branches(labels: Tensor | np.ndarray, classes: int, dtype: torch.dty
 
 
 def with_first_stage(plan: Plan, image: Any, properties: CaseProperties, folders: Sequence[Path]) -> Any:
-    """What the network of a setting is given of a preprocessed case: its image or, in a second stage, both together.
+    """The network's input for a preprocessed case: its image, in a second stage with the first stage's labels.
 
     Args:
         plan: the setting.

@@ -1,4 +1,4 @@
-"""Memory of this process on the CPU: how much it was, and what the C library does with what PyTorch frees."""
+"""Host memory of this process: how much it held, how much it may use, and what the C library does with freed memory."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def limits_of_groups(process: Path = PROCESS, mounted: Path = MOUNTED) -> list[i
 
 
 def _of_each_group(mounted: Path, path: str, name: str) -> Iterator[Path]:
-    """The file of a group and of those around it; a container sees its own group as the outermost one."""
+    """The file of a control group and of those around it; a container sees its own group as the outermost one."""
     group = mounted / path.lstrip("/")
     while group.is_relative_to(mounted):
         if (group / name).is_file():

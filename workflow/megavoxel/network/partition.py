@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
 from megavoxel.network.program import Block, Program, RunState
-from megavoxel.network.segmentation import entering_state, whole_program
+from megavoxel.network.segmentation import entering_state
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import shape_of
 
@@ -31,7 +32,7 @@ class Transfer:
     source: int
     target: int
     name: str
-    """Of the stash; `ACTIVATION` for the activation."""
+    """Name in the stash; `ACTIVATION` for the activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class PipelineStage:
     has_head: bool
     """Whether one of its blocks emits logits."""
     receives: tuple[Transfer, ...]
-    """In the order in which they are sent and received, which is the same for both sides: the activation first, then
-    skips from the last one stashed on. So the next stage needs them, and so a backward pass needs their gradients."""
+    """Sent and received in this order: the activation first, then skips, the last stashed first. The next stage needs
+    them in this order, and a backward pass needs their gradients in it."""
     sends: tuple[Transfer, ...]
     inputs: tuple[str, ...]
     """Stashes that are there before its first block."""
@@ -70,7 +71,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensor."""
+        """Size of the tensor."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
@@ -136,7 +137,7 @@ def transfer_specs(
 
 
 def tensor_of(state: RunState, name: str) -> Tensor:
-    """What a transfer of this name takes from a state."""
+    """The tensor in a state that a transfer of this name sends."""
     return state.activation if name == ACTIVATION else state.stashed[name]
 
 
@@ -151,7 +152,7 @@ def spec_of(tensor: Tensor) -> TensorSpec:
 
 
 def _transfers(blocks: Sequence[Block], inputs: Iterable[str], parts: Sequence[slice]) -> list[Transfer]:
-    """All that crosses a border between stages, each once: activations, then stashes from the last one on."""
+    """Every tensor that crosses a border between stages, once: activations, then stashes, the last stashed first."""
     activations = [Transfer(source=number, target=number + 1, name=ACTIVATION) for number in range(len(parts) - 1)]
     stashes: list[tuple[int, Transfer]] = []
     holder = dict.fromkeys(inputs, (-1, 0))

@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavoxel.network.architectures import whole_program
 from megavoxel.network.blocks import initialise
-from megavoxel.network.program import Program, RunState, head_name, prior_name
-from megavoxel.network.unet import unet_blocks
+from megavoxel.network.program import RunState, head_name, prior_name
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import EXPANDED_LEVEL, shape_of
-
-
-def whole_program(plan: NetworkPlan) -> Program:
-    """All blocks of a network; what is stashed before the first one is what `entering_state` gives."""
-    return Program(unet_blocks(plan), inputs=[prior_name(level) for level in shape_of(plan).prior_levels])
 
 
 def entering_state(plan: NetworkPlan, tensor: Tensor) -> RunState:
@@ -119,7 +114,7 @@ class SegmentationNetwork(nn.Module):
         return {level: self.cropped(logits, level, shape) for level, logits in emitted.items()}
 
     def cropped(self, logits: Tensor, level: int, shape: Sequence[int]) -> Tensor:
-        """A level's logits without what belongs to the padding; `shape` is that of the image (z, y, x)."""
+        """A level's logits without the padding; `shape` is that of the image (z, y, x)."""
         stride = self.shape.logits_strides[level]
         z, y, x = (math.ceil(size / step) for size, step in zip(shape, stride, strict=True))
         return logits[:, :, :z, :y, :x]
@@ -139,5 +134,6 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def _nearest(prior: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Of each cell of `stride` voxels the one behind its centre, as `training.loss.downsample_target` takes it."""
+    """The labels at every cell of `stride` voxels: those of the voxel behind the cell's centre, as in
+    `training.loss.downsample_target`."""
     return prior[(..., *(slice(step // 2, None, step) for step in stride))]

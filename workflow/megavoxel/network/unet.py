@@ -83,7 +83,7 @@ def _excitation(
 
 
 def _head(plan: NetworkPlan, level: int) -> list[Block]:
-    """What turns the activation of a decoder level into logits."""
+    """The blocks that turn the activation of a decoder level into logits."""
     place = Place(side="head", level=level, kind="logits")
     features, restored = plan.decoder_and_bottleneck[level], plan.restored_features
     if level > 0 or restored is None:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from megavoxel.config.study import Network, Setting
+from megavoxel.config.study import Network, NetworkParts, Setting
 from megavoxel.errors import UserError
+from megavoxel.planning.architectures import ARCHITECTURES
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import (
     SMALLEST_EDGE,
     Topology,
-    build_topology,
-    convolution_elements,
     kernels_of,
-    padded_patch,
     shape_of,
 )
 
@@ -41,15 +39,18 @@ class Candidate:
     """A patch with the network that belongs to it."""
 
     patch: tuple[int, ...]
-    """Voxels per axis, a multiple of `divisor`."""
-    divisor: tuple[int, ...]
-    """Stride of the whole network per axis."""
+    """Voxels per axis, a multiple of the network's stride."""
     network: NetworkPlan
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Stride of the whole network per axis."""
+        return shape_of(self.network).divisor
 
     @property
     def elements(self) -> int:
         """Convolution outputs of one sample."""
-        return convolution_elements(self.network, self.patch)
+        return ARCHITECTURES[self.network.architecture].elements(self.network, self.patch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ class Frame:
         with the strides and kernels that it fixes."""
         keys = self.keys
         if keys.strides is None:
-            topology = build_topology(self.spacing, patch if keys.for_patch is None else keys.for_patch)
+            deepest = ARCHITECTURES[keys.architecture].topology
+            topology = deepest(self.spacing, patch if keys.for_patch is None else keys.for_patch)
             levels = keys.fixed_levels
             topology = topology if levels is None else topology.truncated(levels)
         else:
@@ -92,21 +94,18 @@ class Frame:
         """The network for a patch, and the patch rounded up to what its strides need."""
         topology, keys = self.topology(patch), self.keys
         doubled = tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels))
+        parts = {part.name: getattr(keys, part.name) for part in fields(NetworkParts)}
+        if keys.decoder_features is not None:
+            parts["decoder_features"] = keys.decoder_features[: topology.levels - 1]
         network = NetworkPlan(
             channels=self.channels,
             classes=self.classes,
             features=doubled if keys.features is None else keys.features[: topology.levels],
-            decoder_features=None if keys.decoder_features is None else keys.decoder_features[: topology.levels - 1],
             kernels=topology.kernels,
             strides=topology.strides,
-            convolutions_per_level=keys.convolutions_per_level,
-            deep_supervision=keys.deep_supervision,
-            norm=keys.norm,
-            pooling=keys.pooling,
-            upsampling=keys.upsampling,
-            squeeze_excitation=keys.squeeze_excitation,
+            **parts,
         )
-        return Candidate(patch=padded_patch(patch, topology.divisor), divisor=topology.divisor, network=network)
+        return Candidate(patch=shape_of(network).padded(patch), network=network)
 
 
 def start_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
@@ -167,7 +166,7 @@ def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
 
 
 WHOLE = "whole"
-"""In place of the voxels of a patch or window: the whole image."""
+"""Stands for the whole image where a patch or window is asked for."""
 
 
 def predicting_devices(plan: Plan) -> int:

@@ -27,7 +27,7 @@ from megavoxel.config.fields import (
     refuse,
 )
 from megavoxel.config.records import read_record, record, rule, to_plain
-from megavoxel.config.study import Augmentation, Inference, Interpolation, Parallel, Training, UNetParts
+from megavoxel.config.study import Augmentation, Inference, Interpolation, NetworkParts, Parallel, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs
@@ -124,8 +124,8 @@ class PreprocessingPlan(Interpolation):
 
 
 @record
-class NetworkPlan(UNetParts):
-    """A 3D U-Net; level 0 is the finest, the last level the bottleneck."""
+class NetworkPlan(NetworkParts):
+    """A network of levels; level 0 is the finest, the last one the bottleneck."""
 
     channels: Count
     """Channels of the image."""

@@ -90,8 +90,8 @@ class NetworkShape:
     strides: tuple[tuple[int, ...], ...]
     """Per level and axis, how many voxels of the image one of its voxels covers."""
     logits_strides: tuple[tuple[int, ...], ...]
-    """The same for a level's logits. Those of the first level always have the image's resolution: where the level is
-    coarser, they are brought back to it."""
+    """Per level and axis, how many voxels of the image one voxel of its logits covers. The first level has 1: where it
+    is coarser than the image, its logits are brought back to the image's resolution."""
     supervised_levels: tuple[int, ...]
     """Decoder levels whose logits have a loss: the first and, under deep supervision, all others but the lowest.
     nnU-Net gives the lowest one a head and its loss the weight 0; here that head does not exist."""

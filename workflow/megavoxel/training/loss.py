@@ -145,9 +145,9 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 SMOOTH = 1e-5
 Loss = Callable[[Tensor, Tensor], Tensor]
 MaskedLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Of logits, classes, and the annotated labels of each sample."""
+"""A loss of logits, classes, and the annotated labels of each sample."""
 Completion = Callable[[Tensor], Tensor]
-"""From the Dice sums of a part of a batch to those of the batch."""
+"""Takes the Dice sums of a part of a batch and gives those of the batch."""
 
 
 def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -289,7 +289,7 @@ LOSSES: dict[str, tuple[Callable[[LossKeys], MaskedLoss], ...]] = {
     "dice_topk": (_dice, _topk),
     "dice_perimeter": (_dice, _perimeter),
 }
-"""By the study's key `training.loss`, the parts that are added up."""
+"""The parts that are added up, by the study's key `training.loss`."""
 
 
 def build_loss(
@@ -339,7 +339,7 @@ def downsample_target(target: Tensor, stride: Sequence[int]) -> Tensor:
     return target
 
 
-def supervised_levels(
+def levels_with_targets(
     logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]
 ) -> list[tuple[Tensor, Tensor]]:
     """Logits in float32 and the target at their resolution, per level.
@@ -359,12 +359,12 @@ def supervised_loss(
     strides: Sequence[Sequence[int]],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The weighted sum over the levels of `loss`, one for all levels or one each; see `supervised_levels`.
+    """The weighted sum over the levels of `loss`, one for all levels or one each; see `levels_with_targets`.
 
     `weights` are for levels that are not all that there are; None: `supervision_weights`.
     """
     losses = loss if isinstance(loss, Sequence) else [loss] * len(logits)
     weights = supervision_weights(len(logits)) if weights is None else weights
-    levels = supervised_levels(logits, target, strides)
+    levels = levels_with_targets(logits, target, strides)
     terms = [weight * loss(*level) for weight, loss, level in zip(weights, losses, levels, strict=True)]
     return torch.stack(terms).sum()

@@ -40,7 +40,7 @@ GivenGradient = Callable[[], Tensor]
 
 
 def as_received(tensor: Tensor, transfer: Transfer, gradients: dict[Transfer, Tensor]) -> Tensor:
-    """The same tensor, no leaf; the backward pass puts its gradient into `gradients`."""
+    """The tensor, which is no leaf of the graph; the backward pass puts its gradient into `gradients`."""
     if not torch.is_grad_enabled():
         return tensor
     return _AsReceived.apply(tensor, torch.empty(0, requires_grad=True), transfer, gradients)
@@ -83,7 +83,7 @@ class _BackwardRoot(torch.autograd.Function):
 
 
 TARGET_DTYPE = torch.int32
-"""Of targets on their way: the smallest that holds all classes and that every backend sends."""
+"""Type of targets that are sent: the smallest that holds all classes and that every backend sends."""
 FORWARD, BACKWARD = "micro-batch {} forward", "micro-batch {} backward"
 """Names in a profiler's trace; a backward pass includes waiting for its gradient."""
 
@@ -93,11 +93,11 @@ class Held:
     """What a stage keeps of a micro-batch between its forward and its backward pass, besides autograd's graph."""
 
     gradients: dict[Transfer, Tensor]
-    """Of what was received, as the backward pass finds them."""
+    """Gradients of the received tensors, as the backward pass finds them."""
     roots: list[Tensor]
     """Scalars that the backward pass begins from, besides the loss."""
     logits: dict[int, Tensor]
-    """Of the stage's own heads, by level: float32 (samples, classes, z, y, x) without padding."""
+    """Logits of the stage's own heads, by level: float32 (samples, classes, z, y, x) without padding."""
     target: Tensor | None
     """int64 (samples, z, y, x), where the stage has heads."""
 
@@ -201,7 +201,7 @@ def _send(member: PipelineMember, state: RunState) -> list[Tensor]:
     """Sends what leaves the stage, and has its gradients received when the backward pass gets there.
 
     Not before: the gradient of the largest skip would lie there while the deeper levels run. The backward pass wants
-    them in the order of `PipelinePipelineStage.sends`, in which they are sent.
+    them in the order of `PipelineStage.sends`, in which they are sent.
 
     Returns what the backward pass begins from. That is the activation; on its way there every skip was used.
     """

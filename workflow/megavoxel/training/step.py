@@ -26,8 +26,8 @@ from megavoxel.planning.topology import EXPANDED_LEVEL
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
+    levels_with_targets,
     sums_of_whole,
-    supervised_levels,
     supervised_loss,
 )
 from megavoxel.training.pipeline import forward_and_backward
@@ -80,7 +80,7 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
 
 
 def parts_of(run: Run, image: Tensor, target: Tensor) -> list[Pass]:
-    """What of a process's samples goes through the network together."""
+    """A process's samples in the parts that go through the network together."""
     count = run.plan.parallel.accumulate
     return [Pass(image=part, target=own) for part, own in zip(image.chunk(count), target.chunk(count), strict=True)]
 
@@ -149,7 +149,7 @@ def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
     """Dice sums (2 or 3, classes - 1) of the whole batch, per level."""
     totals = []
     for one in passes:
-        levels = supervised_levels(*_forward(run, run.network, one), _strides(run, one))
+        levels = levels_with_targets(*_forward(run, run.network, one), _strides(run, one))
         totals.append([dice_sums_of_batch(*level, run.annotated) for level in levels])
     return [run.group.sum(torch.stack(level).sum(dim=0)) for level in zip(*totals, strict=True)]
 
@@ -211,7 +211,7 @@ def _share_statistics(run: Run) -> None:
 
 
 def _clip(run: Run) -> None:
-    """By the norm over the weights of all stages, which every replica has alike."""
+    """Clips the gradients by their norm over all stages, which is the same in every replica."""
     parameters, limit = list(run.network.parameters()), run.plan.training.gradient_clip
     if run.pipeline is None:
         clip_grad_norm_(parameters, limit)
