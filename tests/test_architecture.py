@@ -108,6 +108,10 @@ def test_circles_are_found():
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
+def test_no_files_import_one_another_in_a_circle(package):
+    assert not circles(import_graph(package))
+
+
 def test_no_function_is_longer_than_70_lines(package):
     too_long = [
         f"{path.relative_to(package)}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
