@@ -46,7 +46,7 @@ def test_a_run_that_holds_its_states_is_running_with_the_time_left_since_its_las
     write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=120)
     with held(tmp_path / "state/s/a/fold-0/key"):
         run = one(tmp_path)
-    assert (run.state, run.epoch, run.pseudo_dice) == ("running", "2/10", 0.4321)
+    assert (run.state, run.epoch, run.watched) == ("running", "2/10", 0.4321)
     assert run.seconds_left == pytest.approx(8 * 60 - 120, abs=5)
 
 
@@ -98,12 +98,28 @@ def finish(root: Path, *, scored: bool) -> None:
 def test_a_finished_run_has_the_mean_of_its_cases(tmp_path):
     finish(tmp_path, scored=False)
     run = one(tmp_path)
-    assert (run.state, run.epoch, run.pseudo_dice, run.score) == ("trained", "2", 0.75, None)
+    assert (run.state, run.epoch, run.watched, run.score) == ("trained", "2", 0.75, None)
     finish(tmp_path, scored=True)
     run = one(tmp_path)
     assert run.state == "done"
     assert run.metric == "DSC"
     assert run.score == pytest.approx((0.625 + 0.5) / 2)
+
+
+def test_runs_of_a_classifier_show_its_accuracy(tmp_path):
+    line = "epoch 1/2  loss 1.1435  accuracy 0.500  validation 0.750  0.1 s, 1.0 min left\n"
+    write(tmp_path / "logs/s/train/a-0.log", line)
+    run = one(tmp_path)
+    assert (run.state, run.epoch, run.watched, run.watched_as) == ("starting", "1/2", 0.75, "validation accuracy")
+    outputs = tmp_path / "results/s/a/fold-0"
+    write(outputs / "model.pt", "weights")
+    write(outputs / "history.csv", "epoch,training_loss,training_accuracy\n1,0.3,0.5\n2,0.2,0.625\n")
+    rows = ["a,validation,0,x.png,dark,probability,0.3", "a,validation,0,x.png,dark,truth,1"]
+    rows += ["a,validation,0,all,all,accuracy,0.875", "a,validation,0,all,all,ece,0.1"]
+    write(outputs / "scores.csv", "\n".join(["setting,split,fold,case,label,metric,value", *rows]) + "\n")
+    run = one(tmp_path)
+    assert (run.state, run.watched, run.watched_as, run.metric) == ("done", 0.625, "training accuracy", "Accuracy")
+    assert run.score == 0.875
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from megavoxel.evaluation.compared import Compared
 
 DEFAULT = ("dsc", "nsd")
-"""What a study is scored by that does not say."""
+"""The metrics of a study that names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a score is, and what has to be known to show it."""
+    """A metric: how its values are worked out, and what has to be known to show them."""
 
     name: str
-    """As in score files and in files of published numbers."""
+    """Its name in score files and in files of published numbers."""
     shown: str
     """Heads its columns, and names its axes."""
     title: str
@@ -34,7 +34,7 @@ class Metric:
     definition: str
     """What it measures, and the source of the definition: a clause of the report's page."""
     unit: str = ""
-    """Of its values; empty for shares."""
+    """Unit of its values; empty for shares."""
     low: float = 0.0
     """Least possible value."""
     high: float = 1.0
@@ -47,8 +47,8 @@ class Metric:
     one_empty: float = 0.0
     """Value of a label that one map alone has; infinity: the length of the image's diagonal in mm."""
     function: Callable[..., Any]
-    """Of segmentation: the value of a `Compared` label that both maps have. Of classification: of targets,
-    probabilities and weights (`megavoxel.tasks.classification.metrics`)."""
+    """Works out the value. A metric of segmentation is given a `Compared` label that both maps have, one of
+    classification targets, probabilities and weights (`megavoxel.tasks.classification.metrics`)."""
 
     @property
     def key(self) -> str:

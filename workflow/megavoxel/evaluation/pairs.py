@@ -1,4 +1,4 @@
-"""What is scored: predictions and the label maps that they are held against, as files, and the labels in them."""
+"""Predictions, the label maps that they are held against, and the labels that are scored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What of a split is scored."""
+    """The cases of a split that are scored, and those that are not."""
 
     pairs: tuple[Pair, ...]
     """The labelled cases."""

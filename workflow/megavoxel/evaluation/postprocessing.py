@@ -31,12 +31,12 @@ CONNECTIVITY = 26
 
 @dataclass(frozen=True, kw_only=True)
 class KeepLargest:
-    """Of what only the largest component is kept."""
+    """The parts of a label map of which only the largest component is kept."""
 
     foreground: bool = False
-    """Of all labels together; done first."""
+    """Whether this is done for all labels together, before single labels."""
     labels: tuple[str, ...] = ()
-    """Of each of these labels on its own."""
+    """Labels for which it is done, each on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Evidence:
     before: float | None
     """Mean DSC without the step: over cases, then (for `foreground`) over labels; None where there is none."""
     after: float | None
-    """The same with the step."""
+    """Mean DSC with the step."""
     kept: bool
     """Whether the step is part of the post-processing."""
 
@@ -61,7 +61,7 @@ class Postprocessing:
 
     keep_largest: KeepLargest = field(default_factory=KeepLargest)
     evidence: tuple[Evidence, ...] = ()
-    """What was tried, in order."""
+    """The steps that were tried, in order."""
     cases: int = 0
     """Cross-validation cases that decided."""
     connectivity: int = CONNECTIVITY

@@ -1,4 +1,4 @@
-"""What models cost: the peak memory of their training, measured and forecast, and seconds per image in inference."""
+"""The cost of models: peak memory of their training, measured and forecast, and seconds per image in inference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NONE = Peak(measured=math.nan, forecast=math.nan)
 
 
 def own_peaks(stored: Stored) -> dict[str, Peak]:
-    """By model: of a setting the largest of its folds, of an ensemble the largest of its members.
+    """Peaks by model: a setting has the largest of its folds, an ensemble the largest of its members.
 
     The figures are those of `peak_memory` in the manifests. Folds without one are passed over; an ensemble with a
     member that has none has none.
@@ -57,8 +57,8 @@ def own_peaks(stored: Stored) -> dict[str, Peak]:
 
 
 def cascade_peaks(stored: Stored) -> dict[str, Peak]:
-    """By model, as `own_peaks`, but for a setting with a first stage the largest of all stages: what one has to have
-    to train the whole cascade, as table 3 of Wang et al. 2022 states it."""
+    """Peaks by model, as `own_peaks`, but a setting with a first stage has the largest of all stages: what training
+    the whole cascade takes, as table 3 of Wang et al. 2022 states it."""
     own = own_peaks(stored)
     settings = {
         setting: largest(own.get(stage, NONE) for stage in stages_of(setting, stored.plans)) for setting in stored.plans

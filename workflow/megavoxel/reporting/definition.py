@@ -1,4 +1,4 @@
-"""What a report compares: the definition that the workflow hands over."""
+"""The definition of a study that the workflow hands over: models, folds, sweeps and metrics to report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEGMENTATION = "segmentation"
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """What the study compares."""
+    """The models that a report compares, and how."""
 
     task: str = SEGMENTATION
     """`segmentation` or `classification`."""
@@ -39,7 +39,7 @@ class Definition:
     metrics: tuple[str, ...] = ()
     """Keys of the metrics that are shown; the first ranks cases. Empty: all that are scored."""
     cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of classification: settings that are repeats of one another, by the name that the study gave them."""
+    """Settings of a classification study that are repeats of one another, by the name that the study gave them."""
 
     @property
     def classifies(self) -> bool:
@@ -53,7 +53,7 @@ class Definition:
 
     @property
     def rows(self) -> dict[str, tuple[str, ...]]:
-        """What the main table has a row for, and the models in it: models, or cells and ensembles."""
+        """Rows of the main table with the models in each: single models, or cells of repeats and ensembles."""
         repeated = self.cells if self.classifies else {setting: (setting,) for setting in self.settings}
         return {**repeated, **{name: (name,) for name in self.ensembles}}
 
@@ -86,7 +86,7 @@ def load_definition(text: str) -> Definition:
 
 
 def _values(text: str) -> tuple[Any, str]:
-    """What a study's definition says, from JSON or a file of JSON, and what errors call it."""
+    """The plain values of a definition, from JSON or a file of JSON, and the name of that file for errors."""
     if not text.lstrip().startswith("{"):
         return read_json(Path(text), what="definition of the study"), text
     try:

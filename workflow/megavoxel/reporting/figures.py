@@ -26,7 +26,7 @@ BOXES_PER_PANEL = 40
 COLUMNS_OF_CURVES = 4
 POINTS_PER_CURVE = 200
 WIDTH_OF_BOXES = 0.8
-"""Of all boxes of a label, where labels are 1 apart."""
+"""Width of all boxes of a label together, where labels are 1 apart."""
 SPREAD_OF_POINTS = 0.1
 """How far a point may stand from the middle of its box, as a fraction of the box's width."""
 POINT_AREA = 2.5**2

@@ -33,20 +33,20 @@ CLASSIFICATION_COSTS = ("cost_against_resolution", "accuracy_against_memory", "a
 ENTRIES_SHOWN = 8
 FINDINGS_SHOWN = 100
 NAMES_SHOWN = 12
-"""Of a list in a sentence; the others are counted."""
+"""Names of a list that stand in a sentence; the others are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a page is made of."""
+    """Everything that a page shows."""
 
     stored: Stored
     tables: Mapping[str, pd.DataFrame]
-    """As shown, by name."""
+    """Tables with rounded numbers, by name."""
     folder: Path
     """The report's folder, whose tables and figures are copied into the page."""
     comparisons: Sequence[Shown] = ()
-    """As `megavoxel.reporting.examples.write_comparisons` returns them."""
+    """Pictures of single cases, from `megavoxel.reporting.examples.write_comparisons`."""
     viewer: Viewer | None = None
     """None where a study has no volumes."""
 
@@ -56,12 +56,12 @@ class Section:
     """A part of the page: `template/sections/TEMPLATE.html.j2`, and what it is given."""
 
     name: str
-    """In links."""
+    """Its name in links."""
     title: str
     template: str = ""
     """Empty: the name."""
     values: Callable[[Report], dict[str, Any]] = lambda _: {}
-    """What the template names besides `definition`, `metrics`, `splits`, `tables`, `figures` and the notices."""
+    """Gives what the template uses besides `definition`, `metrics`, `splits`, `tables`, `figures` and the notices."""
     figures: Callable[[Report], dict[str, str]] = lambda _: {}
     """Names of figures by what the template calls them."""
     is_shown: Callable[[Report], bool] = lambda _: True
@@ -105,7 +105,7 @@ def write_page(report: Report, sections: Sequence[Section]) -> None:
 
 
 def _notices(stored: Stored) -> dict[str, Any]:
-    """What stands at the top: what is missing, left out or odd."""
+    """The notices at the top: parts that are missing, left out or odd."""
     random = []
     if isinstance(stored, StoredClassification):
         random = [cell for cell in stored.definition.cells if not stored.cell_plan(cell).pretrained]
@@ -175,7 +175,7 @@ def _pictures(report: Report) -> dict[str, Any]:
 
 
 def _run(report: Report) -> dict[str, Any]:
-    """With what the study was run."""
+    """The software, hardware and settings of the runs."""
     stored = report.stored
     classifies = stored.definition.classifies
     return {
@@ -262,7 +262,7 @@ def _text(path: Path) -> str:
 
 
 def read_findings(path: Path) -> list[dict[str, str]]:
-    """What `megavoxel check` found besides sound cases: warnings, errors and excluded cases; empty without the file.
+    """Findings of `megavoxel check` besides sound cases: warnings, errors and excluded cases; empty without the file.
 
     Raises:
         UserError: the file cannot be read.
@@ -287,7 +287,7 @@ def labels_never_seen(stored: Stored) -> list[str]:
 
 
 def settings_table(stored: Stored) -> pd.DataFrame:
-    """What was run: one line per setting."""
+    """One line per setting with its patch, training and plan."""
     return pd.DataFrame(
         {
             "Setting": name,
@@ -311,7 +311,8 @@ def sweep_section(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
 
 
 def postprocessing_table(stored: Stored) -> pd.DataFrame:
-    """Of what each model keeps the largest component only; models without a postprocessing.json are left out.
+    """The labels of each model that post-processing cuts to their largest component; models without a
+    postprocessing.json are left out.
 
     Raises:
         UserError: a file is damaged.

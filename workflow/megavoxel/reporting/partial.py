@@ -15,7 +15,7 @@ from megavoxel.reporting.definition import Definition
 from megavoxel.tasks.classification.cases import ImageCases
 
 CASES_NAMED = 8
-"""Of the cases that an error names; the others are counted."""
+"""Cases that an error names; the others are counted."""
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
 
 
@@ -118,7 +118,7 @@ def stored_scores(results: Path, definition: Definition) -> pd.DataFrame:
 def existing_part(
     definition: Definition, results: Path, scores: pd.DataFrame, *, expected: Set[str]
 ) -> tuple[Definition, pd.DataFrame, list[str]]:
-    """What of a definition can be reported, its scores, and a line about each thing that is missing.
+    """The part of a definition that can be reported, its scores, and a line about each thing that is missing.
 
     A fold counts where it was trained and scored, a model where it has a fold and, if test cases are expected, their
     scores; an ensemble where its members do, a cell where one of its settings does.

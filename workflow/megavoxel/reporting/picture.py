@@ -21,7 +21,7 @@ from megavoxel.volumes.slabs import FileSlab
 from megavoxel.volumes.volume import Volume
 
 PLANES = (("axial", 1, 2), ("coronal", 0, 2), ("sagittal", 0, 1))
-"""By the canonical axis (z, y, x) that stands still: name, and the axes that run up and across."""
+"""Name, axis that runs up, and axis that runs across, for each canonical axis (z, y, x) that a plane cuts."""
 ENDS = ("IS", "PA", "LR")
 """Where each canonical axis begins and ends."""
 WIDTH, MOST_HEIGHT = 9.0, 7.0

@@ -1,4 +1,4 @@
-"""With what the runs of a study were made, by their manifests, and whether that was the same for all of them."""
+"""The software, data and hardware of a study's runs by their manifests, and whether all runs had the same."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _entries(stored: Stored, beginnings: tuple[str, ...]) -> dict[str, dict[str,
 
 
 def _value(entries: Mapping[str, Any], key: str) -> str:
-    """What a run says of a key; nothing where it says more than one thing, under keys of their own."""
+    """The value that a run states for a key; empty where it states several, under keys below it."""
     if key in entries:
         return NONE if entries[key] is None else str(entries[key])
     if any(other.startswith(f"{key}.") for other in entries):

@@ -153,7 +153,7 @@ def models_of_rows(published: pd.DataFrame, definition: Definition) -> dict[tupl
 def _measured(
     metric: str, models: Sequence[str], means: Mapping[tuple[str, str], float], peaks: Mapping[str, Peak]
 ) -> float:
-    """Of the models that are repeats of one another; NaN where there is none, or one lacks the metric."""
+    """Mean over models that are repeats of one another; NaN where there is none, or one lacks the metric."""
     if metric == PEAK:
         return largest(peaks[model] for model in models).measured
     values = [means.get((model, metric), math.nan) for model in models]

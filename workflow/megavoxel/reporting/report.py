@@ -26,17 +26,17 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was read for a report, and where it goes."""
+    """Everything that was read for a report, and the folder that it goes to."""
 
     stored: Stored
     published: pd.DataFrame
-    """As `read_published` gives it."""
+    """Published numbers, from `read_published`."""
     timings: pd.DataFrame
-    """As `read_timings` gives them."""
+    """Seconds of inference, from `read_timings`."""
     report: Path
     """The report's folder."""
     processes: int
-    """That share the cases of the viewer."""
+    """Number of processes that share the cases of the viewer."""
 
     @property
     def figures(self) -> Path:
@@ -46,12 +46,12 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the report of a task consists of."""
+    """The parts of a task's report."""
 
     numbers: Callable[[Inputs], Tables]
     """Tables with full numbers."""
     showing: dict[str, Callable[[pd.DataFrame], pd.DataFrame]]
-    """What makes texts of each table."""
+    """By table, the function that rounds its numbers to texts."""
     figures: Callable[[Inputs, Tables], None]
     """Writes the figures that need nothing but what is stored, from tables with full numbers."""
     pictures: Callable[[Inputs, Tables], Report]

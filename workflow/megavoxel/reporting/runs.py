@@ -15,17 +15,27 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.errors import UserError
-from megavoxel.evaluation.metrics import metrics_in
+from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import read_scores
+from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 from megavoxel.training.states.lock import sign_of_life
 
 EPOCH = re.compile(
-    r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)  loss .*  pseudo-Dice (?P<dice>\S+)  [\d.]+ s, (?P<minutes>[\d.]+) min left"
+    r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)  loss .*  (?P<word>pseudo-Dice|validation|accuracy) (?P<value>\S+)  "
+    r"[\d.]+ s, (?P<minutes>[\d.]+) min left"
 )
+WATCHED = {
+    "pseudo_dice": "pseudo-Dice",
+    "validation_accuracy": "validation accuracy",
+    "training_accuracy": "training accuracy",
+}
+"""Columns of history.csv that say how well a network does, the best one first, and how they are called."""
+WORDS = dict(zip(("pseudo-Dice", "validation", "accuracy"), WATCHED.values(), strict=True))
+"""How the log of training calls them."""
 PHASE = re.compile(r"phase (\d+) of (\d+)")
 FAULT = re.compile(r"megavoxel \S+: error: |Traceback \(most recent call last\)")
 STARTING_SECONDS = 120
-"""So long a run without a sign of life may take to load its libraries and data."""
+"""Seconds that a run without a sign of life may take to load its libraries and data."""
 LAST_LINES = 5
 MOST_CHARACTERS = 400
 QUEUE_SECONDS = 15
@@ -42,12 +52,14 @@ class Run:
     """`waiting`, `queued`, `starting`, `running`, `trained` (not yet scored), `done` or `failed`."""
     epoch: str = ""
     """The last finished epoch of how many, with the phase where there are several."""
-    pseudo_dice: float | None = None
-    """After that epoch."""
+    watched: float | None = None
+    """How well the network did after that epoch."""
+    watched_as: str = ""
+    """Name of that measure, such as pseudo-Dice."""
     seconds_left: float | None = None
-    """Of training, or of its phase."""
+    """Time left of training, or of its phase."""
     metric: str = ""
-    """What it was scored by: the first metric of its scores."""
+    """Head of the metric of `score`: the first one of its score file."""
     score: float | None = None
     """Mean over validation cases of the mean over labels, as in the report."""
     lines: tuple[str, ...] = ()
@@ -154,10 +166,11 @@ def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> Run:
 def _finished(outputs: Path, setting: str, fold: int) -> Run:
     last = pd.read_csv(outputs / "history.csv").iloc[-1] if (outputs / "history.csv").is_file() else None
     epoch = "" if last is None else f"{last['epoch']:.0f}"
-    dice = None if last is None else float(last["pseudo_dice"])
+    column = next((name for name in WATCHED if last is not None and name in last), None)
+    watched = {} if column is None else {"watched": float(last[column]), "watched_as": WATCHED[column]}
     metric, score = _mean_score(outputs / "scores.csv")
     state = "trained" if score is None else "done"
-    return Run(setting=setting, fold=fold, state=state, epoch=epoch, pseudo_dice=dice, metric=metric, score=score)
+    return Run(setting=setting, fold=fold, state=state, epoch=epoch, metric=metric, score=score, **watched)
 
 
 def _mean_score(path: Path) -> tuple[str, float | None]:
@@ -166,14 +179,15 @@ def _mean_score(path: Path) -> tuple[str, float | None]:
         table = read_scores(path)
     except UserError:  # not there yet
         return "", None
-    for metric in metrics_in(table["metric"])[:1]:
+    metrics = (*METRICS.values(), *CLASSIFICATION_METRICS.values())
+    for metric in [metric for metric in metrics if (table["metric"] == metric.name).any()][:1]:
         mean = table[table["metric"] == metric.name].groupby("case")["value"].mean().mean()
         return metric.head, None if pd.isna(mean) else float(mean)
     return "", None
 
 
 def _progress(log: Path) -> dict[str, object]:
-    """What the last epoch in a log says, and the time left since then."""
+    """The last epoch in a log, and the time left since then."""
     phase, last = None, None
     with log.open(errors="replace") as lines:
         for line in lines:
@@ -184,6 +198,7 @@ def _progress(log: Path) -> dict[str, object]:
     left = 60 * float(last["minutes"]) - (time.time() - log.stat().st_mtime)
     return {
         "epoch": f"{before}{last['epoch']}/{last['epochs']}",
-        "pseudo_dice": float(last["dice"]),
+        "watched": float(last["value"]),
+        "watched_as": WORDS[last["word"]],
         "seconds_left": max(left, 0.0),
     }

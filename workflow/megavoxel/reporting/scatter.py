@@ -42,7 +42,7 @@ PANEL, LEGEND_LINE, BELOW = 4.0, 0.21, 0.4
 """Inches: side of a panel, a line of the legend, and what stands below the panels."""
 CHARACTERS_PER_INCH = 13
 FONT_SIZE, DIGIT_WIDTH, DIGIT_HEIGHT, POINT_RADIUS = 7.0, 4.6, 7.5, 3.5
-"""Of the numbers beside points, and of points, in typographic points."""
+"""Sizes of the numbers beside points, and of points, in typographic points."""
 RADII = (9.5, 13.0, 17.0, 22.0, 28.0, 35.0, 43.0, 52.0)
 """Distances of a number from its point that are tried; from the second on, a line leads to the number."""
 DIRECTIONS, POINTS_PER_INCH = 12, 72
@@ -57,13 +57,13 @@ class Point:
     number: int
     """Counted from 1; published rows about a model of the study have its number."""
     name: str
-    """As the key has it."""
+    """Its name in the key."""
     kind: str
     """`setting`, `ensemble` or `published`."""
     cost: float
     """GiB (of published memory GB), or seconds."""
     scores: Mapping[str, float]
-    """By panel."""
+    """Score by panel."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Ends of 95 % bootstrap intervals, by panel."""
     line: str = ""
@@ -219,8 +219,11 @@ def time_points(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame) 
 
 
 def network_names(stored: Stored) -> dict[str, str]:
-    """By setting, what the names of all settings with the same network begin with: `unet-32` of `unet-32-small` and
-    `unet-32-whole`. Where they share no beginning, or another network has the same one, the first setting's name."""
+    """The beginning that the names of all settings with the same network share, by setting.
+
+    `unet-32-small` and `unet-32-whole` share `unet-32`. Where they share no beginning, or another network has the same
+    one, it is the first setting's name.
+    """
     families: dict[Any, list[str]] = {}
     for setting, plan in stored.plans.items():
         families.setdefault(plan.network, []).append(setting)
@@ -370,7 +373,7 @@ def _marker(kind: str, colour: tuple[float, ...]) -> dict[str, Any]:
 
 
 def _key(points: Sequence[Point], colours: Mapping[int, tuple[float, ...]]) -> list[Line2D]:
-    """What the numbers stand for; published rows about a measured point have one line together."""
+    """Lines of the key, one for each number; published rows about a measured point have one line together."""
     measured = [point for point in points if point.kind != "published"]
     published = [point for point in points if point.kind == "published"]
     named = [(f"{point.number}  {point.name}", point.kind, colours[point.number]) for point in measured]

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 12345
 FEWEST_DIFFERENCES = 6
-"""Of five pairs the smallest two-sided p is 1/16: no outcome could be called significant at 0.05."""
+"""With five pairs the smallest two-sided p is 1/16: no outcome could be called significant at 0.05."""
 DECIMALS = 12
 """Differences are rounded to so many, so that equal ones are equal in spite of floating-point arithmetic."""
 BATCH = 1000

@@ -1,4 +1,4 @@
-"""What a study left on disk, read for its report."""
+"""Results that a study left on disk, read for its report."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Stored:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What is shown; the first ranks cases, and stands against cost."""
+        """The metrics that are shown; the first one ranks cases, and stands against cost."""
         if self.definition.metrics:
             return metrics_of(self.definition.metrics, where="metrics")
         return metrics_in(self.scores["metric"])
 
     @property
     def device_forecast_gib(self) -> dict[str, float]:
-        """What plan.tsv forecasts of a device, in GiB by setting; settings without a forecast are left out."""
+        """Forecast memory of a device by plan.tsv, in GiB by setting; settings without a forecast are left out."""
         return self.forecast["peak_gib"].dropna().to_dict() if len(self.forecast) else {}
 
     def folder(self, model: str) -> Path:
@@ -89,7 +89,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What one model said of the images of a split."""
+    """Class probabilities by one model for the images of a split."""
 
     names: tuple[str, ...]
     patients: tuple[str, ...]
@@ -102,7 +102,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredClassification(Stored):
-    """What a classification study has besides."""
+    """Results of a classification study."""
 
     predictions: dict[tuple[str, str], Predictions]
     """By model and split."""
@@ -308,7 +308,7 @@ def _manifests(study: Definition, runs: dict[tuple[str, int], Path]) -> dict[tup
 def _predictions(
     scores: pd.DataFrame, study: Definition, classes: tuple[str, ...], cases: ImageCases | None, source: Path
 ) -> dict[tuple[str, str], Predictions]:
-    """What every model said of the images of each split."""
+    """Predictions of every model for the images of each split."""
     # Scores that came without cases say nothing of patients.
     patients = {} if cases is None else {case.id: case.owner for case in cases.cases}
     images = scores[scores["metric"].isin((PROBABILITY, TRUTH))]

@@ -98,7 +98,8 @@ def write_tables(
 
 
 Shown = Mapping[str, str | tuple[str, Callable[..., str]]]
-"""By head, the column of full numbers that is shown as it is; or several, and what makes a text of a row's values."""
+"""Columns of a shown table by their heads: either the name of a column that is shown as it is, or the names of columns,
+with spaces between them, and the function that makes a text of their values in a row."""
 
 
 def show(table: pd.DataFrame, columns: Shown, *, optional: Sequence[str] = ()) -> pd.DataFrame:
@@ -219,7 +220,7 @@ def show_published(table: pd.DataFrame, write: Callable[[float], str] = four_dig
 
 
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """What is shown of a table, with peak memory, measured and forecast, where one of its rows has it."""
+    """A shown table with peak memory, measured and forecast, where one of its rows has it."""
     stated = {head: table[name] for name, head in PEAK_HEADS.items() if name in table and table[name].notna().any()}
     return shown.assign(**{head: peaks.map(three_digits) for head, peaks in stated.items()})
 

@@ -46,7 +46,7 @@ MOST_LABELS = 255
 
 
 NOWHERE: Box = (slice(0, 0),) * 3
-"""Of a map without any label."""
+"""The box of a map without any label."""
 
 
 def ranked_cases(stored: Stored) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def ranked_cases(stored: Stored) -> pd.DataFrame:
 
 
 def case_data(stored: Stored) -> dict[str, Any]:
-    """What the page's script needs: names, and scores by metric, model, case and label.
+    """Values for the script of the page: names, and scores by metric, model, case and label.
 
     Returns:
         `models`, `labels`, `metrics` (their heads), `signs` (1 where higher is better, else -1), `cases` (`id`,
@@ -110,10 +110,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Viewer:
-    """What the viewer shows, and what it does not."""
+    """The cases that the viewer shows, and what is left out."""
 
     cases: tuple[dict[str, Any], ...]
-    """Of each case, worst first, what the page's script needs: see `encoded_case`."""
+    """Cases as the script of the page takes them (`encoded_case`), worst first."""
     models: tuple[str, ...]
     cases_left_out: tuple[str, ...]
     models_left_out: tuple[str, ...]
@@ -169,14 +169,14 @@ def viewer_jobs(stored: Stored, cases: Cases) -> tuple[list[Job], tuple[str, ...
 
 
 def evenly(items: Sequence[Job], count: int) -> list[Job]:
-    """So many of the items from the first to the last, at even distances; all where there are no more."""
+    """As many items as `count`, at even distances from the first to the last; all where there are no more."""
     if len(items) <= count:
         return list(items)
     return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
 
 
 def ranked_models(stored: Stored) -> tuple[str, ...]:
-    """In the order in which models are kept where not all fit: baseline, ensembles, their members, all others."""
+    """Models in the order in which they are kept where not all fit: baseline, ensembles, their members, all others."""
     definition = stored.definition
     members = [name for names in definition.ensembles.values() for name in names]
     baseline = [definition.baseline] if definition.baseline is not None else []

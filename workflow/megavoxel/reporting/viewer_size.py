@@ -28,11 +28,11 @@ from PIL import Image
 from megavoxel.reporting.style import WIDEST
 
 BYTES = 15_000_000
-"""Of all cases, before base64 makes four characters of three bytes: 20 MB of the page."""
+"""Size of all cases, before base64 makes four characters of three bytes: 20 MB of the page."""
 IMAGE_BYTES = 0.10
-"""Of a voxel's intensity."""
+"""Bytes that the intensity of a voxel takes."""
 MAP_BYTES = 0.014
-"""Of a voxel's label in one map."""
+"""Bytes that the label of a voxel takes in one map."""
 MOST_VOXELS = 1_000_000
 FEWEST_VOXELS = 100_000
 FEWEST_MODELS = 8
@@ -43,14 +43,14 @@ SURFACE = 1.5
 Box = tuple[slice, slice, slice]
 MARGIN_MM = 10.0
 COARSER = 1.02
-"""By this factor the voxel size grows until the grid is small enough."""
+"""Factor by which the voxel size grows until the grid is small enough."""
 QUALITY = 50
-"""Of WebP."""
+"""Quality of WebP pictures, 0 to 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What is shown."""
+    """How many cases and models the viewer shows, and how finely."""
 
     cases: int
     models: int
@@ -79,7 +79,7 @@ def refitted(budget: Budget, bytes_of_case: float) -> int:
 
 
 def bytes_of_voxel(models: int) -> float:
-    """Of the image, the reference and the predictions of so many models."""
+    """Bytes of a voxel in the image, the reference and the predictions of so many models."""
     return IMAGE_BYTES + (1 + models) * MAP_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Show how far the runs of a study are: waiting, queued, running with epoch, pseudo-Dice and time left, done, failed.
+"""Show how far the runs of a study are: waiting, queued, running with epoch and time left, done, failed.
 
 It reads files (results/, logs/, state/) and, where there is a Slurm, its queue; it writes nothing, and works while
 Snakemake runs.
@@ -72,7 +72,7 @@ def _print(folders: Folders, runs: list[Run]) -> None:
             run.fold,
             run.state,
             run.epoch,
-            _number(run.pseudo_dice),
+            _number(run.watched),
             "" if run.seconds_left is None else duration(run.seconds_left),
             _number(run.score),
         ]
@@ -80,7 +80,8 @@ def _print(folders: Folders, runs: list[Run]) -> None:
     ]
     if rows:
         score = next((run.metric for run in runs if run.metric), "score")
-        headers = ["setting", "fold", "state", "epoch", "pseudo-Dice", "left", score]
+        watched = next((run.watched_as for run in runs if run.watched_as), "pseudo-Dice")
+        headers = ["setting", "fold", "state", "epoch", watched, "left", score]
         print(tabulate(rows, headers=headers, disable_numparse=True))
     for run in runs:
         if run.state == "failed":

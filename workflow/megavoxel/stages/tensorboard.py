@@ -1,7 +1,7 @@
 """Write the training curves of finished runs as event files of TensorBoard: `tensorboard --logdir DIR` shows them.
 
-They come from history.csv: learning rate, losses, pseudo-Dice in all and per label, seconds and peak memory by epoch.
-Event files in the folder of a run are replaced.
+They come from history.csv: learning rate, losses, pseudo-Dice in all and per label (of a classifier accuracy), seconds
+and peak memory by epoch. Event files in the folder of a run are replaced.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ GROUPS = {
     "training_loss": "loss/training",
     "validation_loss": "loss/validation",
     "pseudo_dice": "pseudo-Dice/all",
+    "training_accuracy": "accuracy/training",
+    "validation_accuracy": "accuracy/validation",
     "learning_rate": "optimiser/learning rate",
     "seconds": "cost/seconds",
     "peak_memory_mib": "cost/peak memory in MiB",

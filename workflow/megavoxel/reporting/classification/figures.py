@@ -22,7 +22,7 @@ from megavoxel.reporting.style import empty_figure, figure_style, palette, save_
 SERIAL, DISTRIBUTED = "serial", "distributed"
 PANEL = 4.2
 SPREAD = 0.012
-"""By how much the points of series at one resolution stand apart, as a fraction of it."""
+"""Distance of the points of series at one resolution, as a fraction of it."""
 REPEAT = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
 """Points of single repeats, rimmed so that they are seen on their series' bar."""
 ABOVE_BARS = 5

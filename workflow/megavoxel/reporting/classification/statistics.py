@@ -140,7 +140,7 @@ def published_table(stored: StoredClassification, published: pd.DataFrame, numbe
 
 
 def correct(stored: StoredClassification, row: str, split: str) -> pd.Series:
-    """By image, the share of a row's repeats that classify it rightly."""
+    """Share of a row's repeats that classify an image rightly, by image."""
     found = [_correct(own) for own in stored.repeats(row, split)]
     return pd.concat(found, axis=1).mean(axis=1)
 

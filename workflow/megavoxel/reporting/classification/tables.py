@@ -76,7 +76,7 @@ def show_distributed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """What a run of each cell is and what it cost."""
+    """The training of each cell and its cost."""
     columns = {
         "Setting": "cell", "Resolution": "resolution", "Images per class": ("images_per_class", _or_all),
         "Workers": "workers", "Batch per worker": "batch", "Epochs": "epochs",

@@ -15,7 +15,7 @@ from megavoxel.evaluation.metrics import Metric
 BINS = 15
 """Bins of equal width of the ECE (Guo et al., ICML 2017)."""
 CONFIDENCE, RESAMPLES, SEED, TOGETHER = 0.95, 9999, 12345, 500
-"""As of all intervals of the report; `TOGETHER` resamples are held in memory at once."""
+"""Confidence, resamples and seed of all intervals of the report; `TOGETHER` resamples are held in memory at once."""
 
 
 def confusion(target: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
