@@ -12,11 +12,11 @@ from megavoxel.config import reference
 from megavoxel.config.dataset import Dataset
 from megavoxel.config.fields import NAME
 from megavoxel.config.hardware import HardwareFile
+from megavoxel.config.messages import allowed_words
 from megavoxel.config.records import adapter, from_plain
 from megavoxel.config.reference import FILES, SECTIONS, field_texts, schema_text, with_reference
 from megavoxel.config.study import Augmentation, Training
 from megavoxel.config.study_file import parse_study
-from megavoxel.config.words import allowed_words
 from megavoxel.errors import UserError
 
 

@@ -25,8 +25,7 @@ from megavoxel.config.fields import (
     refuse,
     unique,
 )
-from megavoxel.config.records import from_plain, record, refuse_empty_keys, rule
-from megavoxel.config.yaml_file import read_yaml
+from megavoxel.config.records import from_plain, read_yaml, record, refuse_empty_keys, rule
 from megavoxel.errors import UserError
 
 KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}

@@ -12,8 +12,7 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
-from megavoxel.config.records import from_plain, record, refuse_empty_keys
-from megavoxel.config.yaml_file import read_yaml
+from megavoxel.config.records import from_plain, read_yaml, record, refuse_empty_keys
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
 

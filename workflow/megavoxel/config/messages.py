@@ -1,17 +1,18 @@
-"""One line for what is wrong in a file: the key, what stands there, what is allowed, the nearest name."""
+"""What a JSON schema allows, in words, and one line for what is wrong in a file: key, value, what is allowed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pydantic
 
-from megavoxel.config.fields import CHARACTERS
-from megavoxel.config.words import allowed_keys, allowed_words, node_at, without_null
+from megavoxel.config.fields import CHARACTERS, LONG_NAME, NAME
 from megavoxel.errors import closest, shown
 
+Node = dict[str, Any]
+PLURALS = {"integer": "integers", "number": "numbers", "text": "texts", "name": "names"}
 EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a finite number",
@@ -37,7 +38,7 @@ BOUNDS = {
 }
 
 
-def explain(fault: pydantic.ValidationError, values: Any, schema: dict[str, Any], at: Sequence[str] = ()) -> str:
+def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequence[str] = ()) -> str:
     """The first of the deepest faults: `key.of.the.file: what is wrong; allowed: ...`.
 
     Args:
@@ -51,27 +52,26 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: dict[str, Any]
     path = max(paths, key=len)
     here = [error for error, other in zip(errors, paths, strict=True) if other == path]
     error = here[0]
-    node = node_at(schema, path)
-    if error["type"] == "unexpected_keyword_argument":
-        reason = _unknown(str(path[-1]), allowed_keys(node_at(schema, path[:-1]), schema))
-    elif error["type"] == "missing":
-        parent = node_at(schema, path)
-        reason = (
-            f"the key '{error['loc'][-1]}' is missing; needed: {', '.join(allowed_keys(parent, schema, 'required'))}"
-        )
-    elif error["type"] == "rule":
+    if error["type"] == "rule":
         path = (*path, *filter(None, error["ctx"]["key"].split(".")))
         reason = error["ctx"]["reason"]
     elif error["loc"] and error["loc"][-1] == "[key]":
         path = path[:-1]
-        reason = f"{shown(error['input'])} is not allowed; {_allowed_name(node_at(schema, path))}"
+        names = node_at(schema, path).get("propertyNames", {})
+        reason = f"{shown(error['input'])} is not allowed; {names.get('description', CHARACTERS)}"
+    elif error["type"] == "unexpected_keyword_argument":
+        allowed = sorted(allowed_keys(node_at(schema, path[:-1]), schema))
+        reason = f"unknown key '{path[-1]}'; allowed: {', '.join(allowed)}{closest(str(path[-1]), allowed)}"
+    elif error["type"] == "missing":
+        needed = ", ".join(allowed_keys(node_at(schema, path), schema, "required"))
+        reason = f"the key '{error['loc'][-1]}' is missing; needed: {needed}"
     else:
-        reason = _reason(here, node, schema)
+        reason = _reason(here, node_at(schema, path), schema)
     key = ".".join(map(str, (*at, *path)))
     return f"{key}: {reason}" if key else reason
 
 
-def empty_keys(values: Any, schema: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[str]:
+def empty_keys(values: Any, schema: Node, path: tuple[str | int, ...] = ()) -> Iterator[str]:
     """Keys whose value is null or empty where that would mean no more than their absence."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
@@ -93,16 +93,7 @@ def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _unknown(key: str, allowed: Sequence[str]) -> str:
-    return f"unknown key '{key}'; allowed: {', '.join(sorted(allowed))}{closest(key, sorted(allowed))}"
-
-
-def _allowed_name(mapping: dict[str, Any]) -> str:
-    names = mapping.get("propertyNames", {})
-    return names.get("description") or CHARACTERS
-
-
-def _reason(errors: Sequence[dict[str, Any]], node: dict[str, Any], schema: dict[str, Any]) -> str:
+def _reason(errors: Sequence[dict[str, Any]], node: Node, schema: Node) -> str:
     """What is wrong with one value, by the errors of all types that it could have."""
     error, value = errors[0], shown(errors[0]["input"])
     words = allowed_words(node, schema, {}).replace("`", "")
@@ -122,3 +113,100 @@ def _reason(errors: Sequence[dict[str, Any]], node: dict[str, Any], schema: dict
         reason = f"{value} {BOUNDS[error['type']].format(**error['ctx'])}"
         return f"{reason} ({description})" if description else f"{reason}; allowed: {words}"
     return f"{value}: {error['msg']}"
+
+
+def alternatives(node: Node, schema: Node) -> Iterator[Node]:
+    """The nodes that a value may follow, with references resolved and `null` left out."""
+    if "$ref" in node:
+        yield from alternatives(schema["$defs"][node["$ref"].rsplit("/", 1)[1]], schema)
+    elif "anyOf" in node:
+        for option in node["anyOf"]:
+            yield from alternatives(option, schema)
+    elif node.get("type") != "null":
+        yield node
+
+
+def node_at(schema: Node, path: Sequence[str | int]) -> Node:
+    """The part of a schema that holds at a path of keys and places; `{}` where there is none."""
+    found = schema
+    for step in path:
+        children = (_child(node, step) for node in alternatives(found, schema))
+        found = next((child for child in children if child is not None), {})
+    return found
+
+
+def _child(node: Node, step: str | int) -> Node | None:
+    if isinstance(step, int):
+        return node.get("items")
+    return node.get("properties", {}).get(step) or _values(node)
+
+
+def _values(node: Node) -> Node | None:
+    """What a mapping holds under any name; None where its keys are fixed."""
+    return next(iter(node.get("patternProperties", {}).values()), None) or node.get("additionalProperties") or None
+
+
+def without_null(node: Node) -> Node:
+    """What may stand there but nothing."""
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    return options[0] if len(options) == 1 and "description" not in node else node
+
+
+def allowed_keys(node: Node, schema: Node, kind: str = "properties") -> list[str]:
+    """The keys that a mapping may have, or those that it must have (`required`)."""
+    return [key for option in alternatives(node, schema) for key in option.get(kind, ())]
+
+
+def allowed_words(node: Node, schema: Node, links: Mapping[str, str]) -> str:
+    """What may be written, such as `list of 3 integers, 1 to 4096`.
+
+    Args:
+        node: of the schema.
+        schema: the whole.
+        links: what to write for a mapping that has a table of its own, by the name of its record.
+    """
+    if "$ref" in node:
+        name = node["$ref"].rsplit("/", 1)[1]
+        return links.get(name) or f"a mapping with {', '.join(allowed_keys(node, schema))}"
+    if "anyOf" in node:
+        options = [option for option in node["anyOf"] if option.get("type") != "null"]
+        return "; or ".join(allowed_words(option, schema, links) for option in options)
+    if node.get("type") == "array":
+        return _list(node, allowed_words(node["items"], schema, links))
+    if node.get("type") == "object":
+        return _mapping(node, schema, links)
+    return _scalar(node)
+
+
+def _mapping(node: Node, schema: Node, links: Mapping[str, str]) -> str:
+    values = _values(node)
+    names = allowed_words(node["propertyNames"], schema, links) if "enum" in node.get("propertyNames", {}) else "names"
+    if not isinstance(values, dict) or not values:
+        return "mapping"
+    return f"mapping of {names}, each to: {allowed_words(values, schema, links)}"
+
+
+def _list(node: Node, items: str) -> str:
+    kind, comma, rest = items.partition(", ")
+    least, most = node.get("minItems", 0), node.get("maxItems")
+    count = (
+        f"{least} " if least == most else f"{least} to {most} " if most else f"at least {least} " if least > 1 else ""
+    )
+    return f"list of {count}{PLURALS.get(kind, kind)}{comma}{rest}"
+
+
+def _scalar(node: Node) -> str:
+    if "enum" in node or "const" in node:
+        return ", ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
+    if node.get("pattern") in (NAME, LONG_NAME):
+        return "name"
+    description = node.get("description", "")
+    if description.startswith("allowed: "):
+        return description.removeprefix("allowed: ")
+    kind = {"boolean": "`true`, `false`", "string": "text"}.get(node.get("type", ""), node.get("type", "anything"))
+    if {"minimum", "maximum"} <= set(node):
+        return f"{kind}, {node['minimum']} to {node['maximum']}"
+    bounds = {
+        "minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below",
+    }  # fmt: skip
+    return ", ".join([kind, *(f"{words} {node[key]}" for key, words in bounds.items() if key in node)])

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from megavoxel.config import classification, dataset, hardware, study
-from megavoxel.config.records import adapter
-from megavoxel.config.words import Node, allowed_words, alternatives
+from megavoxel.config.messages import Node, allowed_words, alternatives
+from megavoxel.config.records import schema_of
 from megavoxel.errors import UserError
 from megavoxel.files import write_text
 
@@ -79,7 +79,7 @@ SECTIONS = {
 @cache
 def json_schema(kind: type) -> Node:
     """The schema of a record with the meanings of its keys, and of the records within it under `$defs`."""
-    schema = _for_editors(adapter(kind).json_schema())
+    schema = _for_editors(schema_of(kind))
     records = {record.__name__: record for record in SECTIONS}
     nodes = {kind.__name__: schema, **schema.get("$defs", {})}
     for name, node in nodes.items():
@@ -124,6 +124,9 @@ class _Dumper(yaml.SafeDumper):
     ignore_aliases = staticmethod(lambda _: True)
 
 
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
 _Dumper.add_representer(
     _OneLine, lambda dumper, node: dumper.represent_mapping("tag:yaml.org,2002:map", node, flow_style=True)
 )
@@ -176,7 +179,7 @@ def _table(record: type, title: str) -> str:
 
 def _checked(record: type, key: str) -> Node:
     """The part of pydantic's own schema for a key: its descriptions say what is allowed."""
-    return adapter(record).json_schema()["properties"][key]
+    return schema_of(record)["properties"][key]
 
 
 def _default(node: Node) -> str:

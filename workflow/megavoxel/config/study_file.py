@@ -1,4 +1,4 @@
-"""A study file: read, checked, and resolved into a study: defaults, grid, inheritance, repeats."""
+"""A study file: read, resolved into a study (defaults, grid, inheritance, repeats), and held against itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.classification import (
+    SMALL,
     Cells,
     ClassificationFile,
     ClassificationKeys,
@@ -16,13 +17,12 @@ from megavoxel.config.classification import (
     ClassifierEnsemble,
     ClassifierSetting,
 )
-from megavoxel.config.records import from_plain, refuse_empty_keys
-from megavoxel.config.references import check_classification, check_segmentation, require_name
+from megavoxel.config.records import from_plain, read_yaml, refuse_empty_keys
 from megavoxel.config.study import Ensemble, SegmentationKeys, Setting, Study, StudyFile, Sweep
-from megavoxel.config.yaml_file import read_yaml
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, closest
 
 Keys = dict[str, Any]
+RESERVED = {"ensembles", "preprocessed", "report"}
 AXES = ("network", "resolution", "images_per_class", "workers", "data_partition", "learning_rate")
 """Keys of a grid's entry that may be lists; the entry stands for all their combinations."""
 
@@ -47,7 +47,7 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
         name=file.study,
         settings=settings,
         ensembles=tuple(
-            Ensemble(name=name, members=named_repeats(keys.members, families), postprocess=keys.postprocess)
+            Ensemble(name=name, members=_named_repeats(keys.members, families), postprocess=keys.postprocess)
             for name, keys in file.ensembles.items()
         ),
         sweeps=tuple(
@@ -56,7 +56,7 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
         ),
         **_own_keys(file, SegmentationKeys),
     )
-    check_segmentation(study, source)
+    _check_segmentation(study, source)
     return study
 
 
@@ -65,18 +65,18 @@ def _parse_classification(values: Keys, source: str) -> ClassificationStudy:
     file = from_plain(ClassificationFile, values, where=source, partial=True)
     if file.settings is None and not file.grid:
         raise UserError(f"{source}: the key 'settings' or 'grid' is missing; one of them says what is compared")
-    written = {**grid_settings(values, source), **(values.get("settings", {}))}
+    written = {**_grid_settings(values, source), **(values.get("settings", {}))}
     settings, families = _settings(written, values, ClassifierSetting, source)
     study = ClassificationStudy(
         name=file.study,
         settings=settings,
         ensembles=tuple(
-            ClassifierEnsemble(name=name, members=named_repeats(keys.members, families))
+            ClassifierEnsemble(name=name, members=_named_repeats(keys.members, families))
             for name, keys in file.ensembles.items()
         ),
         **_own_keys(file, ClassificationKeys),
     )
-    check_classification(study, source)
+    _check_classification(study, source)
     return study
 
 
@@ -89,7 +89,7 @@ def _settings(
 ) -> tuple[tuple[Any, ...], dict[str, tuple[str, ...]]]:
     """All settings, and the names that each name written in the study stands for."""
     whole = {name: _inherit(name, written, values.get("defaults", {}), source, ()) for name in written}
-    resolved, families = repeat_settings(whole, source)
+    resolved, families = _repeat_settings(whole, source)
     settings = tuple(
         from_plain(kind, {"name": name, **keys}, where=source, at=("settings", name)) for name, keys in resolved.items()
     )
@@ -123,14 +123,14 @@ def _inherit(
     parent = own.pop("inherits", None)
     if parent is None:
         return merge(defaults, own)
-    require_name(parent, list(settings), f"{source}: settings.{name}.inherits")
+    _require_name(parent, list(settings), f"{source}: settings.{name}.inherits")
     return merge(_inherit(parent, settings, defaults, source, (*heirs, name)), own)
 
 
 # Repeats: `seeds` makes a setting of each seed, and a sweep's point of all of them.
 
 
-def repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[str, Keys], dict[str, tuple[str, ...]]]:
+def _repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[str, Keys], dict[str, tuple[str, ...]]]:
     """Each setting with `seeds` as one setting per seed, named NAME-seedN.
 
     Args:
@@ -184,7 +184,7 @@ def _repeat_alike(keys: Keys, other: str, families: Mapping[str, Sequence[str]],
     return alike
 
 
-def named_repeats(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _named_repeats(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The settings that some names of the study stand for; names of ensembles and single repeats stand as they are."""
     return tuple(member for name in names for member in families.get(name, (name,)))
 
@@ -194,7 +194,7 @@ def _points(
 ) -> dict[str, tuple[str, ...]]:
     """Points of a sweep; one that is a name stands for a list of that name alone, or of its repeats."""
     return {
-        point: named_repeats([models] if isinstance(models, str) else models, families)
+        point: _named_repeats([models] if isinstance(models, str) else models, families)
         for point, models in points.items()
     }
 
@@ -202,7 +202,7 @@ def _points(
 # The grid of a study of classification.
 
 
-def grid_settings(values: Keys, source: str) -> dict[str, Keys]:
+def _grid_settings(values: Keys, source: str) -> dict[str, Keys]:
     """The settings that the grid of a study file stands for, by name, without defaults.
 
     A name is NETWORK-RESOLUTION-IMAGESpc-WORKERSw, with the partition or the learning rate behind it where an entry
@@ -242,3 +242,138 @@ def _cell_name(cell: Keys, defaults: Keys, varied: list[str]) -> str:
     if "learning_rate" in varied:
         name += f"-lr{keys['learning_rate']:g}".replace(".", "_")
     return name
+
+
+# Rules over a whole study: names that must exist, and folds that must agree.
+
+
+def _check_segmentation(study: Study, source: str) -> None:
+    """Holds a resolved study against itself.
+
+    Raises:
+        UserError: a name that is reserved, taken twice or unknown, or a fold that the study does not have; with the
+            file (`source`) and key.
+    """
+    names = [setting.name for setting in study.settings]
+    _check_common(study, names, source)
+    for setting in study.settings:
+        _check_first_stage(setting, study, f"{source}: settings.{setting.name}.stage1")
+        _check_start(setting, study, f"{source}: settings.{setting.name}.start")
+    models = [*names, *(ensemble.name for ensemble in study.ensembles)]
+    for sweep in study.sweeps:
+        _check_sweep(sweep, study, models, f"{source}: sweeps.{sweep.name}")
+
+
+def _check_classification(study: ClassificationStudy, source: str) -> None:
+    """Holds a resolved study of classification against itself.
+
+    Raises:
+        UserError: as `_check_segmentation`, or weights that are missing.
+    """
+    _check_common(study, list(study.cells), source)
+    for setting in study.settings:
+        _check_weights(setting, study, f"{source}: settings.{setting.name}.pretrained")
+    for ensemble in study.ensembles:
+        _check_reserved(ensemble.name, f"{source}: ensembles.{ensemble.name}")
+
+
+def _require_name(name: str, names: Sequence[str], where: str) -> None:
+    """Refuses a name that is none of `names`.
+
+    Raises:
+        UserError: with the names that are allowed.
+    """
+    if name not in names:
+        raise UserError(f"{where}: there is no setting '{name}'; allowed: {', '.join(names)}{closest(name, names)}")
+
+
+def _check_common(study: Study | ClassificationStudy, baselines: Sequence[str], source: str) -> None:
+    if study.baseline is not None:
+        _require_name(study.baseline, baselines, f"{source}: baseline")
+    for setting in study.settings:
+        _check_name_and_folds(setting, study, f"{source}: settings.{setting.name}")
+    names = [setting.name for setting in study.settings]
+    for ensemble in study.ensembles:
+        _check_ensemble(ensemble, study, names, f"{source}: ensembles.{ensemble.name}")
+
+
+def _check_name_and_folds(setting: Setting | ClassifierSetting, study: Study | ClassificationStudy, where: str) -> None:
+    _check_reserved(setting.name, where)
+    late = [fold for fold in setting.folds or () if fold >= study.folds]
+    if late:
+        raise UserError(
+            f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
+            f"{study.folds})"
+        )
+
+
+def _check_reserved(name: str, where: str) -> None:
+    if name in RESERVED:
+        raise UserError(f"{where}: this name is reserved for a folder of the workflow; choose another one")
+
+
+def _check_ensemble(
+    ensemble: Ensemble | ClassifierEnsemble, study: Study | ClassificationStudy, settings: Sequence[str], where: str
+) -> None:
+    if ensemble.name in settings:
+        raise UserError(f"{where}: a setting has this name already; choose another one")
+    for member in ensemble.members:
+        _require_name(member, settings, f"{where}.members")
+    if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
+        raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
+
+
+def _check_weights(setting: ClassifierSetting, study: ClassificationStudy, where: str) -> None:
+    if setting.pretrained and setting.network == SMALL:
+        raise UserError(f"{where}: there are no published weights of the network '{SMALL}'; leave it out")
+    if setting.pretrained and setting.network not in study.weights:
+        raise UserError(
+            f"{where}: the study has no weights of {setting.network}; give their file or url under "
+            f"weights.{setting.network}, or leave pretrained out"
+        )
+
+
+def _check_first_stage(setting: Setting, study: Study, where: str) -> None:
+    for name in setting.stage1:
+        _require_name(name, [other.name for other in study.settings], where)
+        _check_no_circle(setting.name, name, study, where)
+        folds = study.folds_of(study.setting(name))
+        if len(folds) < study.folds:
+            raise UserError(
+                f"{where}: '{name}' is trained on {len(folds)} of the {study.folds} folds; a second stage trains on "
+                "predictions by networks that did not see the case, which takes all folds: remove its 'folds'"
+            )
+
+
+def _check_start(setting: Setting, study: Study, where: str) -> None:
+    if setting.start is None:
+        return
+    _require_name(setting.start, [other.name for other in study.settings], where)
+    _check_no_circle(setting.name, setting.start, study, where)
+    lacking = sorted(set(study.folds_of(setting)) - set(study.folds_of(study.setting(setting.start))))
+    if lacking:
+        raise UserError(
+            f"{where}: '{setting.start}' is not trained on fold {lacking[0]}, which this setting is; give both "
+            "the same 'folds'"
+        )
+
+
+def _needed(setting: Setting) -> tuple[str, ...]:
+    """Settings that have to be trained before."""
+    return setting.stage1 if setting.start is None else (*setting.stage1, setting.start)
+
+
+def _check_no_circle(start: str, name: str, study: Study, where: str, seen: tuple[str, ...] = ()) -> None:
+    if name == start:
+        raise UserError(f"{where}: the settings refer to one another in a circle: {' -> '.join((start, *seen, name))}")
+    for other in _needed(study.setting(name)) if name not in seen else ():
+        if other in [setting.name for setting in study.settings]:
+            _check_no_circle(start, other, study, where, (*seen, name))
+
+
+def _check_sweep(sweep: Sweep, study: Study, models: Sequence[str], where: str) -> None:
+    if [other.title for other in study.sweeps].count(sweep.title) > 1:
+        raise UserError(f"{where}.title: another sweep has this title; choose another one")
+    for point, members in sweep.points.items():
+        for member in members:
+            _require_name(member, models, f"{where}.points.{point}")
