@@ -20,6 +20,11 @@ def plan():
     return plan_of_some_size()
 
 
+def slow_device(**keys) -> Device:
+    """One on which the little plan takes hours, so that limits in whole minutes lie on either side."""
+    return replace(device(**keys), teraflops={"float32": 1e-6, "half": 1e-6})
+
+
 def test_what_fits_stays_plain(plan):
     choice = choose(plan, device(most_devices=8), WORKLOAD, fixed=None)
     assert choice.fits
@@ -52,9 +57,9 @@ def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
 
 
 def test_more_devices_by_data_where_a_job_would_be_too_long(plan):
-    alone = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
-    limit = round(60 * alone * 0.7, 6)
-    choice = choose(plan, replace(device(most_devices=4), runtime_minutes=limit), WORKLOAD, fixed=None)
+    alone = forecast_setting(plan, Parallel(), slow_device(), WORKLOAD).hours_per_fold
+    limit = round(60 * alone * 0.7)
+    choice = choose(plan, replace(slow_device(most_devices=4), runtime_minutes=limit), WORKLOAD, fixed=None)
     assert choice.forecast.parallel == Parallel(data=2)
     assert "plain takes" in choice.reason
 
@@ -91,16 +96,16 @@ def test_more_devices_than_a_job_may_have_do_not_fit(plan):
 
 
 def test_a_fixed_way_that_outlasts_a_job_says_so(plan):
-    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
-    short = replace(device(), runtime_minutes=30 * hours)
+    hours = forecast_setting(plan, Parallel(), slow_device(), WORKLOAD).hours_per_fold
+    short = replace(slow_device(), runtime_minutes=round(30 * hours))
     choice = choose(plan, short, WORKLOAD, fixed=Parallel())
     assert choice.fits
     assert re.fullmatch(r"as the study says; longer than a job's .* h, so it will need several", choice.reason)
 
 
 def test_plain_training_that_outlasts_a_job_and_has_no_quicker_way_says_so(plan):
-    hours = forecast_setting(plan, Parallel(), device(), WORKLOAD).hours_per_fold
-    short = replace(device(), runtime_minutes=30 * hours)
+    hours = forecast_setting(plan, Parallel(), slow_device(), WORKLOAD).hours_per_fold
+    short = replace(slow_device(), runtime_minutes=round(30 * hours))
     choice = choose(plan, short, WORKLOAD, fixed=None)
     assert choice.forecast.parallel == Parallel()
     assert re.fullmatch(r"plain training fits; longer than a job's .* h, so it will need several", choice.reason)

@@ -126,5 +126,7 @@ def test_the_stage_writes_the_file_and_one_line_per_case(tmp_path, two_cases, ca
     output = tmp_path / "fingerprint.json"
     assert main(["fingerprint", "--cases", str(tmp_path / "cases.json"), "--output", str(output)]) == 0
     assert load_fingerprint(output) == measure(two_cases)
-    assert set(json.loads(output.read_text())) == {"dataset", "channels", "cases", "intensities"}
+    written = json.loads(output.read_text())
+    assert set(written) == {"dataset", "channels", "cases", "intensities", "modalities"}
+    assert written["modalities"] == {}
     assert "a: 4 x 5 x 6 voxels of 3 x 0.5 x 0.75 mm, 30% in the nonzero box" in capsys.readouterr().out

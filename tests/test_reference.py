@@ -107,6 +107,7 @@ def test_a_default_pasted_into_a_file_is_the_default(page):
         ({"type": "object", "patternProperties": {NAME: {"type": "number"}}}, "mapping of names, each to: number"),
         ({"enum": ["sgd", "adamw"]}, "`sgd`, `adamw`"),
         ({"type": "array", "items": {"type": "string"}}, "list of texts"),
+        ({"type": "array", "minItems": 1, "items": {"type": "string"}}, "non-empty list of texts"),
         ({"type": "array", "minItems": 2, "items": {"type": "string", "pattern": NAME}}, "list of at least 2 names"),
         ({"type": "string", "description": "allowed: 64 hexadecimal digits"}, "64 hexadecimal digits"),
         ({"type": "boolean"}, "`true`, `false`"),

@@ -132,10 +132,10 @@ def test_jobs_run_where_the_scratch_folder_cannot_be_made(checkout):
 @pytest.mark.parametrize(
     ("site", "named"),
     [
-        ("all: cpu", "all: 'cpu' is not of type"),
+        ("all: cpu", "all: expected a mapping, found 'cpu'"),
         ("- all", "expected a mapping of keys to values, found list"),
         ("all: [", "cannot be read as YAML"),
-        ("gpu: {constraint: [ib]}", "gpu.constraint: ['ib'] is not of type"),
+        ("gpu: {constraint: [ib]}", "gpu.constraint: ['ib'] is not allowed; a text or number"),
         ("partition: gpu", "partition: unknown key 'partition'; allowed: all, gpu, options, scratch"),
     ],
 )

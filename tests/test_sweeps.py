@@ -120,7 +120,7 @@ def test_a_point_is_a_name_or_a_list_of_repeats():
             {"s": {"title": "t", "points": {"1": "a", "2": "c"}}},
             "sweeps.s.points.2: there is no setting 'c'; allowed: ",
         ),
-        ({"s": {"title": "t", "points": {1: "a", 2: "b"}}}, "1 is not of type 'string' .*numbers in quotes"),
+        ({"s": {"title": "t", "points": {1: "a", 2: "b"}}}, "sweeps.s.points: the key 1 is no text; put it in quotes"),
         ({"s": {"title": "t", "points": {"1": "a"}}}, "sweeps.s.points: .*two points or more"),
         ({"s": {"title": "t", "points": {"1": "a", "2": []}}}, "sweeps.s.points.2: .*non-empty"),
         ({"s/t": {"title": "t", "points": {"1": "a", "2": "b"}}}, "'s/t' is not allowed; allowed: letters"),

@@ -25,7 +25,7 @@ from megavoxel.config.fields import (
     refuse,
     unique,
 )
-from megavoxel.config.records import from_plain, read_yaml, record, refuse_empty_keys, rule
+from megavoxel.config.records import from_file, read_yaml, record, rule
 from megavoxel.errors import UserError
 
 KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}
@@ -393,9 +393,7 @@ def load_dataset(path: Path) -> Dataset:
     Raises:
         UserError: one line that names the file, the key and the allowed values.
     """
-    values = read_yaml(path)
-    refuse_empty_keys(Dataset, values, where=str(path))
-    return from_plain(Dataset, values, where=str(path))
+    return from_file(Dataset, read_yaml(path), where=str(path))
 
 
 def dataset_path(name: str, folder: Path, *, source: str) -> Path:

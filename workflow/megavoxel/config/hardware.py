@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
-from megavoxel.config.records import from_plain, read_yaml, record, refuse_empty_keys
+from megavoxel.config.records import from_file, read_yaml, record
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
 
@@ -131,7 +131,7 @@ def load_site(path: Path) -> Site:
     Raises:
         UserError: the file is wrong.
     """
-    return from_plain(Site, read_yaml(path), where=str(path)) if path.exists() else Site()
+    return from_file(Site, read_yaml(path), where=str(path)) if path.exists() else Site()
 
 
 def load_hardware(path: Path) -> dict[str, Device]:
@@ -158,8 +158,7 @@ def load_device(path: Path, name: str, *, source: str) -> Device:
 
 
 def _devices(values: dict[str, Any], source: str) -> dict[str, Device]:
-    refuse_empty_keys(HardwareFile, values, where=source)
-    devices = from_plain(HardwareFile, values, where=source).devices
+    devices = from_file(HardwareFile, values, where=source).devices
     return {name: Device(name=name, **vars(keys)) for name, keys in devices.items()}
 
 

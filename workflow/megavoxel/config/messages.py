@@ -71,15 +71,18 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequ
     return f"{key}: {reason}" if key else reason
 
 
-def empty_keys(values: Any, schema: Node, path: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Keys whose value is null or empty where that would mean no more than their absence."""
+def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Keys that are no text, and keys with nothing behind them, where that would mean no more than their absence."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
-        node = node_at(schema, (*path, key))
-        is_empty = value in ([], {}) and bool(node.keys() & {"minItems", "minProperties"})
-        if is_empty or (value is None and node.get("default", "none") is None):
-            yield ".".join(map(str, (*path, key)))
-        yield from empty_keys(value, schema, (*path, key))
+        if isinstance(values, dict) and not isinstance(key, str):
+            yield f"{'.'.join(map(str, path)) or 'it'}: the key {shown(key)} is no text; put it in quotes"
+            return
+        part, place = node_at(schema, (key,), node), (*path, key)
+        is_empty = value in ([], {}) and bool(part.keys() & {"minItems", "minProperties"})
+        if is_empty or (value is None and part.get("default", "none") is None):
+            yield f"{'.'.join(map(str, place))}: nothing stands behind this key; give it a value, or leave it out"
+        yield from misprints(value, part, schema, place)
 
 
 def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
@@ -126,9 +129,9 @@ def alternatives(node: Node, schema: Node) -> Iterator[Node]:
         yield node
 
 
-def node_at(schema: Node, path: Sequence[str | int]) -> Node:
-    """The part of a schema that holds at a path of keys and places; `{}` where there is none."""
-    found = schema
+def node_at(schema: Node, path: Sequence[str | int], start: Node | None = None) -> Node:
+    """The part of a schema that holds at a path of keys and places, from a node on; `{}` where there is none."""
+    found = schema if start is None else start
     for step in path:
         children = (_child(node, step) for node in alternatives(found, schema))
         found = next((child for child in children if child is not None), {})
@@ -189,10 +192,10 @@ def _mapping(node: Node, schema: Node, links: Mapping[str, str]) -> str:
 def _list(node: Node, items: str) -> str:
     kind, comma, rest = items.partition(", ")
     least, most = node.get("minItems", 0), node.get("maxItems")
-    count = (
-        f"{least} " if least == most else f"{least} to {most} " if most else f"at least {least} " if least > 1 else ""
-    )
-    return f"list of {count}{PLURALS.get(kind, kind)}{comma}{rest}"
+    items = f"{PLURALS.get(kind, kind)}{comma}{rest}"
+    if most is not None:
+        return f"list of {least} {items}" if least == most else f"list of {least} to {most} {items}"
+    return f"list of at least {least} {items}" if least > 1 else f"{'non-empty ' if least else ''}list of {items}"
 
 
 def _scalar(node: Node) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, dataclass_transform
 import pydantic
 import yaml
 
-from megavoxel.config.messages import empty_keys, explain
+from megavoxel.config.messages import explain, misprints
 from megavoxel.errors import UserError, shown
 from megavoxel.files import read_json
 
@@ -82,14 +82,15 @@ def from_plain(
     raise UserError(f"{where}: {reason}")
 
 
-def refuse_empty_keys(kind: type, values: Any, *, where: str) -> None:
-    """Refuses a key that a person wrote with nothing behind it: most likely its value was forgotten.
+def from_file(kind: type[Record], values: Any, *, where: str, partial: bool = False) -> Record:
+    """Builds a record from what a person wrote: as `from_plain`, and no key may lack its value.
 
     Raises:
-        UserError: with the first such key.
+        UserError: as `from_plain`; a key that is no text, or one with nothing behind it.
     """
-    for path in empty_keys(values, schema_of(kind)):
-        raise UserError(f"{where}: {path}: nothing stands behind this key; give it a value, or leave it out")
+    for fault in misprints(values, schema_of(kind), schema_of(kind)):
+        raise UserError(f"{where}: {fault}")
+    return from_plain(kind, values, where=where, partial=partial)
 
 
 def read_record(kind: type[Record], path: Path, *, what: str) -> Record:

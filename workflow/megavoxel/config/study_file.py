@@ -17,7 +17,7 @@ from megavoxel.config.classification import (
     ClassifierEnsemble,
     ClassifierSetting,
 )
-from megavoxel.config.records import from_plain, read_yaml, refuse_empty_keys
+from megavoxel.config.records import from_file, from_plain, read_yaml
 from megavoxel.config.study import Ensemble, SegmentationKeys, Setting, Study, StudyFile, Sweep
 from megavoxel.errors import UserError, closest
 
@@ -40,8 +40,7 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
     """Checks and resolves a study given as plain data; `source` names the file in errors."""
     if values.get("task") == "classification":
         return _parse_classification(values, source)
-    refuse_empty_keys(StudyFile, values, where=source)
-    file = from_plain(StudyFile, values, where=source, partial=True)
+    file = from_file(StudyFile, values, where=source, partial=True)
     settings, families = _settings(values["settings"], values, Setting, source)
     study = Study(
         name=file.study,
@@ -61,8 +60,7 @@ def parse_study(values: Keys, *, source: str) -> Study | ClassificationStudy:
 
 
 def _parse_classification(values: Keys, source: str) -> ClassificationStudy:
-    refuse_empty_keys(ClassificationFile, values, where=source)
-    file = from_plain(ClassificationFile, values, where=source, partial=True)
+    file = from_file(ClassificationFile, values, where=source, partial=True)
     if file.settings is None and not file.grid:
         raise UserError(f"{source}: the key 'settings' or 'grid' is missing; one of them says what is compared")
     written = {**_grid_settings(values, source), **(values.get("settings", {}))}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.fields import Several, Shape, Spacing, refuse
+from megavoxel.config.records import read_record, record, rule, to_plain
 from megavoxel.datasets.cases import Case, Cases, case_generator, naming_case
-from megavoxel.errors import UserError, expect
-from megavoxel.files import read_json, write_json
+from megavoxel.errors import UserError
+from megavoxel.files import write_json
 from megavoxel.parallel import map_cases
 from megavoxel.planning.large_case import Foreground, sample_large_case
 from megavoxel.volumes.grid import rounded_spacing
@@ -24,16 +25,16 @@ MOST_VOXELS = 10_000_000
 """Foreground voxels of the whole dataset that are looked at, in equal shares of the cases."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CaseFingerprint:
     """Shape of a case in canonical order (z, y, x)."""
 
     id: str
-    spacing: tuple[float, ...]
+    spacing: Spacing
     """mm per axis."""
-    shape: tuple[int, ...]
+    shape: Shape
     """Voxels per axis."""
-    cropped_shape: tuple[int, ...]
+    cropped_shape: Shape
     """Voxels per axis of the box in which any channel differs from 0."""
 
     @property
@@ -42,7 +43,7 @@ class CaseFingerprint:
         return math.prod(self.cropped_shape) / math.prod(self.shape)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Intensities:
     """Foreground of one channel over all cases, each case with the same weight; in units of the image."""
 
@@ -55,13 +56,13 @@ class Intensities:
     percentile_99_5: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Fingerprint:
     """The training cases of a dataset."""
 
     dataset: str
-    channels: tuple[str, ...]
-    cases: tuple[CaseFingerprint, ...]
+    channels: Several[str]
+    cases: Several[CaseFingerprint]
     """In order of their ids."""
     intensities: tuple[Intensities, ...]
     """One per channel; none where the dataset has modalities."""
@@ -72,6 +73,13 @@ class Fingerprint:
     def median_crop_ratio(self) -> float:
         """Median over the cases of voxels after cropping over voxels before."""
         return float(np.median([case.crop_ratio for case in self.cases]))
+
+    @rule
+    def _channels_have_intensities(self) -> None:
+        by_modality = self.modalities or {"intensities": self.intensities}
+        for name, intensities in by_modality.items():
+            if len(intensities) != len(self.channels):
+                refuse(f"expected one for each channel ({', '.join(self.channels)})", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +125,8 @@ def measure(cases: Cases, *, processes: int = 1) -> Fingerprint:
 
 
 def save_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
-    """Writes `fingerprint.json`; the key `modalities` only where there are some."""
-    plain = to_plain(fingerprint)
-    write_json(path, plain if fingerprint.modalities else {key: plain[key] for key in plain if key != "modalities"})
+    """Writes `fingerprint.json`."""
+    write_json(path, to_plain(fingerprint))
 
 
 def load_fingerprint(path: Path) -> Fingerprint:
@@ -128,17 +135,7 @@ def load_fingerprint(path: Path) -> Fingerprint:
     Raises:
         UserError: the file is missing or not what `megavoxel fingerprint` writes.
     """
-    fingerprint = from_plain(Fingerprint, read_json(path, what="fingerprint"), where=str(path))
-    expect(len(fingerprint.cases) > 0, f"{path}: cases", "one case or more")
-    for case in fingerprint.cases:
-        sizes = (case.spacing, case.shape, case.cropped_shape)
-        is_sound = all(len(size) == 3 and min(size) > 0 for size in sizes)
-        expect(is_sound, f"{path}: case {case.id}", "spacing and shapes of three numbers above 0")
-    by_modality = fingerprint.modalities or {"intensities": fingerprint.intensities}
-    for name, intensities in by_modality.items():
-        is_sound = len(intensities) == len(fingerprint.channels) > 0
-        expect(is_sound, f"{path}: {name}", "intensities of each channel")
-    return fingerprint
+    return read_record(Fingerprint, path, what="fingerprint")
 
 
 def _check_modalities(cases: Cases, training: Sequence[Case]) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.records import read_record, record, to_plain
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.files import read_json, require_file_name, write_json
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Fold:
     """One division of the training cases."""
 
@@ -26,7 +25,7 @@ class Fold:
     """Ids of the cases that it is scored on."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Splits:
     """All folds of a study."""
 
@@ -122,7 +121,7 @@ def load_splits(path: Path) -> Splits:
     Raises:
         UserError: the file is missing or not what `megavoxel split` writes; a case's name leads to another folder.
     """
-    splits = from_plain(Splits, read_json(path, what="file of splits"), where=str(path))
+    splits = read_record(Splits, path, what="file of splits")
     for name in {*splits.test, *(name for fold in splits.folds for name in (*fold.training, *fold.validation))}:
         require_file_name(name, str(path))
     return splits
