@@ -17,7 +17,7 @@ from helpers import store_case, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Hidden, Source, load_dataset
 from megavoxel.config.study import Preprocessing, Setting
-from megavoxel.datasets.annotations import annotated_cases
+from megavoxel.datasets.adjustments import annotated_cases
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.pairs import predicted_pairs

@@ -24,8 +24,7 @@ from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import load_plan, save_plan
-from megavoxel.preprocessing.properties import case_properties
-from megavoxel.preprocessing.store import open_case
+from megavoxel.preprocessing.store import case_properties, open_case
 from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run

@@ -44,9 +44,9 @@ def threshold_plan(*channels: str, **changes) -> Plan:
     rule = ChannelNormalisation(scheme="range", lower=0.0, upper=100.0)
     changes = {"normalisation": (rule,) * len(channels), **changes}
     rules = preprocessing_plan(channels=channels, spacing=SPACING[::-1], **changes)
-    plan = tiny_plan(preprocessing=rules, patch=(6, 8, 8))
-    network = replace(plan.network, channels=len(channels))
-    return replace(plan, network=network, inference=replace(plan.inference, mirror=False))
+    network = replace(tiny_plan().network, channels=len(channels))
+    plan = tiny_plan(preprocessing=rules, patch=(6, 8, 8), network=network)
+    return replace(plan, inference=replace(plan.inference, mirror=False))
 
 
 def label(folder: Path, *inputs: Path, plan: Plan | None = None, single: bool = False, **reading) -> Path:

@@ -36,7 +36,7 @@ class Finding:
     severity: str
     """`error`, `warning`, `excluded` or `ok`."""
     message: str
-    """For the reader."""
+    """What was found, for the reader."""
 
 
 def check_layout(

@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megavoxel.config.dataset import Dataset
-from megavoxel.datasets.adjustments import adjusted_cases
-from megavoxel.datasets.annotations import annotated_cases, with_recorded
+from megavoxel.datasets.adjustments import adjusted_cases, annotated_cases, with_recorded
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError, shown
 from megavoxel.files import read_json, require_file_name

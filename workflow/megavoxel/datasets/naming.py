@@ -147,7 +147,7 @@ def _groups(names: Iterable[str]) -> Groups:
 
 
 def _by_channel(groups: Groups) -> Groups:
-    """The same files, where the last four digits of an id are the number of a channel."""
+    """Groups of the files whose ids end in four digits, which are then taken for the number of a channel."""
     found: Groups = defaultdict(set)
     for pattern, cases in groups.items():
         for match in filter(None, map(CHANNEL.fullmatch, cases)):

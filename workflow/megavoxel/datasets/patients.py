@@ -34,7 +34,7 @@ class Patient:
     """The folder's, which becomes the case's id."""
     folder: Path
     files: tuple[Path, ...]
-    """Those that can be read, at any depth."""
+    """Files in the folder, at any depth, that can be read."""
 
     def file(self, pattern: str) -> Path | None:
         """The file that a shell pattern below the folder matches; None where there is none.

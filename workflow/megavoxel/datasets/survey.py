@@ -203,7 +203,7 @@ def _paired(folder: Path, asked: Asked) -> _Layout:
 
 
 def _channel_names(folder: Path, files: Files, case: Case) -> tuple[str, ...]:
-    """By the words of the patterns, or CT where the intensities are those of CT, or else `image`."""
+    """Names by the words of the patterns, or CT where the intensities are those of CT, or else `image`."""
     names = []
     for pattern, image in zip(files.images, case.images, strict=True):
         words = [word for word in _split(pattern) if word.lower() in MODALITY_WORDS]

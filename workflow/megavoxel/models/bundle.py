@@ -18,8 +18,7 @@ import torch
 
 from megavoxel import __version__
 from megavoxel.files import atomic_directory, atomic_path, file_sha256, write_json, write_text, writing
-from megavoxel.models.card import INTENDED_USE, NOT_STATED, model_card
-from megavoxel.models.description import ModelDescription, save_description
+from megavoxel.models.description import INTENDED_USE, NOT_STATED, ModelDescription, model_card, save_description
 from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
 from megavoxel.models.gather import Runs
 from megavoxel.models.prepare import dicom_code

@@ -9,8 +9,7 @@ from pathlib import Path
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, load_postprocessing
 from megavoxel.files import atomic_directory, file_sha256, write_text
-from megavoxel.models.card import model_card
-from megavoxel.models.description import ModelDescription, load_description, save_description
+from megavoxel.models.description import ModelDescription, load_description, model_card, save_description
 from megavoxel.models.gather import Runs, dataset_facts, fold_facts, score_means
 from megavoxel.planning.plan import Plan, load_plan
 
@@ -38,7 +37,7 @@ class Model:
 
     @property
     def identity(self) -> dict[str, str]:
-        """By what a folder of label maps knows its model."""
+        """What a folder of label maps records of the model that made them."""
         return {"model": self.description.name, **self.description.sha256}
 
 

@@ -34,7 +34,7 @@ class Runs:
     """Whether these are all folds that the setting was trained on."""
 
     def folder(self, fold: int) -> Path:
-        """Of a fold."""
+        """The folder of a fold."""
         return self.setting / f"fold-{fold}"
 
     @property
@@ -159,7 +159,7 @@ def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
 
 
 def _tolerances(runs: Runs) -> dict[str, float]:
-    """Of NSD in mm, by label."""
+    """Tolerances of NSD in mm, by label."""
     path = runs.setting.parent / "cases.json"
     if not path.is_file():
         return {}

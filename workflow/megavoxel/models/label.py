@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from megavoxel.errors import UserError, printable
 from megavoxel.evaluation.postprocessing import Postprocessing
 from megavoxel.files import read_json, write_json
 from megavoxel.models.scans import Scan
+from megavoxel.progress import progress
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     import blosc2
@@ -44,7 +42,7 @@ class Labelling:
     logits: Path | None = None
     """Folder in which the logits are kept, which an ensemble needs; None: they are removed."""
     first_stage: tuple[Path, ...] = ()
-    """For the second stage of a cascade: folders of label maps by each setting of the first stage."""
+    """Folders of label maps by each setting of the first stage, where this is the second stage of a cascade."""
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
     pictures: bool = False
@@ -100,17 +98,12 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     from megavoxel.forecast.prediction import WholeImages
 
     whole_images = WholeImages.of(predictor)
-    faults, begin = [], time.monotonic()
-    with tqdm(total=len(scans), desc="predict", unit="case", disable=None) as bar:
-        for number, scan in enumerate(scans, start=1):
+    faults = []
+    with progress("predict", len(scans)) as shown:
+        for scan in scans:
             fault = _fault_of(scan, predictor, whole_images, labelling)
-            if fault:
-                faults.append(fault)
-            seconds = time.monotonic() - begin
-            left = seconds / number * (len(scans) - number)
-            state = "not labelled, see below" if fault else f"{seconds:.0f} s so far, about {left:.0f} s left"
-            bar.write(printable(f"case {number}/{len(scans)}  {scan.case}  {state}"))
-            bar.update()
+            faults += [fault] if fault else []
+            shown.advance(line=printable(f"case {scan.case}{': not labelled, see below' if fault else ''}"))
     if len(faults) == len(scans) == 1:
         raise UserError(faults[0])
     if faults:

@@ -27,7 +27,7 @@ class Scan:
 
     @property
     def suffix(self) -> str:
-        """Of the label map: that of the scan's own format, .nii.gz for DICOM and for all forms of NIfTI."""
+        """Ending of the label map: that of the scan's own format, .nii.gz for DICOM and for all forms of NIfTI."""
         return ".nii.gz" if self.dicom else label_suffix_of(self.files[0].name)
 
 

@@ -24,9 +24,17 @@ from megavoxel.preprocessing.large import (
     store_large_labels,
 )
 from megavoxel.preprocessing.normalise import normalise
-from megavoxel.preprocessing.properties import case_properties, made_under
 from megavoxel.preprocessing.resample import resample_image, resample_labels
-from megavoxel.preprocessing.store import CaseProperties, begin_case, finish_case, image_path, open_case, save_case
+from megavoxel.preprocessing.store import (
+    CaseProperties,
+    begin_case,
+    case_properties,
+    finish_case,
+    image_path,
+    made_under,
+    open_case,
+    save_case,
+)
 from megavoxel.volumes.checks import Intensities, require_sound
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.masks import bounding_box, crop, fill_holes, nonzero_mask
@@ -130,7 +138,7 @@ def preprocess_large_image(
     folder: Path,
     patch: Sequence[int],
 ) -> CaseProperties:
-    """As `preprocess_image`, but by blocks from one file, or one per channel, to a case without labels in `folder`.
+    """Does what `preprocess_image` does block by block, and stores the case, without labels, in `folder`.
 
     Raises:
         UserError: as `preprocess_image`; or a file is damaged, or has voxels that are not finite or all of one value.

@@ -25,9 +25,8 @@ from megavoxel.files import writing
 from megavoxel.planning.plan import ChannelNormalisation, PreprocessingPlan
 from megavoxel.preprocessing.foreground import count_classes, sample_foreground
 from megavoxel.preprocessing.normalise import Moments, merged_moments, moments_of, normalise_channel
-from megavoxel.preprocessing.properties import case_properties
 from megavoxel.preprocessing.resample import elect_labels, extremes, label_taps, resample_block
-from megavoxel.preprocessing.store import CaseProperties, image_path, labels_path, new_array
+from megavoxel.preprocessing.store import CaseProperties, case_properties, image_path, labels_path, new_array
 from megavoxel.volumes.grid import separate_axis
 from megavoxel.volumes.masks import filled_slabs
 from megavoxel.volumes.slabs import Place, scratch_array, slab_rows

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_images(arguments: argparse.Namespace, dataset: Dataset) -> None:
-    """The same of images to be classified."""
+    """Checks images to be classified, and writes both files."""
     from megavoxel.tasks.classification.cases import save_image_cases
     from megavoxel.tasks.classification.check import check_images, describe_cases
 

@@ -61,7 +61,7 @@ def slab_places(shape: Sequence[int], axis: int, *, flipped: bool = False) -> li
 
 
 def gathered(slabs: Iterable[tuple[int, np.ndarray]], rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The same slabs, from row 0 on, cut anew into slabs of `rows` rows; the last one may have fewer."""
+    """Cuts slabs, which come from row 0 on, anew into slabs of `rows` rows; the last one may have fewer."""
     first, held, height = 0, [], 0
     for _, slab in slabs:
         left = slab

@@ -129,7 +129,7 @@ class Format:
     label_suffix: str = ".nii.gz"
     """Ending of the label map that is written for a scan in this format."""
     detached: tuple[str, ...] = ()
-    """Those of the suffixes whose files hold a header alone, with the voxels in other files beside them."""
+    """Suffixes, among the above, of files that hold a header alone, with the voxels in other files beside them."""
     needs_spacing: bool = False
     """Whether files say nothing of their grid, so that they are read only where a dataset file tells the spacing."""
 

@@ -39,7 +39,7 @@ class Series:
     description: str
 
     def __str__(self) -> str:
-        """For messages."""
+        """A series in one line, for messages."""
         return f"{self.uid} ({self.modality}, {len(self.files)} files, {self.description or 'no description'})"
 
 

@@ -18,7 +18,7 @@ from megavoxel.volumes.volume import Format, Hints, Planes, Volume, unreadable
 from megavoxel.volumes.write import compressed_file
 
 MOST_RATIO = {".nii": 1, ".nii.gz": 1032}
-"""By suffix, bytes that a byte of a file can stand for; 1032 is the most that deflate can do (zlib.net)."""
+"""Bytes of voxels that a byte of a file can stand for, by suffix; 1032 is the most that deflate can do (zlib.net)."""
 NUMBERS = "biuf"
 """NumPy's kinds of types that are one real number."""
 UNREADABLE = (
