@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,8 +192,9 @@ def test_a_plan_without_a_first_stage_is_refused(study, capsys):
 
 def test_more_labels_than_a_byte_holds_are_refused(study):
     many = preprocessing_plan(labels={f"l{value}": value for value in range(1, 257)})
+    network = replace(tiny_plan().network, classes=257)
     with pytest.raises(UserError, match="setting tiny: 256 labels; a cascade can have 255 at most"):
-        first_stage_classes(["a", "b"], None, tiny_plan(stage1=("wide", "deep"), preprocessing=many))
+        first_stage_classes(["a", "b"], None, tiny_plan(stage1=("wide", "deep"), preprocessing=many, network=network))
 
 
 @pytest.mark.parametrize("fold", [None, -1, 2])
