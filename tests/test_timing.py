@@ -258,9 +258,8 @@ def test_figure_1_of_the_paper_can_be_drawn_from_its_grid(fake, repository):
     assert [len(line.get_xdata()) for line in solid] == [3] * 6
     assert figure.axes[0].get_xscale() == "log"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    networks = ("unet-32", "unet-64", "unet-128", "se-unet-32", "se-unet-64", "se-unet-128")
-    places = [(network, window) for window in ("small", "medium", "whole") for network in networks]
-    assert labels[:18] == [f"{n}  {network}-{window}, window {window}" for n, (network, window) in enumerate(places, 1)]
+    named = [f"{n}  {setting}, window {setting.rpartition('-')[2]}" for n, setting in enumerate(settings, 1)]
+    assert labels[:18] == named
     assert labels[18:] == ["published, of the same number"]
 
 

@@ -80,6 +80,11 @@ def dice(label: Compared) -> float:
     return 2.0 * label.both / (label.predicted + label.referred)
 
 
+def surface_share(label: Compared) -> float:
+    """The share of both surfaces that lies within the tolerance of the other one: `Compared.surface_dice`."""
+    return label.surface_dice
+
+
 def hausdorff_95(label: Compared) -> float:
     """The larger of both directions' 95th percentiles of the distances in mm between the masks' border voxels.
 
@@ -106,7 +111,7 @@ METRICS = {
             definition="the share of both surfaces' area that lies within a tolerance of the other surface, in the "
             "surface-based definition of Nikolov et al. 2018 (arXiv:1809.04430)",
             takes_tolerance=True,
-            function=lambda label: label.surface_dice,
+            function=surface_share,
         ),
         Metric(
             name="HD95",
