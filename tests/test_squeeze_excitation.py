@@ -23,7 +23,7 @@ from megavoxel.network.program import RunState
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.unet import unet_blocks
 from megavoxel.planning.plan import NetworkPlan, load_plan, save_plan
-from megavoxel.planning.topology import convolution_elements
+from megavoxel.planning.topology import convolution_elements, shape_of
 from megavoxel.training.step import train_step
 from test_expansion import batch_of, expanded_plan, gradients_the_slow_way, started
 from test_forecast_memory import forecast_and_measured
@@ -257,7 +257,7 @@ def test_the_networks_of_lamp(base, squeeze):
         network = Network(**keys, squeeze_excitation=squeeze)
         plan = planned((1.0, 1.0, 1.0), (100, 100, 100), network=network, patch=(64, 64, 64), batch=16).network
         assert plan.features == doubled
-        assert plan.decoder == doubled[:-1]
+        assert shape_of(plan).decoder_and_bottleneck == doubled
         assert plan.strides == ((1, 1, 1), *((2, 2, 2),) * 4)
         assert plan.squeeze_excitation == squeeze
         names = [block.name for block in unet_blocks(replace(plan, features=(2,) * 5))]

@@ -49,13 +49,13 @@ def _encoder_level(plan: NetworkPlan, level: int, *, last: bool) -> list[Block]:
 
 
 def _decoder_level(plan: NetworkPlan, level: int) -> list[Block]:
-    skip, features, stride = plan.features[level], plan.decoder[level], plan.strides[level + 1]
-    below = plan.decoder_and_bottleneck[level + 1]
+    shape, skip, stride = shape_of(plan), plan.features[level], plan.strides[level + 1]
+    features, below = shape.decoder_and_bottleneck[level : level + 2]
     if plan.upsampling == "nearest":
         upsample, arriving = nn.Upsample(scale_factor=stride, mode="nearest"), below
     else:
         upsample, arriving = nn.ConvTranspose3d(below, skip, stride, stride), skip
-    has_prior = level in shape_of(plan).prior_levels
+    has_prior = level in shape.prior_levels
     joined = (f"skip{level}", prior_name(level)) if has_prior else (f"skip{level}",)
     prior = plan.prior_channels if has_prior else 0
     place = Place(side="decoder", level=level, kind="upsampling")
@@ -85,7 +85,7 @@ def _excitation(
 def _head(plan: NetworkPlan, level: int) -> list[Block]:
     """The blocks that turn the activation of a decoder level into logits."""
     place = Place(side="head", level=level, kind="logits")
-    features, restored = plan.decoder_and_bottleneck[level], plan.restored_features
+    features, restored = shape_of(plan).decoder_and_bottleneck[level], shape_of(plan).restored_features
     if level > 0 or restored is None:
         return [Block(f"head{level}", nn.Conv3d(features, plan.classes, 1), emits=head_name(level), place=place)]
     stride, kernel = plan.strides[0], plan.kernels[0]

@@ -34,7 +34,6 @@ from megavoxel.planning.needs import Needs
 
 NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper"), "z-score": ()}
 """What a normalisation must say, by its scheme."""
-MOST_RESTORED_FEATURES = 32
 LabelValue = Annotated[int, between(1, 65535)]
 
 
@@ -160,27 +159,6 @@ class NetworkPlan(NetworkParts):
     def input_channels(self) -> int:
         """Channels of the tensor that the network is given."""
         return self.channels + self.prior_channels
-
-    @property
-    def decoder(self) -> tuple[int, ...]:
-        """Channels per decoder level, full resolution first."""
-        return self.features[:-1] if self.decoder_features is None else self.decoder_features
-
-    @property
-    def decoder_and_bottleneck(self) -> tuple[int, ...]:
-        """Channels of the activation that each level hands upwards, the bottleneck last."""
-        return (*self.decoder, self.features[-1])
-
-    @property
-    def restored_features(self) -> int | None:
-        """Channels at the image's resolution behind a first level that is coarser; None where it is not.
-
-        Half those of the level and at most 32, as in the code published with LAMP (Zhu et al., MICCAI 2020).
-        """
-        if max(self.strides[0]) == 1:
-            return None
-        features = self.decoder_and_bottleneck[0]
-        return features if self.upsampling == "nearest" else min(max(1, features // 2), MOST_RESTORED_FEATURES)
 
 
 @record

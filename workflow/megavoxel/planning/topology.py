@@ -18,6 +18,7 @@ SMALLEST_EDGE = 4
 """Voxels that an axis must keep at the lowest level for its last halving."""
 SIMILAR = 2.0
 """Ratio of spacings below which axes are treated alike."""
+MOST_RESTORED_FEATURES = 32
 EXPANDED_LEVEL = 1
 """Decoder level at which an expanded patch meets its loss, counted from 0."""
 
@@ -99,6 +100,11 @@ class NetworkShape:
     """Decoder levels with a head: the supervised ones, and the one that an expanded patch needs."""
     prior_levels: tuple[int, ...]
     """Decoder levels that a first stage's labels join (`post` fusion)."""
+    decoder_and_bottleneck: tuple[int, ...]
+    """Channels of the activation that each level hands upwards, the finest first."""
+    restored_features: int | None
+    """Channels at the image's resolution behind a first level that is coarser; None where it is not. Half those of the
+    level and at most 32, as in the code published with LAMP (Zhu et al., MICCAI 2020)."""
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -118,8 +124,13 @@ def shape_of(network: NetworkPlan) -> NetworkShape:
     expanded = {EXPANDED_LEVEL} if network.expanded_head else set()
     strides = accumulate(network.strides, lambda above, step: tuple(map(math.prod, zip(above, step, strict=True))))
     strides = tuple(map(tuple, strides))
+    decoder = network.features[:-1] if network.decoder_features is None else network.decoder_features
+    features = (*decoder, network.features[-1])
+    restored = features[0] if network.upsampling == "nearest" else min(max(1, features[0] // 2), MOST_RESTORED_FEATURES)
     return NetworkShape(
         strides=strides,
+        decoder_and_bottleneck=features,
+        restored_features=None if max(strides[0]) == 1 else restored,
         logits_strides=((1,) * len(strides[0]), *strides[1:]),
         supervised_levels=supervised,
         head_levels=tuple(sorted({*supervised, *expanded})),
@@ -142,13 +153,13 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
         network: the U-Net.
         patch: voxels per axis, a multiple of the network's stride.
     """
-    voxels, elements = math.prod(patch), 0
-    decoder = (*network.decoder, 0)
+    shape, voxels, elements = shape_of(network), math.prod(patch), 0
+    decoder = (*shape.decoder_and_bottleneck[:-1], 0)
     for features, decoded, stride in zip(network.features, decoder, network.strides, strict=True):
         voxels //= math.prod(stride)
         transposed = features if decoded and network.upsampling == "transposed" else 0
         elements += (network.convolutions_per_level * (features + decoded) + transposed) * voxels
-    restored = (network.restored_features or 0) if network.upsampling == "transposed" else 0
+    restored = (shape.restored_features or 0) if network.upsampling == "transposed" else 0
     return elements + (network.classes + restored) * math.prod(patch)
 
 
