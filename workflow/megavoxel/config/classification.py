@@ -181,7 +181,7 @@ class Cells(ClassifierKeys):
     workers: OneOrMore[Workers] = 1
     data_partition: OneOrMore[DataPartition] = "private"
     learning_rate: OneOrMore[Positive] | None = None
-    """That of `training`."""
+    """Learning rate in place of that of `training`."""
     seeds: Distinct[Seed] | None = None
     """Repeats of the setting, one per seed; each becomes a setting NAME-seedN."""
 

@@ -155,7 +155,7 @@ class TableColumns:
     split: Text = "split"
     """`training` or `test`; the column may be missing."""
     patient: Text = "patient"
-    """Whose image it is: a patient's images stay together. The column may be missing: each image is then a patient's
+    """The patient of the image. Images of a patient stay together. Without this column, each image is a patient's
     own."""
 
 
@@ -207,7 +207,7 @@ class Hidden:
     """Annotations that a study on missing annotations keeps from training; scores still have them."""
 
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Of each label, the share of the annotated training cases that it is hidden in, below 1, rounded to whole
+    """Share of the annotated training cases in which a label is hidden, for each label; below 1, rounded to whole
     cases."""
     seed: Seed = 0
     """Same seed, same cases. A larger share hides what a smaller one does, and more."""

@@ -89,7 +89,7 @@ class Device(DeviceKeys):
         return next(count for count in range(fewest, devices + 1) if devices % count == 0)
 
     def on_one_node(self) -> Device:
-        """The same where a job cannot take several nodes."""
+        """This device for jobs that cannot take several nodes."""
         return replace(self, most_devices=min(self.most_devices, self.devices_per_node or self.most_devices))
 
 

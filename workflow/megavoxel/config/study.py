@@ -576,7 +576,7 @@ class GivenByCommand:
     """For `snakemake images`, an address or folder in which pip looks as well for the packages of the CPU image; given
     as --config cpu_index=ADDRESS."""
     gpu_index: Text | None = None
-    """The same for the GPU image."""
+    """Address or folder in which pip also looks for the packages of the GPU image, as --config gpu_index=ADDRESS."""
 
 
 class Compared:

@@ -253,7 +253,7 @@ def _fixed_patch_notes(frame: Frame, patch: Sequence[int]) -> list[str]:
 
 
 def _dice(frame: Frame, patch: Sequence[int], setting: Setting) -> tuple[Training, str]:
-    """Whose sums the Dice loss is made of."""
+    """The training keys with Dice summed over each sample or over the whole batch, and the reason."""
     keys = setting.training
     if keys.batch_dice is not None:
         return keys, f"dice: of {'the whole batch' if keys.batch_dice else 'each sample'}, fixed by the study"

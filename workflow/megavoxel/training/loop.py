@@ -50,7 +50,7 @@ class TrainingFunctions:
     start: Callable[..., Run]
     """A new run, or the one that a state was taken of: of plan, data, device, state and group."""
     samples: Callable[[Run, Any], Samples]
-    """Of the run's data."""
+    """Samples of the run's data."""
     step: Callable[[Run, Tensor, Tensor], Tensor]
     """An optimiser step on this process's share of a batch; gives an entry of `Run.losses`."""
     means: Callable[[Run], Row]

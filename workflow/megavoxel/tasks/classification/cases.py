@@ -24,7 +24,7 @@ class ImageCase:
     split: str = "training"
     """`training` or `test`."""
     patient: str | None = None
-    """Whose image it is; None: a patient of its own."""
+    """Patient of the image; None: the image is its own patient."""
 
     @property
     def owner(self) -> str:

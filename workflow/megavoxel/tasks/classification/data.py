@@ -31,9 +31,9 @@ class ImageData(RunData):
     cases: ImageCases
     """All images of the dataset."""
     shares: Assignment
-    """Of the training images."""
+    """Shares of the training images."""
     validation_shares: Assignment
-    """Of the validation images; none where there are none."""
+    """Shares of the validation images; empty if there are none."""
 
     @property
     def hashed(self) -> tuple[Any, ...]:

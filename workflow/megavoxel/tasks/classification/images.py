@@ -16,7 +16,7 @@ GREY, COLOUR = "L", "RGB"
 MODES = {"1": GREY, "L": GREY, "LA": GREY, "P": COLOUR, "PA": COLOUR, "RGB": COLOUR, "RGBA": COLOUR, "CMYK": COLOUR}
 """What Pillow may call an image of 8 bits or less, and what it is read as; transparency is dropped."""
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the colours of ImageNet from 0 to 1, as torchvision's published weights expect them; used for all networks."""
+"""Mean and deviation of ImageNet's colours from 0 to 1, as torchvision's weights expect them; used for all networks."""
 
 
 def read_image(path: Path, side: int) -> Image.Image:

@@ -51,7 +51,7 @@ class Residual(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of `x`."""
+        """Returns a tensor with the shape of `x`."""
         return functional.relu(x + self.layers(x))
 
 

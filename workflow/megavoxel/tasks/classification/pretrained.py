@@ -18,7 +18,7 @@ HEADS = {"vgg16": "classifier.6.", "resnet50": "fc.", "densenet169": "classifier
 """Names of the published last layers, which know the 1000 classes of ImageNet."""
 OWN_HEADS = {"vgg16": "classifier.6.", "resnet50": "fc.", "densenet169": "class_layers.out."}
 COUNTERS = "num_batches_tracked"
-"""Of batch norms; files of before PyTorch 0.4.1 lack them, and nothing here reads them."""
+"""Counters of batch norms, which nothing here reads, and which files of PyTorch before 0.4.1 do not have."""
 DENSE_LAYER = re.compile(r"^(features\.denseblock\d+\.denselayer\d+\.)(norm|conv)\.?([12])\.")
 """Older files of torchvision write `norm.1.weight`, newer ones `norm1.weight`."""
 

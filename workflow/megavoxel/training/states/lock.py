@@ -23,7 +23,7 @@ from megavoxel.errors import UserError
 HEARTBEAT = 15.0
 """Seconds between two signs of life."""
 MISSED = 4
-"""So many missed ones, and the holder counts as dead."""
+"""Number of missed signs of life after which the holder counts as dead."""
 LOOK = 1.0
 """Seconds between two looks at somebody else's lock."""
 

@@ -42,7 +42,7 @@ class Saving:
         self._look(progress, is_due)
 
     def after_epoch(self, progress: str, *, is_last: bool) -> None:
-        """The same, after an epoch and its validation."""
+        """Saves a state if one is due, after an epoch and its validation."""
         self._look(progress, is_last or time.monotonic() - self._saved >= self.seconds)
 
     def _look(self, progress: str, is_due: bool) -> None:
