@@ -3,6 +3,9 @@
 Where a row of windows across a whole plane is too much, the image is gone through in strips along the second axis, each
 from the first row to the last. Windows of two strips overlap: what a strip adds to voxels of the next one is kept in a
 file, row by row, and read in the same order when the next strip gets there.
+
+The weights of a window's voxels are kept as terms: outer products of weights per axis, whose sum they are. The total of
+all windows of a grid is then the same sum of the totals per axis, and is only made for the voxels that are asked for.
 """
 
 from __future__ import annotations

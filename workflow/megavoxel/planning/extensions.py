@@ -1,4 +1,10 @@
-"""What a setting may add to nnU-Net: training in phases, an expanded patch (meU-Net), a first stage (cascade)."""
+"""What a setting may add to nnU-Net: a curriculum of whole images and phases, an expanded patch, a first stage.
+
+The curriculum is that of Zhu et al., "LAMP: Large Deep Nets with Automated Model Parallelism for Image Segmentation"
+(MICCAI 2020, section 2.3): small patches first, then larger ones, the whole image last; each phase begins with the
+weights of the one before. The expanded patch is that of meU-net (Wang et al., MIDL 2022), the first stage nnU-Net's
+cascade.
+"""
 
 from __future__ import annotations
 

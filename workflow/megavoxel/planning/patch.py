@@ -1,4 +1,4 @@
-"""The largest patch and batch for a memory target, by the rules of nnU-Net.
+"""Patch, batch and windows: the largest for a memory target by the rules of nnU-Net, and whether they suit a network.
 
 Isensee et al., Nat. Methods 18:203, 2021, Methods and Supplementary Note 2; constants as in nnU-Net v2. "Memory" here
 is nnU-Net's measure, the number of convolution outputs scaled to a reference, and no forecast of bytes.

@@ -3,6 +3,11 @@
 The soft Dice is our own because its sums are shared between the parts of a batch; it is tested against MONAI's.
 Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers. `known` says which labels are annotated
 in the case of a sample; `training/annotation.py` says what that changes, and how the target of a batch carries it.
+
+Focal, top k and perimeter loss are those that Sato and Kido (Large Batch and Patch Size Training, AMOS 2022, Table 3)
+add to Dice. Each is a mean over samples of a value of that sample alone: the loss of a batch is the mean of those of
+its equal parts, so it does not depend on how a batch is divided among devices. They take logits of 16 bits as float32,
+leave float64 as it is, and make nothing as large as classes × volume in integers.
 """
 
 from __future__ import annotations

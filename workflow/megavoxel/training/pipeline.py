@@ -8,6 +8,10 @@ gradients.
 Only the first stage reads patches; it sends the targets to the stages that hold heads. The Dice sums of a whole batch
 (`batch_dice`) need no forward pass of their own: before the first backward pass the logits of all micro-batches are
 there.
+
+Autograd keeps the storage of every leaf and of every root for as long as its graph lives. But a received skip is needed
+only until it is joined to an activation, and a sent tensor only until it has arrived. So neither is a leaf or a root
+here (`as_received`, `backward_root`): its memory is given up as soon as no block's backward pass needs it.
 """
 
 from __future__ import annotations
