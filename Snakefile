@@ -14,23 +14,23 @@ if not workflow.overwrite_configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/ensemble.smk"
+include: "workflow/rules/evaluate.smk"
 
 
-if STUDY.task == "classification":
-
-    include: "workflow/rules/classification.smk"
-
-else:
+if SEGMENTS:
 
     include: "workflow/rules/preprocess.smk"
-    include: "workflow/rules/cascade.smk"
-    include: "workflow/rules/train.smk"
-    include: "workflow/rules/predict.smk"
-    include: "workflow/rules/evaluate.smk"
-    include: "workflow/rules/report.smk"
+    include: "workflow/rules/stage1.smk"
+    include: "workflow/rules/postprocess.smk"
+    include: "workflow/rules/time.smk"
 
 
-include: "workflow/rules/containers.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/images.smk"
 
 
 report: "workflow/report/workflow.rst"

@@ -57,7 +57,13 @@ GPU_IMAGE = "containers/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
 CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.stage1}
-MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members}
+# Settings of whose predictions the logits are kept: ensembles of label maps average them.
+MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members if SEGMENTS}
+WEIGHTS = {} if SEGMENTS else STUDY.weights
+# What is predicted of some cases: a folder of label maps, or a table of probabilities.
+PREDICTIONS = "" if SEGMENTS else ".csv"
+# Training and prediction of images read them where they lie; preprocessed volumes need no list.
+IMAGE_LIST = [] if SEGMENTS else f"{RESULTS}/cases.json"
 
 
 def preprocessing_key(setting):
@@ -70,10 +76,46 @@ def preprocessed_folder(wildcards):
     return f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/cases"
 
 
+def predicted(path):
+    """An output: the predictions of some cases, at this path without a suffix."""
+    return directory(path) if SEGMENTS else f"{path}{PREDICTIONS}"
+
+
+def predicted_test(folder):
+    """An output: the predictions of the test cases; label maps are still to be post-processed, and then removed."""
+    return temp(directory(f"{folder}/test-raw")) if SEGMENTS else f"{folder}/test{PREDICTIONS}"
+
+
+def samples_option(wildcards, input):
+    """What a stage is told of the cases that it trains on or predicts."""
+    if SEGMENTS:
+        return f"--preprocessed {shlex.quote(preprocessed_folder(wildcards))}"
+    return f"--cases {shlex.quote(input.cases)}"
+
+
+def split_option(wildcards):
+    """What a stage is told of the cases: those of a fold's validation, or of the test split where there is no fold."""
+    return f"--split validation --fold {wildcards.fold}" if wildcards.get("fold") else "--split test"
+
+
+def name_of(wildcards):
+    """What scores call a setting or an ensemble."""
+    return wildcards.model.removeprefix("ensembles/")
+
+
 def preprocessed_shards(wildcards):
-    """The markers of all shards that a setting's training and prediction wait for."""
+    """The markers of all shards that a setting's training and prediction wait for; images are not preprocessed."""
+    if not SEGMENTS:
+        return []
     key = preprocessing_key(wildcards.setting)
     return expand(f"{RESULTS}/preprocessed/{key}/shard-{{shard}}.json", shard=range(STUDY.shards))
+
+
+def basis_of_plan(wildcards):
+    """What a setting is planned from beside the cases: how volumes are preprocessed, or how images are split."""
+    if SEGMENTS:
+        return f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/plan.json"
+    return f"{RESULTS}/splits.json"
 
 
 def of_members(pattern):
@@ -81,6 +123,24 @@ def of_members(pattern):
     return lambda wildcards: expand(
         pattern, member=ENSEMBLES[wildcards.ensemble].members, fold=wildcards.get("fold", "")
     )
+
+
+def of_each_member(folder, predictions, logits):
+    """Inputs of an ensemble: what is averaged of each member, in a folder below that of the setting."""
+    place = f"{RESULTS}/{{member}}/{folder}".rstrip("/")
+    if not SEGMENTS:
+        return {"probabilities": of_members(f"{place}/{predictions}{PREDICTIONS}")}
+    return {
+        "logits": of_members(f"{place}/{logits}"),
+        "predictions": of_members(f"{place}/{predictions}"),
+        "postprocessing": of_members(f"{RESULTS}/{{member}}/postprocessing.json"),
+    }
+
+
+def averaged_option(wildcards, input):
+    """What the ensemble stage is told of its inputs."""
+    names = ("logits", "predictions", "postprocessing") if SEGMENTS else ("probabilities",)
+    return " ".join(f"--{name} {shlex.join(input[name])}" for name in names)
 
 
 def of_first_stage(pattern):
@@ -108,10 +168,12 @@ def first_stage_option(wildcards, input):
     return f"--stage1 {shlex.join(input.stage1)}" if input.get("stage1") else ""
 
 
-def starting_model(wildcards):
-    """The weights that a setting with `start` begins with; nothing for other settings."""
-    start = SETTINGS[wildcards.setting].start
-    return [] if start is None else f"{RESULTS}/{start}/fold-{wildcards.fold}/model.pt"
+def starting_weights(wildcards):
+    """The weights that training begins with: another setting's, or published ones; nothing where they are random."""
+    setting = SETTINGS[wildcards.setting]
+    if not SEGMENTS:
+        return f"data/weights/{setting.network}.pth" if setting.pretrained else []
+    return [] if setting.start is None else f"{RESULTS}/{setting.start}/fold-{wildcards.fold}/model.pt"
 
 
 def fetched_parts(dataset):
@@ -143,12 +205,6 @@ def postprocessing_option(model):
     """What the postprocess stage is told where the study switches it off."""
     record = SETTINGS.get(model) or ENSEMBLES[model.removeprefix("ensembles/")]
     return "" if record.postprocess else "--disabled"
-
-
-def published_weights(wildcards):
-    """The published weights that a classifier begins with; nothing for other settings."""
-    setting = SETTINGS[wildcards.setting]
-    return f"data/weights/{setting.network}.pth" if setting.pretrained else []
 
 
 def timed_runs():
@@ -198,12 +254,12 @@ def warn_of_doubtful_images(images, lock):
 
 def planning_device(setting):
     """What `plan` is told of the device where the parallelism depends on it."""
-    return "" if SETTINGS[setting].parallel == Parallel() else device_option()
+    return device_option() if SEGMENTS and SETTINGS[setting].parallel != Parallel() else ""
 
 
 def device_of_needs(setting):
     """The same for plain training, of which the plan says what jobs need and whether it fits."""
-    return device_option() if SETTINGS[setting].parallel == Parallel() else ""
+    return device_option() if SEGMENTS and SETTINGS[setting].parallel == Parallel() else ""
 
 
 def device_option():
@@ -221,6 +277,8 @@ def facts_for_planning():
 MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
 PREPROCESSINGS = {preprocessing_key(name): SETTINGS[name].preprocessing for name in SETTINGS if SEGMENTS}
 FACTS = facts_for_planning()
+# Without cross-validation there is nothing to validate on.
+VALIDATED = [(model, fold) for model in MODELS for fold in folds_of(model) if STUDY.folds > 1]
 RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
 TIMINGS = [f"{RESULTS}/{setting}/fold-{fold}/timings.csv" for setting, fold in timed_runs()]
 
@@ -230,5 +288,6 @@ wildcard_constraints:
     ensemble=one_of(ENSEMBLES),
     model=one_of(MODELS),
     preprocessing=one_of(PREPROCESSINGS),
+    network=one_of(WEIGHTS),
     fold=r"\d+",
     shard=r"\d+",

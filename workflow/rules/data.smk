@@ -1,6 +1,7 @@
-# From a dataset file to checked cases, their measures and the folds.
+# From a dataset file to checked cases, their measures and the folds; published weights.
 localrules:
     fetch,
+    fetch_weights,
     split,
 
 
@@ -31,6 +32,29 @@ rule fetch:
         mirror=lambda wildcards, output: f"--mirror {shlex.quote(MIRROR)}" if MIRROR else "",
     shell:
         "megavoxel fetch --dataset {params.dataset:q} --output {params.folder:q} {params.mirror} > {log:q} 2>&1"
+
+
+rule fetch_weights:
+    """Bring the published weights of a network."""
+    input:
+        image=used(CPU_IMAGE),
+    output:
+        weights="data/weights/{network}.pth",
+    log:
+        f"{LOGS}/fetch_weights/{{network}}.log",
+    benchmark:
+        f"{JOBS}/fetch_weights/{{network}}.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(60),
+    params:
+        weights=lambda wildcards: as_json(WEIGHTS[wildcards.network]),
+    shell:
+        "megavoxel fetch --weights {params.weights:q} --output {output.weights:q} > {log:q} 2>&1"
 
 
 rule check:

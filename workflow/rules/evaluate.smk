@@ -1,7 +1,13 @@
-# DSC and NSD of every case and label, first per job, then in one tidy table.
+# Scores of every case, first per job, then in one tidy table.
 localrules:
     collect_scores,
-    collect_timings,
+
+
+if not SEGMENTS:
+
+    localrules:
+        evaluate_validation,
+        evaluate_test,
 
 
 rule evaluate_validation:
@@ -9,7 +15,7 @@ rule evaluate_validation:
         image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
-        predictions=f"{RESULTS}/{{model}}/fold-{{fold}}/validation",
+        predictions=f"{RESULTS}/{{model}}/fold-{{fold}}/validation{PREDICTIONS}",
     output:
         scores=f"{RESULTS}/{{model}}/fold-{{fold}}/scores.csv",
     log:
@@ -25,14 +31,13 @@ rule evaluate_validation:
         mem_mb=by_attempt(8000),
         runtime=by_attempt(120),
     params:
-        name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
-        split="validation",
-        fold="{fold}",
+        name=name_of,
+        part=split_option,
         metrics=METRICS,
     shell:
         "megavoxel evaluate {input.predictions:q} --cases {input.cases:q} --splits {input.splits:q} "
-        "--split {params.split} --fold {params.fold} --setting {params.name:q} --processes {threads} "
-        "{params.metrics} --output {output.scores:q} > {log:q} 2>&1"
+        "{params.part} --setting {params.name:q} --processes {threads} {params.metrics} --output {output.scores:q} "
+        "> {log:q} 2>&1"
 
 
 use rule evaluate_validation as evaluate_test with:
@@ -40,7 +45,7 @@ use rule evaluate_validation as evaluate_test with:
         image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         splits=rules.split.output.splits,
-        predictions=f"{RESULTS}/{{model}}/test",
+        predictions=f"{RESULTS}/{{model}}/test{PREDICTIONS}",
     output:
         scores=f"{RESULTS}/{{model}}/scores-test.csv",
     log:
@@ -49,18 +54,13 @@ use rule evaluate_validation as evaluate_test with:
         f"{JOBS}/evaluate_test/{{model}}.tsv"
     group:
         "test_scores"
-    params:
-        name=lambda wildcards: wildcards.model.removeprefix("ensembles/"),
-        split="test",
-        fold="all",
-        metrics=METRICS,
 
 
 rule collect_scores:
     """All scores of the study in one table."""
     input:
         image=used(CPU_IMAGE),
-        validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model in MODELS for fold in folds_of(model)],
+        validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model, fold in VALIDATED],
         test=[f"{RESULTS}/{model}/scores-test.csv" for model in MODELS],
     output:
         scores=f"{RESULTS}/scores.csv",
@@ -77,62 +77,3 @@ rule collect_scores:
         runtime=by_attempt(30),
     shell:
         "megavoxel evaluate --collect {input.validation:q} {input.test:q} --output {output.scores:q} > {log:q} 2>&1"
-
-
-rule time_prediction:
-    """Seconds per image of a fold's network; nothing else should run on the device meanwhile."""
-    input:
-        image=used(GPU_IMAGE),
-        plan=rules.plan_setting.output.plan,
-        splits=rules.split.output.splits,
-        shards=preprocessed_shards,
-        stage1=first_stage_of("fold-{fold}" if STUDY.timing and STUDY.timing.split == "validation" else "test"),
-        weights=rules.train.output.model,
-    output:
-        timings=f"{RESULTS}/{{setting}}/fold-{{fold}}/timings.csv",
-    log:
-        f"{LOGS}/time_prediction/{{setting}}-{{fold}}.log",
-    benchmark:
-        f"{JOBS}/time_prediction/{{setting}}-{{fold}}.tsv"
-    conda:
-        "../../envs/megavoxel.yaml"
-    container:
-        GPU_IMAGE
-    threads: DEVICE.cpus_per_job
-    resources:
-        **on_devices("prediction", predicting_devices_of, times=STUDY.timing.repeats + 1 if STUDY.timing else 1),
-    params:
-        preprocessed=preprocessed_folder,
-        stage1=first_stage_option,
-        launcher=launcher,
-        split=STUDY.timing.split if STUDY.timing else "test",
-        repeats=STUDY.timing.repeats if STUDY.timing else 1,
-        warm_up=STUDY.timing.warm_up if STUDY.timing else 0,
-    shell:
-        "{params.launcher} megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
-        "--split {params.split} --fold {wildcards.fold} --preprocessed {params.preprocessed:q} {params.stage1} "
-        "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} "
-        "--threads {resources.cpus_per_task} "
-        "> {log:q} 2>&1"
-
-
-rule collect_timings:
-    """All timings of the study in one table."""
-    input:
-        image=used(CPU_IMAGE),
-        timings=TIMINGS,
-    output:
-        timings=f"{RESULTS}/timings.csv",
-    log:
-        f"{LOGS}/collect_timings.log",
-    benchmark:
-        f"{JOBS}/collect_timings.tsv"
-    conda:
-        "../../envs/megavoxel.yaml"
-    container:
-        CPU_IMAGE
-    resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
-    shell:
-        "megavoxel time --collect {input.timings:q} --output {output.timings:q} > {log:q} 2>&1"

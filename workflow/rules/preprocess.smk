@@ -1,8 +1,6 @@
-# Plans, and the arrays that networks read. Settings with the same `preprocessing` keys share both.
+# The arrays that networks read. Settings with the same `preprocessing` keys share them.
 localrules:
-    plan,
     plan_preprocessing,
-    plan_setting,
 
 
 rule plan_preprocessing:
@@ -29,65 +27,6 @@ rule plan_preprocessing:
     shell:
         "megavoxel plan-preprocessing --cases {input.cases:q} --fingerprint {input.fingerprint:q} "
         "--definition {params.definition:q} --output {output.plan:q} > {log:q} 2>&1"
-
-
-rule plan_setting:
-    """Choose patch, batch and network of a setting where the study leaves them open."""
-    input:
-        image=used(CPU_IMAGE),
-        cases=rules.check.output.cases,
-        preprocessing=lambda wildcards: f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/plan.json",
-    output:
-        plan=f"{RESULTS}/{{setting}}/plan.json",
-    log:
-        f"{LOGS}/plan_setting/{{setting}}.log",
-    benchmark:
-        f"{JOBS}/plan_setting/{{setting}}.tsv"
-    conda:
-        "../../envs/megavoxel.yaml"
-    container:
-        CPU_IMAGE
-    resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
-    params:
-        definition=lambda wildcards: as_json(SETTINGS[wildcards.setting]),
-        study=STUDY.name,
-        dataset=DATASET.name,
-        seed=STUDY.seed,
-        device=lambda wildcards: planning_device(wildcards.setting),
-        # Asked with `output`, it triggers no job, as for `mirror`: another device changes nothing that was trained.
-        device_of_needs=lambda wildcards, output: device_of_needs(wildcards.setting),
-    shell:
-        "megavoxel plan --cases {input.cases:q} --preprocessing-plan {input.preprocessing:q} --definition {params.definition:q} "
-        "--study-name {params.study:q} --dataset {params.dataset:q} --seed {params.seed} "
-        "{params.device} {params.device_of_needs} --output {output.plan:q} > {log:q} 2>&1"
-
-
-rule plan:
-    """Forecast memory and hours of every setting. Nothing is declared that it makes: so plan.tsv is always printed."""
-    input:
-        **FACTS,
-        image=used(CPU_IMAGE),
-    log:
-        f"{LOGS}/plan.log",
-    conda:
-        "../../envs/megavoxel.yaml"
-    container:
-        CPU_IMAGE
-    resources:
-        mem_mb=by_attempt(4000),
-        runtime=by_attempt(30),
-    params:
-        definition=json.dumps(config),
-        hardware=os.path.relpath(CONFIG_FOLDER / "hardware.yaml"),
-        datasets=os.path.relpath(CONFIG_FOLDER / "datasets"),
-        facts=" ".join(f"--{name} {shlex.quote(path)}" for name, path in FACTS.items()),
-        nodes="--one-node" if IN_CONTAINERS else "",
-        table=f"{RESULTS}/plan.tsv",
-    shell:
-        "megavoxel estimate --definition {params.definition:q} --hardware {params.hardware:q} "
-        "--datasets {params.datasets:q} {params.facts} {params.nodes} --output {params.table:q} 2> {log:q}"
 
 
 rule preprocess:

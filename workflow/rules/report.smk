@@ -1,11 +1,16 @@
 # Tables, figures and the page.
 REPORT = f"{RESULTS}/report"
-FIGURES = [*[f"{metric}_by_label" for metric in STUDY.metrics], "training_curves"]
-AGAINST = f"{REPORT}/figures/{STUDY.metrics[0]}_against"
 # A paper's own numbers, where the study has some: config/published/STUDY.csv
 PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"] if path.is_file()]
+PUBLISHED_OPTION = f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else ""
+TIMINGS_OPTION = f"--timings {RESULTS}/timings.csv" if TIMINGS else ""
+if SEGMENTS:
+    COMPARED = {"sweeps": to_plain(STUDY.sweeps), "metrics": list(STUDY.metrics)}
+else:
+    COMPARED = {"cells": to_plain(STUDY.cells)}
 DEFINITION = json.dumps(
     {
+        "task": STUDY.task,
         "study": STUDY.name,
         "dataset": DATASET.name,
         "baseline": STUDY.baseline,
@@ -13,15 +18,55 @@ DEFINITION = json.dumps(
         "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
         "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
         "cases": f"{RESULTS}/cases.json",
-        "sweeps": to_plain(STUDY.sweeps),
-        "metrics": list(STUDY.metrics),
+        **COMPARED,
     }
 )
+# The caption of each table in Snakemake's own report.
+if SEGMENTS:
+    TABLES = {name: name for name in ("summary", "comparison", "labels", "cost", "sweeps")}
+    TABLES |= {"inference_time": "time"}
+    FIGURES = [*[f"{metric}_by_label" for metric in STUDY.metrics], "training_curves"]
+else:
+    TABLES = dict.fromkeys(("summary", "distributed", "cost", "confusion"), "classification_tables")
+    FIGURES = [f"accuracy_against_{cost}" for cost in ("resolution", "memory", "seconds")]
+    FIGURES += ["cost_against_resolution", "training_curves"]
+# What only reports of label maps have: figures by file and caption, and pictures of cases.
+SCATTERS = {}
+if SEGMENTS:
+    SCATTERS = {f"{STUDY.metrics[0]}_against_memory": "memory"}
+    SCATTERS |= {f"{STUDY.metrics[0]}_against_seconds": "time"} if TIMINGS else {}
+SWEEPS = [f"sweep-{sweep.name}" for sweep in STUDY.sweeps] if SEGMENTS else []
+PICTURES = (
+    {
+        "comparisons": report(
+            directory(f"{REPORT}/figures/comparisons"),
+            patterns=["comparison-{cases}.png"],
+            caption="../report/comparisons.rst",
+            category="Overlays",
+        ),
+        "overlays": report(
+            [f"{REPORT}/figures/overlays/{model.removeprefix('ensembles/')}.png" for model in MODELS],
+            caption="../report/overlays.rst",
+            category="Overlays",
+        ),
+    }
+    if SEGMENTS
+    else {}
+)
+# Label maps that are drawn.
+DRAWN = [f"{RESULTS}/{model}/fold-{fold}/validation" for model, fold in VALIDATED if SEGMENTS]
+DRAWN += [f"{RESULTS}/{model}/test" for model in MODELS if SEGMENTS]
 
 
 localrules:
     tables,
     partial_report,
+
+
+if not SEGMENTS:
+
+    localrules:
+        report,
 
 
 rule report:
@@ -33,55 +78,33 @@ rule report:
         plans=expand(rules.plan_setting.output.plan, setting=SETTINGS),
         histories=[f"{RESULTS}/{setting}/fold-{fold}/history.csv" for setting, fold in RUNS],
         manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
-        validation=[f"{RESULTS}/{model}/fold-{fold}/validation" for model in MODELS for fold in folds_of(model)],
-        test=[f"{RESULTS}/{model}/test" for model in MODELS],
-        timings=rules.collect_timings.output.timings if TIMINGS else [],
+        drawn=DRAWN,
+        timings=f"{RESULTS}/timings.csv" if TIMINGS else [],
         published=PUBLISHED,
     output:
+        **{
+            name: report(f"{REPORT}/tables/{name}.csv", caption=f"../report/{caption}.rst", category="Tables")
+            for name, caption in TABLES.items()
+        },
+        **{
+            name: report(f"{REPORT}/figures/{name}.png", caption=f"../report/{caption}.rst", category="Figures")
+            for name, caption in SCATTERS.items()
+        },
+        **PICTURES,
         page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),
-        summary=report(f"{REPORT}/tables/summary.csv", caption="../report/summary.rst", category="Tables"),
-        comparison=report(f"{REPORT}/tables/comparison.csv", caption="../report/comparison.rst", category="Tables"),
-        labels=report(f"{REPORT}/tables/labels.csv", caption="../report/labels.rst", category="Tables"),
-        cost=report(f"{REPORT}/tables/cost.csv", caption="../report/cost.rst", category="Tables"),
-        sweeps=report(f"{REPORT}/tables/sweeps.csv", caption="../report/sweeps.rst", category="Tables"),
-        time=report(f"{REPORT}/tables/inference_time.csv", caption="../report/time.rst", category="Tables"),
         published=f"{REPORT}/tables/published.csv",
-        typeset=expand(
-            f"{REPORT}/tables/{{table}}.{{kind}}",
-            table=["summary", "comparison", "labels", "sweeps", "cost", "inference_time", "published"],
-            kind=["md", "tex"],
-        ),
+        typeset=expand(f"{REPORT}/tables/{{table}}.{{kind}}", table=[*TABLES, "published"], kind=["md", "tex"]),
         figures=report(
             expand(f"{REPORT}/figures/{{figure}}.png", figure=FIGURES),
-            caption="../report/figures.rst",
+            caption="../report/figures.rst" if SEGMENTS else "../report/classification_figures.rst",
             category="Figures",
         ),
-        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=FIGURES),
-        memory=report(f"{AGAINST}_memory.png", caption="../report/memory.rst", category="Figures"),
-        time_figure=report(
-            [f"{AGAINST}_seconds.png"] if TIMINGS else [],
-            caption="../report/time.rst",
-            category="Figures",
-        ),
-        time_drawing=[f"{AGAINST}_seconds.svg"] if TIMINGS else [],
-        memory_drawing=f"{AGAINST}_memory.svg",
         sweep_figures=report(
-            [f"{REPORT}/figures/sweep-{sweep.name}.png" for sweep in STUDY.sweeps],
+            expand(f"{REPORT}/figures/{{figure}}.png", figure=SWEEPS),
             caption="../report/sweep_figures.rst",
             category="Figures",
         ),
-        sweep_drawings=[f"{REPORT}/figures/sweep-{sweep.name}.svg" for sweep in STUDY.sweeps],
-        comparisons=report(
-            directory(f"{REPORT}/figures/comparisons"),
-            patterns=["comparison-{cases}.png"],
-            caption="../report/comparisons.rst",
-            category="Overlays",
-        ),
-        overlays=report(
-            [f"{REPORT}/figures/overlays/{model.removeprefix('ensembles/')}.png" for model in MODELS],
-            caption="../report/overlays.rst",
-            category="Overlays",
-        ),
+        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=[*FIGURES, *SCATTERS, *SWEEPS]),
     log:
         f"{LOGS}/report.log",
     benchmark:
@@ -97,8 +120,8 @@ rule report:
     params:
         results=subpath(input.scores, parent=True),
         definition=DEFINITION,
-        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
-        timings=f"--timings {RESULTS}/timings.csv" if TIMINGS else "",
+        published=PUBLISHED_OPTION,
+        timings=TIMINGS_OPTION,
     shell:
         "megavoxel report --results {params.results:q} --definition {params.definition:q} --processes {threads} "
         "{params.published} {params.timings} > {log:q} 2>&1"
@@ -120,8 +143,8 @@ rule tables:
     params:
         results=RESULTS,
         definition=DEFINITION,
-        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
-        timings=f"--timings {RESULTS}/timings.csv" if TIMINGS else "",
+        published=PUBLISHED_OPTION,
+        timings=TIMINGS_OPTION,
     shell:
         "megavoxel report --tables-only --results {params.results:q} --definition {params.definition:q} "
         "{params.published} {params.timings} > {log:q} 2>&1"
@@ -144,7 +167,7 @@ rule partial_report:
     params:
         results=RESULTS,
         definition=DEFINITION,
-        published=f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else "",
+        published=PUBLISHED_OPTION,
     shell:
         "megavoxel report --partial --results {params.results:q} --definition {params.definition:q} "
         "--processes {threads} {params.published} > {log:q} 2>&1"

@@ -6,9 +6,10 @@ rule train:
         plan=rules.plan_setting.output.plan,
         splits=rules.split.output.splits,
         checksums=rules.fetch.output.checksums,
+        cases=IMAGE_LIST,
         shards=preprocessed_shards,
         stage1=first_stage_of_all_folds,
-        start=starting_model,
+        weights=starting_weights,
     output:
         model=f"{RESULTS}/{{setting}}/fold-{{fold}}/model.pt",
         history=f"{RESULTS}/{{setting}}/fold-{{fold}}/history.csv",
@@ -21,13 +22,13 @@ rule train:
         "../../envs/megavoxel.yaml"
     container:
         GPU_IMAGE
-    threads: DEVICE.cpus_per_job
+    threads: lambda wildcards: DEVICE.cpus_per_job * (1 if SEGMENTS else SETTINGS[wildcards.setting].workers)
     resources:
         **on_devices("training", training_devices),
     params:
-        preprocessed=preprocessed_folder,
+        samples=samples_option,
         stage1=first_stage_option,
-        start=lambda wildcards, input: f"--weights {shlex.quote(input.start)}" if input.get("start") else "",
+        weights=lambda wildcards, input: f"--weights {shlex.quote(input.weights)}" if input.get("weights") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
         # Asked with `output`, it triggers no job, as for `mirror`: it is for what is said of memory.
@@ -35,7 +36,6 @@ rule train:
         launcher=launcher,
     # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
-        "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} "
-        "--preprocessed {params.preprocessed:q} --splits {input.splits:q} --fold {wildcards.fold} {params.stage1} "
-        "{params.start} --checksums {input.checksums:q} --state {params.state:q} "
-        "--output {params.folder:q} --hardware {params.hardware} --threads {resources.cpus_per_task} > {log:q} 2>&1"
+        "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} {params.samples} "
+        "--splits {input.splits:q} --fold {wildcards.fold} {params.stage1} {params.weights} --checksums {input.checksums:q} "
+        "--state {params.state:q} --output {params.folder:q} --hardware {params.hardware} --threads {resources.cpus_per_task} > {log:q} 2>&1"

@@ -27,11 +27,11 @@ rule stage1_validation:
         mem_mb=by_attempt(16000),
         runtime=by_attempt(120),
     params:
-        preprocessed=preprocessed_folder,
-        cases="--split validation --fold {fold}",
+        samples=samples_option,
+        part=split_option,
     shell:
-        "megavoxel stage1 --plan {input.plan:q} --preprocessed {params.preprocessed:q} --splits {input.splits:q} "
-        "{params.cases} --predictions {input.predictions:q} --processes {threads} "
+        "megavoxel stage1 --plan {input.plan:q} {params.samples} --splits {input.splits:q} "
+        "{params.part} --predictions {input.predictions:q} --processes {threads} "
         "--output {output.labels:q} > {log:q} 2>&1"
 
 
@@ -48,6 +48,3 @@ use rule stage1_validation as stage1_test with:
         f"{LOGS}/stage1_test/{{setting}}.log",
     benchmark:
         f"{JOBS}/stage1_test/{{setting}}.tsv"
-    params:
-        preprocessed=preprocessed_folder,
-        cases="--split test",
