@@ -419,6 +419,22 @@ def test_new_images_are_classified_and_tables_made_again(finished, repository):
 
 
 @pytest.mark.slow
+def test_a_page_comes_of_what_there_is_of_a_study(finished, repository, tmp_path):
+    for name in ("study.yaml", "small.yaml", "results", "source"):
+        source = finished.parents[1] / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    results = tmp_path / "results/tiny"
+    shutil.rmtree(results / "small-32-6pc-2w")
+    shutil.rmtree(results / "report")
+    (results / "scores.csv").unlink()
+    done = snakemake(repository, tmp_path, "partial_report", "--configfile", "study.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (results / "report/index.html").read_text()
+    assert "small-32-6pc-2w" in page
+    assert pd.read_csv(results / "report/tables/summary.csv")["row"].tolist() == ["small-32-6pc-1w"]
+
+
+@pytest.mark.slow
 def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "dataset": "phantom"}))
     done = snakemake(repository, tmp_path, "-n", "--configfile", "study.yaml")
