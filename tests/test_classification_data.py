@@ -21,8 +21,7 @@ from megavoxel.planning.splits import Fold, Splits, save_splits
 from megavoxel.tasks.classification.augmentation import saturate, shade, transform
 from megavoxel.tasks.classification.cases import load_image_cases, save_image_cases
 from megavoxel.tasks.classification.check import check_images
-from megavoxel.tasks.classification.decoded import DecodedImages
-from megavoxel.tasks.classification.images import DEVIATION, MEAN, read_image, to_tensor
+from megavoxel.tasks.classification.images import DEVIATION, MEAN, DecodedImages, read_image, to_tensor
 from megavoxel.tasks.classification.layout import read_image_layout
 from megavoxel.tasks.classification.plan import check_images_suffice
 from megavoxel.tasks.classification.shares import Assignment, assign

@@ -37,7 +37,7 @@ def load_configuration():
         metrics_of(getattr(study, "metrics", ()), where=f"{source}: metrics")
     except UserError as error:
         sys.exit(f"Error: {error}")
-    if (study.task == "classification") != (dataset.classification is not None):
+    if study.task != dataset.task:
         sys.exit(f"Error: {source}: dataset: {dataset.name} is not for a study of 'task: {study.task}'")
     study = study if study.task == "classification" else with_memory(study, device.memory_gib)
     return study, os.path.relpath(dataset_file), dataset, device, site

@@ -292,6 +292,11 @@ class Dataset:
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
     @property
+    def task(self) -> str:
+        """The task of studies on it: `segmentation` or `classification`."""
+        return "segmentation" if self.classification is None else "classification"
+
+    @property
     def known_ahead(self) -> bool:
         """Whether a study can be planned before the data is there: it is declared, made by the workflow, or says how
         many classes it has, which is all that networks of classification depend on."""

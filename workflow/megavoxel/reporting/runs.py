@@ -43,7 +43,7 @@ NAMES = re.compile(r"(?P<setting>.+)-(?P<fold>\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunProgress:
     """A setting on a fold."""
 
     setting: str
@@ -101,7 +101,7 @@ def begun_runs(folders: Folders) -> list[tuple[str, int]]:
     return sorted(runs | {(match["setting"], int(match["fold"])) for match in logs})
 
 
-def look_at(folders: Folders, runs: Iterable[tuple[str, int]]) -> list[Run]:
+def look_at(folders: Folders, runs: Iterable[tuple[str, int]]) -> list[RunProgress]:
     """The state of each run, in the same order."""
     queued = queued_runs(folders.root)
     return [_look(folders, setting, fold, f"{setting}_{fold}" in queued) for setting, fold in runs]
@@ -143,34 +143,36 @@ def last_lines(path: Path) -> tuple[str, ...]:
     return tuple(lines[faults[-1] :][:LAST_LINES] if faults else lines[-LAST_LINES:])
 
 
-def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> Run:
+def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> RunProgress:
     outputs, log = folders.results / setting / f"fold-{fold}", folders.log(setting, fold)
     if (outputs / "model.pt").is_file():
         return _finished(outputs, setting, fold)
     progress = _progress(log) if log.is_file() else {}
     run = {"setting": setting, "fold": fold, "log": log, **progress}
     if any(sign_of_life(state) is not None for state in folders.states(setting, fold)):
-        return Run(**run, state="running" if progress else "starting")
+        return RunProgress(**run, state="running" if progress else "starting")
     run["seconds_left"] = None
     if is_queued:
-        return Run(**run, state="queued")
+        return RunProgress(**run, state="queued")
     if not log.is_file():
-        return Run(setting=setting, fold=fold, state="waiting")
+        return RunProgress(setting=setting, fold=fold, state="waiting")
     lines = last_lines(log)
     age = time.time() - log.stat().st_mtime
     if not any(FAULT.match(line) for line in lines) and age < STARTING_SECONDS:
-        return Run(**run, state="starting")
-    return Run(**run, state="failed", lines=lines or ("the log is empty: the job was killed before it said anything",))
+        return RunProgress(**run, state="starting")
+    return RunProgress(
+        **run, state="failed", lines=lines or ("the log is empty: the job was killed before it said anything",)
+    )
 
 
-def _finished(outputs: Path, setting: str, fold: int) -> Run:
+def _finished(outputs: Path, setting: str, fold: int) -> RunProgress:
     last = pd.read_csv(outputs / "history.csv").iloc[-1] if (outputs / "history.csv").is_file() else None
     epoch = "" if last is None else f"{last['epoch']:.0f}"
     column = next((name for name in WATCHED if last is not None and name in last), None)
     watched = {} if column is None else {"watched": float(last[column]), "watched_as": WATCHED[column]}
     metric, score = _mean_score(outputs / "scores.csv")
     state = "trained" if score is None else "done"
-    return Run(setting=setting, fold=fold, state=state, epoch=epoch, metric=metric, score=score, **watched)
+    return RunProgress(setting=setting, fold=fold, state=state, epoch=epoch, metric=metric, score=score, **watched)
 
 
 def _mean_score(path: Path) -> tuple[str, float | None]:

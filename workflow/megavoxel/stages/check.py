@@ -12,10 +12,9 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, load_dataset
-from megavoxel.datasets.cases import Cases, save_cases
-from megavoxel.datasets.check import Finding, check_layout, write_findings
-from megavoxel.datasets.layout import read_layout
+from megavoxel.datasets.check import Finding, write_findings
 from megavoxel.errors import UserError
+from megavoxel.tasks import TASKS
 
 LISTED_FAULTS = 50
 
@@ -35,39 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--processes {arguments.processes}: allowed: 1 or more")
     arguments.output.unlink(missing_ok=True)  # an older list would contradict the faults found now
     dataset = load_dataset(arguments.dataset)
-    if dataset.classification is not None:
-        _check_images(arguments, dataset)
-        return
-    layout = read_layout(arguments.data, dataset)
-    tolerances = {label: dataset.tolerance(label) for label in layout.labels}
-    findings = check_layout(
-        arguments.data, layout, background_values=dataset.background_values, processes=arguments.processes
-    )
-    _write_checks(arguments, dataset, findings, len(layout.cases))
-    cases = Cases(
-        dataset=dataset.name,
-        root=str(arguments.data),
-        channels=layout.channels,
-        labels=layout.labels,
-        nsd_tolerance_mm=tolerances,
-        cases=layout.cases,
-        background_values=dataset.background_values,
-    )
-    save_cases(arguments.output, cases)
-    _print_outcome(findings, cases)
-
-
-def _check_images(arguments: argparse.Namespace, dataset: Dataset) -> None:
-    """Checks images to be classified, and writes both files."""
-    from megavoxel.tasks.classification.cases import save_image_cases
-    from megavoxel.tasks.classification.check import check_images, describe_cases
-
-    cases, findings = check_images(arguments.data, dataset, processes=arguments.processes)
+    task = TASKS[dataset.task]
+    cases, findings = task.check(arguments.data, dataset, processes=arguments.processes)
     _write_checks(arguments, dataset, findings, len(cases.cases))
-    save_image_cases(arguments.output, cases)
-    for finding in findings:
-        print(f"{finding.severity}: {finding.case}: {finding.check}: {finding.message}")
-    print("\n".join(describe_cases(cases)))
+    task.save_cases(arguments.output, cases)
+    print("\n".join(task.describe(cases, findings)))
 
 
 def _write_checks(arguments: argparse.Namespace, dataset: Dataset, findings: list[Finding], total: int) -> None:
@@ -93,19 +64,3 @@ def _report(arguments: argparse.Namespace, dataset: Dataset, errors: list[Findin
         f"{arguments.dataset}"
     )
     return "\n".join(lines)
-
-
-def _print_outcome(findings: list[Finding], cases: Cases) -> None:
-    for finding in findings:
-        if finding.severity == "warning":
-            print(f"warning: {finding.case}: {finding.check}: {finding.message}")
-    excluded = sum(finding.severity == "excluded" for finding in findings)
-    print(
-        f"dataset {cases.dataset}: {len(cases.of_split('training'))} training and {len(cases.of_split('test'))} test "
-        f"cases are sound, {excluded} left out"
-    )
-    for label in cases.labels:
-        unannotated = sum(label in case.unannotated for case in cases.cases)
-        hidden = sum(label in case.hidden for case in cases.cases)
-        if unannotated or hidden:
-            print(f"{label}: not annotated in {unannotated} cases, hidden from training in {hidden}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from megavoxel.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from megavoxel.reporting.runs import Folders, Run
+    from megavoxel.reporting.runs import Folders, RunProgress
 
 ORDER = ("failed", "running", "starting", "queued", "waiting", "trained", "done")
 
@@ -57,7 +57,7 @@ def _show_begun(folder: Path) -> None:
     _print(folders, look_at(folders, begun_runs(folders)))
 
 
-def _print(folders: Folders, runs: list[Run]) -> None:
+def _print(folders: Folders, runs: list[RunProgress]) -> None:
     from tabulate import tabulate
 
     from megavoxel.progress import duration

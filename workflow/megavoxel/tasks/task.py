@@ -19,6 +19,13 @@ class Task:
     """`segmentation` or `classification`, as a study file has it."""
     unit: str
     """What one sample of a dataset is called: `case` or `image`."""
+    check: Callable[..., Any]
+    """Looks at every case: of the dataset's folder, its `Dataset` and a number of processes; gives the cases and a list
+    of `Finding`."""
+    save_cases: Callable[..., None]
+    """Writes cases.json: of its path and the cases."""
+    describe: Callable[..., list[str]]
+    """Lines about a dataset that was checked: of cases and findings."""
     split: Callable[..., Any]
     """Folds of the cases in a file: of path, number of folds, seed and a file of ready-made folds or None."""
     plan: Callable[..., Any]
@@ -43,14 +50,14 @@ class Task:
 
 
 def imported_late(module: str, name: str) -> Callable[..., Any]:
-    """A function that imports and calls another one.
+    """A function that imports another one when it is called, and calls it.
 
     Args:
-        module: of the function, below `megavoxel.tasks`.
-        name: of the function.
+        module: of the other function, below `megavoxel`.
+        name: of the other function.
     """
 
     def call(*arguments: Any, **keys: Any) -> Any:
-        return getattr(import_module(f"megavoxel.tasks.{module}"), name)(*arguments, **keys)
+        return getattr(import_module(f"megavoxel.{module}"), name)(*arguments, **keys)
 
     return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[I
     return cases, findings
 
 
-def describe_cases(cases: ImageCases) -> list[str]:
-    """How many images each class has, a line each."""
+def describe(cases: ImageCases, findings: Sequence[Finding]) -> list[str]:
+    """Lines with what was found and how many images each class has."""
     counts = Counter((case.split, case.label) for case in cases.cases)
-    return [f"{name}: {counts['training', name]} training, {counts['test', name]} test" for name in cases.classes]
+    found = [f"{finding.severity}: {finding.case}: {finding.check}: {finding.message}" for finding in findings]
+    return found + [
+        f"{name}: {counts['training', name]} training, {counts['test', name]} test" for name in cases.classes
+    ]
 
 
 def _look(root: Path, case: ImageCase) -> tuple[str, str]:

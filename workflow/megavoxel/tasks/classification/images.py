@@ -1,8 +1,12 @@
-"""JPEG and PNG files as square images of a given side."""
+"""JPEG and PNG files as square images of a given side, kept as pixels once they are decoded."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
+from collections.abc import Sequence
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from torch import Tensor
 from megavoxel.errors import UserError
 
 GREY, COLOUR = "L", "RGB"
+BANDS = {GREY: 1, COLOUR: 3}
 MODES = {"1": GREY, "L": GREY, "LA": GREY, "P": COLOUR, "PA": COLOUR, "RGB": COLOUR, "RGBA": COLOUR, "CMYK": COLOUR}
 """What Pillow may call an image of 8 bits or less, and what it is read as; transparency is dropped."""
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,3 +84,41 @@ def _mode(file: Image.Image, path: Path) -> str:
     if file.mode not in MODES:
         raise UserError(f"{path}: its pixels are of the kind '{file.mode}'; expected grey or colour of at most 8 bits")
     return MODES[file.mode]
+
+
+class DecodedImages:
+    """What `read_image` gives, of files by number, each decoded once.
+
+    Pixels lie in a file without a name where Python puts temporary ones (TMPDIR), and go with the last process that has
+    it open; forked processes share it. Where it cannot grow any more, further images are decoded every time.
+
+    Args:
+        files: the images.
+        side: pixels of each side that they are brought to.
+    """
+
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self.side = files, side
+        self.pixels = tempfile.TemporaryFile(prefix="megavoxel-")  # noqa: SIM115 (open as long as this object)
+        self.bands = mmap(-1, max(len(files), 1))
+
+    def __getitem__(self, number: int) -> Image.Image:
+        """An image, grey or colour.
+
+        Raises:
+            UserError: as `read_image`.
+        """
+        size, place = self.side**2, number * self.side**2 * max(BANDS.values())
+        for mode, bands in BANDS.items():
+            if self.bands[number] == bands:
+                return Image.frombytes(
+                    mode, (self.side, self.side), os.pread(self.pixels.fileno(), size * bands, place)
+                )
+        image = read_image(self.files[number], self.side)
+        try:
+            written = os.pwrite(self.pixels.fileno(), image.tobytes(), place)
+        except OSError:  # no space is left
+            return image
+        if written == size * BANDS[image.mode]:
+            self.bands[number] = BANDS[image.mode]
+        return image

@@ -14,10 +14,8 @@ from megavoxel.config.study_file import load_study, with_memory
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.files import parse_json
-from megavoxel.planning.plan import Plan, load_plan, load_preprocessing_plan, save_plan
+from megavoxel.planning.plan import Plan, load_preprocessing_plan, save_plan
 from megavoxel.planning.splits import Splits, import_splits, make_splits
-
-__all__ = ["load_plan", "plan", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
