@@ -120,3 +120,15 @@ def test_no_function_is_longer_than_70_lines(package):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 70
     ]
     assert not too_long
+
+
+def test_docstrings_say_what_they_describe_in_their_first_words(package):
+    """Those of modules, classes and functions, and strings under fields; nobody should have to guess what they mean."""
+    riddles = [
+        f"{path.relative_to(package)}:{node.lineno}: {text.splitlines()[0]}"
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(text := getattr(node.value, "value", None), str)
+        if re.match(r"(Of|Whose|So|The same|That of|What of|As for)\b", text)
+    ]
+    assert not riddles
