@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Stored:
         """NSD tolerance in mm by label; empty where cases.json is absent."""
         return {} if self.cases is None else self.cases.nsd_tolerance_mm
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics that are shown; the first one ranks cases, and stands against cost."""
         if self.definition.metrics:
@@ -112,7 +113,7 @@ class StoredClassification(Stored):
         """Their names, in the order of the networks' outputs."""
         return next(iter(self.plans.values())).classes
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """All that a classifier is scored by."""
         return tuple(CLASSIFICATION_METRICS.values())
