@@ -96,7 +96,16 @@ def choose_examples(stored: Stored, means: pd.DataFrame, model: str) -> list[Exa
     for rank, place in (("best", 0), ("worst", len(part) - 1), ("median", len(part) // 2)):
         if 0 <= place < len(part):
             chosen.setdefault(place, rank)
-    return [_example(stored, model, part.iloc[place], rank) for place, rank in sorted(chosen.items())]
+    rows = [(rank, part.iloc[place]) for place, rank in sorted(chosen.items())]
+    return [
+        Example(
+            rank=rank,
+            case=row["case"],
+            score=float(row[metric.name]),
+            prediction=prediction_path(stored, model, row),
+        )
+        for rank, row in rows
+    ]
 
 
 def overlay_figure(model: str, examples: Sequence[Example], cases: Cases, metric: Metric) -> Figure:
@@ -104,13 +113,17 @@ def overlay_figure(model: str, examples: Sequence[Example], cases: Cases, metric
     if not examples:
         return empty_figure(f"{model}: no case has a value of {metric.shown} to be ranked by")
     slices = [read_slice(cases, example) for example in examples]
-    heights = [WIDTH / len(COLUMNS) * min(1.5, max(0.3, _height_to_width(cut))) + 0.6 for cut in slices]
+    ratios = [cut.image.shape[0] * cut.aspect / cut.image.shape[1] for cut in slices]
+    heights = [WIDTH / len(COLUMNS) * min(1.5, max(0.3, ratio)) + 0.6 for ratio in ratios]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.8), layout="constrained")
     figure.suptitle(model)
     rows = figure.subfigures(len(slices), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, example, cut in zip(rows, examples, slices, strict=True):
         row.suptitle(f"{example.rank}: {example.case}, mean {metric.head} {example.score:.3f}", x=0.01, ha="left")
-        _draw_row(row.subplots(1, len(COLUMNS)), cut, cases)
+        maps = zip(row.subplots(1, len(COLUMNS)), COLUMNS, (None, cut.reference, cut.prediction), strict=True)
+        for ax, name, labels in maps:
+            draw_panel(ax, cut.image, labels, cases.labels, window=cut.window, aspect=cut.aspect)
+            ax.set_title(name)
     label_legend(figure, cases.labels)
     return figure
 
@@ -136,21 +149,6 @@ def prediction_path(stored: Stored, model: str, row: pd.Series) -> Path:
     """The predicted label map behind a line of `case_means`."""
     split = "test" if row["split"] == "test" else f"fold-{row['fold']}/validation"
     return stored.folder(model) / split / f"{row['case']}{SUFFIX}"
-
-
-def _draw_row(row: Sequence[Axes], cut: Slice, cases: Cases) -> None:
-    for ax, name, labels in zip(row, COLUMNS, (None, cut.reference, cut.prediction), strict=True):
-        draw_panel(ax, cut.image, labels, cases.labels, window=cut.window, aspect=cut.aspect)
-        ax.set_title(name)
-
-
-def _example(stored: Stored, model: str, row: pd.Series, rank: str) -> Example:
-    path = prediction_path(stored, model, row)
-    return Example(rank=rank, case=row["case"], score=float(row[stored.metrics[0].name]), prediction=path)
-
-
-def _height_to_width(cut: Slice) -> float:
-    return cut.image.shape[0] * cut.aspect / cut.image.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +241,8 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
     chosen = median_case(means, {ranked_by, *models}, ranked_by, metric)
     lines = means[means["case"] == chosen].set_index("setting").reindex(models if chosen else ())
     if chosen is None:
-        return _nothing(Shown(name=name, lines=lines, ranked_by=ranked_by, metric=metric, left_out=left_out))
+        shown = Shown(name=name, lines=lines, ranked_by=ranked_by, metric=metric, left_out=left_out)
+        return shown, empty_figure(textwrap.fill(shown.caption, 70))
     case = cases.case(chosen)
     reference = cases.read_labels(case)
     position = slice_with_most_labels(reference, list(cases.labels.values()))
@@ -316,7 +315,3 @@ def _grid(panels: int, height_to_width: float, title_height: float) -> tuple[Fig
     for ax in axes[panels:]:
         ax.set_axis_off()
     return figure, axes[:panels]
-
-
-def _nothing(shown: Shown) -> tuple[Shown, Figure]:
-    return shown, empty_figure(textwrap.fill(shown.caption, 70))

@@ -61,7 +61,7 @@ class Section:
     template: str = ""
     """Empty: the name."""
     values: Callable[[Report], dict[str, Any]] = lambda _: {}
-    """Gives what the template uses besides `definition`, `metrics`, `splits`, `tables`, `figures` and the notices."""
+    """Gives what the template uses besides what all sections are given (`write_page`)."""
     figures: Callable[[Report], dict[str, str]] = lambda _: {}
     """Names of figures by what the template calls them."""
     is_shown: Callable[[Report], bool] = lambda _: True
@@ -89,6 +89,7 @@ def write_page(report: Report, sections: Sequence[Section]) -> None:
     text = environment.get_template("page.html.j2").render(
         definition=stored.definition,
         metrics=stored.metrics,
+        metric_names=" and ".join(", ".join(metric.shown for metric in stored.metrics).rsplit(", ", 1)),
         splits=stored.splits,
         resamples=RESAMPLES,
         tables=report.tables,
