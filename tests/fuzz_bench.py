@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK
 import torch
 
 from dataset_folder import Folder
@@ -175,12 +176,24 @@ class Bench:
                 packed = (folder.data / name.replace(ending, "nii.gz")).read_bytes()
                 (one / name).write_bytes(packed if ending == "nii.gz" else gzip.decompress(packed))
             (one / "dataset.json").write_text(json.dumps({**folder.content, "training": [single]}))
+        self._write_by_itk(folder)
         (self.inputs / "one.yaml").write_text("name: some\nsource: {folder: some}\n")
         for name in ("a", "b"):
             for path, array in (("img", np.random.default_rng(0).normal(size=(4, 5, 6))), *self._masks()):
                 target = self.inputs / f"patients/some/{name}/{path}.npy"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 np.save(target, array.astype(np.float32))
+
+    def _write_by_itk(self, folder: Folder) -> None:
+        """The first case in NRRD and MetaImage."""
+        for ending in ("nrrd", "mha"):
+            single = {"image": f"imagesTr/case_0.{ending}", "label": f"labelsTr/case_0.{ending}"}
+            for name in single.values():
+                target, source = self.inputs / f"one-{ending}" / name, folder.data / name.replace(ending, "nii.gz")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                SimpleITK.WriteImage(SimpleITK.ReadImage(str(source)), str(target))
+            content = {**folder.content, "training": [single]}
+            (self.inputs / f"one-{ending}/dataset.json").write_text(json.dumps(content))
 
     def _masks(self) -> list[tuple[str, np.ndarray]]:
         one = np.zeros((4, 5, 6))

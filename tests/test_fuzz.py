@@ -38,6 +38,16 @@ from fuzz_bench import CUT, DATASET, HARDWARE, PATIENTS, STUDY, Bench
 TOTAL = int(os.environ.get("MEGAVOXEL_FUZZ", "300"))
 SHARES = {"study": 0.2, "dataset": 0.12, "dataset.json": 0.2, "volume": 0.25, "checkpoint": 0.13, "contract": 0.1}
 HEADER_BYTES = 352
+ITK_PIECES = [
+    "\nDimSize = 30000 30000 30000\n", "\nsizes: 30000 30000 30000\n", "\nsizes: 0 0 0\n", "\nDimSize = -5 -6 -7\n",
+    "\nNDims = 999\n", "\nNDims = 0\n", "\ndimension: 16\n", "\nElementDataFile = LIST\n",
+    "\ndata file: x%d 1 999999999 1\n", "\nCompressedDataSize = 99999999999\n", "\nHeaderSize = -1\n",
+    "\nline skip: 99999\n", "\nbyte skip: -1\n", "\ntype: double\n", "\ntype: block\nblock size: 99999999\n",
+    "\nElementType = MET_DOUBLE\n", "\nElementNumberOfChannels = 100000\n", "\nTransformMatrix = 0 0 0 0 0 0 0 0 0\n",
+    "\nElementSpacing = 0 nan 1e400\n", "\nspace: scanner-xyz\n", "\nspace directions: none (0,0,0) (nan,0,0)\n",
+    "\nencoding: bzip2\n", "\nBinaryData = False\n", "nan", "-1", "9" * 5000, "\n\n",
+]  # fmt: skip
+"""What is put into the headers of MetaImage and NRRD files."""
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +88,9 @@ def readers(bench: Bench) -> dict[str, dict[str, Callable[[], bool]]]:
         "timings.csv": bench.read_results,
     }
     volumes = [
-        f"one-{ending}/{place}Tr/case_0.{ending}" for ending in ("nii", "nii.gz") for place in ("images", "labels")
+        f"one-{ending}/{place}Tr/case_0.{ending}"
+        for ending in ("nii", "nii.gz", "nrrd", "mha")
+        for place in ("images", "labels")
     ]
     return {
         "study": {"study.yaml": bench.read_study, "hardware.yaml": bench.read_hardware},
@@ -106,6 +118,8 @@ def broken_file(bench: Bench, name: str) -> st.SearchStrategy[bytes]:
     if name.endswith(".csv"):
         text = sound.decode()
         return st.one_of(broken_lines([text], [*CSV_PIECES, *text.splitlines()[:2]]), broken_bytes([sound], CSV_PIECES))
+    if name.endswith((".nrrd", ".mha")):
+        return st.one_of(broken_bytes([sound], ITK_PIECES, head=HEADER_BYTES), broken_bytes([sound]))
     return broken_volumes(sound, name) if ".nii" in name else broken_checkpoints(sound)
 
 

@@ -34,6 +34,11 @@ SPACES = (
     "right-anterior-superior-time",
 )  # fmt: skip
 """What the field `space` of an NRRD file says of the patient (teem.sourceforge.net/nrrd/format.html)."""
+MOST_AXES = 10
+"""Axes that MetaIO makes room for; it crashes with a header that states more."""
+MOST_LETTERS = 500
+"""Letters of a line of an NRRD header: teem crashes where it complains of longer ones. Comments and pairs of keys and
+values (`:=`), which it does not complain of, may be longer."""
 META_KEYS = ("transformmatrix", "rotation", "orientation")
 """One of these begins a line of a MetaImage header that says how the axes lie (ITK's MetaIO)."""
 
@@ -97,15 +102,17 @@ def volume_of(
 
 
 def _open(path: Path, hints: Hints) -> Volume:
+    kind, lines = _header_lines(path)
+    _require_harmless(path, kind, lines)
     header = _header_of(path)
-    size, kind = header.GetSize(), simpleitk().GetPixelIDValueAsString(header.GetPixelID())
-    if len(size) not in (3, 4) or "complex" in kind or (len(size) == 4 and header.GetNumberOfComponents() > 1):
+    size, numbers = header.GetSize(), simpleitk().GetPixelIDValueAsString(header.GetPixelID())
+    if len(size) not in (3, 4) or "complex" in numbers or (len(size) == 4 and header.GetNumberOfComponents() > 1):
         raise UserError(
             f"{path}: expected a volume of real numbers with three axes, or four with the channels last; the file has "
-            f"{len(size)} axes of {kind}"
+            f"{len(size)} axes of {numbers}"
         )
     _require_room(path, header)
-    is_oriented, how = _orientation(path)
+    is_oriented, how = _orientation(kind, lines)
     affine = affine_of(header)
     if not is_oriented:
         affine = assumed_affine(path, header.GetSpacing()[:3], hints.orientation, how)
@@ -149,16 +156,31 @@ def _require_room(path: Path, header: ImageFileReader) -> None:
         )
 
 
-def _orientation(path: Path) -> tuple[bool, str]:
-    """Whether the header of a file says how its axes lie in the patient, and in what way such files say it."""
+def _header_lines(path: Path) -> tuple[str, list[str]]:
+    """`nrrd` or `meta`, and the lines of the header of a file in lower case."""
     with path.open("rb") as source:
         text = source.read(HEADER_BYTES)
-    if text.startswith(b"NRRD"):
-        lines = text.split(b"\n\n")[0].decode("latin-1").lower().splitlines()
+    kind, end = ("nrrd", b"\n\n") if text.startswith(b"NRRD") else ("meta", b"\nElementDataFile")
+    return kind, [line.strip() for line in text.split(end)[0].decode("latin-1").lower().splitlines()]
+
+
+def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
+    """Refuses headers with which ITK's readers crash."""
+    if kind == "meta":
+        stated = [line.partition("=")[2].strip() for line in lines if line.startswith("ndims")]
+        crash = any(not axes.isdecimal() or int(axes[:9]) > MOST_AXES for axes in stated)
+    else:
+        crash = any(len(line) > MOST_LETTERS and ":=" not in line and not line.startswith("#") for line in lines)
+    if crash:
+        raise DamagedFileError(f"{path}: its header makes no sense; the file is damaged: copy it again")
+
+
+def _orientation(kind: str, lines: Sequence[str]) -> tuple[bool, str]:
+    """Whether a header says how the axes lie in the patient, and in what way such files say it."""
+    if kind == "nrrd":
         spaces = [line.removeprefix("space:").strip() for line in lines if line.startswith("space:")]
         how = f", by 'space' (one of {', '.join(SPACES)}) and 'space directions'"
         return any(space in SPACES for space in spaces), how
-    lines = text.split(b"ElementDataFile")[0].decode("latin-1").lower().splitlines()
     return any(line.startswith(META_KEYS) for line in lines), ", by 'TransformMatrix'"
 
 
