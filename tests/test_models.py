@@ -278,7 +278,7 @@ def test_options_that_do_not_go_together_are_refused(model, scans, tmp_path, cap
     mixed = (*words, "--model", model, "--input", scans, "--fold", 0)
     assert "--fold: not with --model; leave it out" in refused(capsys, *mixed)
     plain = (*words, "--plan", model / "plan.json", "--weights", model / "fold-0.pt")
-    assert "--probabilities: not with the cases of a study" in refused(capsys, *plain, "--probabilities")
+    assert "--probabilities: not for cases of a study" in refused(capsys, *plain, "--probabilities")
     assert "--fold: not with --input; leave it out" in refused(capsys, *plain, "--input", scans, "--fold", 0)
     wrong = (*words, "--model", model, "--input", scans, "--assume-orientation", "RAR")
     assert "--assume-orientation RAR: expected where the axes i, j, k run to" in refused(capsys, *wrong)

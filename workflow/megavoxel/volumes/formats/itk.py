@@ -6,6 +6,7 @@ ITK's world is LPS+, that of `Geometry` RAS+: the first two axes change their si
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,10 @@ MOST_AXES = 10
 MOST_LETTERS = 500
 """Letters of a line of an NRRD header: teem crashes where it complains of longer ones. Comments and pairs of keys and
 values (`:=`), which it does not complain of, may be longer."""
+HEADER_OF_META = re.compile(rb".*?(?:^ElementDataFile[^\n]*|\Z)", re.DOTALL | re.MULTILINE)
+"""A MetaImage header with its last line."""
+SLICES = re.compile(r"%.*\d{5}")
+"""Names by number of the files of more slices than there can be, for which MetaIO makes room."""
 META_KEYS = ("transformmatrix", "rotation", "orientation")
 """One of these begins a line of a MetaImage header that says how the axes lie (ITK's MetaIO)."""
 
@@ -160,8 +165,9 @@ def _header_lines(path: Path) -> tuple[str, list[str]]:
     """`nrrd` or `meta`, and the lines of the header of a file in lower case."""
     with path.open("rb") as source:
         text = source.read(HEADER_BYTES)
-    kind, end = ("nrrd", b"\n\n") if text.startswith(b"NRRD") else ("meta", b"\nElementDataFile")
-    return kind, [line.strip() for line in text.split(end)[0].decode("latin-1").lower().splitlines()]
+    kind = "nrrd" if text.startswith(b"NRRD") else "meta"
+    header = text.split(b"\n\n")[0] if kind == "nrrd" else HEADER_OF_META.match(text)[0]
+    return kind, [line.strip() for line in header.decode("latin-1").lower().splitlines()]
 
 
 def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
@@ -169,6 +175,7 @@ def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
     if kind == "meta":
         stated = [line.partition("=")[2].strip() for line in lines if line.startswith("ndims")]
         crash = any(not axes.isdecimal() or int(axes[:9]) > MOST_AXES for axes in stated)
+        crash |= any(line.startswith("elementdatafile") and SLICES.search(line) is not None for line in lines)
     else:
         crash = any(len(line) > MOST_LETTERS and ":=" not in line and not line.startswith("#") for line in lines)
     if crash:
