@@ -6,41 +6,41 @@ from pathlib import Path
 
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
-from megavoxel.tasks.task import Task, imported_late
+from megavoxel.tasks.task import ImportedLate, Task
 
 SEGMENTATION = Task(
     name="segmentation",
     unit="case",
-    check=imported_late("tasks.segmentation.check", "check"),
-    save_cases=imported_late("datasets.cases", "save_cases"),
-    describe=imported_late("tasks.segmentation.check", "describe"),
-    split=imported_late("tasks.segmentation.plan", "split"),
-    plan=imported_late("tasks.segmentation.plan", "plan"),
-    load_plan=imported_late("planning.plan", "load_plan"),
-    data=imported_late("tasks.segmentation.data", "data_of"),
-    check_fits=imported_late("tasks.segmentation.forecast", "check_fits_here"),
-    train=imported_late("tasks.segmentation.training", "train"),
-    forecast_gib=imported_late("tasks.segmentation.forecast", "forecast_gib"),
-    predict=imported_late("tasks.segmentation.predict", "predict"),
-    score=imported_late("tasks.segmentation.score", "score"),
-    forecast=imported_late("tasks.segmentation.forecast", "forecast"),
+    check=ImportedLate("tasks.segmentation.check", "check"),
+    save_cases=ImportedLate("datasets.cases", "save_cases"),
+    describe=ImportedLate("tasks.segmentation.check", "describe"),
+    split=ImportedLate("tasks.segmentation.plan", "split"),
+    plan=ImportedLate("tasks.segmentation.plan", "plan"),
+    load_plan=ImportedLate("planning.plan", "load_plan"),
+    data=ImportedLate("tasks.segmentation.data", "data_of"),
+    check_fits=ImportedLate("tasks.segmentation.forecast", "check_fits_here"),
+    train=ImportedLate("tasks.segmentation.training", "train"),
+    forecast_gib=ImportedLate("tasks.segmentation.forecast", "forecast_gib"),
+    predict=ImportedLate("tasks.segmentation.predict", "predict"),
+    score=ImportedLate("tasks.segmentation.score", "score"),
+    forecast=ImportedLate("tasks.segmentation.forecast", "forecast"),
 )
 CLASSIFICATION = Task(
     name="classification",
     unit="image",
-    check=imported_late("tasks.classification.check", "check_images"),
-    save_cases=imported_late("tasks.classification.cases", "save_image_cases"),
-    describe=imported_late("tasks.classification.check", "describe"),
-    split=imported_late("tasks.classification.splits", "split"),
-    plan=imported_late("tasks.classification.plan", "plan"),
-    load_plan=imported_late("tasks.classification.plan", "load_classifier_plan"),
-    data=imported_late("tasks.classification.data", "data_of"),
-    check_fits=imported_late("tasks.classification.forecast", "check_fits_here"),
-    train=imported_late("tasks.classification.training", "train"),
-    forecast_gib=imported_late("tasks.classification.forecast", "forecast_gib"),
-    predict=imported_late("tasks.classification.predict", "predict"),
-    score=imported_late("tasks.classification.scores", "score"),
-    forecast=imported_late("tasks.classification.forecast", "forecast"),
+    check=ImportedLate("tasks.classification.check", "check_images"),
+    save_cases=ImportedLate("tasks.classification.cases", "save_image_cases"),
+    describe=ImportedLate("tasks.classification.check", "describe"),
+    split=ImportedLate("tasks.classification.splits", "split"),
+    plan=ImportedLate("tasks.classification.plan", "plan"),
+    load_plan=ImportedLate("tasks.classification.plan", "load_classifier_plan"),
+    data=ImportedLate("tasks.classification.data", "data_of"),
+    check_fits=ImportedLate("tasks.classification.forecast", "check_fits_here"),
+    train=ImportedLate("tasks.classification.training", "train"),
+    forecast_gib=ImportedLate("tasks.classification.forecast", "forecast_gib"),
+    predict=ImportedLate("tasks.classification.predict", "predict"),
+    score=ImportedLate("tasks.classification.scores", "score"),
+    forecast=ImportedLate("tasks.classification.forecast", "forecast"),
 )
 TASKS = {task.name: task for task in (SEGMENTATION, CLASSIFICATION)}
 

@@ -49,15 +49,20 @@ class Task:
     """Prints and writes the forecast of a study: of arguments, study, device and dataset."""
 
 
-def imported_late(module: str, name: str) -> Callable[..., Any]:
-    """A function that imports another one when it is called, and calls it.
+@dataclass(frozen=True)
+class ImportedLate:
+    """A function that imports another one when it is called, and calls it."""
 
-    Args:
-        module: of the other function, below `megavoxel`.
-        name: of the other function.
-    """
+    module: str
+    """Module of the other function, below `megavoxel`."""
+    name: str
+    """Name of the other function."""
 
-    def call(*arguments: Any, **keys: Any) -> Any:
-        return getattr(import_module(f"megavoxel.{module}"), name)(*arguments, **keys)
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The other function; its module is imported."""
+        return getattr(import_module(f"megavoxel.{self.module}"), self.name)
 
-    return call
+    def __call__(self, *arguments: Any, **keys: Any) -> Any:
+        """What the other function returns."""
+        return self.function(*arguments, **keys)
