@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import types
 from functools import cache
 from pathlib import Path
 
@@ -193,6 +194,7 @@ def run(job: dict, files: list[int]) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["names"])
+    sys.modules["__main__"] = types.ModuleType("__main__")  # else processes that this one starts would import this file
     program, *sys.argv[1:] = job["words"]
     sys.argv[0] = program
     code = 1
