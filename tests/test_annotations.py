@@ -316,6 +316,7 @@ def test_pseudo_dice_counts_a_label_where_it_is_annotated(stored):
     assert scores["02"]["pseudo_dice_ball"] == scores["0"]["pseudo_dice_ball"], "case2 has no annotation of the ball"
 
 
+@pytest.mark.slow
 def test_scores_skip_what_is_not_annotated_and_count_it_and_keep_what_is_hidden(tmp_path, capsys):
     fake = make_study(tmp_path, score=False)
     cases = load_cases(fake.cases)
@@ -348,6 +349,7 @@ def test_scores_skip_what_is_not_annotated_and_count_it_and_keep_what_is_hidden(
     assert row.replace("│", " ").split()[2:5] == ["1", "1", "0"], "cases, unannotated, both empty"
 
 
+@pytest.mark.slow
 def test_reports_of_complete_datasets_say_nothing_of_annotations(tmp_path):
     fake = make_study(tmp_path)
     assert report_study(fake, "--tables-only") == 0

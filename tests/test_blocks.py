@@ -326,6 +326,7 @@ def test_phantoms_are_not_cut(tmp_path):
         load_dataset(file)
 
 
+@pytest.mark.slow
 def test_the_shipped_em_volume_becomes_sixteen_blocks_as_declared(repository, real_data, tmp_path):
     """4 blocks of 244 voxels and 3 margins of 16 are the 1024 voxels of the volume, along y as along x."""
     if not (real_data / "vnc_em/dataset.json").is_file():

@@ -242,6 +242,7 @@ def test_settings_with_the_same_step_are_traced_once_and_keep_their_order(reposi
     forecast._step.cache_clear()
 
 
+@pytest.mark.slow
 def test_memory_per_image_goes_with_the_area():
     small, large = (image_bytes(classifier(resolution=side), "float32") for side in (64, 128))
     assert large == pytest.approx(4 * small, rel=0.02)

@@ -203,6 +203,7 @@ def test_phases_count_for_the_hash_and_windows_do_not():
     assert plan.hash == replace(plan, inference=Inference(window="whole")).hash
 
 
+@pytest.mark.slow
 def test_the_forecast_of_a_curriculum_is_its_fullest_phase_and_all_hours():
     device = Device(name="gpu", kind="gpu", memory_gib=16, teraflops={"half": 1.0, "float32": 1.0})
     workload = Workload(training_cases=20, folds=5)

@@ -206,6 +206,7 @@ def test_one_factor_stands_for_all_axes():
     assert study.settings[0].expansion == Expansion(factor=(1.5, 1.5, 1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "batch"), [(160, 4), (240, 4), (240, 1)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_beside_a_u_net_on_the_expanded_patch(size, batch, checkpointing):

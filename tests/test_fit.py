@@ -36,6 +36,7 @@ def at_hand(gibibytes: float = 16, **changes) -> Device:
     return replace(memory.device_at_hand(torch.device("cpu"), **changes), memory_gib=gibibytes)
 
 
+@pytest.mark.slow
 def test_training_refuses_what_cannot_fit(plan):
     with pytest.raises(UserError, match=r"setting tiny: training needs .* GiB more than this machine has"):
         memory.check_fits(plan, at_hand(0.05), WORKLOAD)
@@ -158,6 +159,7 @@ def test_a_stage_that_predicts_ends_in_one_line_where_memory_runs_out(trained, s
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_training_is_told_by_the_hardware_file_what_its_device_takes(tmp_path, monkeypatch, capsys):
     """With an overhead that no machine has room for, to see that it counts."""
     fold = three_cases(tmp_path)

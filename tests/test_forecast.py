@@ -193,6 +193,7 @@ def test_a_precision_without_a_rate_is_said_beside_the_missing_hours(files):
     assert row["reason"].endswith("no hours: config/hardware.yaml has no float32 rate (teraflops) for small")
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_processes(files):
     study = parse_study(STUDY, source="test")
     facts = declared_dataset(load_dataset(files / "datasets/amos.yaml"))
