@@ -1,1 +1,1 @@
-"""What a user may write: study, dataset and hardware files, checked against their schemas."""
+"""Records of the files that users write: studies, datasets, hardware and site."""

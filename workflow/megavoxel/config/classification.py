@@ -51,7 +51,7 @@ class PublishedWeights:
         ]
         | None
     ) = None
-    """Where it is fetched from."""
+    """Address to download it from."""
     sha256: (
         Annotated[
             str,
@@ -115,7 +115,7 @@ class ClassifierAugmentation:
 
 @record
 class Classifier:
-    """What a setting of classification and its plan say alike."""
+    """Keys that a classification setting and its plan share."""
 
     network: ImageNetwork = "resnet50"
     """`vgg16`, `resnet50`, `densenet169`, or `small`, a network of nine convolutions that a CPU can train."""
@@ -131,7 +131,7 @@ class Classifier:
     workers: Workers = 1
     """Processes that train one network together, a device each: 1 is serial training."""
     data_partition: DataPartition = "private"
-    """What a worker sees where there are several: `private`, its own fixed share of the images, which no other process
+    """Images that each of several workers sees: `private`, its own fixed share of the images, which no other process
     opens, by whole patients, the same for all settings of a seed and a number of workers; or `shared`, another part of
     all images in every epoch."""
     training: ClassifierTraining = field(default_factory=ClassifierTraining)
@@ -204,7 +204,7 @@ class ClassifierEnsemble(ClassifierEnsembleKeys):
 
 @record
 class ClassificationKeys(StudyKeys):
-    """Keys of a study of classification that hold for all of its settings."""
+    """Keys of a classification study that apply to all of its settings."""
 
     task: Literal["classification"] = "classification"
     """`classification`."""
@@ -213,8 +213,7 @@ class ClassificationKeys(StudyKeys):
     seed: Seed = 12345
     """Seed of the folds, and of settings that say none."""
     baseline: LongName | None = None
-    """The cell that the others are held against in the report: a setting's name as the file or its grid has it, without
-    a seed."""
+    """The setting that the report compares the others with: its name as in the file or the grid, without a seed."""
     weights: dict[PublishedNetwork, PublishedWeights] = field(default_factory=dict)
     """Published weights by network, for settings with `pretrained`."""
 
@@ -250,7 +249,7 @@ class ClassificationFile(GivenByCommand, ClassificationKeys):
     defaults: WrittenClassifier = field(default_factory=WrittenClassifier)
     """Keys that all settings share; where a setting says something else, the setting counts."""
     settings: Annotated[dict[Name, WrittenClassifier | None], Field(min_length=1)] | None = None
-    """What is compared, by name; this or `grid` is needed."""
+    """Settings to compare, by name; `settings` or `grid` is needed."""
     grid: Several[Cells] = ()
     """Settings by the combinations of lists: network, resolution, images_per_class, workers, data_partition and
     learning_rate may be lists. Their names are NETWORK-RESOLUTION-IMAGESpc-WORKERSw."""

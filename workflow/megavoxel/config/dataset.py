@@ -102,7 +102,7 @@ class Source:
 
 @record
 class Patients:
-    """How a source folder is laid out that has a folder per patient, with an image and a mask per label in it."""
+    """Layout of a source folder that has a folder per patient, with an image and a mask per label in it."""
 
     image: Annotated[
         str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder")
@@ -130,7 +130,7 @@ class Files:
 
 @record
 class Blocks:
-    """How every training case is cut into blocks, which become cases of their own; test cases stay whole."""
+    """Cuts every training case into blocks, which become cases of their own; test cases stay whole."""
 
     counts: Triple[Annotated[int, between(1, 1000)]]
     """Blocks along z, y, x."""
@@ -215,7 +215,7 @@ class Hidden:
 
 @record
 class Declared:
-    """What is published of a dataset: enough to plan a study before the download."""
+    """Published sizes of a dataset, with which a study can be planned before the download."""
 
     training_cases: Annotated[int, between(2, 1_000_000)]
     """Labelled cases for cross-validation."""
@@ -229,17 +229,17 @@ class Declared:
 
 @record
 class Dataset:
-    """Where a dataset comes from and what its files do not say themselves."""
+    """Source of a dataset, and what its own files do not say."""
 
     name: Name
     """Folder below data/."""
     source: Source
     description: str = ""
-    """What is shown, for the reader."""
+    """Content of the images, for readers of the file."""
     reference: str = ""
     """Publication to cite."""
     licence: str = ""
-    """For the reader."""
+    """Licence of the images, for readers of the file."""
     labels: Annotated[dict[str, Annotated[int, between(0, 65535)]], Field(min_length=1)] | None = None
     """Label values by name, background left out or 0; None: as in dataset.json."""
     background_values: DistinctOrNone[Annotated[int, between(1, 65535)]] = ()
@@ -268,9 +268,9 @@ class Dataset:
     test_seed: Seed = 0
     """Same seed, same `test_count` cases."""
     patients: Patients | None = None
-    """Where the source `folder` has no dataset.json but a folder per patient: how they are laid out."""
+    """Layout of a source `folder` that has no dataset.json but a folder per patient."""
     files: Files | None = None
-    """Where the source `folder` has no dataset.json but an image and a label map per case: what they are called."""
+    """File names in a source `folder` that has no dataset.json but an image and a label map per case."""
     blocks: Blocks | None = None
     """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
     that name cases then name blocks."""
@@ -285,7 +285,7 @@ class Dataset:
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all
     labels are annotated in all cases."""
     hidden: Hidden | None = None
-    """Takes annotations that are there away from training, for a study on missing ones."""
+    """Hides existing annotations from training, for a study on missing ones."""
     classification: Classification | None = None
     """Makes it a dataset of images with a class each, for studies of `task: classification`."""
     declared: Declared | None = None

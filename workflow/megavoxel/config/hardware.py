@@ -32,7 +32,7 @@ class DeviceKeys:
     """One kind of device, and the job that uses one of it."""
 
     kind: Literal["cpu", "gpu"]
-    """What computes: `cpu` or `gpu`."""
+    """Kind of device: `cpu` or `gpu`."""
     memory_gib: Positive | None = None
     """Memory of the device in GiB; None for the host's own."""
     overhead_gib: NotNegative = 1.0
@@ -50,7 +50,7 @@ class DeviceKeys:
     devices_per_node: Count | None = None
     """Devices of one node, beyond which a training job takes several nodes; None: as many as a job may use."""
     gpu_model: ModelOfGpu | None = None
-    """What the cluster calls this GPU; None: jobs take any."""
+    """Name of this GPU model on the cluster; None: jobs take any GPU."""
     link_gib_per_second: Positive = 10.0
     """Rate at which two devices of a job exchange data."""
     cpus_per_job: Count = 8
@@ -61,7 +61,7 @@ class DeviceKeys:
     """The most minutes that such a job asks for at any attempt, and what it asks for where no rate is known: the limit
     of your partition."""
     source: str = ""
-    """Where the figures come from."""
+    """Source of the figures, for readers of the file."""
 
 
 @record
@@ -103,7 +103,7 @@ class HardwareFile:
 
 @record
 class Site:
-    """What a cluster needs beside slurm/config.yaml: its own names and wishes."""
+    """Settings of a cluster that slurm/config.yaml does not have: account, partitions, scratch folder."""
 
     all: Annotated[Resources | None, AfterValidator(_or_empty)] = field(default_factory=dict)
     """Resources of every job, by the names of the Slurm plugin, each with a text or number."""
@@ -116,7 +116,7 @@ class Site:
     """Options of Snakemake and of its Slurm plugin, by name."""
 
     def default_resources(self) -> dict[str, Any]:
-        """What Snakemake's `default-resources` is given: Python, so that texts are quoted and stay texts."""
+        """Values for Snakemake's `default-resources`, which evaluates them as Python: texts are quoted."""
         resources = {name: repr(value) if isinstance(value, str) else value for name, value in self.all.items()}
         if self.scratch:
             # Local rules are given it as well, on machines that may lack the folder.

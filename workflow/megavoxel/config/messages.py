@@ -1,4 +1,4 @@
-"""What a JSON schema allows, in words, and one line for what is wrong in a file: key, value, what is allowed."""
+"""Error messages of one line (key, value, what is allowed, nearest name), and JSON schemas put into words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPECTED = {
     "dataclass_type": "a mapping of keys to values",
     "none_required": "nothing",
 }
-"""What was expected, by pydantic's name of the error."""
+"""Words for the expected type, by pydantic's name of the error."""
 NUMBERS = ("int_type", "float_type")
 BOUNDS = {
     "greater_than_equal": "is less than the minimum of {ge:g}",
@@ -39,7 +39,7 @@ BOUNDS = {
 
 
 def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequence[str] = ()) -> str:
-    """The first of the deepest faults: `key.of.the.file: what is wrong; allowed: ...`.
+    """Explains the deepest fault: `key.of.the.file: what is wrong; allowed: ...`.
 
     Args:
         fault: what pydantic found.
@@ -72,7 +72,7 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequ
 
 
 def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Keys that are no text, and keys with nothing behind them, where that would mean no more than their absence."""
+    """Finds keys that are not text, and keys with an empty value that means the same as leaving the key out."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         if isinstance(values, dict) and not isinstance(key, str):
@@ -86,7 +86,7 @@ def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...]
 
 
 def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
-    """The keys and places among pydantic's steps, which also name the members of unions."""
+    """Keeps the keys and list indices of pydantic's location, and drops the names of union members in it."""
     path, place = [], values
     for step in steps:
         known = step in place if isinstance(place, dict) else isinstance(place, list | tuple) and isinstance(step, int)
@@ -97,7 +97,7 @@ def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
 
 
 def _reason(errors: Sequence[dict[str, Any]], node: Node, schema: Node) -> str:
-    """What is wrong with one value, by the errors of all types that it could have."""
+    """Explains what is wrong with one value, given the errors of all types that it could have."""
     error, value = errors[0], shown(errors[0]["input"])
     words = allowed_words(node, schema, {}).replace("`", "")
     description = without_null(node).get("description", "")
@@ -145,12 +145,12 @@ def _child(node: Node, step: str | int) -> Node | None:
 
 
 def _values(node: Node) -> Node | None:
-    """What a mapping holds under any name; None where its keys are fixed."""
+    """Schema of the values of a mapping with free names; None where its keys are fixed."""
     return next(iter(node.get("patternProperties", {}).values()), None) or node.get("additionalProperties") or None
 
 
 def without_null(node: Node) -> Node:
-    """What may stand there but nothing."""
+    """The node without the alternative `null`, if only one other is left."""
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
     return options[0] if len(options) == 1 and "description" not in node else node
 
@@ -161,7 +161,7 @@ def allowed_keys(node: Node, schema: Node, kind: str = "properties") -> list[str
 
 
 def allowed_words(node: Node, schema: Node, links: Mapping[str, str]) -> str:
-    """What may be written, such as `list of 3 integers, 1 to 4096`.
+    """Puts a node into words, such as `list of 3 integers, 1 to 4096`.
 
     Args:
         node: of the schema.

@@ -1,7 +1,7 @@
-"""Records that check what they are given, rules between their fields, and the way from plain data and back.
+"""Records that validate their fields, rules between fields, and conversion from plain data and back.
 
-A field says once what may stand in it: its type with bounds (`config/fields.py`), its default, and the string under it,
-which gives meaning and unit. Messages, JSON schemas and the tables of config/README.md come from there.
+Each field declares type and bounds (`config/fields.py`), default, and meaning with unit (the string under it), once.
+Messages, JSON schemas and the tables of config/README.md are made from these declarations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rule(check: Callable[[Any], None]) -> Any:
 
 
 def rule_of_whole(check: Callable[[Any], None]) -> Any:
-    """A rule that is left out where a file has only a part of the keys, such as the defaults of a study."""
+    """A rule that is skipped while only a part of the keys is known, as in the defaults of a study."""
 
     def after(self: Any, info: pydantic.ValidationInfo) -> Any:
         if not (info.context or {}).get("partial"):
@@ -171,7 +171,7 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 @cache
 def adapter(kind: type) -> pydantic.TypeAdapter:
-    """What checks values of a type."""
+    """The validator of a type."""
     return pydantic.TypeAdapter(kind)
 
 

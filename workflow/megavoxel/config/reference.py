@@ -35,7 +35,7 @@ FILES = {
     "hardware": hardware.HardwareFile,
     "site": hardware.Site,
 }
-"""What users write: the record of each kind of file, by the name of its schema."""
+"""The record of each kind of file that users write, by the name of its schema."""
 SECTIONS = {
     study.StudyFile: "A study file",
     study.WrittenSetting: "A setting",

@@ -81,7 +81,7 @@ class IntensityRange:
 
 @record
 class Interpolation:
-    """How images and labels are brought to another grid."""
+    """Interpolation of images and labels on another grid."""
 
     image_order: Annotated[int, between(0, 5)] = 3
     """Spline order for images."""
@@ -110,7 +110,7 @@ class Preprocessing(Interpolation):
 
 @record
 class NetworkParts:
-    """What a network is made of at every level; a setting and its plan say it alike."""
+    """Keys of a network that a setting and its plan share."""
 
     architecture: Literal["unet"] = "unet"
     """Name of the architecture: `unet`, the 3D U-Net, by default nnU-Net's."""
@@ -122,9 +122,9 @@ class NetworkParts:
     """`instance` (nnU-Net) or `batch`, whose statistics are of the samples that go through together on one device: with
     accumulation, or several devices, they are not those of the whole batch."""
     pooling: Pooling = "stride"
-    """What makes a level coarser: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
+    """Downsampling to the next level: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
     upsampling: Upsampling = "transposed"
-    """What makes a decoder level finer: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
+    """Upsampling to the next decoder level: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
     squeeze_excitation: Channels | None = None
     """Makes it an SE-U-Net: at the end of every level of encoder and decoder, each channel is weighted by a number from
     0 to 1 that two linear layers work out from the means of all channels over the patch. The key is the reduction
@@ -228,7 +228,8 @@ class Optimisation:
     learning_rate: Positive = 0.01
     """Initial learning rate."""
     learning_rate_rule: Literal["constant", "linear", "sqrt"] = "constant"
-    """How it goes with the batch of all devices: `constant`, `linear` or `sqrt` in batch / learning_rate_batch."""
+    """Scaling of the learning rate with the batch of all devices: `constant`, or `linear` or `sqrt` in batch /
+    learning_rate_batch."""
     learning_rate_batch: Count = 2
     """The batch that `learning_rate` is meant for; only `linear` and `sqrt` look at it."""
     schedule: Literal["poly", "cosine", "constant"] = "poly"
@@ -273,7 +274,7 @@ class Training(Optimisation):
     """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
     at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""
     sampling: Literal["foreground", "roulette"] = "foreground"
-    """How patches are drawn: `foreground`, some of them centred on a foreground voxel (nnU-Net), or `roulette`, from
+    """Drawing of patches: `foreground`, some of them centred on a foreground voxel (nnU-Net), or `roulette`, from
     half-overlapping positions, where those with little foreground are accepted now and then."""
     foreground_fraction: Fraction = 0.33
     """Probability that a patch of `foreground` sampling is centred on a foreground voxel."""
@@ -371,8 +372,8 @@ class Inference:
     mirror: bool = True
     """Whether predictions are averaged over the mirrored axes of the augmentation."""
     weights: Literal["gaussian", "centre"] = "gaussian"
-    """How the voxels of a window count: `gaussian`, or `centre`, twice in the box that is the half of each axis around
-    the centre."""
+    """Weights of the voxels of a window: `gaussian`, or `centre`, doubled in the box that is the half of each axis
+    around the centre."""
     gaussian_sigma: Positive = 0.125
     """Sigma of `gaussian` weights, as a fraction of the patch."""
 
@@ -434,7 +435,7 @@ class SettingKeys:
     parallel: Annotated[Literal["auto"] | Parallel | None, AfterValidator(_without_auto)] = field(
         default_factory=Parallel
     )
-    """How a step is spread over devices; `auto`: the cheapest way that fits the study's device. None stands for it."""
+    """Distribution of a step over devices; `auto` (None in code): the cheapest way that fits the study's device."""
     expansion: Expansion | None = None
     """Trains on an expanded patch as well; None: on the patch alone."""
     phases: Annotated[
@@ -448,7 +449,8 @@ class SettingKeys:
     stage1: DistinctOrNone[LongName] = ()
     """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
     fusion: Fusion = "post"
-    """Where a setting with `stage1` joins them: `post`, at the start of every decoder level, or `pre`, to the image."""
+    """Place where a setting with `stage1` joins their labels: `post`, at the start of every decoder level, or `pre`, to
+    the image."""
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
@@ -513,9 +515,9 @@ class SweepKeys:
     """Points that the report compares with one another, such as patch sizes: one of the study's tables."""
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
-    """What stands above the table."""
+    """Heading of the table."""
     points: Annotated[dict[Point, LongName | Distinct[LongName]], Field(min_length=2, description="two points or more")]
-    """What is compared, in this order; the first point is the baseline of the sweep. Each is a setting or an ensemble,
+    """Points to compare, in this order; the first one is the baseline of the sweep. Each is a setting or an ensemble,
     or a list of those that are repeats of one another, such as runs that differ in their seed alone."""
 
 
@@ -541,7 +543,7 @@ class Partitions:
 
 @record
 class Timing:
-    """How long the prediction of a case takes, from its preprocessed image to its logits."""
+    """Measures the time that the prediction of a case takes, from its preprocessed image to its logits."""
 
     repeats: Annotated[int, between(1, 1000)] = 3
     """Times that every case is predicted."""
@@ -560,7 +562,7 @@ class StudyKeys:
     hardware: Name = "cpu"
     """A name in config/hardware.yaml."""
     baseline: LongName | None = None
-    """The setting that the others are held against in the report."""
+    """The setting that the report compares the others with."""
 
 
 @record
@@ -597,7 +599,7 @@ class Compared:
 
 @record
 class SegmentationKeys(StudyKeys):
-    """Keys of a study of segmentation that hold for all of its settings."""
+    """Keys of a segmentation study that apply to all of its settings."""
 
     task: Literal["segmentation", "classification"] = "segmentation"
     """`segmentation`; a study of `classification` has keys of its own."""
@@ -610,7 +612,7 @@ class SegmentationKeys(StudyKeys):
     partitions: Partitions | None = None
     """Lists how the networks would be cut into pipelines; None: only those that settings train through."""
     metrics: Distinct[Name] = ("dsc", "nsd")
-    """What label maps are scored by: names of `evaluation/metrics.py`, such as `dsc`, `nsd` and `hd95`. The first one
+    """Metrics of label maps: names from `evaluation/metrics.py`, such as `dsc`, `nsd` and `hd95`. The first one
     ranks cases, and stands against cost."""
     timing: Annotated[bool | Timing | None, AfterValidator(_timing)] = None
     """Measures seconds per image of every setting; `true` stands for the defaults; None: nothing is timed."""
@@ -635,7 +637,7 @@ class StudyFile(GivenByCommand, SegmentationKeys):
     defaults: WrittenSetting = field(default_factory=WrittenSetting)
     """Keys that all settings share; where a setting says something else, the setting counts."""
     settings: Annotated[dict[Name, WrittenSetting | None], Field(min_length=1)]
-    """What is compared, by name."""
+    """Settings to compare, by name."""
     ensembles: dict[Name, EnsembleKeys] = field(default_factory=dict)
     """Ensembles of settings, by name."""
     sweeps: dict[Name, SweepKeys] = field(default_factory=dict)

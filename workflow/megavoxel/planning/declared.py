@@ -11,7 +11,7 @@ from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 
 UNKNOWN = Intensities(mean=0.0, median=0.0, std=1.0, minimum=0.0, maximum=0.0, percentile_0_5=0.0, percentile_99_5=0.0)
-"""Nobody declares intensities; no patch, network or forecast depends on them."""
+"""Stands for intensities, which are not declared; no patch, network or forecast depends on them."""
 
 
 def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
@@ -59,7 +59,7 @@ def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
 
 
 def _of_phantom(phantom: Phantom | None) -> Declared | None:
-    """What the workflow will make."""
+    """Sizes of the phantoms that the workflow will make."""
     if phantom is None:
         return None
     return Declared(training_cases=phantom.training_cases, shape=phantom.shape, spacing=phantom.spacing)

@@ -1,4 +1,4 @@
-"""What a dataset looks like: spacings, shapes and foreground intensities of its training cases (`fingerprint.json`)."""
+"""Spacings, shapes and foreground intensities of the training cases of a dataset: `fingerprint.json`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Fingerprint:
     intensities: tuple[Intensities, ...]
     """One per channel; none where the dataset has modalities."""
     modalities: dict[str, tuple[Intensities, ...]] = field(default_factory=dict)
-    """Where the dataset has modalities: by modality, one per channel, over the cases of that modality alone."""
+    """For a dataset with modalities, by modality: one per channel, over the cases of that modality alone."""
 
     @property
     def median_crop_ratio(self) -> float:

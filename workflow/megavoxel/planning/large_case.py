@@ -22,7 +22,7 @@ CANONICAL = (0, 1, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Foreground:
-    """What is looked at of a case."""
+    """Geometry, nonzero box and sampled intensities of a case."""
 
     geometry: Geometry
     """The grid of the image's file."""

@@ -106,7 +106,7 @@ def require_low_resolution(frame: Frame, keys: Preprocessing, dataset: str) -> L
 
 
 def low_resolution_note(frame: Frame, patch: Sequence[int], keys: Preprocessing) -> str:
-    """What a setting's plan says of the stage.
+    """A note for a setting's plan about the stage.
 
     The stage is that of nnU-Net's own network and 8 GiB, whatever the setting has, because `preprocessing.resolution:
     low` gives it to all settings alike.

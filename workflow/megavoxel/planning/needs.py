@@ -1,4 +1,4 @@
-"""What jobs of a setting need, as its plan says it, and what they ask for because of that."""
+"""Needs of the jobs of a setting, as forecast in its plan, and the resources that jobs request for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the intensities of each channel are brought to one scale: nnU-Net's rules, for each modality on its own."""
+"""Choice of a normalisation for each channel by nnU-Net's rules, separately for each modality."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATISTICS = {
     "z-score": "; statistics of each image itself",
     "range": "",
 }
-"""What is said of a modality's scheme."""
+"""Words of the note about a modality, by scheme."""
 
 
 @dataclass(frozen=True, kw_only=True)

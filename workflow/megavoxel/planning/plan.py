@@ -1,4 +1,4 @@
-"""`plan.json`: everything that training and prediction need, and nothing else. Nobody derives any of it again."""
+"""`plan.json`: everything that training and prediction need, and nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LabelValue = Annotated[int, between(1, 65535)]
 
 @record
 class ChannelNormalisation:
-    """What is done to the intensities of one channel."""
+    """Normalisation of the intensities of one channel."""
 
     scheme: Literal["ct", "z-score", "range"]
     """`ct`: clip to [lower, upper], subtract mean, divide by std, all four from the dataset's foreground.
@@ -64,7 +64,7 @@ class ChannelNormalisation:
 
 @record
 class PreprocessingPlan(Interpolation):
-    """How every case comes to the network's grid; shared by all settings with the same `preprocessing` keys."""
+    """Resampling and normalisation of every case; shared by all settings with the same `preprocessing` keys."""
 
     channels: Several[str]
     """Names of the image channels."""
@@ -81,11 +81,11 @@ class PreprocessingPlan(Interpolation):
     normalisation: tuple[ChannelNormalisation, ...]
     """One per channel; none where the dataset has modalities."""
     normalisation_by_modality: dict[str, tuple[ChannelNormalisation, ...]] = field(default_factory=dict)
-    """Where the dataset has modalities: by modality, one per channel."""
+    """For a dataset with modalities: by modality, one per channel."""
     largest_shape: Shape | None = None
     """Most voxels of a training case per axis, network order; None: not known."""
     notes: tuple[str, ...] = ()
-    """What the planner decided and why, for the reader."""
+    """Decisions of the planner and their reasons, for readers."""
 
     @property
     def hash(self) -> str:
@@ -106,7 +106,7 @@ class PreprocessingPlan(Interpolation):
                 refuse(f"expected one per channel ({', '.join(self.channels)})", "normalisation")
 
     def normalisation_of(self, case_id: str, modality: str | None) -> tuple[ChannelNormalisation, ...]:
-        """What is done to the channels of a case.
+        """The normalisation of each channel of a case.
 
         Raises:
             UserError: the plan has modalities, and the case has none or another one.
@@ -140,7 +140,8 @@ class NetworkPlan(NetworkParts):
     """Channels behind those of the image that hold a first stage's labels, one-hot, branch after branch without the
     background."""
     fusion: Fusion = "post"
-    """Where they are joined: `post`, at the start of every decoder level, or `pre`, at the first convolution."""
+    """Place where the prior channels are joined: `post`, at the start of every decoder level, or `pre`, at the first
+    convolution."""
     expanded_head: bool = False
     """Whether the second decoder level has a head for an expanded patch."""
 
@@ -202,13 +203,13 @@ class Plan:
     start: str | None = None
     """Setting of the study whose weights training begins with; None: random weights."""
     parallel: Parallel = field(default_factory=Parallel)
-    """How a training step is spread over devices."""
+    """Distribution of a training step over devices."""
     stages: tuple[int, ...] = ()
     """Number of the first block of each stage of a pipeline; empty without one."""
     needs: Needs | None = None
-    """What jobs need on the device that the setting was planned for; None: not known."""
+    """Needs of jobs on the device that the setting was planned for; None: not known."""
     notes: tuple[str, ...] = ()
-    """What the planner decided and why, for the reader."""
+    """Decisions of the planner and their reasons, for readers."""
 
     @property
     def sampled_patch(self) -> tuple[int, ...]:
