@@ -134,7 +134,10 @@ class Blocks:
 
     counts: Triple[Annotated[int, between(1, 1000)]]
     """Blocks along z, y, x."""
-    margin: Margin | Triple[Margin] = 0
+    margin: Annotated[
+        Margin | Triple[Margin],
+        Field(description="voxels left out between two neighbouring blocks, one number or one each along z, y, x"),
+    ] = 0
     """Voxels left out between two neighbouring blocks, so that no voxel beside a training block is validated on: one
     number, or one each along z, y, x."""
 
