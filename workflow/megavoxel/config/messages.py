@@ -51,6 +51,9 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequ
     paths = [_path(values, error["loc"]) for error in errors]
     path = max(paths, key=len)
     here = [error for error, other in zip(errors, paths, strict=True) if other == path]
+    # Of the types that a value could have, the one whose form it has says best what is wrong.
+    formed = [error for error in here if error["type"] not in EXPECTED and error["type"] != "literal_error"]
+    here = formed if len(formed) == 1 else here
     error = here[0]
     if error["type"] == "rule":
         path = (*path, *filter(None, error["ctx"]["key"].split(".")))
@@ -98,12 +101,10 @@ def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:
 
 def _reason(errors: Sequence[dict[str, Any]], node: Node, schema: Node) -> str:
     """Explains what is wrong with one value, given the errors of all types that it could have."""
-    # Of the types that a value could have, the one whose form it has says best what is wrong.
-    formed = [error for error in errors if error["type"] not in EXPECTED and error["type"] != "literal_error"]
-    error, value = (formed or errors)[0], shown(errors[0]["input"])
+    error, value = errors[0], shown(errors[0]["input"])
     words = allowed_words(node, schema, {}).replace("`", "")
     description = without_null(node).get("description", "")
-    if error["type"] == "literal_error" or (len(errors) > 1 and len(formed) != 1):
+    if error["type"] == "literal_error" or len(errors) > 1:
         near = closest(error["input"], re.split("[,;] ", words)) if isinstance(error["input"], str) else ""
         allowed = f"{description}; allowed: {words}" if description else f"allowed: {words}"
         return f"{value} is not allowed; {allowed}{near}"
