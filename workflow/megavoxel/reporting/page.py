@@ -12,7 +12,6 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
@@ -114,7 +113,7 @@ def _notices(stored: Stored) -> dict[str, Any]:
         "classes": stored.classes if isinstance(stored, StoredClassification) else (),
         "random": random,
         "run_count": sum(map(len, stored.histories.values())),
-        "case_counts": {split: _case_count(stored, split) for split in stored.splits},
+        "case_counts": stored.scores.groupby("split")["case"].nunique().reindex(stored.splits).to_dict(),
         "missing": stored.missing,
         "ignored": stored.ignored,
         "findings": read_findings(stored.results / "checks.csv"),
@@ -127,12 +126,13 @@ def _notices(stored: Stored) -> dict[str, Any]:
 
 def _scores(report: Report) -> dict[str, Any]:
     stored, summary = report.stored, report.tables["summary"]
+    first = stored.scores[stored.scores["metric"] == stored.metrics[0].name]["value"]
     # They have a table of their own on the page.
     compared = [head for metric in stored.metrics for head in compared_heads(metric)]
     return {
         "tolerances": stored.tolerances,
-        "both_empty": both_empty(stored),
-        "scored_values": int((stored.scores["metric"] == stored.metrics[0].name).sum()),
+        "both_empty": int(first.isna().sum()),
+        "scored_values": len(first),
         "summary": summary.drop(columns=compared, errors="ignore"),
         "memory_how": how_measured(stored),
     }
@@ -143,11 +143,8 @@ def _score_figures(report: Report) -> dict[str, str]:
 
 
 def _sweeps(report: Report) -> dict[str, Any]:
-    return {
-        "sweeps": {
-            sweep.name: sweep_section(report.tables["sweeps"], sweep) for sweep in report.stored.definition.sweeps
-        }
-    }
+    table, sweeps = report.tables["sweeps"], report.stored.definition.sweeps
+    return {"sweeps": {sweep.name: table[table["Sweep"] == sweep.title].drop(columns="Sweep") for sweep in sweeps}}
 
 
 def _sweep_figures(report: Report) -> dict[str, str]:
@@ -246,10 +243,6 @@ def is_timed(tables: Mapping[str, pd.DataFrame]) -> bool:
     return "Seconds per image" in tables["inference_time"].columns
 
 
-def _case_count(stored: Stored, split: str) -> int:
-    return stored.scores.loc[stored.scores["split"] == split, "case"].nunique()
-
-
 def label_colours(stored: Stored) -> list[str]:
     """The colours of the labels in pictures, as `#rrggbb`, in their order."""
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in palette(stored.labels).values()]
@@ -306,11 +299,6 @@ def settings_table(stored: Stored) -> pd.DataFrame:
     )
 
 
-def sweep_section(table: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
-    """The lines of one sweep, as shown."""
-    return table[table["Sweep"] == sweep.title].drop(columns="Sweep")
-
-
 def postprocessing_table(stored: Stored) -> pd.DataFrame:
     """The labels of each model that post-processing cuts to their largest component; models without a
     postprocessing.json are left out.
@@ -342,11 +330,6 @@ def manifest_table(manifests: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
             shown = "; ".join(f"fold {fold}: {value}" for fold, value in values.items())
         rows.append({"Entry": key, "Value": shown})
     return pd.DataFrame(rows, columns=["Entry", "Value"])
-
-
-def both_empty(stored: Stored) -> int:
-    """Pairs of case and label without a value."""
-    return int(stored.scores[stored.scores["metric"] == stored.metrics[0].name]["value"].isna().sum())
 
 
 def _shown(value: Any) -> str:
