@@ -322,7 +322,7 @@ def test_half_precision_is_not_chosen_where_a_processor_computes_wrong_gradients
 def test_the_measurement_works_on_deep_networks_and_large_patches():
     """Seven levels over a patch that is cut down for the measurement: the bottleneck keeps more than one voxel."""
     network = NetworkPlan(
-        channels=1, classes=2, features=(2,) * 7, kernels=((3, 3, 3),) * 7, strides=((1, 1, 1), *((2, 2, 2),) * 6)
+        channels=1, classes=3, features=(2,) * 7, kernels=((3, 3, 3),) * 7, strides=((1, 1, 1), *((2, 2, 2),) * 6)
     )
     plan = tiny_plan(patch=(256, 256, 256), batch=1, network=network, training={"precision": "auto"})
     assert choose_precision(plan, CPU).name in ("float32", "bfloat16")
