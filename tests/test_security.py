@@ -52,6 +52,7 @@ BARE = {
     # Several words, each of them quoted where they are put together.
     "params.mirror", "params.device", "params.facts", "params.published", "params.timings", "params.stage1",
     "params.start", "params.launcher", "params.weights", "params.index", "params.hardware", "params.device_of_needs",
+    "params.metrics",
 }  # fmt: skip
 """What stands in a rule's shell line without quotes."""
 

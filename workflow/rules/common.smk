@@ -45,7 +45,7 @@ def load_configuration():
 
 STUDY, DATASET_FILE, DATASET, DEVICE, SITE = load_configuration()
 SEGMENTS = STUDY.task == "segmentation"
-METRICS = f"--metrics {' '.join(STUDY.metrics)}" if SEGMENTS else ""
+METRICS = f"--metrics {shlex.join(STUDY.metrics)}" if SEGMENTS else ""
 RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"
