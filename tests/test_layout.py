@@ -119,7 +119,7 @@ def test_training_cases_may_be_listed_by_nnunets_own_dataset_json(tmp_path):
         ({"a": {"images": [], "label": "b.nii.gz"}}, "dataset: a: expected"),
         ({"a": {"images": ["../a.nii.gz"], "label": "b.nii.gz"}}, "outside the dataset's folder"),
         ({"a": {"images": ["a.nii.gz"], "label": "/b.nii.gz"}}, "outside the dataset's folder"),
-        ({"a": {"images": ["a.mha"], "label": "b.nii.gz"}}, "is no NIfTI file"),
+        ({"a": {"images": ["a.png"], "label": "b.nii.gz"}}, "is of a kind that is not read"),
         ({"../a": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}, "cannot be the name of a file"),
         ({}, "there are no cases"),
     ],
@@ -206,7 +206,7 @@ def test_an_unknown_case_comes_with_the_nearest_names(tmp_path, key):
         ({"modality": {"1": "CT"}}, "must name the channels"),
         ({"training": {}}, "'training' must be a list"),
         ({"training": [{"label": "l.nii.gz"}]}, 'expected {"image"'),
-        ({"training": [{"image": "a.mha", "label": "l.nii.gz"}]}, "'a.mha' is no NIfTI file"),
+        ({"training": [{"image": "a.png", "label": "l.nii.gz"}]}, "'a.png' is of a kind that is not read"),
         ({"training": [], "test": []}, "no cases"),
     ],
 )
@@ -218,8 +218,8 @@ def test_what_is_wrong_in_dataset_json_is_named(tmp_path, changes, message):
 
 
 def test_an_ending_that_is_not_read_is_named(tmp_path):
-    content = {"channel_names": {"0": "CT"}, "labels": {"a": 1}, "file_ending": ".nrrd"}
-    with pytest.raises(UserError, match=r"file_ending: '\.nrrd' is not read"):
+    content = {"channel_names": {"0": "CT"}, "labels": {"a": 1}, "file_ending": ".png"}
+    with pytest.raises(UserError, match=r"file_ending: '\.png' is not read"):
         read_layout(describe(tmp_path, content), dataset())
 
 

@@ -171,11 +171,14 @@ def _header_lines(path: Path) -> tuple[str, list[str]]:
 
 
 def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
-    """Refuses headers with which ITK's readers crash."""
+    """Refuses headers with which ITK's readers crash, or never end."""
     if kind == "meta":
-        stated = [line.partition("=")[2].strip() for line in lines if line.startswith("ndims")]
-        crash = any(not axes.isdecimal() or int(axes[:9]) > MOST_AXES for axes in stated)
-        crash |= any(line.startswith("elementdatafile") and SLICES.search(line) is not None for line in lines)
+        stated = [(key.strip(), value.strip()) for key, _, value in (line.partition("=") for line in lines)]
+        axes = [value for key, value in stated if key == "ndims"]
+        crash = any(not value.isdecimal() or int(value[:9]) > MOST_AXES for value in axes)
+        crash |= any(key == "elementdatafile" and SLICES.search(value) is not None for key, value in stated)
+        is_packed = ("compresseddata", "true") in stated
+        crash |= is_packed and any(key == "headersize" and value.startswith("-") for key, value in stated)
     else:
         crash = any(len(line) > MOST_LETTERS and ":=" not in line and not line.startswith("#") for line in lines)
     if crash:
