@@ -177,7 +177,7 @@ def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
         axes = [value for key, value in stated if key == "ndims"]
         crash = any(not value.isdecimal() or int(value[:9]) > MOST_AXES for value in axes)
         crash |= any(key == "elementdatafile" and SLICES.search(value) is not None for key, value in stated)
-        is_packed = ("compresseddata", "true") in stated
+        is_packed = any(key == "compresseddata" and value[:1] in ("t", "1") for key, value in stated)
         crash |= is_packed and any(key == "headersize" and value.startswith("-") for key, value in stated)
     else:
         crash = any(len(line) > MOST_LETTERS and ":=" not in line and not line.startswith("#") for line in lines)
