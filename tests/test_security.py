@@ -47,12 +47,12 @@ BARE = {
     # Numbers, and words that the rules or the wildcards' constraints fix.
     "threads", "wildcards.fold", "wildcards.shard", "params.shards", "params.folds", "params.seed", "params.split",
     "params.fold", "params.part", "params.hash", "params.cases", "params.logits", "params.option", "params.repeats",
-    "params.warm_up", "params.nodes",
+    "params.warm_up", "params.nodes", "params.basis",
     "resources.cpus_per_task",
     # Several words, each of them quoted where they are put together.
     "params.mirror", "params.device", "params.facts", "params.published", "params.timings", "params.stage1",
     "params.start", "params.launcher", "params.weights", "params.index", "params.hardware", "params.device_of_needs",
-    "params.metrics",
+    "params.metrics", "params.samples", "params.averaged",
 }  # fmt: skip
 """What stands in a rule's shell line without quotes."""
 
