@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks.measure import Row, in_process, paired_seconds, peer, smaller_is_better
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 from megavoxel.preprocessing.store import read_box
 from megavoxel.training.augmentation import Augmenter
 

@@ -17,7 +17,7 @@ import pandas
 from benchmarks.made import call, halving_network
 from benchmarks.measure import Row, larger_is_better
 from benchmarks.plans import planned, sound_cases
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.files import write_json
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import Plan, save_plan

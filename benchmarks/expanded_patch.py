@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.made import plan_of_study
 from benchmarks.measure import Row, in_process, smaller_is_better
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import new_run, training_step
 from megavoxel.planning.plan import Plan
 from megavoxel.training.memory import tracked_step

@@ -80,7 +80,7 @@ def forecast_and_measured(configuration: Configuration) -> tuple[float, float]:
     import torch
 
     from megavoxel.config.hardware import load_device
-    from megavoxel.config.study import Parallel
+    from megavoxel.config.setting import Parallel
     from megavoxel.forecast.calibration import SMALL, Probe, measure
     from megavoxel.network.host_memory import return_freed_memory
 

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import ndimage
 
 from benchmarks.made import made_plan
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.files import write_json

@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.measure import REPOSITORY
 from megavoxel.config.dataset import dataset_path, load_dataset
-from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.config.setting import Inference
 from megavoxel.config.study_file import load_study
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting

@@ -26,7 +26,8 @@ from benchmarks.data_parallel import prepare
 from benchmarks.made import call, halving_network
 from benchmarks.measure import REPOSITORY, Row, seconds_of, smaller_is_better
 from megavoxel.cli import main
-from megavoxel.config.study import Parallel, Training
+from megavoxel.config.setting import Parallel
+from megavoxel.config.training import Training
 from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.planning.splits import load_splits
 from megavoxel.tasks.segmentation.data import VolumeData

@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks.made import call, made_plan
 from benchmarks.measure import REPOSITORY, Row, larger_is_better, smaller_is_better
-from megavoxel.config.study import Parallel, Training
+from megavoxel.config.setting import Parallel
+from megavoxel.config.training import Training
 from megavoxel.forecast.pipeline import least_peak_cut, stage_costs
 from megavoxel.forecast.step import CPU, training_step
 from megavoxel.network.device import Precision

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import peak_mib
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.forecast.calibration import SMALL, held_bytes, measure
 from megavoxel.network.host_memory import release_unused_memory, return_freed_memory

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.measure import Row, larger_is_better, peer
 from benchmarks.nnunet import REORIENTING_READER, Made, Peer, data_folder
 from megavoxel.config.dataset import Dataset, Source
-from megavoxel.config.study import Preprocessing, Setting
+from megavoxel.config.setting import Preprocessing, Setting
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.datasets.check import check_layout
 from megavoxel.datasets.layout import read_layout

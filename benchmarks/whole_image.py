@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.made import CONFIG, plan_of_study
 from benchmarks.measure import Row, paired_seconds, smaller_is_better
-from megavoxel.config.study import Inference
+from megavoxel.config.setting import Inference
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from megavoxel.cli import main
-from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.config.setting import Inference
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan, save_plan
 from megavoxel.planning.splits import Fold, Splits, save_splits

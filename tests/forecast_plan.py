@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.planning.plan import NetworkPlan, Plan

@@ -27,8 +27,8 @@ from fake_study import FakeStudy, make_study
 from fuzz_guard import guarded
 from megavoxel.cli import main
 from megavoxel.config.hardware import load_device
-from megavoxel.config.study import Training
 from megavoxel.config.study_file import load_study
+from megavoxel.config.training import Training
 from megavoxel.errors import UserError
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights

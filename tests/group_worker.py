@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from helpers import tiny_plan
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.network.device import Precision
 from megavoxel.network.segmentation import SegmentationNetwork

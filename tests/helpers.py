@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavoxel.config.study import Augmentation, Inference, Training
+from megavoxel.config.setting import Inference
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, save_case
 from megavoxel.tasks.segmentation.data import VolumeData

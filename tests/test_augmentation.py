@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 from megavoxel.preprocessing.store import read_box
 from megavoxel.training import augmentation, intensity
 from megavoxel.training.augmentation import Augmenter, Draws, rotation_matrix, sample_labels

@@ -16,7 +16,8 @@ import torch
 from fake_study import make_plan
 from helpers import store_case, tiny_plan
 from megavoxel.config.records import from_plain, read_yaml
-from megavoxel.config.study import Inference, Parallel, Preprocessing, Training
+from megavoxel.config.setting import Inference, Parallel, Preprocessing
+from megavoxel.config.training import Training
 from megavoxel.datasets.blocks import list_cases
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError, shown

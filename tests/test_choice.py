@@ -9,7 +9,7 @@ import pytest
 
 from forecast_plan import WORKLOAD, device, needs, plan_of_some_size
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.choice import choose
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import gib

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from helpers import preprocessing_plan, store_case, tiny_plan
-from megavoxel.config.study import Setting, Training
+from megavoxel.config.setting import Setting
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Training
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import load_plan, save_plan

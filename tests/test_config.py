@@ -9,13 +9,14 @@ import jsonschema
 import pytest
 import yaml
 
-from megavoxel.config import study as study_module
 from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
 from megavoxel.config.hardware import Device, HardwareFile, load_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.reference import FILES, SECTIONS, json_schema
-from megavoxel.config.study import Ensemble, Setting, Study, StudyFile, Training, WrittenSetting
+from megavoxel.config.setting import Network, Setting, WrittenSetting
+from megavoxel.config.study import Ensemble, Study, StudyFile
 from megavoxel.config.study_file import load_study, merge, parse_study
+from megavoxel.config.training import Training
 from megavoxel.errors import UserError
 
 MINIMAL = {
@@ -225,7 +226,7 @@ def test_rules_between_keys_hold_for_whole_settings_and_not_for_defaults_alone()
         values["settings"][name] = {"network": {"levels": 3}}
     assert parse_study(values, source="my.yaml").setting("b").network.decoder_features == (8, 16)
     with pytest.raises(ValueError, match="give 'levels' or 'features' beside it"):
-        study_module.Network(decoder_features=(8,))
+        Network(decoder_features=(8,))
 
 
 def test_records_take_no_values_of_other_types():
@@ -240,10 +241,10 @@ def test_the_choices_of_the_schema_are_those_that_the_code_has():
     from megavoxel.training.loss import build_loss
     from megavoxel.training.optimizer import learning_rate
 
-    keys = json_schema(study_module.Training)["properties"]
-    assert all(callable(build_loss(study_module.Training(loss=name))) for name in keys["loss"]["enum"])
+    keys = json_schema(Training)["properties"]
+    assert all(callable(build_loss(Training(loss=name))) for name in keys["loss"]["enum"])
     for schedule in keys["schedule"]["enum"]:
-        assert learning_rate(0, study_module.Training(schedule=schedule), batch=2) == 0.01
+        assert learning_rate(0, Training(schedule=schedule), batch=2) == 0.01
 
 
 def test_records_survive_the_way_through_plain_data():

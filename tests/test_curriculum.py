@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from helpers import preprocessing_plan, three_cases, tiny_plan, weights_of
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Inference, Network, Parallel, Phase, Setting, Timing, Training
+from megavoxel.config.setting import Inference, Network, Parallel, Phase, Setting
+from megavoxel.config.study import Timing
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Training
 from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.duration import Workload

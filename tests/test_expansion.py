@@ -10,8 +10,9 @@ import torch
 
 from group_worker import CPU
 from helpers import store_case, tiny_plan
-from megavoxel.config.study import Augmentation, Expansion, Parallel, Setting, Training
+from megavoxel.config.setting import Expansion, Parallel, Setting
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.step import training_step

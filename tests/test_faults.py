@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.network.weights import load_tensors
 from megavoxel.planning.plan import Plan
 from stage_server import run_group

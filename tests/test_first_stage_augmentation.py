@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 from megavoxel.training.first_stage_augmentation import (
     RADII,
     augment_first_stage,

@@ -14,7 +14,7 @@ from forecast_plan import WORKLOAD, device, plan_of_some_size
 from helpers import store_case, three_cases, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Inference, Parallel
+from megavoxel.config.setting import Inference, Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
 from megavoxel.forecast import memory

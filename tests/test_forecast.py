@@ -17,7 +17,8 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import Device, load_device, update_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Inference, Parallel, Partitions, Setting
+from megavoxel.config.setting import Inference, Parallel, Setting
+from megavoxel.config.study import Partitions
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import tiny_plan
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast import pipeline
 from megavoxel.forecast.pipeline import balanced_cuts, stage_costs
 from megavoxel.forecast.pipeline_step import SilentPeers, fake_network, profile_of, run_of_stage

@@ -12,7 +12,7 @@ import torch
 import group_worker
 from group_worker import BATCH, CPU, steps_of, ways
 from helpers import tiny_plan
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel

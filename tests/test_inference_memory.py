@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helpers import properties, tiny_plan
-from megavoxel.config.study import Inference
+from megavoxel.config.setting import Inference
 from megavoxel.inference import logits, sliding_window
 from megavoxel.inference.ensemble import mean_probabilities
 from megavoxel.inference.logits import header_of, label_map, write_logits

@@ -16,7 +16,7 @@ from torch import nn
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Phantom
-from megavoxel.config.study import Inference
+from megavoxel.config.setting import Inference
 from megavoxel.datasets import phantom
 from megavoxel.datasets.cases import Case, save_cases
 from megavoxel.datasets.check import check_case

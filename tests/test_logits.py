@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from helpers import preprocessing_plan, properties, tiny_plan
-from megavoxel.config.study import Augmentation, Inference
+from megavoxel.config.setting import Inference
+from megavoxel.config.training import Augmentation
 from megavoxel.errors import UserError
 from megavoxel.inference import logits as module
 from megavoxel.inference.logits import BACKGROUND, header_of, label_map, linear_weights, open_logits, write_logits

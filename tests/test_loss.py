@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.training.loss import (
     LOSSES,
     SMOOTH,

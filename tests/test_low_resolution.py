@@ -7,8 +7,9 @@ import math
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.config.study import Network, Preprocessing, Setting, Training
+from megavoxel.config.setting import Network, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Training
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, save_fingerprint

@@ -13,7 +13,8 @@ from monai.losses import DiceLoss
 from torch import Tensor
 
 from helpers import store_case, tiny_plan
-from megavoxel.config.study import Parallel, Training
+from megavoxel.config.setting import Parallel
+from megavoxel.config.training import Training
 from megavoxel.planning.topology import shape_of
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run

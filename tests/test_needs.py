@@ -9,7 +9,7 @@ import pytest
 
 from helpers import tiny_plan
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.needs import needs_of
 from megavoxel.forecast.setting import forecast_setting

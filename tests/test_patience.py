@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers import store_case, tiny_plan
-from megavoxel.config.study import Training
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Training
 from megavoxel.errors import UserError
 from megavoxel.tasks.segmentation import training
 from megavoxel.tasks.segmentation.data import VolumeData

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers import store_case, tiny_plan
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import GIB

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pipeline_worker
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.network.weights import load_tensors

@@ -9,8 +9,9 @@ import pytest
 
 from megavoxel.cli import main
 from megavoxel.config.records import from_plain, to_plain
-from megavoxel.config.study import IntensityRange, Network, Preprocessing, Setting, Training
+from megavoxel.config.setting import IntensityRange, Network, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Training
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure, save_fingerprint

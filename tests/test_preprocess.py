@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from helpers import preprocessing_plan
 from megavoxel.cli import main
-from megavoxel.config.study import Preprocessing
+from megavoxel.config.setting import Preprocessing
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.fingerprint import measure

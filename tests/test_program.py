@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megavoxel.config.study import Network
+from megavoxel.config.setting import Network
 from megavoxel.network.architectures import BLOCKS
 from megavoxel.network.program import Block, Place, Program, RunState, head_name
 from megavoxel.network.segmentation import SegmentationNetwork, parameter_count

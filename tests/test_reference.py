@@ -15,8 +15,8 @@ from megavoxel.config.hardware import HardwareFile
 from megavoxel.config.messages import allowed_words
 from megavoxel.config.records import adapter, from_plain
 from megavoxel.config.reference import FILES, SECTIONS, field_texts, schema_text, with_reference
-from megavoxel.config.study import Augmentation, Training
 from megavoxel.config.study_file import parse_study
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import properties, store_case, tiny_plan
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, save_case
 from megavoxel.training import patches
 from megavoxel.training.patches import (

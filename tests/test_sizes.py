@@ -11,7 +11,7 @@ import yaml
 
 from helpers import preprocessing_plan
 from megavoxel.cli import main
-from megavoxel.config.study import Expansion, Inference, Network, Phase, Preprocessing, Setting
+from megavoxel.config.setting import Expansion, Inference, Network, Phase, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import ChannelSELayer
 
 from helpers import tiny_plan
-from megavoxel.config.study import Network, Parallel
+from megavoxel.config.setting import Network, Parallel
 from megavoxel.config.study_file import parse_study
 from megavoxel.errors import UserError
 from megavoxel.forecast.pipeline import stage_costs

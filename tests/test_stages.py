@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.pipeline import least_cut, least_peak_cut, stage_costs
 from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision

@@ -11,7 +11,7 @@ import torch
 
 from helpers import store_case, tiny_plan
 from megavoxel.cli import main
-from megavoxel.config.study import Inference
+from megavoxel.config.setting import Inference
 from megavoxel.files import write_json
 from megavoxel.inference import timing
 from megavoxel.inference.predict import CasePredictor

@@ -14,7 +14,7 @@ import torch
 
 from helpers import store_case, three_cases, tiny_plan, weights_of
 from megavoxel.cli import main
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
 from megavoxel.network import device

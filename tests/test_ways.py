@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from forecast_plan import device, plan_of_some_size
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel, next_option
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import tiny_plan
-from megavoxel.config.study import Inference
+from megavoxel.config.setting import Inference
 from megavoxel.inference import predict, sliding_window
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import (

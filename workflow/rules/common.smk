@@ -13,7 +13,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device, load_site
 from megavoxel.config.records import to_plain
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError

@@ -26,7 +26,9 @@ from megavoxel.config.fields import (
     refuse,
 )
 from megavoxel.config.records import record, rule
-from megavoxel.config.study import Compared, GivenByCommand, Optimisation, Parallel, StudyKeys
+from megavoxel.config.setting import Parallel
+from megavoxel.config.study import Compared, GivenByCommand, StudyKeys
+from megavoxel.config.training import Optimisation
 
 SMALL = "small"
 """The network of ours that a CPU can train; no weights of it are published."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from megavoxel.config import classification, dataset, hardware, study
+from megavoxel.config import classification, dataset, hardware, setting, study, training
 from megavoxel.config.messages import Node, allowed_words, alternatives
 from megavoxel.config.records import schema_of
 from megavoxel.errors import UserError
@@ -38,16 +38,16 @@ FILES = {
 """The record of each kind of file that users write, by the name of its schema."""
 SECTIONS = {
     study.StudyFile: "A study file",
-    study.WrittenSetting: "A setting",
-    study.Phase: "A phase of a setting",
-    study.Preprocessing: "`preprocessing` of a setting",
-    study.IntensityRange: "`normalisation` of `preprocessing`",
-    study.Network: "`network` of a setting",
-    study.Parallel: "`parallel` of a setting",
-    study.Expansion: "`expansion` of a setting",
-    study.Training: "`training` of a setting",
-    study.Augmentation: "`augmentation` of a setting",
-    study.Inference: "`inference` of a setting",
+    setting.WrittenSetting: "A setting",
+    setting.Phase: "A phase of a setting",
+    setting.Preprocessing: "`preprocessing` of a setting",
+    setting.IntensityRange: "`normalisation` of `preprocessing`",
+    setting.Network: "`network` of a setting",
+    setting.Parallel: "`parallel` of a setting",
+    setting.Expansion: "`expansion` of a setting",
+    training.Training: "`training` of a setting",
+    training.Augmentation: "`augmentation` of a setting",
+    setting.Inference: "`inference` of a setting",
     study.EnsembleKeys: "An ensemble",
     study.Partitions: "`partitions` of a study",
     study.Timing: "`timing` of a study",

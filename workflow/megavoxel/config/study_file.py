@@ -18,7 +18,8 @@ from megavoxel.config.classification import (
     ClassifierSetting,
 )
 from megavoxel.config.records import from_file, from_plain, read_yaml
-from megavoxel.config.study import Ensemble, SegmentationKeys, Setting, Study, StudyFile, Sweep
+from megavoxel.config.setting import Setting
+from megavoxel.config.study import Ensemble, SegmentationKeys, Study, StudyFile, Sweep
 from megavoxel.errors import UserError, closest
 
 Keys = dict[str, Any]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from megavoxel.config.study import Augmentation, Inference, Parallel, Training
+from megavoxel.config.setting import Inference, Parallel
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.forecast.step import GIB, StepCost, training_step
 from megavoxel.network.device import Precision
 from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import GIB, window
 from megavoxel.planning.patch import prediction_window
 from megavoxel.planning.plan import Plan

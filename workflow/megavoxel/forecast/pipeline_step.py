@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.distributed.pipeline import Peers, PipelineMember, Work
 from megavoxel.forecast.step import (
     CPU,

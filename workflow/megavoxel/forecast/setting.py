@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
 from megavoxel.forecast.pipeline_step import fake_network, staged_window

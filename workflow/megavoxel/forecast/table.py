@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel, Partitions, Setting, Study
+from megavoxel.config.setting import Parallel, Setting
+from megavoxel.config.study import Partitions, Study
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megavoxel.config.study import Phase, Setting, Training
+from megavoxel.config.setting import Phase, Setting
+from megavoxel.config.training import Training
 from megavoxel.errors import UserError
 from megavoxel.planning.patch import WHOLE
 from megavoxel.planning.plan import NetworkPlan, PhasePlan, PreprocessingPlan

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from megavoxel.config.study import Network, Preprocessing
+from megavoxel.config.setting import Network, Preprocessing
 from megavoxel.errors import UserError
 from megavoxel.planning.patch import REFERENCE_BATCH, REFERENCE_MEMORY_GIB, Candidate, Frame, largest_patch
 from megavoxel.planning.spacing import times

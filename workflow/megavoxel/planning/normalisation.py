@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megavoxel.config.study import IntensityRange
+from megavoxel.config.setting import IntensityRange
 from megavoxel.datasets.cases import Cases
 from megavoxel.planning.fingerprint import Fingerprint, Intensities
 from megavoxel.planning.plan import ChannelNormalisation

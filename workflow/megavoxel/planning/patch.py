@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
-from megavoxel.config.study import Network, NetworkParts, Setting
+from megavoxel.config.setting import Network, NetworkParts, Setting
 from megavoxel.errors import UserError
 from megavoxel.planning.architectures import ARCHITECTURES
 from megavoxel.planning.plan import NetworkPlan, Plan

@@ -27,7 +27,8 @@ from megavoxel.config.fields import (
     refuse,
 )
 from megavoxel.config.records import read_record, record, rule, to_plain
-from megavoxel.config.study import Augmentation, Inference, Interpolation, NetworkParts, Parallel, Training
+from megavoxel.config.setting import Inference, Interpolation, NetworkParts, Parallel
+from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from megavoxel.config.study import Network, Preprocessing, Setting, Training
+from megavoxel.config.setting import Network, Preprocessing, Setting
+from megavoxel.config.training import Training
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.extensions import as_last_phase, plan_cascade, plan_expansion, plan_phases, with_numbers

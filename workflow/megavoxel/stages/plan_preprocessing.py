@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.records import from_plain
-from megavoxel.config.study import Preprocessing
+from megavoxel.config.setting import Preprocessing
 from megavoxel.config.study_file import load_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError

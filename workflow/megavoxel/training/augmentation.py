@@ -1,4 +1,4 @@
-"""nnU-Net's augmentations on one patch (Isensee et al. 2021); probabilities and ranges: `config.study.Augmentation`.
+"""nnU-Net's augmentations on one patch (Isensee et al. 2021); probabilities and ranges: `config.training.Augmentation`.
 
 All random numbers are drawn first. The spatial transform reads just the box that it needs, does nothing where it was
 not drawn, and otherwise costs one grid for image and labels together. Patches with one coarse axis
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 from megavoxel.preprocessing.store import Box
 from megavoxel.training import intensity
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 from megavoxel.volumes.masks import labelled_components
 
 PER_LABEL = 0.5

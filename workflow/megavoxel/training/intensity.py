@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megavoxel.config.study import Augmentation
+from megavoxel.config.training import Augmentation
 
 
 def augment(image: Tensor, settings: Augmentation, random: np.random.Generator, *, in_plane: bool) -> Tensor:

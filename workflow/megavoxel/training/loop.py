@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.distributed.group import Group, require_same
 from megavoxel.errors import UserError
 from megavoxel.network.host_memory import peak_resident_bytes

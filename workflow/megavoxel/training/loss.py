@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.training.annotation import UNKNOWN, decode_target, mean_of_known, without_unknown
 
 

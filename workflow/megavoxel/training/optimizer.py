@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from megavoxel.config.classification import ClassifierTraining
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 
 POLY_EXPONENT = 0.9
 RULES: dict[str, Callable[[float], float]] = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from megavoxel.config.study import Training
+from megavoxel.config.training import Training
 from megavoxel.network.first_stage import one_hot_branches
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.first_stage import open_first_stage

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.config.classification import ClassificationStudy, ClassifierSetting
 from megavoxel.config.dataset import Dataset
 from megavoxel.config.hardware import Device
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import speed_of, step_seconds
 from megavoxel.forecast.memory import device_at_hand, memory_advice, require_memory

@@ -11,7 +11,7 @@ from typing import Literal
 from megavoxel.config.classification import ClassificationStudy, Classifier, ClassifierSetting
 from megavoxel.config.fields import Seed
 from megavoxel.config.records import from_plain, read_record, record, to_plain
-from megavoxel.config.study import Parallel
+from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, parse_json, write_json
 from megavoxel.planning.splits import Splits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
-from megavoxel.config.study import Parallel, Setting
+from megavoxel.config.setting import Parallel, Setting
 from megavoxel.config.study_file import load_study, with_memory
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError

@@ -1,0 +1,327 @@
+"""A setting of segmentation: its patch and batch, preprocessing, network, training, augmentation and inference."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from megavoxel.config.fields import (
+    Batch,
+    Channels,
+    Count,
+    Distinct,
+    DistinctOrNone,
+    ExpansionOrder,
+    Folds,
+    Fusion,
+    Interval,
+    LongName,
+    Name,
+    Norm,
+    Parts,
+    Patch,
+    Pooling,
+    Positive,
+    Seed,
+    Several,
+    Spacing,
+    T,
+    Transposition,
+    Triple,
+    Upsampling,
+    Voxels,
+    between,
+    refuse,
+)
+from megavoxel.config.records import record, rule, rule_of_whole
+from megavoxel.config.training import Augmentation, Training
+
+Levels = Annotated[int, between(1, 9)]
+PerLevel = Annotated[tuple[T, ...], Field(min_length=1, max_length=9)]
+Factor = Annotated[float, between(1, 8)]
+
+
+def _without_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _three(factor: Any) -> Any:
+    return factor if isinstance(factor, tuple) else (factor,) * 3
+
+
+def _two_or_more(phases: tuple) -> tuple:
+    return refuse("there is one; a curriculum has two phases or more") if len(phases) == 1 else phases
+
+
+@record
+class IntensityRange:
+    """A fixed range of intensities that becomes 0 to 1, whatever the dataset; what lies beyond is clipped."""
+
+    range: Interval
+    """Lower and upper end, in units of the image file. What lies outside of an image, where a patch reaches beyond it,
+    is 0 as well: the lower end, such as air."""
+
+
+@record
+class Interpolation:
+    """Interpolation of images and labels on another grid."""
+
+    image_order: Annotated[int, between(0, 5)] = 3
+    """Spline order for images."""
+    label_order: Annotated[int, between(0, 1)] = 1
+    """Spline order for the 0/1 mask of each label."""
+
+
+@record
+class Preprocessing(Interpolation):
+    """How cases are brought to one grid. Axes are in network order: the coarsest first (axial scans: z, y, x)."""
+
+    spacing: Spacing | None = None
+    """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
+    resolution: Literal["full", "low"] = "full"
+    """`full`, or `low`: the spacing of nnU-Net's low-resolution stage, for large cases; not beside `spacing`."""
+    transpose: Transposition | None = None
+    """Order of axes: network axis n is axis transpose[n] of (z, y, x); None: the coarsest first, the others as they
+    are."""
+    normalisation: Annotated[
+        Literal["ct", "z-score"] | IntensityRange | None,
+        Field(description="ct, z-score, or a fixed range as in {range: [-21, 89]}"),
+    ] = None
+    """`ct` (foreground percentiles of the dataset), `z-score` (of each image), or a fixed range as in `{range: [-21,
+    89]}`; None: by the channel's name."""
+
+
+@record
+class NetworkParts:
+    """Keys of a network that a setting and its plan share."""
+
+    architecture: Literal["unet"] = "unet"
+    """Name of the architecture: `unet`, the 3D U-Net, by default nnU-Net's."""
+    decoder_features: Several[Channels] | None = None
+    """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
+    convolutions_per_level: Annotated[int, between(1, 8)] = 2
+    """3D convolutions per level, in the encoder and in the decoder."""
+    norm: Norm = "instance"
+    """`instance` (nnU-Net) or `batch`, whose statistics are of the samples that go through together on one device: with
+    accumulation, or several devices, they are not those of the whole batch."""
+    pooling: Pooling = "stride"
+    """Downsampling to the next level: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
+    upsampling: Upsampling = "transposed"
+    """Upsampling to the next decoder level: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
+    squeeze_excitation: Channels | None = None
+    """Makes it an SE-U-Net: at the end of every level of encoder and decoder, each channel is weighted by a number from
+    0 to 1 that two linear layers work out from the means of all channels over the patch. The key is the reduction
+    ratio: between these layers are channels / ratio units, at least 1 (usual: 16); None: the plain U-Net."""
+    deep_supervision: bool = True
+    """Whether decoder levels below the first carry a head with a loss of their own."""
+
+
+@record
+class Network(NetworkParts):
+    """The network; None means: by the planner."""
+
+    base_features: Annotated[int, between(1, 1024)] = 32
+    """Channels of the first level; each level below doubles them."""
+    max_features: Channels = 320
+    """Upper bound of the channels of a level."""
+    features: PerLevel[Channels] | None = None
+    """Channels per level, the bottleneck last, as many as there are levels; None: by `base_features`."""
+    for_patch: Voxels | None = None
+    """Patch that levels, strides and kernels are made for; None: the setting's own, or the smallest of its phases. For
+    settings that are to have the same network whatever their patch."""
+    levels: Levels | None = None
+    """Resolution levels, the bottleneck counted; None: as many as patch and spacing allow."""
+    strides: PerLevel[Triple[Annotated[int, between(1, 8)]]] | None = None
+    """Stride from the level above per level and axis; None: by `for_patch`. With other than `[1, 1, 1]` the first level
+    is coarser than the image, and what it makes is brought back to all voxels before the head: less memory, for
+    outlines from a coarser grid (the networks of LAMP begin with `[2, 2, 2]`)."""
+    kernels: PerLevel[Triple[Literal[1, 3, 5, 7, 9, 11]]] | None = None
+    """Odd extent of the convolutions per level and axis; None: 3, or 1 along an axis until the others have become as
+    coarse."""
+
+    @property
+    def fixed_levels(self) -> int | None:
+        """Levels that the study asks for, by number or by a list with an entry for each; None: by the planner."""
+        if self.levels is not None:
+            return self.levels
+        lists = (self.features, self.strides, self.kernels)
+        return next((len(entries) for entries in lists if entries is not None), None)
+
+    @rule_of_whole
+    def _levels_agree(self) -> None:
+        levels = self.fixed_levels
+        if self.features is not None and len(self.features) != levels:
+            refuse(f"{len(self.features)} numbers of channels, but levels is {levels}", "features")
+        for key in ("strides", "kernels"):
+            entries = getattr(self, key)
+            if entries is not None and len(entries) != levels:
+                refuse(f"it has {len(entries)} entries for {levels} levels; give one for each", key)
+        if self.strides is not None and self.for_patch is not None:
+            refuse("'strides' say what it is there to say; remove one of them", "for_patch")
+
+    @rule_of_whole
+    def _decoder_fits(self) -> None:
+        levels, features = self.fixed_levels, self.decoder_features
+        if features is None or (levels is not None and len(features) == levels - 1):
+            return
+        wanted = "'levels' or 'features' beside it" if levels is None else f"{levels - 1} of them, one less than levels"
+        refuse(f"{len(features)} numbers of channels; give {wanted}", "decoder_features")
+
+
+@record
+class Parallel:
+    """How a training step is spread over devices and time. It changes neither the batch nor what is learnt."""
+
+    data: Parts = 1
+    """Devices, or groups of `pipeline` devices, that share each batch."""
+    pipeline: Parts = 1
+    """Devices that share one network, a stage each."""
+    micro_batches: Parts = 1
+    """Equal parts in which a batch goes through the stages of a pipeline."""
+    accumulate: Parts = 1
+    """Equal parts of a device's share whose gradients are summed one after the other."""
+    checkpointing: bool = False
+    """Whether blocks are run again in the backward pass instead of keeping their activations."""
+
+    @property
+    def devices(self) -> int:
+        """Devices of a training job."""
+        return self.data * self.pipeline
+
+    @property
+    def parts(self) -> int:
+        """Parts that a batch is cut into."""
+        return self.data * self.accumulate * self.micro_batches
+
+
+ParallelOrAuto = Annotated[Literal["auto"] | Parallel | None, AfterValidator(_without_auto)]
+
+
+@record
+class Inference:
+    """The sliding window."""
+
+    window: Patch | None = None
+    """Voxels per axis of a window; `whole`: one window that holds the whole image, and no less than the patch; None:
+    the patch, or the whole image where `patch` is `whole`."""
+    step: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Largest distance between two windows, as a fraction of the patch."""
+    mirror: bool = True
+    """Whether predictions are averaged over the mirrored axes of the augmentation."""
+    weights: Literal["gaussian", "centre"] = "gaussian"
+    """Weights of the voxels of a window: `gaussian`, or `centre`, doubled in the box that is the half of each axis
+    around the centre."""
+    gaussian_sigma: Positive = 0.125
+    """Sigma of `gaussian` weights, as a fraction of the patch."""
+
+
+@record
+class Expansion:
+    """A second, larger patch around the patch, which trains all levels but the first (meU-net)."""
+
+    factor: Annotated[
+        Factor | Triple[Factor],
+        Field(description="one number from 1 to 8, or one per axis, coarsest axis first"),
+        AfterValidator(_three),
+    ]
+    """Size of the expanded patch per axis, as a multiple of the patch; one number stands for all axes."""
+    order: ExpansionOrder = "sequential"
+    """`sequential`: forward and backward pass of one patch, then of the other; `joint`: both forward, then both
+    backward. The gradients are the same; sequential needs less memory."""
+
+
+@record
+class Phase:
+    """One part of a curriculum; None stands for what the setting says."""
+
+    patch: Patch | None = None
+    """Voxels per axis in network order, or `whole`."""
+    batch: Batch | None = None
+    """Samples per optimiser step."""
+    epochs: Count | None = None
+    """Epochs of this phase."""
+    learning_rate: Positive | None = None
+    """Initial learning rate; the schedule runs once in each phase."""
+
+
+Curriculum = Annotated[
+    tuple[Phase, ...],
+    Field(max_length=20, json_schema_extra={"minItems": 2}),
+    AfterValidator(_two_or_more),
+]
+
+
+@record
+class SettingKeys:
+    """One row of the study's table."""
+
+    patch: Patch | None = None
+    """Voxels per axis in network order; `whole`: the largest training case, with all others padded to it with 0, which
+    counts as background like everything that a patch holds beyond its case; None: by the planner."""
+    batch: Batch | None = None
+    """Samples per optimiser step; None: by the planner."""
+    memory_gib: Positive | None = None
+    """Memory in GiB that the planner aims at where patch or batch are left to it; None: that of the study's device,
+    or 8 (nnU-Net's reference) where the device states none."""
+    folds: Folds | None = None
+    """The folds to train; None: all of the study."""
+    seed: Seed | None = None
+    """Seed of weights and patches, for repeats of a setting; None: that of the study."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    network: Network = field(default_factory=Network)
+    parallel: ParallelOrAuto = field(default_factory=Parallel)
+    """Distribution of a step over devices; `auto` (None in code): the cheapest way that fits the study's device."""
+    expansion: Expansion | None = None
+    """Trains on an expanded patch as well; None: on the patch alone."""
+    phases: Curriculum = ()
+    """A curriculum: parts of training with a patch and batch of their own, each with a new optimiser and from the last
+    one's weights. Patch and batch of the last one are those of the trained setting."""
+    start: LongName | None = None
+    """Setting whose trained weights of the same fold this one begins with: a curriculum whose parts are settings
+    themselves, trained once and compared. Their networks have to be equal, see `for_patch`. None: random weights."""
+    stage1: DistinctOrNone[LongName] = ()
+    """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
+    fusion: Fusion = "post"
+    """Place where a setting with `stage1` joins their labels: `post`, at the start of every decoder level, or `pre`, to
+    the image."""
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    inference: Inference = field(default_factory=Inference)
+    postprocess: bool = True
+    """Whether the largest component is kept where cross-validation says that it helps."""
+
+
+@record
+class Setting(SettingKeys):
+    """One row of the study's table, with the study's defaults and what it inherits."""
+
+    name: LongName
+    """It becomes a folder."""
+
+    @property
+    def last_patch(self) -> tuple[int, ...] | str | None:
+        """The patch that training ends with."""
+        return (self.phases[-1].patch if self.phases else None) or self.patch
+
+    @rule
+    def _phases_have_their_steps(self) -> None:
+        if self.phases and self.training.samples is not None:
+            refuse(
+                "phases have batches of their own, so that the samples of the whole run do not say how many steps each "
+                "phase takes; give epochs and iterations_per_epoch instead",
+                "training.samples",
+            )
+        if self.phases and self.expansion is not None:
+            refuse("a setting with 'expansion' trains on one pair of patches; remove one of them", "phases")
+
+
+@record
+class WrittenSetting(SettingKeys):
+    """One row of the study's table, as a study file has it."""
+
+    inherits: Name | None = None
+    """A setting whose keys are taken first."""
+    seeds: Distinct[Seed] | None = None
+    """Repeats of the setting, one per seed; each becomes a setting NAME-seedN."""

@@ -1,0 +1,166 @@
+"""Training of a run: its budget, optimiser and loss, and the random changes of its patches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from megavoxel.config.fields import (
+    Count,
+    CountOrNone,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    between,
+    refuse,
+    unique,
+)
+from megavoxel.config.records import record, rule_of_whole
+
+WEIGHTED_LOSSES = ("dice_ce", "dice_focal", "cross_entropy")
+"""Losses with a cross-entropy or focal loss whose classes can be weighted."""
+
+
+@record
+class Optimisation:
+    """Budget and optimiser of a run, of segmentation and of classification alike."""
+
+    epochs: Count = 1000
+    """Epochs; after each one the validation patches are scored and the learning rate is set."""
+    optimizer: Literal["sgd", "adamw", "adam", "rmsprop"] = "sgd"
+    """`sgd` (Nesterov), `adamw`, `adam` or `rmsprop`."""
+    learning_rate: Positive = 0.01
+    """Initial learning rate."""
+    learning_rate_rule: Literal["constant", "linear", "sqrt"] = "constant"
+    """Scaling of the learning rate with the batch of all devices: `constant`, or `linear` or `sqrt` in batch /
+    learning_rate_batch."""
+    learning_rate_batch: Count = 2
+    """The batch that `learning_rate` is meant for; only `linear` and `sqrt` look at it."""
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    """`poly` (1 - epoch/epochs)^0.9, `cosine` or `constant`; stepped per epoch."""
+    warmup_epochs: CountOrNone = 0
+    """Epochs of linear rise to the initial learning rate."""
+    momentum: Fraction = 0.99
+    """Nesterov momentum of `sgd`."""
+    weight_decay: NotNegative = 3e-5
+    """Decoupled decay (`adamw`), or L2 penalty (all others)."""
+    checkpoint_minutes: NotNegative = 2.0
+    """Time between two checkpoints in minutes; 0: after every epoch."""
+
+
+@record
+class Training(Optimisation):
+    """Budget, optimiser and loss of a run."""
+
+    iterations_per_epoch: Count = 250
+    """Optimiser steps per epoch; where `samples` is given, the planner sets them."""
+    samples: Count | None = None
+    """Training patches of the whole run, so that batches compare at equal work; None: as many as the steps take."""
+    validation_iterations: CountOrNone = 50
+    """Validation batches per epoch."""
+    gradient_clip: Positive = 12.0
+    """Largest L2 norm of all gradients together."""
+    loss: Literal["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"] = "dice_ce"
+    """`dice_ce`, `dice_focal`, `dice_topk`, `dice_perimeter`, `dice` or `cross_entropy`."""
+    focal_gamma: NotNegative = 2.0
+    """Exponent of `dice_focal`."""
+    topk_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
+    """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
+    class_weights: (
+        Literal["none", "softmax_of_inverse", "inverse_frequency"]
+        | Annotated[tuple[NotNegative, ...], Field(min_length=2)]
+    ) = "none"
+    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`, and in the focal loss of
+    `dice_focal`: `none`; `softmax_of_inverse`, the softmax over classes of all voxels / voxels of the class in the
+    fold's training cases; `inverse_frequency`, those ratios divided by the number of classes; or one number per class,
+    background first, the labels in ascending order of their values."""
+    batch_dice: bool | None = None
+    """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
+    at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""
+    sampling: Literal["foreground", "roulette"] = "foreground"
+    """Drawing of patches: `foreground`, some of them centred on a foreground voxel (nnU-Net), or `roulette`, from
+    half-overlapping positions, where those with little foreground are accepted now and then."""
+    foreground_fraction: Fraction = 0.33
+    """Probability that a patch of `foreground` sampling is centred on a foreground voxel."""
+    roulette_threshold: Fraction = 0.01
+    """Share of foreground voxels from which on a patch of `roulette` sampling is always accepted."""
+    roulette_acceptance: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability that any other patch of `roulette` sampling is accepted."""
+    patience: Count | None = None
+    """Epochs without a better pseudo-Dice after which training stops, with the weights of its last epoch; the learning
+    rate falls as over all `epochs`. None: it takes all of them."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`float32`, `bfloat16`, `float16` or `auto` (a short measurement on the CPU; bfloat16 where a GPU has it)."""
+    workers: Annotated[int, between(0, 64)] = 2
+    """Processes that load and augment patches; 0: the training process itself."""
+
+    @rule_of_whole
+    def _weights_have_a_loss(self) -> None:
+        weights = self.class_weights
+        if weights != "none" and self.loss not in WEIGHTED_LOSSES:
+            refuse(
+                f"'{weights}' weights a cross-entropy or focal loss, which the loss '{self.loss}' has not; allowed: "
+                f"loss {' or '.join(WEIGHTED_LOSSES)}, or class_weights none",
+                "class_weights",
+            )
+        if not isinstance(weights, str) and not any(weights):
+            refuse("all of them are 0, so that no voxel counts; give one that is above", "class_weights")
+
+    @rule_of_whole
+    def _patience_is_validated(self) -> None:
+        if self.patience is not None and self.validation_iterations == 0:
+            refuse(
+                "it looks at the pseudo-Dice of validation patches, and validation_iterations is 0; set that to 1 or "
+                "more, or remove patience",
+                "patience",
+            )
+
+
+@record
+class Augmentation:
+    """Random changes of training patches, applied in this order; probabilities are per sample."""
+
+    rotation: Fraction = 0.2
+    """Probability of a rotation."""
+    rotation_degrees: Annotated[float, between(0, 180)] | None = None
+    """Largest angle per axis in degrees; None: 30, or 180 where one axis is coarse, and patches turn in-plane only."""
+    scaling: Fraction = 0.2
+    """Probability of zooming."""
+    scaling_range: Range[Positive] = (0.7, 1.4)
+    """Smallest and largest zoom factor."""
+    noise: Fraction = 0.1
+    """Probability of Gaussian noise."""
+    noise_std: Range[NotNegative] = (0.0, 0.1)
+    """Range of its standard deviation, in units of the normalised image."""
+    blur: Fraction = 0.2
+    """Probability of Gaussian blur; each channel then with probability 0.5."""
+    blur_sigma: Range[NotNegative] = (0.5, 1.0)
+    """Range of its sigma in voxels."""
+    brightness: Fraction = 0.15
+    """Probability of multiplying the intensities."""
+    brightness_range: Range[NotNegative] = (0.75, 1.25)
+    """Range of that factor."""
+    contrast: Fraction = 0.15
+    """Probability of scaling around the mean, clipped to the patch's own range."""
+    contrast_range: Range[NotNegative] = (0.75, 1.25)
+    """Range of that factor."""
+    low_resolution: Fraction = 0.25
+    """Probability of simulated low resolution; each channel then with probability 0.5."""
+    low_resolution_zoom: Range[Annotated[float, Field(gt=0, le=1)]] = (0.5, 1.0)
+    """Range of the zoom."""
+    gamma: Fraction = 0.3
+    """Probability of a gamma curve."""
+    gamma_inverted: Fraction = 0.1
+    """Probability of a gamma curve on the inverted image."""
+    gamma_range: Range[NotNegative] = (0.7, 1.5)
+    """Range of the exponent; mean and standard deviation are restored."""
+    stage1_morphology: Fraction = 0.4
+    """Probability that the first stage's labels are dilated, eroded, opened or closed; each label then with
+    probability 0.5. Only a setting with `stage1` looks at it."""
+    stage1_removal: Fraction = 0.2
+    """Probability that a small component of the first stage's labels is removed; each label then with probability 0.5.
+    Only a setting with `stage1` looks at it."""
+    mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(unique)] = (0, 1, 2)
+    """Axes that are mirrored, each with probability 0.5; prediction averages over the same axes."""
