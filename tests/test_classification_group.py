@@ -14,8 +14,6 @@ from stage_server import run_group
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:

@@ -277,7 +277,6 @@ def finished(repository, tmp_path_factory) -> Path:
     return folder / "results/tiny"
 
 
-@pytest.mark.slow
 def test_a_study_runs_from_images_to_its_report(finished):
     cell = "small-32-6pc-2w"
     for name in (
@@ -292,7 +291,6 @@ def test_a_study_runs_from_images_to_its_report(finished):
     assert (scores.groupby("setting").size() == 8 * 3 + 5).all()
 
 
-@pytest.mark.slow
 def test_the_report_says_what_a_reader_has_to_know(finished):
     page = (finished / "report/index.html").read_text()
     assert "2 of 2 settings began with random weights" in page
@@ -336,7 +334,6 @@ def test_a_definition_that_refers_to_nothing_is_refused(changes, match):
         load_definition("{")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -354,7 +351,6 @@ def test_a_damaged_history_is_named(finished, tmp_path, text, match):
         load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}), need_cases=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("key", ["seconds", "peak_memory", "data"])
 def test_a_manifest_without_what_tables_need_is_named(finished, tmp_path, key):
     shutil.copytree(finished, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
@@ -368,7 +364,6 @@ def test_a_manifest_without_what_tables_need_is_named(finished, tmp_path, key):
         load_stored(tmp_path / "results", json.dumps(definition | {"folds": {cell: [0]}}), need_cases=True)
 
 
-@pytest.mark.slow
 def test_a_study_that_is_not_finished_is_reported_as_far_as_it_is(finished, tmp_path, capsys):
     from megavoxel.cli import main
 
@@ -394,7 +389,6 @@ def test_a_study_that_is_not_finished_is_reported_as_far_as_it_is(finished, tmp_
     assert pd.read_csv(results / "report/tables/summary.csv")["row"].unique().tolist() == [serial]
 
 
-@pytest.mark.slow
 def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finished):
     manifest = json.loads((finished / "small-32-6pc-2w/fold-0/manifest.json").read_text())
     assert manifest["published_weights"] == "none: all weights began at random"
@@ -404,7 +398,6 @@ def test_the_manifest_names_the_shares_and_the_lack_of_published_weights(finishe
     assert manifest["devices"] == 2
 
 
-@pytest.mark.slow
 def test_new_images_are_classified_and_tables_made_again(finished, repository):
     from megavoxel.cli import main
 
@@ -419,7 +412,6 @@ def test_new_images_are_classified_and_tables_made_again(finished, repository):
     assert (finished / "report/tables/summary.csv").exists()
 
 
-@pytest.mark.slow
 def test_a_page_comes_of_what_there_is_of_a_study(finished, repository, tmp_path):
     for name in ("study.yaml", "small.yaml", "results", "source"):
         source = finished.parents[1] / name
@@ -435,7 +427,6 @@ def test_a_page_comes_of_what_there_is_of_a_study(finished, repository, tmp_path
     assert pd.read_csv(results / "report/tables/summary.csv")["row"].tolist() == ["small-32-6pc-1w"]
 
 
-@pytest.mark.slow
 def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "dataset": "phantom"}))
     done = snakemake(repository, tmp_path, "-n", "--configfile", "study.yaml")

@@ -153,7 +153,6 @@ def test_the_outer_keys_of_schemas_and_dataclasses_agree():
     assert set(device) == names(Device) - {"name"}
 
 
-@pytest.mark.slow
 def test_the_schemas_in_the_repository_accept_every_shipped_file(repository):
     kinds = {"study": [], "classification": [], "dataset": [], "hardware": [], "site": []}
     for path in (repository / "config").rglob("*.yaml"):

@@ -222,7 +222,7 @@ def test_every_rule_with_a_container_names_the_same_image_as_an_input(repository
         images = {}
         for block in re.split(r"(?m)^(?=rule \w+:|use rule )", path.read_text())[1:]:
             name = re.search(r"rule (\w+)", block)[1]
-            container = re.search(r"(?m)^    container:\n        (\w+)", block)
+            container = re.search(r"(?m)^    container:\n        (.+)", block)
             images |= {name: container[1]} if container else {}
             if block.startswith("rule") or "\n    input:\n" in block:
                 assert f"image=used({images[name]})" in block, f"{path.name}: {block[:60]}"

@@ -314,8 +314,7 @@ def test_curricula_that_cannot_be_are_refused(settings, message):
         parse_study(study(**settings), source="s.yaml")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("window", ["whole", (16, 16, 8)])
+@pytest.mark.parametrize("window", [pytest.param("whole", marks=pytest.mark.slow), (16, 16, 8)])
 def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
     """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""
     small = {"phases": (), "patch": (8, 8, 8), "inference": Inference(window=window)}

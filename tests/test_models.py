@@ -32,8 +32,6 @@ MANDATORY_OF_TENSORS = (
 )  # fmt: skip
 # Both as docs.monai.io/en/stable/mb_specification.html lists them; MONAI 1.6 renames optional_packages_version.
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
@@ -82,6 +80,7 @@ def maps(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
+@pytest.mark.slow
 def test_a_model_labels_scans_as_the_study_labelled_its_test_cases(results, model, scans, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     shutil.copytree(model, moved)  # it needs nothing but itself
@@ -117,6 +116,7 @@ def test_a_model_says_what_it_was_trained_on_and_how_good_it_was(results, model)
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_some_folds_make_a_model_without_the_scores_of_all(results, model, scans, tmp_path, capsys):
     export(results / "only" / "fold-1", "--to", tmp_path / "one", "--dataset", results.parents[1] / "dataset.yaml")
     assert "note: fold 0 of the study's splits.json: not in this model" in capsys.readouterr().out
@@ -133,6 +133,7 @@ def test_some_folds_make_a_model_without_the_scores_of_all(results, model, scans
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / image.name)[0], kept)
 
 
+@pytest.mark.slow
 def test_a_dataset_file_is_found_by_name_or_missed_aloud(results, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     export(results / "only", "--to", tmp_path / "bare")
@@ -147,6 +148,7 @@ def test_a_dataset_file_is_found_by_name_or_missed_aloud(results, tmp_path, monk
     assert "it is the file of other; the model was trained on little-phantom" in refused(capsys, *words)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
     copied = tmp_path / "little"
     shutil.copytree(results, copied, ignore=shutil.ignore_patterns("preprocessed"))
@@ -178,6 +180,7 @@ def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "bundle"])
 def test_an_export_is_whole_or_absent_and_replaces_nothing(results, tmp_path, capsys, kind):
     copied = tmp_path / "little"
@@ -192,6 +195,7 @@ def test_an_export_is_whole_or_absent_and_replaces_nothing(results, tmp_path, ca
     assert "has content already" in refused(capsys, *words)
 
 
+@pytest.mark.slow
 def test_finished_cases_are_skipped_and_half_made_ones_are_made_again(model, scans, tmp_path, capsys):
     images, output = sorted(scans.iterdir())[:2], tmp_path / "out"
     words = ("--model", model, "--input", *images, "--output", output)
@@ -210,6 +214,7 @@ def test_finished_cases_are_skipped_and_half_made_ones_are_made_again(model, sca
     assert {path.name for path in output.iterdir()} == {first.name, second.name, "prediction.json"}
 
 
+@pytest.mark.slow
 def test_label_maps_of_two_models_are_not_mixed(results, model, scans, tmp_path, capsys):
     image = min(scans.iterdir())
     assert predict("--model", model, "--input", image, "--output", tmp_path / "out") == 0
@@ -221,6 +226,7 @@ def test_label_maps_of_two_models_are_not_mixed(results, model, scans, tmp_path,
     assert "has content already" in refused(capsys, *words, "--output", tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_probabilities_on_demand_are_those_of_the_label_map(results, model, scans, tmp_path):
     images, output = sorted(scans.iterdir())[3:], tmp_path / "out"
     words = ("--model", model, "--input", *images, "--output", output)
@@ -238,6 +244,7 @@ def test_probabilities_on_demand_are_those_of_the_label_map(results, model, scan
         np.testing.assert_allclose(np.take_along_axis(values, chosen, -1)[..., 0], largest, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_damaged_scan_is_named_and_the_others_are_labelled(model, scans, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for image in sorted(scans.iterdir())[:3]:
@@ -293,6 +300,7 @@ def bundle(results, tmp_path_factory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_bundle_labels_every_voxel_as_the_study_did(repository, results, bundle, scans, tmp_path):
     pytest.importorskip("fire")
     command = [

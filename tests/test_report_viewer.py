@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_what_does_not_fit_is_named_and_it_is_the_best_cases(stored, shown, monk
 def test_predictions_that_are_gone_are_named(stored, scored, tmp_path):
     shutil.copytree(scored.results, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
     (tmp_path / "results/large/fold-0/validation/case_1.nii.gz").unlink()
-    moved = Stored(**{**vars(stored), "results": tmp_path / "results"})
+    moved = replace(stored, results=tmp_path / "results")
     found = build_viewer(moved, stored.cases, processes=1)
     assert found.absent == ("large/fold-0/validation/case_1.nii.gz",)
     assert found.cases[0]["id"] == "case_1"
@@ -242,6 +243,6 @@ def test_a_prediction_on_another_grid_is_refused_with_its_case(stored, scored, t
     shutil.copytree(scored.results, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
     path = tmp_path / "results/large/fold-0/validation/case_1.nii.gz"
     write_labels(path, np.zeros((3, 3, 3), np.uint8), Geometry(shape=(3, 3, 3), affine=np.eye(4)))
-    moved = Stored(**{**vars(stored), "results": tmp_path / "results"})
+    moved = replace(stored, results=tmp_path / "results")
     with pytest.raises(UserError, match=r"case case_1: .*case_1\.nii\.gz: lies on another grid"):
         build_viewer(moved, stored.cases, processes=1)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from megavoxel.cli import main
 from megavoxel.containers.build import collect_wheels, mirror_of_host
 from megavoxel.errors import UserError
 
@@ -33,13 +34,16 @@ def test_on_another_system_the_mirror_is_asked_for(tmp_path):
         mirror_of_host(tmp_path)
 
 
-def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path):
+def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path, capsys):
     (tmp_path / "requirements.lock").write_text(
         "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
     )
     with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
         collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
     assert not (tmp_path / "wheels").exists()
+    words = ["--requirements", str(tmp_path / "requirements.lock"), "--output", str(tmp_path / "wheels")]
+    assert main(["wheels", *words]) == 1
+    assert "requirements.lock: pip could not collect" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="wheels are collected by the Python of the images")
