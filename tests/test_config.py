@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 
 import jsonschema
 import pytest
 import yaml
 
+from megavoxel.config import __main__ as config_files
 from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
 from megavoxel.config.hardware import Device, HardwareFile, load_device
 from megavoxel.config.records import from_plain, to_plain
@@ -151,6 +153,20 @@ def test_the_outer_keys_of_schemas_and_dataclasses_agree():
     assert set(dataset["$defs"]["Source"]["properties"]) == names(Source)
     device = json_schema(HardwareFile)["$defs"]["DeviceKeys"]["properties"]
     assert set(device) == names(Device) - {"name"}
+
+
+def test_all_files_below_a_folder_are_checked_and_the_wrong_ones_told(repository, tmp_path, monkeypatch, capsys):
+    (tmp_path / "datasets").mkdir()
+    for name in ("config.yaml", "hardware.yaml", "datasets/phantom.yaml"):
+        (tmp_path / name).write_text((repository / "config" / name).read_text())
+    monkeypatch.setattr(sys, "argv", ["config", str(tmp_path)])
+    assert config_files.main() == 0
+    assert capsys.readouterr().out == "3 files checked, 0 wrong\n"
+    (tmp_path / "other.yaml").write_text("study: a\ndataset: absent\nsettings: {b: {}}\n")
+    assert config_files.main() == 1
+    told = capsys.readouterr()
+    assert told.out == "4 files checked, 1 wrong\n"
+    assert "other.yaml: dataset: " in told.err
 
 
 def test_the_schemas_in_the_repository_accept_every_shipped_file(repository):
