@@ -169,6 +169,7 @@ def test_all_files_below_a_folder_are_checked_and_the_wrong_ones_told(repository
     assert "other.yaml: dataset: " in told.err
 
 
+@pytest.mark.slow
 def test_the_schemas_in_the_repository_accept_every_shipped_file(repository):
     kinds = {"study": [], "classification": [], "dataset": [], "hardware": [], "site": []}
     for path in (repository / "config").rglob("*.yaml"):

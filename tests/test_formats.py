@@ -291,6 +291,7 @@ def test_label_maps_of_any_format_are_scored_against_one_another(tmp_path, capsy
     assert "predictions: a.mha and a.nrrd are both of the case a; remove one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
 def test_a_second_stage_labels_new_scans_with_the_first_stage_s_label_maps_of_them(tmp_path, suffix, capsys):
     plan = tiny_plan(stage1=("first",))

@@ -164,6 +164,7 @@ def test_figures_and_page_show_it(study):
     assert data["signs"] == [1, 1, -1]
 
 
+@pytest.mark.slow
 def test_cases_are_ranked_by_the_first_metric_in_its_direction(study, tmp_path):
     definition = json.loads(study.definition.read_text()) | {"metrics": ["hd95", "dsc"]}
     stored = load_stored(study.results, json.dumps(definition), need_cases=True)
@@ -189,6 +190,7 @@ def test_a_metric_that_is_unknown_or_not_scored_is_named(study, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_study_names_its_metrics(repository, tmp_path):
     values = {"study": "s", "dataset": "phantom", "settings": {"a": {}}}
     assert parse_study(values, source="s.yaml").metrics == ("dsc", "nsd")

@@ -370,6 +370,7 @@ def test_numbers_lie_on_no_other_number_and_on_no_point(tmp_path, count):
         assert not [box for box in texts for place in places if box.contains(*place)]
 
 
+@pytest.mark.slow
 def test_the_figure_is_written_the_same_each_time(study):
     folder, definition = study
     written = []

@@ -118,6 +118,7 @@ def test_cost_against_values_worked_out_by_hand(reported):
     assert "Forecast of the job" not in (reported.results / "report/tables/cost.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_forecast_stands_beside_the_measured_memory(fake):
     # As 'snakemake plan' writes it: a setting that cannot be planned has no forecast.
     lines = ["setting\tpatch\tpeak_gib\tfits", "small\t8x8x8\t0.75\tyes", "large\t\t\tno"]
@@ -204,6 +205,7 @@ def test_a_case_that_two_folds_score_is_named(fake, capsys):
     assert "case case_0 is scored more than once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_models_outside_of_the_definition_are_left_out(fake):
     path = fake.results / "scores.csv"
     path.write_text(path.read_text() + "old,validation,0,case_0,liver,DSC,0.1\n")
@@ -211,6 +213,7 @@ def test_models_outside_of_the_definition_are_left_out(fake):
     assert set(table(fake, "summary")["model"]) == {"small", "large", "both"}
 
 
+@pytest.mark.slow
 def test_models_on_fewer_folds_are_compared_on_the_cases_that_they_share(fake):
     definition = json.loads(fake.definition.read_text())
     definition["folds"] |= {"large": [0], "both": [0]}
@@ -252,6 +255,7 @@ def test_a_wrong_definition_is_explained(fake, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_baseline_there_are_no_differences(fake):
     definition = json.loads(fake.definition.read_text()) | {"baseline": None}
     words = ["--results", str(fake.results), "--definition", json.dumps(definition), "--tables-only"]
@@ -260,6 +264,7 @@ def test_without_a_baseline_there_are_no_differences(fake):
     assert "baseline" not in (fake.results / "report/tables/summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_published_numbers_stand_beside_the_measured(fake):
     published = fake.root / "published.csv"
     published.write_text(

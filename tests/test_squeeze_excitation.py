@@ -137,6 +137,7 @@ def through_two_devices(network: SegmentationNetwork, image: torch.Tensor, cut: 
     return {**state.logits, **behind.logits}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_a_cut_between_any_two_blocks_changes_neither_logits_nor_gradients(changes):
     network = SegmentationNetwork(replace(EXCITED, **changes), seed=3)
@@ -227,6 +228,7 @@ def test_the_forecast_counts_the_excitations(checkpointing):
     assert excited.flops == plain.flops  # of convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_forecast_peak_is_what_pytorch_allocates(checkpointing):
     plan = replace(lamp_plan(16, size=48), parallel=Parallel(checkpointing=checkpointing))
@@ -237,6 +239,7 @@ def test_the_forecast_peak_is_what_pytorch_allocates(checkpointing):
     assert forecast + workspace > 0.95 * measured
 
 
+@pytest.mark.slow
 def test_stages_of_a_pipeline_share_its_weights():
     ways = (Parallel(pipeline=count, micro_batches=2, checkpointing=True) for count in (1, 4))
     (whole,), parts = (stage_costs(lamp_plan(16), way, "bfloat16") for way in ways)

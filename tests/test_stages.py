@@ -125,6 +125,7 @@ def test_the_cheapest_of_the_cuts_with_the_least_peak_is_found(stages, share):
     assert sum(over_stages(cost, found)) == min(sum(over_stages(cost, begins)) for begins in allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 3])
 def test_no_other_cut_has_a_smaller_peak(stages):
     plan = replace(tiny_plan(patch=(16, 32, 32), batch=2), network=NETWORK)

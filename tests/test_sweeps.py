@@ -184,6 +184,7 @@ def test_few_cases_and_equal_scores_have_no_p(pictured):
     assert "Table 1: patch size" in text
 
 
+@pytest.mark.slow
 def test_sweeps_are_written_the_same_each_time(tmp_path):
     definition = write_study(tmp_path, sweeps=[SWEEP])
     written = []
