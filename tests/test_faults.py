@@ -103,7 +103,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def kill_at_random(folder: Path, expected: Path, *, times: int, seed: int) -> int:
-    """Kills a run again and again until it was killed so often or is done; how often it was."""
+    """Kills a run up to `times` times, or until it is done; returns the number of kills."""
     draw, killed = random.Random(seed), 0
     command = training_command(folder, long_plan())
     while killed < times:

@@ -21,7 +21,7 @@ from megavoxel.errors import UserError
 from megavoxel.inference.logits import open_logits
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
-from megavoxel.planning.plan import load_plan, save_plan
+from megavoxel.planning.plan import Plan, load_plan, save_plan
 from megavoxel.preprocessing.store import open_case
 from megavoxel.volumes.checks import grid_faults
 from megavoxel.volumes.open import FORMATS, SUFFIXES, open_volume, read_image, read_labels
@@ -212,28 +212,22 @@ def test_faults_of_a_file_are_told_alike_in_all_formats(tmp_path, suffix, capsys
     assert "d: affine: " in message
 
 
+def untrained_model(folder: Path, plan: Plan, *, seed: int) -> list[object]:
+    """Writes a plan and random weights of its network; returns the command that predicts with them."""
+    save_plan(folder / "plan.json", plan)
+    known = {"plan_hash": load_plan(folder / "plan.json").hash, "precision": "float32"}
+    save_weights(folder / "model.pt", SegmentationNetwork(plan.network, seed=seed), **known)
+    files = ["--plan", folder / "plan.json", "--weights", folder / "model.pt"]
+    return ["predict", *files, "--device", "cpu", "--threads", 1]
+
+
 def test_what_check_refuses_is_refused_of_a_new_scan(tmp_path, capsys):
-    network_plan = tiny_plan()
-    save_plan(tmp_path / "plan.json", network_plan)
-    network = SegmentationNetwork(network_plan.network, seed=0)
-    known = {"plan_hash": load_plan(tmp_path / "plan.json").hash, "precision": "float32"}
-    save_weights(tmp_path / "model.pt", network, **known)
+    words = untrained_model(tmp_path, tiny_plan(), seed=0)
     image, _ = phantom(0)
     values = np.asanyarray(image.dataobj).astype(np.float32)
     values[0, 0, 0] = np.nan
     write(tmp_path / "in/a.nrrd", nibabel.Nifti1Image(values, image.affine))
     write(tmp_path / "in/b.nii.gz", nibabel.Nifti1Image(np.full(SHAPE, 7, np.int16), image.affine))
-    words = [
-        "predict",
-        "--plan",
-        tmp_path / "plan.json",
-        "--weights",
-        tmp_path / "model.pt",
-        "--device",
-        "cpu",
-        "--threads",
-        1,
-    ]
     for large in (1, 10**9):
         options = ["--input", tmp_path / "in", "--output", tmp_path / f"out-{large}", "--large-voxels", large]
         assert main([str(word) for word in (*words, *options)]) == 1
@@ -296,24 +290,11 @@ def test_label_maps_of_any_format_are_scored_against_one_another(tmp_path, capsy
 def test_a_second_stage_labels_new_scans_with_the_first_stage_s_label_maps_of_them(tmp_path, suffix, capsys):
     plan = tiny_plan(stage1=("first",))
     plan = replace(plan, network=replace(plan.network, prior_channels=plan.network.classes - 1))
-    save_plan(tmp_path / "plan.json", plan)
-    known = {"plan_hash": load_plan(tmp_path / "plan.json").hash, "precision": "float32"}
-    save_weights(tmp_path / "model.pt", SegmentationNetwork(plan.network, seed=1), **known)
+    words = untrained_model(tmp_path, plan, seed=1)
     image, labels = phantom(0)
     write(tmp_path / f"in/a{suffix}", image)
     write(tmp_path / f"first/a{suffix}", labels)
     write(tmp_path / f"other/a{suffix}", nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), labels.affine))
-    words = [
-        "predict",
-        "--plan",
-        tmp_path / "plan.json",
-        "--weights",
-        tmp_path / "model.pt",
-        "--device",
-        "cpu",
-        "--threads",
-        1,
-    ]
     words += ["--input", tmp_path / "in"]
     found = {}
     for first in ("first", "other"):

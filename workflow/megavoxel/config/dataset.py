@@ -281,9 +281,7 @@ class Dataset:
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
     of each modality."""
-    unannotated: Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})] = field(
-        default_factory=dict
-    )
+    unannotated: PatternsByLabel = field(default_factory=dict)
     """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all
     labels are annotated in all cases."""
