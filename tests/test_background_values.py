@@ -145,6 +145,8 @@ def test_files_of_datasets_without_the_key_stay_as_they_were(folder, tmp_path):
         ("labels: {a: 1}\nbackground_values: [0]", "background_values.0: 0 is less than the minimum of 1"),
         ("test_count: 2\ntest_cases: [a]", "test_count: test_cases names the test cases already"),
         ("test_seed: 2", "test_seed: it draws cases only beside 'test_count'"),
+        ("test_seed: 0", "test_seed: it draws cases only beside 'test_count'"),
+        ("test_count: 2\ntest_cases: []", "test_count: test_cases names the test cases already"),
         ("test_count: 0", "test_count: 0 is less than the minimum of 1"),
     ],
 )

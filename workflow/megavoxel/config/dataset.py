@@ -21,14 +21,17 @@ from megavoxel.config.fields import (
     Spacing,
     Text,
     Triple,
+    allows_only,
     between,
+    forbids,
+    needs,
     refuse,
     unique,
 )
 from megavoxel.config.records import from_file, read_yaml, record, rule
 from megavoxel.errors import UserError
 
-KEYS_OF_CLASSIFICATION = {"name", "source", "description", "reference", "licence", "exclude", "classification"}
+KEYS_OF_CLASSIFICATION = ("name", "source", "description", "reference", "licence", "exclude")
 Address = Annotated[
     str,
     Field(
@@ -176,33 +179,26 @@ class Classification:
     """Names of the classes; or how many: those with most images, of equally many the first in the alphabet."""
     folder: Text = "."
     """The folder that holds one per class, below the source folder; without `table`."""
-    table: Text | None = None
+    table: Annotated[
+        Text | None, forbids(folder="images lie in a folder per class or in a table; keep one of them")
+    ] = None
     """A CSV file below the source folder with a line per image; None: the folder of an image names its class. Lines of
     other classes are left out and counted."""
-    columns: TableColumns = field(default_factory=TableColumns)
+    columns: Annotated[TableColumns, needs(table="it needs 'table' beside it")] = field(default_factory=TableColumns)
     """Its columns."""
     test_list: Text | None = None
     """A text file below the source folder with the test images, a name per line; in place of a column `split`."""
-    test_per_class: Count | None = None
+    test_per_class: Annotated[
+        Count | None, forbids(test_list="it names the test images already; drop test_per_class")
+    ] = None
     """In place of both, how many images of each class to draw for the test split, by whole patients."""
-    test_seed: Seed = 0
+    test_seed: Annotated[Seed, needs(test_per_class="it draws images only beside 'test_per_class'")] = 0
     """Same seed, same `test_per_class` images."""
 
     @property
     def class_count(self) -> int:
         """Number of classes."""
         return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @rule
-    def _one_layout(self) -> None:
-        if self.folder != "." and self.table is not None:
-            refuse("images lie in a folder per class or in a table; keep one of them")
-        if self.columns != TableColumns() and self.table is None:
-            refuse("it needs 'table' beside it", "columns")
-        if self.test_list is not None and self.test_per_class is not None:
-            refuse("it names the test images already; drop test_per_class", "test_list")
-        if self.test_seed and self.test_per_class is None:
-            refuse("it draws images only beside 'test_per_class'", "test_seed")
 
 
 @record
@@ -245,7 +241,10 @@ class Dataset:
     """Licence of the images, for readers of the file."""
     labels: Annotated[dict[str, Annotated[int, between(0, 65535)]], Field(min_length=1)] | None = None
     """Label values by name, background left out or 0; None: as in dataset.json."""
-    background_values: DistinctOrNone[Annotated[int, between(1, 65535)]] = ()
+    background_values: Annotated[
+        DistinctOrNone[Annotated[int, between(1, 65535)]],
+        needs(labels="it also needs 'labels' in this file, those to be segmented"),
+    ] = ()
     """Values of the label files that count as background, so that some labels can be segmented alone; needs
     `labels`."""
     channels: Several[Text] | None = None
@@ -263,18 +262,39 @@ class Dataset:
     """What becomes the test split: the cases under `test` of dataset.json (imagesTs) or those under `validation`
     (imagesVa). The other section is not read. With `none` neither is, as where an archive has test images without
     labels that nobody wants predictions of."""
-    test_cases: Annotated[tuple[str, ...], AfterValidator(unique)] = ()
+    test_cases: Annotated[
+        tuple[str, ...],
+        AfterValidator(unique),
+        forbids(test_count="test_cases names the test cases already; leave one of them out"),
+    ] = ()
     """Labelled cases kept out of all folds and scored as the test split."""
     test_count: Annotated[int, between(1, 1_000_000)] | None = None
     """In place of `test_cases`, how many labelled cases to draw at random for that; from the sorted ids, as by
     scikit-learn's `train_test_split(ids, test_size=test_count, random_state=test_seed)`."""
-    test_seed: Seed = 0
+    test_seed: Annotated[Seed, needs(test_count="it draws cases only beside 'test_count', which is missing")] = 0
     """Same seed, same `test_count` cases."""
-    patients: Patients | None = None
+    patients: Annotated[
+        Patients | None,
+        forbids(files="not beside 'patients'; leave one of them out"),
+    ] = None
     """Layout of a source `folder` that has no dataset.json but a folder per patient."""
-    files: Files | None = None
+    files: Annotated[
+        Files | None,
+        needs(
+            **{
+                key: f"it also needs '{key}' in this file, which no dataset.json tells"
+                for key in ("labels", "channels")
+            }
+        ),
+    ] = None
     """File names in a source `folder` that has no dataset.json but an image and a label map per case."""
-    blocks: Blocks | None = None
+    blocks: Annotated[
+        Blocks | None,
+        forbids(
+            files="not beside 'blocks'; leave one of them out",
+            patients="they are not cut into blocks; leave one of patients and blocks out",
+        ),
+    ] = None
     """Cuts each training case when it is fetched. Block 0, 2, 3 (z, y, x) of the case `a` is the case `a-b0-2-3`: keys
     that name cases then name blocks."""
     modalities: Annotated[dict[Name, Patterns], Field(min_length=1)] | None = None
@@ -287,9 +307,17 @@ class Dataset:
     labels are annotated in all cases."""
     hidden: Hidden | None = None
     """Hides existing annotations from training, for a study on missing ones."""
-    classification: Classification | None = None
+    classification: Annotated[
+        Classification | None,
+        allows_only(KEYS_OF_CLASSIFICATION, "this key is for segmentation; leave it or 'classification' out"),
+    ] = None
     """Makes it a dataset of images with a class each, for studies of `task: classification`."""
-    declared: Declared | None = None
+    declared: Annotated[
+        Declared | None,
+        needs(
+            **{key: f"it also needs '{key}' in this file, which planning asks for" for key in ("labels", "channels")}
+        ),
+    ] = None
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
     @property
@@ -329,33 +357,17 @@ class Dataset:
                 refuse(f"{what} read from a folder; name it under source as 'folder'", key)
         if self.blocks is not None and self.source.phantom is not None:
             refuse("phantoms are not cut; say how many there are, and how large, under phantom", "blocks")
-        if self.patients is not None and self.blocks is not None:
-            refuse("they are not cut into blocks; leave one of patients and blocks out", "patients")
 
     @rule
-    def _labels_and_channels_are_there(self) -> None:
-        lacking = [key for key in ("labels", "channels") if getattr(self, key) is None]
-        if self.declared is not None and lacking:
-            refuse(f"it also needs '{lacking[0]}' in this file, which planning asks for", "declared")
-        if self.files is not None and lacking:
-            refuse(f"it also needs '{lacking[0]}' in this file, which no dataset.json tells", "files")
+    def _patients_have_one_channel(self) -> None:
         if self.patients is not None and len(self.channels or ()) != 1:
             refuse("it also needs 'channels' in this file, with the name of the one channel", "patients")
 
     @rule
     def _background_has_values_of_its_own(self) -> None:
-        if self.background_values and self.labels is None:
-            refuse("it also needs 'labels' in this file, those to be segmented", "background_values")
         for name, value in (self.labels or {}).items():
             if value in self.background_values:
                 refuse(f"{value} is the value of the label '{name}'; remove it from one of them", "background_values")
-
-    @rule
-    def _test_cases_are_named_or_drawn(self) -> None:
-        if self.test_count is not None and self.test_cases:
-            refuse("test_cases names the test cases already; leave one of them out", "test_count")
-        if self.test_seed and self.test_count is None:
-            refuse("it draws cases only beside 'test_count', which is missing", "test_seed")
 
     @rule
     def _patients_have_masks_of_all_labels(self) -> None:
@@ -372,9 +384,6 @@ class Dataset:
     def _files_are_of_all_channels(self) -> None:
         if self.files is None:
             return
-        other = next((key for key in ("patients", "blocks") if getattr(self, key) is not None), None)
-        if other is not None:
-            refuse(f"not beside '{other}'; leave one of them out", "files")
         images, channels = self.files.images, self.channels
         if 1 < len(images) != len(channels):
             refuse(
@@ -382,15 +391,6 @@ class Dataset:
                 "channel",
                 "files.images",
             )
-
-    @rule
-    def _classification_has_its_own_keys(self) -> None:
-        if self.classification is None:
-            return
-        plain = Dataset(name=self.name, source=self.source)
-        for key in vars(plain).keys() - KEYS_OF_CLASSIFICATION:
-            if getattr(self, key) != getattr(plain, key):
-                refuse("this key is for segmentation; leave it or 'classification' out", key)
 
 
 def load_dataset(path: Path) -> Dataset:

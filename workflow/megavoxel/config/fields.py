@@ -28,6 +28,21 @@ def refuse(reason: str, key: str = "") -> NoReturn:
     raise PydanticCustomError("rule", "{reason}", {"reason": reason, "key": key})
 
 
+def needs(**reasons: str) -> Any:
+    """What a file must have beside this key, also where it gives the default: what a message says, by the other key."""
+    return Field(json_schema_extra={"needs": list(reasons.items())})
+
+
+def forbids(**reasons: str) -> Any:
+    """What a file cannot have beside this key, not even with its default: what a message says of the other key."""
+    return Field(json_schema_extra={"forbids": list(reasons.items())})
+
+
+def allows_only(keys: tuple[str, ...], reason: str) -> Any:
+    """The only keys that a file may have beside this one, and what a message says of any other."""
+    return Field(json_schema_extra={"allows_only": keys, "reason": reason})
+
+
 def unique(values: tuple) -> tuple:
     """Refuses a list that has a value twice."""
     if len(set(values)) < len(values):

@@ -75,7 +75,8 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequ
 
 
 def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...] = ()) -> Iterator[str]:
-    """Finds keys that are not text, and keys with an empty value that means the same as leaving the key out."""
+    """Finds keys that are not text, keys with an empty value that means the same as leaving the key out, and keys that
+    do not go with others, whatever their values (`needs`, `forbids` and `allows_only` of `config/fields.py`)."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         if isinstance(values, dict) and not isinstance(key, str):
@@ -85,7 +86,18 @@ def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...]
         is_empty = value in ([], {}) and bool(part.keys() & {"minItems", "minProperties"})
         if is_empty or (value is None and part.get("default", "none") is None):
             yield f"{'.'.join(map(str, place))}: nothing stands behind this key; give it a value, or leave it out"
+        for other, reason in _misplaced(str(key), part, values, allowed_keys(node, schema)):
+            yield f"{'.'.join(map(str, (*path, other)))}: {reason}"
         yield from misprints(value, part, schema, place)
+
+
+def _misplaced(key: str, part: Node, written: Any, known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Keys that the declaration `part` of `key` does not allow beside it, or itself where another is missing."""
+    yield from ((other, reason) for other, reason in part.get("forbids", ()) if other in written)
+    yield from ((key, reason) for other, reason in part.get("needs", ()) if other not in written)
+    if "allows_only" in part:
+        others = set(written) & set(known) - {key, *part["allows_only"]}
+        yield from ((other, part["reason"]) for other in sorted(others))
 
 
 def _path(values: Any, steps: Sequence[str | int]) -> tuple[str | int, ...]:

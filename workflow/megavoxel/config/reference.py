@@ -36,6 +36,8 @@ FILES = {
     "site": hardware.Site,
 }
 """The record of each kind of file that users write, by the name of its schema."""
+OWN_WORDS = ("needs", "forbids", "allows_only", "reason")
+"""What JSON Schema does not know in a field: `misprints` reads it."""
 SECTIONS = {
     study.StudyFile: "A study file",
     setting.WrittenSetting: "A setting",
@@ -91,12 +93,18 @@ def json_schema(kind: type) -> Node:
 
 
 def _for_editors(node: Any) -> Any:
-    """The node without pydantic's titles, without null where it means absence, and with names of no pattern refused."""
+    """The node without pydantic's titles and our own words, without null where it means absence, and with names of no
+    pattern refused."""
     if isinstance(node, list):
         return [_for_editors(part) for part in node]
     if not isinstance(node, dict):
         return node
-    kept = {key: _for_editors(part) for key, part in node.items() if key != "title" or not isinstance(part, str)}
+    own = () if "properties" in node else OWN_WORDS
+    kept = {
+        key: _for_editors(part)
+        for key, part in node.items()
+        if key not in own and (key != "title" or not isinstance(part, str))
+    }
     if kept.get("default", "none") is None:
         options = [option for option in kept.pop("anyOf", [{}]) if option != {"type": "null"}]
         del kept["default"]
