@@ -10,8 +10,8 @@ import pytest
 
 LAYERS = (
     {"errors", "files", "parallel", "progress"},
-    {"config", "containers"},
     {"volumes"},
+    {"config", "containers"},
     {"datasets"},
     {"planning"},
     {"preprocessing"},

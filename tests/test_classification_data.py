@@ -16,10 +16,11 @@ import yaml
 from PIL import Image, ImageEnhance
 
 from megavoxel.config.dataset import Classification, Dataset, Source, TableColumns, load_dataset
+from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import Fold, Splits, save_splits
 from megavoxel.tasks.classification.augmentation import saturate, shade, transform
-from megavoxel.tasks.classification.cases import load_image_cases, save_image_cases
+from megavoxel.tasks.classification.cases import load_image_cases
 from megavoxel.tasks.classification.check import check_images
 from megavoxel.tasks.classification.images import DEVIATION, MEAN, DecodedImages, read_image, to_tensor
 from megavoxel.tasks.classification.layout import read_image_layout
@@ -247,7 +248,7 @@ def test_dataset_files_that_contradict_themselves_are_refused(tmp_path, change, 
 
 def test_cases_that_lead_out_of_the_folder_are_refused(tmp_path):
     cases = image_cases(tmp_path, 1)
-    save_image_cases(tmp_path / "cases.json", replace(cases, cases=(replace(cases.cases[0], id="../a.png"),)))
+    save_cases(tmp_path / "cases.json", replace(cases, cases=(replace(cases.cases[0], id="../a.png"),)))
     with pytest.raises(UserError, match="leads out of the dataset's folder"):
         load_image_cases(tmp_path / "cases.json")
 
@@ -261,7 +262,7 @@ def test_splits_of_images_hold_paths(tmp_path):
 def test_one_fold_without_test_images_is_refused(tmp_path, capsys):
     from megavoxel.cli import main
 
-    save_image_cases(tmp_path / "cases.json", image_cases(tmp_path, 3))
+    save_cases(tmp_path / "cases.json", image_cases(tmp_path, 3))
     keys = ["--cases", str(tmp_path / "cases.json"), "--seed", "1", "--output", str(tmp_path / "splits.json")]
     assert main(["split", *keys, "--folds", "1"]) == 1
     assert "no image would be scored; give the study 'folds' of 2 or more" in capsys.readouterr().err

@@ -438,11 +438,11 @@ def test_a_dataset_of_volumes_is_refused_by_a_study_of_images(repository, tmp_pa
 
 def test_out_of_memory_says_what_a_classifier_was_expected_to_need():
     data = None
-    found = check_fits_here(classifier(batch=8), data, CPU, None)()
+    found = check_fits_here(classifier(batch=8), data, CPU, None).advice()
     assert found.startswith("on this machine (")
     assert found.endswith("next cheaper option: batch: 4")
     assert "the forecast was 1." in found  # the process alone is taken for 1 GiB
-    assert check_fits_here(classifier(batch=1), data, CPU, None)().endswith("a lower resolution")
+    assert check_fits_here(classifier(batch=1), data, CPU, None).advice().endswith("a lower resolution")
 
 
 def test_a_classifier_is_held_against_the_device_before_it_trains(monkeypatch, capsys):

@@ -162,7 +162,7 @@ def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
     shutil.copytree(copied / "only", copied / "classes")
     (copied / "classes/plan.json").write_text('{"task": "classification"}')
     for named, words in (
-        (["classes"], "it classifies images; only models that segment scans are exported"),
+        (["classes"], "it is of classification, of images; only models that segment scans are exported"),
         (["ensembles/both"], "ensembles of settings are not exported; export their members"),
         (["second"], "second/fold-1: there is no model.pt, so it is not trained yet"),
         (["only", "second/fold-0"], "are two settings: a model is one setting with its folds"),

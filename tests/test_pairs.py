@@ -99,7 +99,10 @@ def test_what_does_not_go_together_is_named_and_nothing_is_written(tmp_path, ima
         ("files: {images: ['i/{case}.nii.gz'], label: 'l/{case}.nii.gz'}", "files: it also needs 'labels'"),
         (KEYS + "files: {images: ['i/{case}.nii.gz']}", "label"),
         (KEYS + "files: {images: ['i/x.nii.gz'], label: 'l/{case}.nii.gz'}", "with {case} in it"),
-        (KEYS + "files: {images: ['i/{case}.png'], label: 'l/{case}.nii.gz'}", "ends in .nii.gz, .nii or .nii*"),
+        (
+            KEYS + "files: {images: ['i/{case}.png'], label: 'l/{case}.nii.gz'}",
+            "ends in .nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd or .nii*",
+        ),
         (KEYS + "files: {images: ['/i/{case}.nii'], label: 'l/{case}.nii.gz'}", "below the source folder"),
         (
             KEYS + "files: {images: ['i/{case}.nii', 'j/{case}.nii'], label: 'l/{case}.nii.gz'}",

@@ -31,6 +31,18 @@ from megavoxel.config.fields import (
 from megavoxel.config.records import from_file, read_yaml, record, rule
 from megavoxel.errors import UserError
 
+
+def _of_a_volume(pattern: str) -> str:
+    """Refuses a pattern without the ending of a format that is read; `.nii*` stands for all that begin so."""
+    from megavoxel.volumes.open import SUFFIXES  # which loads the modules of all formats
+
+    shared = [suffix for suffix in SUFFIXES if any(other.startswith(suffix) for other in set(SUFFIXES) - {suffix})]
+    endings = (*SUFFIXES, *(f"{suffix}*" for suffix in shared))
+    if not pattern.endswith(endings):
+        refuse(f"{pattern!r} is not allowed; a pattern that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    return pattern
+
+
 KEYS_OF_CLASSIFICATION = ("name", "source", "description", "reference", "licence", "exclude")
 Address = Annotated[
     str,
@@ -44,10 +56,11 @@ Size = Triple[Annotated[int, between(1, 100_000)]]
 FilePattern = Annotated[
     str,
     Field(
-        pattern=r"^([^/].*)?\{case\}.*\.(nii|nii\.gz|nii\*|nrrd|nhdr|mha|mhd)$",
-        description="allowed: a pattern below the source folder with {case} in it that ends in .nii.gz, .nii or .nii*, "
-        ".nrrd, .nhdr, .mha or .mhd, such as labels/{case}.nii.gz",
+        pattern=r"^([^/].*)?\{case\}.*\.[^/]+$",
+        description="allowed: a pattern below the source folder with {case} in it and the ending of an image file, such "
+        "as labels/{case}.nii.gz",
     ),
+    AfterValidator(_of_a_volume),
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64 hexadecimal digits in lower case")]
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="allowed: 32 hexadecimal digits in lower case")]

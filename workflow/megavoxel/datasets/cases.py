@@ -118,8 +118,10 @@ class Cases:
         return read_geometry(Path(self.root) / case.images[0])
 
 
-def save_cases(path: Path, cases: Cases) -> None:
-    """Writes `cases.json`; `background_values`, and `unannotated` and `hidden` of a case, only where there are some."""
+def save_cases(path: Path, cases: Any) -> None:
+    """Writes `cases.json`, of either task; `background_values`, and `unannotated` and `hidden` of a case, only where
+    there are some.
+    """
     plain = _without_empty(to_plain(cases), "background_values")
     write_json(path, plain | {"cases": [_without_empty(case, "unannotated", "hidden") for case in plain["cases"]]})
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,6 +18,16 @@ from megavoxel.forecast.setting import Forecast, forecast_setting, prediction_gi
 from megavoxel.forecast.step import GIB, gib
 from megavoxel.network.host_memory import host_memory
 from megavoxel.planning.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """What is known of the memory of a run before it trains."""
+
+    advice: Callable[[], str]
+    """What to say should memory run out."""
+    peak_gib: Callable[[Any], float]
+    """Forecast of the peak memory of a `Run` as PyTorch counts it, in the precision that the run took."""
 
 
 def device_at_hand(device: torch.device, processes: int = 1, *, described: Device | None = None) -> Device:

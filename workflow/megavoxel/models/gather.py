@@ -16,7 +16,7 @@ from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.planning.splits import load_splits
-from megavoxel.tasks import CLASSIFICATION, task_of
+from megavoxel.tasks import task_of
 
 DATASETS = Path("config/datasets")
 
@@ -59,8 +59,11 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             "them to a folder of its own"
         )
     setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds})
-    if task_of(setting / "plan.json", what="plan") is CLASSIFICATION:
-        raise UserError(f"{setting}: it classifies images; only models that segment scans are exported")
+    task = task_of(setting / "plan.json", what="plan")
+    if not task.labels_scans:
+        raise UserError(
+            f"{setting}: it is of {task.name}, of {task.unit}s; only models that segment scans are exported"
+        )
     plan = load_plan(setting / "plan.json")
     if plan.stage1:
         raise UserError(

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.datasets.cases import save_cases
 from megavoxel.datasets.check import Finding, write_findings
 from megavoxel.errors import UserError
 from megavoxel.tasks import TASKS
@@ -34,11 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--processes {arguments.processes}: allowed: 1 or more")
     arguments.output.unlink(missing_ok=True)  # an older list would contradict the faults found now
     dataset = load_dataset(arguments.dataset)
-    task = TASKS[dataset.task]
-    cases, findings = task.check(arguments.data, dataset, processes=arguments.processes)
+    cases, findings, lines = TASKS[dataset.task].check(arguments.data, dataset, processes=arguments.processes)
     _write_checks(arguments, dataset, findings, len(cases.cases))
-    task.save_cases(arguments.output, cases)
-    print("\n".join(task.describe(cases, findings)))
+    save_cases(arguments.output, cases)
+    print("\n".join(lines))
 
 
 def _write_checks(arguments: argparse.Namespace, dataset: Dataset, findings: list[Finding], total: int) -> None:

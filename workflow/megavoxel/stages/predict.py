@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
-from megavoxel.tasks import SEGMENTATION, task_of
+from megavoxel.tasks import task_of
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.evaluation.postprocessing import Postprocessing
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not (arguments.plan and arguments.weights):
         raise UserError("give either --model, or --plan and --weights")
     task = task_of(arguments.plan, what="plan")
-    if arguments.input and task is SEGMENTATION:
+    if arguments.input and task.labels_scans:
         _label_by_plan(load_plan(arguments.plan), arguments)
         return
     _refuse_options(arguments, f"for cases of a study, or in {task.name}", OF_NEW_SCANS)

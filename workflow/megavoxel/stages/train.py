@@ -57,9 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.training.states.lock import held, wait_for_others
 
     task = task_of(arguments.plan, what="plan")
-    plan = task.load_plan(arguments.plan)
-    data, devices = task.data(arguments, plan), plan.parallel.devices
-    states = arguments.state / data.key(plan)
+    plan, data = task.data(arguments)
+    devices, states = plan.parallel.devices, arguments.state / data.key(plan)
     if devices > 1 and not is_member():
         wait_for_others(states)
         start_group("train", arguments, processes=devices, setting=plan.setting)
@@ -70,11 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
     described = arguments.hardware and load_device(
         Path(arguments.hardware[0]), arguments.hardware[1], source="--hardware"
     )
-    advice = task.check_fits(plan, data, device, described)
+    foretold = task.check_fits(plan, data, device, described)
     # The others of a group wait for its leader to join them, for some minutes; whom to wait for longer was seen above.
     own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
     with own_states as lock:
-        with explained_out_of_memory(plan.setting, advice), joined_group(device) as group:
+        with explained_out_of_memory(plan.setting, foretold.advice), joined_group(device) as group:
             if group.size != devices:
                 raise UserError(
                     f"setting {plan.setting}: the plan spreads a step over {devices} processes, {group.size} were "
@@ -83,4 +82,4 @@ def run(arguments: argparse.Namespace) -> None:
             done = task.train(plan, data, arguments.state, device, group, lock)
         if group.leads:
             lock.check()
-            write_outputs(arguments.output, done, data, forecast_gib=task.forecast_gib(done))
+            write_outputs(arguments.output, done, data, forecast_gib=foretold.peak_gib(done))

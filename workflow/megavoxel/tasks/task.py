@@ -19,28 +19,22 @@ class Task:
     """`segmentation` or `classification`, as a study file has it."""
     unit: str
     """What one sample of a dataset is called: `case` or `image`."""
+    labels_scans: bool
+    """Whether its networks give label maps of new scans, so that they can be exported."""
     check: Callable[..., Any]
-    """Looks at every case: of the dataset's folder, its `Dataset` and a number of processes; gives the cases and a list
-    of `Finding`."""
-    save_cases: Callable[..., None]
-    """Writes cases.json: of its path and the cases."""
-    describe: Callable[..., list[str]]
-    """Lines about a dataset that was checked: of cases and findings."""
+    """Looks at every case: of the dataset's folder, its `Dataset` and a number of processes; gives the cases, a list of
+    `Finding`, and lines about a sound dataset."""
     split: Callable[..., Any]
     """Folds of the cases in a file: of path, number of folds, seed and a file of ready-made folds or None."""
     plan: Callable[..., Any]
     """The plan of a setting and what is to be printed of it: of arguments. Writes plan.json."""
-    load_plan: Callable[..., Any]
-    """The plan in a plan.json: of its path."""
     data: Callable[..., Any]
-    """What a run trains on, a `RunData`: of arguments and plan."""
-    check_fits: Callable[..., Callable[[], str]]
+    """The plan of a run, and the `RunData` that it trains on: of arguments."""
+    check_fits: Callable[..., Any]
     """Refuses a run that does not fit the device at hand: of plan, data, device and what the hardware file says of it;
-    gives a function with what to say should memory run out."""
+    gives a `Foretold`."""
     train: Callable[..., Any]
     """Trains: of plan, data, folder of states, device, group and lock; gives the `Run`."""
-    forecast_gib: Callable[..., float]
-    """Forecast of the peak memory that a run measured: of the run."""
     predict: Callable[..., None]
     """Predicts the cases of a study, or images, that arguments name."""
     score: Callable[..., None]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.records import from_plain
 from megavoxel.errors import UserError
-from megavoxel.files import read_json, write_json
+from megavoxel.files import read_json
 
 TASK = "classification"
 
@@ -68,11 +68,6 @@ class ImageCases:
     def target(self, case: ImageCase) -> int:
         """Number of a case's class."""
         return self.classes.index(case.label)
-
-
-def save_image_cases(path: Path, cases: ImageCases) -> None:
-    """Writes `cases.json`."""
-    write_json(path, to_plain(cases))
 
 
 def load_image_cases(path: Path) -> ImageCases:

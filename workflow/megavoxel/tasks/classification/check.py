@@ -21,6 +21,12 @@ AMONG = {
 }
 
 
+def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[ImageCases, list[Finding], list[str]]:
+    """All images of a dataset, what was found, and lines about them; see `check_images`."""
+    cases, findings = check_images(root, dataset, processes=processes)
+    return cases, findings, describe(cases, findings)
+
+
 def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[ImageCases, list[Finding]]:
     """All images of a dataset, each opened and decoded, and what was found.
 

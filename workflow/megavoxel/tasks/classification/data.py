@@ -13,7 +13,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
 from megavoxel.planning.splits import Fold, fold_of
 from megavoxel.tasks.classification.cases import ImageCase, ImageCases, load_image_cases
-from megavoxel.tasks.classification.plan import ClassifierPlan
+from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
 from megavoxel.tasks.classification.shares import Assignment, assign
 from megavoxel.tasks.classification.splits import draw_images, load_image_splits
 from megavoxel.training.run import Run, RunData
@@ -68,12 +68,14 @@ class ImageData(RunData):
         return images + ([self.start] if self.start else [])
 
 
-def data_of(arguments: argparse.Namespace, plan: ClassifierPlan) -> ImageData:
-    """What `megavoxel train` names: the images of a fold.
+def data_of(arguments: argparse.Namespace) -> tuple[ClassifierPlan, ImageData]:
+    """What `megavoxel train` names: the plan of a setting, and the images of a fold.
 
     Raises:
-        UserError: there is no such fold, images do not suffice, or published weights are missing or not wanted.
+        UserError: the plan cannot be read, there is no such fold, images do not suffice, or published weights are
+            missing or not wanted.
     """
+    plan = load_classifier_plan(arguments.plan)
     if arguments.cases is None:
         raise UserError(f"setting {plan.setting}: give --cases, the cases.json of its images")
     cases, splits = load_image_cases(arguments.cases), load_image_splits(arguments.splits)
@@ -81,7 +83,7 @@ def data_of(arguments: argparse.Namespace, plan: ClassifierPlan) -> ImageData:
     if plan.pretrained != (arguments.weights is not None):
         wanted = "begins with published weights: give them" if plan.pretrained else "begins at random: leave it out"
         raise UserError(f"--weights: setting {plan.setting} {wanted}")
-    return draw_data(
+    return plan, draw_data(
         plan,
         cases,
         split,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -18,7 +17,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import speed_of, step_seconds
-from megavoxel.forecast.memory import device_at_hand, memory_advice, require_memory
+from megavoxel.forecast.memory import Foretold, device_at_hand, memory_advice, require_memory
 from megavoxel.forecast.step import GIB, gib
 from megavoxel.forecast.table import save_table
 from megavoxel.network.device import Precision
@@ -112,18 +111,13 @@ def _rows(settings: list[ClassifierSetting], **keys: Any) -> list[dict[str, obje
     return [_row(setting, **keys) for setting in settings]
 
 
-def check_fits_here(
-    plan: ClassifierPlan, _data: object, device: torch.device, described: Device | None
-) -> Callable[[], str]:
+def check_fits_here(plan: ClassifierPlan, _data: object, device: torch.device, described: Device | None) -> Foretold:
     """Refuses training that cannot fit the device at hand, and warns of training that may not.
 
     Args:
         plan: the setting.
         device: of this process.
         described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
-
-    Returns:
-        What to say of training should memory run out.
 
     Raises:
         UserError: it cannot fit.
@@ -143,7 +137,7 @@ def check_fits_here(
         ),
         option=lambda: option,
     )
-    return lambda: memory_advice(found, peak, precision, option)
+    return Foretold(advice=lambda: memory_advice(found, peak, precision, option), peak_gib=forecast_gib)
 
 
 def forecast_gib(run: Run) -> float:

@@ -11,8 +11,8 @@ from megavoxel.datasets.check import Finding, check_layout
 from megavoxel.datasets.layout import read_layout
 
 
-def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, list[Finding]]:
-    """All cases of a dataset, each opened, and what was found.
+def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, list[Finding], list[str]]:
+    """All cases of a dataset, each opened, what was found, and lines about them.
 
     Args:
         root: the dataset's folder.
@@ -31,7 +31,7 @@ def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, l
         cases=layout.cases,
         background_values=dataset.background_values,
     )
-    return cases, findings
+    return cases, findings, describe(cases, findings)
 
 
 def describe(cases: Cases, findings: Sequence[Finding]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from megavoxel.config.records import to_plain
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256
-from megavoxel.planning.plan import Plan, require_first_stage
+from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import fold_of, load_splits
 from megavoxel.preprocessing.first_stage import first_stage_path
 from megavoxel.preprocessing.store import stored_classes
@@ -53,13 +53,14 @@ class VolumeData(RunData):
         return {"data": data, "parallel": to_plain(plan.parallel)}
 
 
-def data_of(arguments: argparse.Namespace, plan: Plan) -> VolumeData:
-    """What `megavoxel train` names: the cases of a fold.
+def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
+    """What `megavoxel train` names: the plan of a setting, and the cases of a fold.
 
     Raises:
-        UserError: there is no such fold, something that the plan needs is not given, or something that it has no use
-            for is.
+        UserError: the plan cannot be read, there is no such fold, something that the plan needs is not given, or
+            something that it has no use for is.
     """
+    plan = load_plan(arguments.plan)
     if arguments.preprocessed is None:
         raise UserError(f"setting {plan.setting}: give --preprocessed, the folder of its preprocessed cases")
     splits = load_splits(arguments.splits)
@@ -69,7 +70,7 @@ def data_of(arguments: argparse.Namespace, plan: Plan) -> VolumeData:
     _check_start(plan, arguments.weights)
     cases = (*split.training, *split.validation)
     labels = [first_stage_path(arguments.stage1, case) for case in cases] if arguments.stage1 else []
-    return VolumeData(
+    return plan, VolumeData(
         number=arguments.fold,
         folds=len(splits.folds),
         preprocessed=arguments.preprocessed,

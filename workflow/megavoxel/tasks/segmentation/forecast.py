@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from megavoxel.config.study_file import with_memory
 from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import Workload
-from megavoxel.forecast.memory import advice_for_training, check_fits, device_at_hand
+from megavoxel.forecast.memory import Foretold, advice_for_training, check_fits, device_at_hand
 from megavoxel.forecast.setting import step_costs
 from megavoxel.forecast.step import GIB, gib
 from megavoxel.forecast.table import BLIND_SPOTS, describe, partition_table, plan_study, save_table, table
@@ -57,7 +56,7 @@ def forecast(arguments: argparse.Namespace, study: Study, device: Device, datase
     print(BLIND_SPOTS)
 
 
-def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, described: Device | None) -> Callable[[], str]:
+def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, described: Device | None) -> Foretold:
     """Holds training, in the precision that it will choose, against the device at hand; see `check_fits`.
 
     Args:
@@ -65,15 +64,12 @@ def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, describe
         data: the cases of a fold.
         device: of this process.
         described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
-
-    Returns:
-        What to say of training should memory run out.
     """
     found = device_at_hand(device, plan.parallel.devices, described=described)
     training = replace(plan.training, precision=choose_precision(plan, device).name)
     workload = Workload(training_cases=len(data.training) + len(data.validation), folds=data.folds)
-    foretold = check_fits(replace(plan, training=training), found, workload)
-    return lambda: advice_for_training(plan, foretold)
+    forecast = check_fits(replace(plan, training=training), found, workload)
+    return Foretold(advice=lambda: advice_for_training(plan, forecast), peak_gib=forecast_gib)
 
 
 def forecast_gib(run: Run) -> float:
