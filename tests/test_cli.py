@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -63,6 +64,32 @@ def split_that_fails(monkeypatch, *error: object) -> int:
 
     monkeypatch.setattr(split, "run", run)
     return cli.main(["split", "--cases", "a", "--folds", "2", "--seed", "1", "--output", "x"])
+
+
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    monkeypatch.setattr(split, "run", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(split, "add_arguments", lambda _: None)
+    assert cli.main(["split"]) == 130
+    assert capsys.readouterr().err.startswith("megavoxel split: interrupted; nothing half-written was left behind")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_does_not_wait_for_the_first_to_clean_up():
+    script = """
+import os, signal, time
+from megavoxel import cli
+from megavoxel.stages import split
+def run(_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+split.run, split.add_arguments = run, lambda _: None
+cli.main(["split"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_full_disk_is_said(monkeypatch, capsys):

@@ -20,6 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -65,8 +66,13 @@ def finish_group(folder: Path, plan: Plan) -> None:
     run_group(*words, processes=processes, program="megavoxel", folder=folder)
 
 
-def end_by(number: int, command: list[str], folder: Path, *, after: str, delay: float = 0.0) -> str:
-    """Sends a signal to all processes of a job, as Slurm does, some time after a line; what it said."""
+def end_by(
+    number: int, command: list[str], folder: Path, *, after: str, delay: float = 0.0, status: int | None = None
+) -> str:
+    """Sends a signal to all processes of a job, as Slurm does, some time after a line; what it said.
+
+    The job has to fail, with `status` if that is given.
+    """
     job = start(command, folder, "out")
     said = ""
     for line in job.stdout:
@@ -76,7 +82,7 @@ def end_by(number: int, command: list[str], folder: Path, *, after: str, delay: 
     time.sleep(delay)
     os.killpg(job.pid, number)
     said += job.communicate(timeout=120)[0]
-    assert job.returncode != 0, said
+    assert job.returncode != 0 if status is None else job.returncode == status, said
     return said
 
 
@@ -125,12 +131,21 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
     assert kill_at_random(tmp_path, undisturbed, times=2, seed=1) == 2
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 0)])
-def test_told_to_end_in_the_middle_of_an_epoch_goes_on_from_that_step(tmp_path, undisturbed, number, workers):
+@pytest.mark.parametrize(
+    ("number", "workers", "words", "status"),
+    [
+        (signal.SIGTERM, 2, "error: ended by SIGTERM", 1),
+        (signal.SIGUSR1, 0, "error: ended by SIGUSR1", 1),
+        (signal.SIGINT, 2, "megavoxel train: interrupted", 130),
+    ],
+)
+def test_told_to_end_in_the_middle_of_an_epoch_goes_on_from_that_step(
+    tmp_path, undisturbed, number, workers, words, status
+):
     plan = long_plan(workers=workers)
     command = training_command(tmp_path, plan)
-    said = end_by(number, command, tmp_path, after=f"epoch 2/{EPOCHS}", delay=0.1)
-    assert f"error: ended by {number.name} after epoch 2 and " in said
+    said = end_by(number, command, tmp_path, after=f"epoch 2/{EPOCHS}", delay=0.1, status=status)
+    assert f"{words} after epoch 2 and " in said
     assert "Traceback" not in said
     assert "going on after epoch 2 and " in finish(tmp_path, plan)
     check_equal(tmp_path, undisturbed)
@@ -150,6 +165,31 @@ def test_a_group_that_is_told_to_end_goes_on_as_the_same_group_undisturbed(tmp_p
     assert "ended by SIGTERM after epoch" in said
     finish_group(disturbed, plan)
     check_equal(disturbed, undisturbed)
+
+
+def test_a_second_interrupt_ends_training_at_once(tmp_path):
+    job = start(training_command(tmp_path, long_plan(epochs=1000)), tmp_path, "out")
+    assert any("epoch 1/" in line for line in job.stdout)
+    while job.poll() is None:
+        job.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    assert "Traceback" not in job.communicate(timeout=60)[0]
+    assert job.returncode in (-signal.SIGINT, 130)
+
+
+def test_an_interrupted_group_says_one_line_and_ends_all_its_processes(tmp_path):
+    plan = replace(long_plan(epochs=1000), parallel=Parallel(data=2))
+    job = start(training_command(tmp_path, plan), tmp_path, "out")
+    assert any("epoch 1/" in line for line in job.stdout)
+    workers = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGINT)
+    words = job.communicate(timeout=60)[0]
+    assert job.returncode == 130, words
+    assert [line for line in words.splitlines() if "epoch" not in line or "interrupted" in line] == [
+        words.splitlines()[-1]
+    ]
+    assert words.splitlines()[-1].startswith("megavoxel train: interrupted after epoch ")
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_a_second_job_waits_for_the_first_and_takes_its_result(tmp_path, undisturbed):

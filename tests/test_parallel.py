@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
+import psutil
 import pytest
 
 from megavoxel import parallel
@@ -56,6 +60,32 @@ def test_an_error_of_one_case_is_the_error_of_all(eager, bad):
 def test_a_killed_process_is_named_with_what_to_do(eager):
     with pytest.raises(UserError, match=r"a process was killed.*memory"):
         map_cases(partial(kill_at, 5), range(8), processes=2, title="dying")
+
+
+def test_an_interrupt_that_all_processes_get_ends_them_without_a_word_of_theirs():
+    script = """
+import time
+from megavoxel import parallel
+parallel.START_SECONDS = 0.0
+print("started", flush=True)
+try:
+    parallel.map_cases(time.sleep, [0.01, 0.01, *[50] * 8], processes=2, title="naps")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    job = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert job.stdout.readline() == "started\n"
+    while len(psutil.Process(job.pid).children(recursive=True)) < 4:  # resource tracker, fork server, two workers
+        time.sleep(0.05)
+    workers = psutil.Process(job.pid).children(recursive=True)
+    os.killpg(job.pid, signal.SIGINT)
+    said = job.communicate(timeout=40)[0]
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert not any(worker.is_running() for worker in psutil.wait_procs(workers, timeout=10)[1])
 
 
 def test_thread_limits_of_workers_do_not_stay_behind(eager, monkeypatch):

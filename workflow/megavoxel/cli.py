@@ -9,12 +9,13 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from megavoxel import __version__
-from megavoxel.errors import UserError, printable
+from megavoxel.errors import INTERRUPTED, Interrupted, UserError, printable
 
 STAGES = {
     "init": "look at a folder of images and write a first dataset and study file",
@@ -47,16 +48,22 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one stage; returns 0, 1 after an error that its message explains, or 2 after wrong usage."""
+    """Runs one stage.
+
+    Returns:
+        0; 1 after an error that its message explains; 2 after wrong usage; 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in STAGES:
         return _top_level(arguments)
-    stage = importlib.import_module(f"megavoxel.stages.{arguments[0].replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"megavoxel {arguments[0]}", description=stage.__doc__)
-    stage.add_arguments(parser)
     try:
-        with _told_to_runner():
-            stage.run(parser.parse_args(arguments[1:]))
+        with _second_interrupt_kills():
+            _run_stage(arguments[0], arguments[1:])
+    except (Interrupted, KeyboardInterrupt) as interrupt:
+        after = str(interrupt) or "interrupted; nothing half-written was left behind: run it again"
+        if os.environ.get("RANK", "0") == "0":  # the first of a group speaks for all
+            print(printable(f"megavoxel {arguments[0]}: {after}"), file=sys.stderr)
+        return INTERRUPTED
     except (UserError, MemoryError, OSError) as error:
         message = _explained(error)
         if message is None:
@@ -64,6 +71,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"megavoxel {arguments[0]}: error: {message}"), file=sys.stderr)
         return 1
     return 0
+
+
+def _run_stage(name: str, options: list[str]) -> None:
+    stage = importlib.import_module(f"megavoxel.stages.{name.replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"megavoxel {name}", description=stage.__doc__)
+    stage.add_arguments(parser)
+    with _told_to_runner():
+        stage.run(parser.parse_args(options))
+
+
+@contextmanager
+def _second_interrupt_kills() -> Iterator[None]:
+    """Within a `with` block, the first Ctrl-C raises KeyboardInterrupt, and the second ends the process at once."""
+
+    def first(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # nohup, for example, ignores it
+        yield
+        return
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _told_to_runner() -> AbstractContextManager:

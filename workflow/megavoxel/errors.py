@@ -6,12 +6,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, by the convention of shells: 128 and the number of SIGINT."""
+
 
 class UserError(Exception):
     """An error that the user can mend: the message names the file, key or case, what was expected, and what to do.
 
     The command line prints the message without a traceback, and exits with status 1.
     """
+
+
+class Interrupted(UserError):
+    """The user ended the stage by Ctrl-C, and what it had done is saved; the command line exits with 130."""
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from megavoxel.errors import UserError
@@ -72,13 +75,26 @@ def _by_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([getattr(work, "func", work).__module__])
     try:
-        with _one_thread_each(), ProcessPoolExecutor(min(processes, len(items)), mp_context=context) as pool:
+        with _one_thread_each(), _pool(min(processes, len(items)), context) as pool:
             yield from pool.map(work, items)
     except BrokenProcessPool:
         raise UserError(
             f"{title}: a process was killed, most likely because memory ran out; "
             "run with fewer --processes, or more memory"
         ) from None
+
+
+@contextmanager
+def _pool(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave Ctrl-C, which a terminal sends to all of them, to this one: it ends them."""
+    leave_to_parent = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=leave_to_parent) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 @contextmanager

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.run import parse_args, run
 
-from megavoxel.errors import UserError, printable
+from megavoxel.errors import INTERRUPTED, UserError, printable
 from megavoxel.network.device import usable_threads
 
 FIRST_PORT, PORTS = 20000, 10000
@@ -126,10 +130,19 @@ def _order(failure: ProcessFailure) -> tuple[bool, bool, int]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs a group of processes; `words` are the options of `torchrun`. Returns 1 where one of them failed."""
+    """Runs a group of processes; `words` are the options of `torchrun`.
+
+    Returns:
+        0; 1 where one of them failed or a signal ended them; 130 after Ctrl-C, of which a second ends them at once.
+    """
     options = parse_args(sys.argv[1:] if words is None else words)
+    logging.disable(logging.WARNING)  # torchrun warns of every signal that it hands on
     try:
         run(options)
+    except SignalException as told:  # the processes have said what they saved
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        return INTERRUPTED if told.sigval == signal.SIGINT else 1
     except ChildFailedError as failed:
         rank, message = first_failure(failed)
         stage = options.training_script_args[0]

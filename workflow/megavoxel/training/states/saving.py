@@ -1,7 +1,8 @@
 """When states are written: now and then, at the end, and when the job is told to end.
 
 Slurm sends SIGTERM at the end of a job's time, when it is cancelled or preempted, and kills it some seconds later
-(KillWait, 30 by default). SIGUSR1 is what `sbatch --signal` is often given for an earlier warning.
+(KillWait, 30 by default). SIGUSR1 is what `sbatch --signal` is often given for an earlier warning, and SIGINT what a
+terminal sends on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from megavoxel.distributed.group import Group
-from megavoxel.errors import UserError
+from megavoxel.errors import Interrupted, UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LOOK_SECONDS = 2.0
 """How often the processes of a group tell one another whether they were told to end."""
 
@@ -34,6 +35,7 @@ class Saving:
 
         Raises:
             UserError: the job was told to end; its state is written.
+            Interrupted: so it was, by Ctrl-C.
         """
         self._steps += 1
         if self._steps < self._look_after:
@@ -54,8 +56,10 @@ class Saving:
             self._saved = time.monotonic()
         self._plan_next_look()
         if told:
-            name = signal.Signals(told).name
-            raise UserError(f"ended by {name} after {progress}; the state is saved: run the stage again to go on")
+            saved = f"after {progress}; the state is saved: run the stage again to go on"
+            if told == signal.SIGINT:
+                raise Interrupted(f"interrupted {saved}")
+            raise UserError(f"ended by {signal.Signals(told).name} {saved}")
 
     def _plan_next_look(self) -> None:
         """Talking costs a group time: it is done every few steps, as many as the slowest process takes in that time."""
@@ -72,6 +76,8 @@ def saving(group: Group, save: Callable[..., None], *, minutes: float) -> Iterat
 
     def note(number: int, _: object) -> None:
         found.told = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
@@ -82,6 +88,6 @@ def saving(group: Group, save: Callable[..., None], *, minutes: float) -> Iterat
 
 
 def leave_signals_to_the_parent(_: int = 0) -> None:
-    """For processes that load patches: Slurm signals all processes of a job, and the step that is on needs theirs."""
+    """For processes that load patches: Slurm and terminals signal all processes of a job, and the step needs theirs."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
