@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from helpers import tiny_plan
 from megavoxel.cli import main
 from megavoxel.reporting.runs import Folders, look_at
-from megavoxel.training.states.lock import Holder, held
+from megavoxel.training.states.lock import Holder, living
 from training_jobs import training_command
 
 EPOCHS = """\
@@ -44,7 +45,7 @@ def test_a_run_that_left_nothing_waits(tmp_path):
 
 def test_a_run_that_holds_its_states_is_running_with_the_time_left_since_its_last_line(tmp_path):
     write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=120)
-    with held(tmp_path / "state/s/a/fold-0/key"):
+    with living(tmp_path / "state/s/a/fold-0"):
         run = one(tmp_path)
     assert (run.state, run.epoch, run.watched) == ("running", "2/10", 0.4321)
     assert run.seconds_left == pytest.approx(8 * 60 - 120, abs=5)
@@ -52,15 +53,71 @@ def test_a_run_that_holds_its_states_is_running_with_the_time_left_since_its_las
 
 def test_the_phase_of_a_curriculum_is_said(tmp_path):
     write(tmp_path / "logs/s/train/a-0.log", f"phase 1 of 3\n{EPOCHS}phase 2 of 3\n{EPOCHS}")
-    with held(tmp_path / "state/s/a/fold-0/key"):
+    with living(tmp_path / "state/s/a/fold-0"):
         assert one(tmp_path).epoch == "phase 2/3, 2/10"
 
 
-def test_a_run_without_an_epoch_is_starting(tmp_path):
-    write(tmp_path / "logs/s/train/a-0.log", "")
+def test_a_run_without_an_epoch_is_starting_however_old_its_log_is(tmp_path):
+    log = write(tmp_path / "logs/s/train/a-0.log", "")
     assert one(tmp_path).state == "starting"
-    with held(tmp_path / "state/s/a/fold-0/key"):
+    with living(tmp_path / "state/s/a/fold-0"):
+        write(log, "", seconds_ago=1000)
         assert one(tmp_path).state == "starting"
+    assert one(tmp_path).state == "interrupted"
+
+
+def test_a_run_lives_while_its_process_does_however_late_its_signs_are(tmp_path):
+    write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=1000)
+    with living(tmp_path / "state/s/a/fold-0"):
+        os.utime(tmp_path / "state/s/a/fold-0/alive.json", (0, 0))
+        assert one(tmp_path).state == "running"
+
+
+def test_a_killed_run_is_interrupted_at_once_also_if_another_process_has_its_number(tmp_path):
+    write(tmp_path / "logs/s/train/a-0.log", "")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for holder in (Holder(process=ended.pid), Holder(began=1)):
+        write(tmp_path / "state/s/a/fold-0/alive.json", json.dumps(asdict(holder)))
+        run = one(tmp_path)
+        assert run.state == "interrupted"
+        assert "killed before it said anything" in run.lines[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "megavoxel train: interrupted after epoch 2; the state is saved: run the stage again to go on\n",
+        "megavoxel train: error: ended by SIGTERM after epoch 2; the state is saved: run the stage again to go on\n",
+    ],
+)
+def test_a_run_that_was_told_to_end_is_interrupted_and_says_what_to_do(tmp_path, monkeypatch, capsys, line):
+    write(tmp_path / "logs/s/train/a-0.log", EPOCHS + line)
+    assert (one(tmp_path).state, one(tmp_path).epoch) == ("interrupted", "2/10")
+    (tmp_path / "results/s").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("study s: 1 runs: 1 interrupted\n")
+    assert "interrupted: start Snakemake again, and training goes on" in shown
+    assert "ends with" not in shown
+
+
+def test_watching_shows_it_again_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
+    finish(tmp_path, scored=False)
+    monkeypatch.chdir(tmp_path)
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", nap)
+    assert main(["status", "--watch", "3"]) == 0
+    assert naps == [3, 3]
+    assert capsys.readouterr().out.count("study s: 1 runs: 1 trained") == 2
+    assert main(["status", "--watch", "0"]) == 1
 
 
 def test_a_run_with_an_error_failed_and_its_last_lines_begin_with_it(tmp_path):
@@ -71,15 +128,15 @@ def test_a_run_with_an_error_failed_and_its_last_lines_begin_with_it(tmp_path):
     assert run.lines == tuple(fault.splitlines())
 
 
-def test_a_killed_run_fails_when_its_lock_is_old_and_its_log_silent(tmp_path):
-    """Of another host, so that only the age of the lock tells."""
+def test_a_run_of_another_host_is_interrupted_when_its_signs_of_life_end(tmp_path):
+    """Only their age tells."""
     log = write(tmp_path / "logs/s/train/a-0.log", EPOCHS, seconds_ago=1000)
-    holder = json.dumps(Holder(host="elsewhere").__dict__)
-    lock = write(tmp_path / "state/s/a/fold-0/key/lock.json", holder, seconds_ago=10)
+    holder = json.dumps(asdict(Holder(host="elsewhere")))
+    sign = write(tmp_path / "state/s/a/fold-0/alive.json", holder, seconds_ago=100)
     assert one(tmp_path).state == "running"
-    write(lock, holder, seconds_ago=200)
+    write(sign, holder, seconds_ago=200)
     run = one(tmp_path)
-    assert run.state == "failed"
+    assert run.state == "interrupted"
     assert run.lines == tuple(EPOCHS.splitlines())
     write(log, "", seconds_ago=1000)
     assert "killed before it said anything" in one(tmp_path).lines[0]
@@ -110,7 +167,7 @@ def test_runs_of_a_classifier_show_its_accuracy(tmp_path):
     line = "epoch 1/2  loss 1.1435  accuracy 0.500  validation 0.750  0.1 s, 1.0 min left\n"
     write(tmp_path / "logs/s/train/a-0.log", line)
     run = one(tmp_path)
-    assert (run.state, run.epoch, run.watched, run.watched_as) == ("starting", "1/2", 0.75, "validation accuracy")
+    assert (run.state, run.epoch, run.watched, run.watched_as) == ("interrupted", "1/2", 0.75, "validation accuracy")
     outputs = tmp_path / "results/s/a/fold-0"
     write(outputs / "model.pt", "weights")
     write(outputs / "history.csv", "epoch,training_loss,training_accuracy\n1,0.3,0.5\n2,0.2,0.625\n")
@@ -140,7 +197,7 @@ def test_jobs_in_the_queue_are_told_by_rule_wildcards_and_folder(queue, tmp_path
     write(tmp_path / "logs/s/train/a-1.log", f"{EPOCHS}megavoxel train: error: ended by SIGTERM after epoch 2\n")
     assert [run.state for run in look_at(folders, runs)] == ["waiting", "queued", "waiting"]
     (tmp_path / "bin/squeue").write_text("#!/bin/sh\nexit 1\n")
-    assert [run.state for run in look_at(folders, runs)] == ["waiting", "failed", "waiting"]
+    assert [run.state for run in look_at(folders, runs)] == ["waiting", "interrupted", "waiting"]
 
 
 def test_a_study_is_shown_whole_and_a_folder_by_what_has_begun(tmp_path, monkeypatch, capsys):
@@ -174,7 +231,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_real_run_is_starting_running_failed_and_trained(tmp_path):
+def test_a_real_run_is_starting_running_and_interrupted(tmp_path):
     plan = tiny_plan(training={"epochs": 1000, "iterations_per_epoch": 1})
     command = [*training_command(tmp_path, plan), "--output", "results/s/a/fold-0"]
     command[command.index("state")] = "state/s/a/fold-0"
@@ -192,5 +249,5 @@ def test_a_real_run_is_starting_running_failed_and_trained(tmp_path):
     assert run.epoch.endswith("/1000")
     assert run.seconds_left is not None
     run = one(tmp_path)
-    assert run.state == "failed"
+    assert run.state == "interrupted"
     assert "ended by SIGTERM" in run.lines[0]

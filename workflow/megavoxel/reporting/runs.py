@@ -18,7 +18,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
-from megavoxel.training.states.lock import sign_of_life
+from megavoxel.training.states.lock import is_alive
 
 EPOCH = re.compile(
     r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)  loss .*  (?P<word>pseudo-Dice|validation|accuracy) (?P<value>\S+)  "
@@ -34,8 +34,10 @@ WORDS = dict(zip(("pseudo-Dice", "validation", "accuracy"), WATCHED.values(), st
 """How the log of training calls them."""
 PHASE = re.compile(r"phase (\d+) of (\d+)")
 FAULT = re.compile(r"megavoxel \S+: error: |Traceback \(most recent call last\)")
-STARTING_SECONDS = 120
-"""Seconds that a run without a sign of life may take to load its libraries and data."""
+INTERRUPTED = re.compile(r"megavoxel \S+: (interrupted|error: ended by SIG)")
+"""Ends of logs of processes that were told to end, and saved their state."""
+STARTING_SECONDS = 30
+"""Seconds from a new log to the first sign of life of the job that writes it: a container and Python start."""
 LAST_LINES = 5
 MOST_CHARACTERS = 400
 QUEUE_SECONDS = 15
@@ -49,7 +51,8 @@ class RunProgress:
     setting: str
     fold: int
     state: str
-    """`waiting`, `queued`, `starting`, `running`, `trained` (not yet scored), `done` or `failed`."""
+    """`waiting`, `queued`, `starting`, `running`, `interrupted` (told to end, or killed), `failed` (ended by an error),
+    `trained` (not yet scored) or `done`."""
     epoch: str = ""
     """The last finished epoch of how many, with the phase where there are several."""
     watched: float | None = None
@@ -63,7 +66,7 @@ class RunProgress:
     score: float | None = None
     """Mean over validation cases of the mean over labels, as in the report."""
     lines: tuple[str, ...] = ()
-    """The end of the log of a failed run."""
+    """The end of the log of a run that failed or was interrupted."""
     log: Path | None = None
 
 
@@ -87,9 +90,9 @@ class Folders:
         """The log of a run's training."""
         return self.logs / "train" / f"{setting}-{fold}.log"
 
-    def states(self, setting: str, fold: int) -> list[Path]:
-        """The folders of a run's states, one per plan and data."""
-        return sorted((self.root / "state" / self.study / setting / f"fold-{fold}").glob("*/"))
+    def state(self, setting: str, fold: int) -> Path:
+        """The folder of a run's states."""
+        return self.root / "state" / self.study / setting / f"fold-{fold}"
 
 
 def begun_runs(folders: Folders) -> list[tuple[str, int]]:
@@ -149,19 +152,21 @@ def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> RunProg
         return _finished(outputs, setting, fold)
     progress = _progress(log) if log.is_file() else {}
     run = {"setting": setting, "fold": fold, "log": log, **progress}
-    if any(sign_of_life(state) is not None for state in folders.states(setting, fold)):
+    alive = is_alive(folders.state(setting, fold))
+    if alive:
         return RunProgress(**run, state="running" if progress else "starting")
     run["seconds_left"] = None
     if is_queued:
         return RunProgress(**run, state="queued")
     if not log.is_file():
-        return RunProgress(setting=setting, fold=fold, state="waiting")
+        return RunProgress(setting=setting, fold=fold, state="waiting" if alive is None else "interrupted")
     lines = last_lines(log)
-    age = time.time() - log.stat().st_mtime
-    if not any(FAULT.match(line) for line in lines) and age < STARTING_SECONDS:
+    has_failed = any(FAULT.match(line) and not INTERRUPTED.match(line) for line in lines)
+    if alive is None and not lines and time.time() - log.stat().st_mtime < STARTING_SECONDS:
         return RunProgress(**run, state="starting")
+    state = "failed" if has_failed else "interrupted"
     return RunProgress(
-        **run, state="failed", lines=lines or ("the log is empty: the job was killed before it said anything",)
+        **run, state=state, lines=lines or ("the log is empty: the job was killed before it said anything",)
     )
 
 

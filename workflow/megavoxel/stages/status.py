@@ -1,4 +1,4 @@
-"""Show how far the runs of a study are: waiting, queued, running with epoch and time left, done, failed.
+"""Show how far the runs of a study are: waiting, queued, running with epoch and time left, done, interrupted, failed.
 
 It reads files (results/, logs/, state/) and, where there is a Slurm, its queue; it writes nothing, and works while
 Snakemake runs.
@@ -7,7 +7,10 @@ Snakemake runs.
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,9 @@ from megavoxel.errors import UserError, printable
 if TYPE_CHECKING:
     from megavoxel.reporting.runs import Folders, RunProgress
 
-ORDER = ("failed", "running", "starting", "queued", "waiting", "trained", "done")
+CLEAR = "\x1b[2J\x1b[H"
+"""Clears a terminal."""
+ORDER = ("failed", "interrupted", "running", "starting", "queued", "waiting", "trained", "done")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +30,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results", type=Path, nargs="*", help="results/STUDY: the runs that have begun; default: all of results/"
     )
     parser.add_argument("--study", type=Path, metavar="FILE", help="study file: all its runs, those to come as well")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds (10 by default), until Ctrl-C",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a table per study, and the last lines of what failed."""
     if arguments.study is not None and arguments.results:
         raise UserError("--study: it names the study already; leave the folder out")
+    if arguments.watch is None:
+        _show(arguments)
+        return
+    if not arguments.watch > 0:
+        raise UserError(f"--watch: {arguments.watch:g} given; allowed: a number of seconds greater than 0")
+    try:
+        while True:
+            print(CLEAR if sys.stdout.isatty() else "", end="")
+            _show(arguments)
+            print(f"\n{datetime.now():%H:%M:%S}, again in {arguments.watch:g} s; Ctrl-C ends it", flush=True)
+            time.sleep(arguments.watch)
+    except KeyboardInterrupt:
+        print()
+
+
+def _show(arguments: argparse.Namespace) -> None:
     if arguments.study is not None:
         _show_study(arguments.study)
         return
@@ -83,6 +112,8 @@ def _print(folders: Folders, runs: list[RunProgress]) -> None:
         watched = next((run.watched_as for run in runs if run.watched_as), "pseudo-Dice")
         headers = ["setting", "fold", "state", "epoch", watched, "left", score]
         print(tabulate(rows, headers=headers, disable_numparse=True))
+    if counts["interrupted"]:
+        print("\ninterrupted: start Snakemake again, and training goes on from its last state")
     for run in runs:
         if run.state == "failed":
             _print_end(run.log, run.lines)

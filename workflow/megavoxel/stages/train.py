@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, then writes the three files; model.pt comes last. Several devices: as a group of processes."""
+    from megavoxel.training.states.lock import living
+
+    # Before the libraries are loaded, which takes long on a slow file system.
+    with living(arguments.state) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> None:
     from megavoxel.distributed.group import is_leader, is_member, joined_group, local_device
     from megavoxel.distributed.launch import start_group
     from megavoxel.forecast.memory import explained_out_of_memory

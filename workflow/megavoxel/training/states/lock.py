@@ -18,14 +18,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from megavoxel.errors import UserError
+import psutil
 
+from megavoxel.errors import UserError
+from megavoxel.files import write_json
+
+ALIVE = "alive.json"
 HEARTBEAT = 15.0
 """Seconds between two signs of life."""
 MISSED = 4
 """Number of missed signs of life after which the holder counts as dead."""
 LOOK = 1.0
 """Seconds between two looks at somebody else's lock."""
+LONGEST_SILENCE = 180.0
+"""Seconds without a visible sign of life after which a process on another host counts as dead for those who only look:
+the missed signs, a file system that shows new times up to a minute late, and clocks that differ."""
 
 
 def _host() -> str:
@@ -35,12 +42,21 @@ def _host() -> str:
     return socket.gethostname()
 
 
+def _began(process: int) -> int:
+    """When a process began, in ticks since the system's start, which no clock moves; 0: that cannot be seen here."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Holder:
     """A process that holds states, or would like to."""
 
     host: str = field(default_factory=_host)
     process: int = field(default_factory=os.getpid)
+    began: int = field(default_factory=lambda: _began(os.getpid()))
+    """Tells this process from a later one with its number."""
     job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
     """Number of the Slurm job; empty outside of Slurm."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -49,6 +65,13 @@ class Holder:
     def __str__(self) -> str:
         job = f"Slurm job {self.job}, " if self.job else ""
         return f"{job}process {self.process} on {self.host.split(' ')[0]}"
+
+    @property
+    def is_gone(self) -> bool | None:
+        """Whether the process has ended; None: it is on another host, where only its signs of life tell."""
+        if self.host != _host():
+            return None
+        return not psutil.pid_exists(self.process) or _began(self.process) != self.began
 
 
 class Lock:
@@ -110,17 +133,36 @@ def held(folder: Path, *, patience: float = float("inf")) -> Iterator[Lock]:
         lock.release()
 
 
-def sign_of_life(folder: Path) -> Holder | None:
-    """Who works on a folder of states, as far as can be seen without writing there; None: nobody seems to.
+@contextmanager
+def living(folder: Path) -> Iterator[None]:
+    """Shows that this process works on a run, in `alive.json` of the run's folder, for the time of a `with` block.
 
-    Ages are taken by this host's clock, which may be some seconds off that of the file system.
+    The file stays behind a process that is killed, and tells then that it was.
     """
-    path = folder / "lock.json"
-    other = _holder(path)
-    if other is None or (other.host == _host() and not Path(f"/proc/{other.process}").exists()):
-        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = Holder()
+    write_json(folder / ALIVE, asdict(holder))
+    sign = Lock(folder / ALIVE, holder)
     try:
-        return other if time.time() - path.stat().st_mtime <= MISSED * HEARTBEAT else None
+        yield
+    finally:
+        sign.release()
+
+
+def is_alive(folder: Path) -> bool | None:
+    """Whether a process works on the run of a folder, by its `alive.json`; None: none began, or it has ended by itself.
+
+    A process on this host is looked for by its number. Of others the age of their last sign counts, by this host's
+    clock, which may be some seconds off that of the file system.
+    """
+    path = folder / ALIVE
+    other = _holder(path)
+    if other is None:
+        return None
+    if other.is_gone is not None:
+        return not other.is_gone
+    try:
+        return time.time() - path.stat().st_mtime <= LONGEST_SILENCE
     except FileNotFoundError:
         return None
 
@@ -179,7 +221,7 @@ def _take(path: Path, holder: Holder) -> bool:
 
 def _is_dead(path: Path, other: Holder | None) -> bool:
     """Whether the holder is known to have ended, or gave no sign of life for too long."""
-    if other is not None and other.host == _host() and not Path(f"/proc/{other.process}").exists():
+    if other is not None and other.is_gone:
         return True
     try:
         return _now(path.parent) - path.stat().st_mtime > MISSED * HEARTBEAT
