@@ -17,6 +17,7 @@ import yaml
 from helpers import tiny_plan
 from megavoxel.cli import main
 from megavoxel.reporting.runs import Folders, look_at
+from megavoxel.stages import status
 from megavoxel.training.states.lock import Holder, living
 from training_jobs import training_command
 
@@ -113,7 +114,7 @@ def test_watching_shows_it_again_until_it_is_interrupted(tmp_path, monkeypatch, 
         if len(naps) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", nap)
+    monkeypatch.setattr(status, "sleep", nap)
     assert main(["status", "--watch", "3"]) == 0
     assert naps == [3, 3]
     assert capsys.readouterr().out.count("study s: 1 runs: 1 trained") == 2

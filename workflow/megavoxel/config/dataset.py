@@ -57,8 +57,8 @@ FilePattern = Annotated[
     str,
     Field(
         pattern=r"^([^/].*)?\{case\}.*\.[^/]+$",
-        description="allowed: a pattern below the source folder with {case} in it and the ending of an image file, such "
-        "as labels/{case}.nii.gz",
+        description="allowed: a pattern below the source folder with {case} in it and the ending of an image file, "
+        "such as labels/{case}.nii.gz",
     ),
     AfterValidator(_of_a_volume),
 ]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError, printable
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(CLEAR if sys.stdout.isatty() else "", end="")
             _show(arguments)
             print(f"\n{datetime.now():%H:%M:%S}, again in {arguments.watch:g} s; Ctrl-C ends it", flush=True)
-            time.sleep(arguments.watch)
+            sleep(arguments.watch)
     except KeyboardInterrupt:
         print()
 
