@@ -26,7 +26,7 @@ import torch
 
 from helpers import tiny_plan
 from megavoxel.config.setting import Parallel
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 from megavoxel.planning.plan import Plan
 from stage_server import run_group
 from training_jobs import training_command

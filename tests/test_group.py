@@ -16,7 +16,7 @@ from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 from megavoxel.training.patches import SampleNumbers, Share
 from stage_server import run_group
 from training_jobs import check_that_all_end_with_one, training_command

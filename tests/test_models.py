@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,10 @@ import torch
 import yaml
 
 from megavoxel.cli import main
+from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, apply_postprocessing, save_postprocessing
+from megavoxel.files import file_sha256
+from megavoxel.network.tensor_files import load_tensors, save_tensors
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.volumes.open import read_labels
 from trained_study import DATASET, train_study
@@ -278,6 +282,49 @@ def test_a_changed_or_foreign_folder_is_no_model(model, scans, tmp_path, capsys)
         assert expected in refused(capsys, "predict", "--model", tmp_path / "copy", *words)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "fold-1.pt", "postprocessing.json"])
+def test_files_without_a_checksum_are_not_read(model, scans, tmp_path, capsys, name):
+    copy, output = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(model, copy)
+    description = json.loads((model / "model.json").read_text())
+    del description["sha256"][name]
+    (copy / "model.json").write_text(json.dumps(description))
+    message = refused(capsys, "predict", "--model", copy, "--input", scans, "--output", output)
+    assert f"model.json: sha256: expected a checksum of {name}, without which it is not read" in message
+    assert not output.exists()
+
+
+def test_a_refused_model_leaves_nothing_in_the_output(model, scans, tmp_path, capsys):
+    copy, output = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(model, copy)
+    (copy / "fold-1.pt").write_bytes(b"no weights")
+    description = json.loads((model / "model.json").read_text())
+    description["sha256"]["fold-1.pt"] = file_sha256(copy / "fold-1.pt")
+    (copy / "model.json").write_text(json.dumps(description))
+    message = refused(capsys, "predict", "--model", copy, "--input", scans, "--output", output)
+    assert "fold-1.pt: no weights of megavoxel, or damaged (no archive of PyTorch)" in message
+    assert not output.exists()
+
+
+def test_a_network_that_no_memory_holds_is_refused_by_its_weights(model, scans, tmp_path, capsys):
+    """3 x 3 x 3 kernels between 4096 features take 1.8 GB each."""
+    copy, output = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(model, copy)
+    plan = load_plan(copy / "plan.json")
+    huge = replace(plan, network=replace(plan.network, features=(4096,) * len(plan.network.features)))
+    save_plan(copy / "plan.json", huge)
+    description = json.loads((model / "model.json").read_text())
+    for name in ("fold-0.pt", "fold-1.pt"):
+        save_tensors(copy / name, load_tensors(copy / name) | {"plan_hash": huge.hash})
+    description["sha256"] |= {name: file_sha256(copy / name) for name in ("plan.json", "fold-0.pt", "fold-1.pt")}
+    (copy / "model.json").write_text(json.dumps(description))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refused(capsys, "predict", "--model", copy, "--input", scans, "--output", output)
+    assert "fold-0.pt: its weights do not fit the network of the plan" in message
+    assert len(message.splitlines()) == 1
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 2**19  # KiB
+
+
 def test_options_that_do_not_go_together_are_refused(model, scans, tmp_path, capsys):
     words = ("predict", "--output", tmp_path / "out")
     assert "give either --model, or --plan and --weights" in refused(capsys, *words, "--input", scans)
@@ -314,6 +361,21 @@ def test_the_bundle_labels_every_voxel_as_the_study_did(repository, results, bun
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert maps(tmp_path / "out") == maps(results / "only" / "test")
+
+
+@pytest.mark.parametrize("name", ["configs/plan.json", "models/model.pt", "configs/postprocessing.json"])
+def test_a_bundle_is_held_to_its_checksums(bundle, tmp_path, name):
+    from megavoxel.models.bundle_parts import FoldEnsemble, Labeller, WindowInferer
+
+    def opened(folder: Path) -> None:
+        inferer = WindowInferer(FoldEnsemble(f"{folder}/configs"), f"{folder}/models/model.pt", "cpu")
+        Labeller(inferer, [], f"{folder}/configs", str(tmp_path / "out"))
+
+    opened(bundle)
+    shutil.copytree(bundle, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes((bundle / name).read_bytes() + b"\n")
+    with pytest.raises(UserError, match=f"{name}: missing, damaged or changed since the export"):
+        opened(tmp_path / "copy")
 
 
 def test_the_bundle_has_the_files_and_the_metadata_of_the_specification(bundle):

@@ -18,7 +18,7 @@ import pipeline_worker
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 from megavoxel.planning.plan import Plan
 from pipeline_worker import BATCH, CUTS, plan_of, steps_of
 from stage_server import run_group

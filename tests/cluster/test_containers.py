@@ -15,7 +15,7 @@ from site_of_user import BIN, check_out, finish, start_snakemake, study
 
 from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.files import file_sha256
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 
 IN_CONTAINER = ("--sdm", "apptainer", "--apptainer-args", "--net --network none")
 IMAGE = "containers/images/cpu.sif"

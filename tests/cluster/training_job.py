@@ -15,7 +15,7 @@ import yaml
 from site_of_user import BIN, finish, start_snakemake, study
 from slurm_cluster import Cluster
 
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 
 UNDISTURBED = "undisturbed"
 SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "requeued", "restarted")

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from megavoxel.distributed.group import Group, is_member, joined_group, local_device
 from megavoxel.distributed.launch import start_group
-from megavoxel.errors import UserError, shown
+from megavoxel.errors import UserError
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.pipeline import StagedNetwork, dismiss, serve
 from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
-from megavoxel.network.device import TYPES, Precision, choose_device, set_threads
+from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.network.weights import fill_network, load_weights
+from megavoxel.network.weights import fill_network, load_weights, precision_of
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.store import CaseProperties
@@ -66,7 +66,7 @@ class CasePredictor:
             UserError: weights are missing, damaged, or of another plan.
         """
         contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
-        precision = _precision(contents[0], weights[0])
+        precision = precision_of(contents[0], weights[0])
         networks = (_filled(plan, path, content) for path, content in zip(weights, contents, strict=True))
         return cls(plan, networks, precision, device, group)
 
@@ -123,16 +123,10 @@ class CasePredictor:
 
 
 def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:
-    network = SegmentationNetwork(plan.network)
+    with torch.device("meta"):  # a plan may claim a network that no memory holds; its weights are compared first
+        network = SegmentationNetwork(plan.network)
     fill_network(network, content["weights"], path)
     return network
-
-
-def _precision(content: dict[str, Any], path: Path) -> str:
-    name = content.get("precision")
-    if not isinstance(name, str) or name not in TYPES:
-        raise UserError(f"{path}: damaged: its precision is {shown(name)}; allowed: {', '.join(TYPES)}; train it again")
-    return name
 
 
 def usable_precision(name: str, device: torch.device) -> Precision:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from megavoxel import __version__
-from megavoxel.files import atomic_directory, atomic_path, file_sha256, write_json, write_text, writing
+from megavoxel.files import atomic_directory, file_sha256, write_json, write_text
 from megavoxel.models.description import INTENDED_USE, NOT_STATED, ModelDescription, model_card, save_description
 from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
 from megavoxel.models.gather import Runs
 from megavoxel.models.prepare import dicom_code
+from megavoxel.network.tensor_files import save_tensors
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
 
@@ -124,8 +125,7 @@ def _write_weights(runs: Runs, target: Path) -> None:
     for number, fold in enumerate(runs.folds):
         content = load_weights(runs.folder(fold) / "model.pt", plan_hash=runs.plan.hash)
         joined |= {f"networks.{number}.{name}": value for name, value in content["weights"].items()}
-    with atomic_path(target) as partial, writing(target):
-        torch.save(joined, partial)
+    save_tensors(target, joined)
 
 
 def _metrics(model: ModelDescription) -> dict[str, float]:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.inference.predict import CasePredictor
-from megavoxel.models.description import load_description
+from megavoxel.models.description import load_description, require_as_exported
 from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading
 from megavoxel.models.scans import Scan, find_scans
 from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.network.weights import fill_network, load_tensors
+from megavoxel.network.tensor_files import load_tensors
+from megavoxel.network.weights import fill_network
 from megavoxel.planning.plan import load_plan
 
 
@@ -27,14 +28,19 @@ class FoldEnsemble(nn.Module):
 
     Args:
         configs: the bundle's folder of that name.
+
+    Raises:
+        UserError: the plan is damaged, or another one than was exported.
     """
 
     def __init__(self, configs: str) -> None:
         super().__init__()
-        self.plan = load_plan(Path(configs) / PLAN)
-        folds = load_description(Path(configs) / DESCRIPTION).folds
-        self.precision = folds[0].precision
-        self.networks = nn.ModuleList(SegmentationNetwork(self.plan.network) for _ in folds)
+        self.configs = Path(configs)
+        description = load_description(self.configs / DESCRIPTION)
+        require_as_exported(self.configs / DESCRIPTION, description, [self.configs / PLAN])
+        self.plan = load_plan(self.configs / PLAN)
+        self.precision = description.folds[0].precision
+        self.networks = nn.ModuleList(SegmentationNetwork(self.plan.network) for _ in description.folds)
 
     def forward(self, window: Tensor) -> Tensor:
         """Mean logits (1, classes, z, y, x) of a preprocessed window (1, channels, z, y, x), in float32."""
@@ -50,11 +56,13 @@ class WindowInferer(Inferer):
         device: where it runs.
 
     Raises:
-        UserError: the weights are missing, damaged or of another network.
+        UserError: the weights are missing, damaged, changed since the export, or of another network.
     """
 
     def __init__(self, network: FoldEnsemble, ckpt_path: str, device: torch.device | str) -> None:
         super().__init__()
+        where = network.configs / DESCRIPTION
+        require_as_exported(where, load_description(where), [Path(ckpt_path)])
         try:
             weights = load_tensors(Path(ckpt_path))
         except (FileNotFoundError, ValueError) as fault:
@@ -102,6 +110,8 @@ class Labeller:
         self.predictor, self.scans = inferer.predictor, dataset
         description = load_description(Path(configs) / DESCRIPTION)
         rules = Path(configs) / POSTPROCESSING
+        if rules.is_file() or description.postprocessed:
+            require_as_exported(Path(configs) / DESCRIPTION, description, [rules])
         self.labelling = Labelling(
             output=Path(output_dir),
             model={"model": description.name, **description.sha256},

@@ -5,7 +5,7 @@ Both say what the model takes and gives, on what it was trained and with what, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tabulate import tabulate
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import Metric, metrics_in
-from megavoxel.files import read_json, write_json
+from megavoxel.files import file_sha256, read_json, write_json
 from megavoxel.planning.plan import Plan
 
 FORMAT = 1
@@ -131,6 +131,27 @@ def load_description(path: Path) -> ModelDescription:
     for name in (*found.sha256, *(fold.weights for fold in found.folds)):
         expect(Path(name).name == name, f"{path}: sha256", "names of files beside it")
     return found
+
+
+def require_as_exported(path: Path, description: ModelDescription, files: Iterable[Path]) -> None:
+    """Holds files of a model to their checksums.
+
+    Args:
+        path: model.json, for the message.
+        description: its content.
+        files: what is going to be read of the model.
+
+    Raises:
+        UserError: one of them has no checksum, is missing, or is another file.
+    """
+    for file in files:
+        expected = description.sha256.get(file.name)
+        expect(expected is not None, f"{path}: sha256", f"a checksum of {file.name}, without which it is not read")
+        if not file.is_file() or file_sha256(file) != expected:
+            raise UserError(
+                f"{file}: missing, damaged or changed since the export; copy the model again, or export it again by "
+                "'megavoxel export'"
+            )
 
 
 def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:

@@ -6,10 +6,15 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, load_postprocessing
 from megavoxel.files import atomic_directory, file_sha256, write_text
-from megavoxel.models.description import ModelDescription, load_description, model_card, save_description
+from megavoxel.models.description import (
+    ModelDescription,
+    load_description,
+    model_card,
+    require_as_exported,
+    save_description,
+)
 from megavoxel.models.gather import Runs, dataset_facts, fold_facts, score_means
 from megavoxel.planning.plan import Plan, load_plan
 
@@ -93,16 +98,14 @@ def load_model(folder: Path) -> Model:
     """
     folder = Path(folder)
     description = load_description(folder / DESCRIPTION)
-    for name, expected in description.sha256.items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
-            raise UserError(
-                f"{folder / name}: missing, damaged or changed since the export; copy the model again, or export it "
-                "again by 'megavoxel export'"
-            )
     rules = folder / POSTPROCESSING
+    is_postprocessed = description.postprocessed or POSTPROCESSING in description.sha256 or rules.exists()
+    names = {*description.sha256, PLAN, *(fold.weights for fold in description.folds)}
+    files = [folder / name for name in sorted(names | ({POSTPROCESSING} if is_postprocessed else set()))]
+    require_as_exported(folder / DESCRIPTION, description, files)
     return Model(
         folder=folder,
         description=description,
         plan=load_plan(folder / PLAN),
-        postprocessing=load_postprocessing(rules) if POSTPROCESSING in description.sha256 else None,
+        postprocessing=load_postprocessing(rules) if is_postprocessed else None,
     )

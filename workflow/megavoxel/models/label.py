@@ -68,7 +68,7 @@ class Labelling:
 
 
 def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
-    """Begins or goes on with a folder of label maps: the scans whose files are not there yet.
+    """The scans whose files are not there yet in a folder of label maps, which may be new.
 
     Raises:
         UserError: the folder has other content, or label maps of another model.
@@ -81,8 +81,6 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: has content already and is not replaced; name a new folder, or empty this one")
-    else:
-        write_json(record, labelling.model)
     left = [scan for scan in scans if not labelling.finished(scan)]
     if len(left) < len(scans):
         print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
@@ -97,6 +95,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     """
     from megavoxel.forecast.prediction import WholeImages
 
+    write_json(labelling.output / RECORD, labelling.model)  # not before, since the model may have been refused
     whole_images = WholeImages.of(predictor)
     faults = []
     with progress("predict", len(scans)) as shown:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megavoxel.errors import UserError
-from megavoxel.files import atomic_path, writing
+from megavoxel.errors import UserError, shown
+from megavoxel.network.device import TYPES
+from megavoxel.network.tensor_files import load_tensors, one_line, save_tensors
 
 CONTENT = {"weights": dict, "plan_hash": str}
 """What every reader needs of a `model.pt`."""
@@ -17,8 +17,7 @@ CONTENT = {"weights": dict, "plan_hash": str}
 
 def save_weights(path: Path, network: torch.nn.Module, **facts: Any) -> None:
     """Writes final weights with a few plain facts; loadable with `weights_only=True`."""
-    with atomic_path(path) as partial, writing(path):
-        torch.save({"weights": {name: value.cpu() for name, value in network.state_dict().items()}, **facts}, partial)
+    save_tensors(path, {"weights": {name: value.cpu() for name, value in network.state_dict().items()}, **facts})
 
 
 def load_weights(path: Path, *, plan_hash: str | None = None) -> dict[str, Any]:
@@ -47,48 +46,34 @@ def load_weights(path: Path, *, plan_hash: str | None = None) -> dict[str, Any]:
 def fill_network(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Gives a network the weights that were read from `path`.
 
+    Args:
+        network: as it was made; one that was made on the device `meta`, where it takes no memory, takes the tensors
+            themselves.
+        weights: tensors by name.
+        path: their file, for the message.
+
     Raises:
         UserError: they are those of another network.
     """
+    own = network.state_dict()
     try:
-        network.load_state_dict(weights)
+        for name in own.keys() & weights.keys():
+            if weights[name].dtype != own[name].dtype:
+                raise ValueError(f"{name} has numbers of {weights[name].dtype}, expected {own[name].dtype}")
+        network.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as fault:
         raise UserError(
-            f"{path}: its weights do not fit the network of the plan ({_line(fault)}); train it again"
+            f"{path}: its weights do not fit the network of the plan ({one_line(fault)}); train it again"
         ) from None
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Reads tensors and plain values, and nothing that runs code, onto the CPU.
+def precision_of(content: dict[str, Any], path: Path) -> str:
+    """The precision in which weights were trained.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no archive of PyTorch, or damaged, or no mapping.
+        UserError: the file says none.
     """
-    if not zipfile.is_zipfile(path):
-        if not Path(path).exists():
-            raise FileNotFoundError(path)
-        raise ValueError("no archive of PyTorch")
-    _require_stored(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # a broken archive can raise nearly anything from the unpickler
-        raise ValueError(_line(fault)) from fault
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds no mapping but {type(content).__name__}")
-    return content
-
-
-def _require_stored(path: Path) -> None:
-    """Refuses parts that are said to be larger than the file: PyTorch compresses nothing, and would allocate them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(part.file_size for part in archive.infolist())
-    except Exception as fault:  # so can its table of contents
-        raise ValueError(_line(fault)) from fault
-    if size > Path(path).stat().st_size:
-        raise ValueError(f"its parts are said to have {size} bytes, more than the file")
-
-
-def _line(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:200]
+    name = content.get("precision")
+    if not isinstance(name, str) or name not in TYPES:
+        raise UserError(f"{path}: damaged: its precision is {shown(name)}; allowed: {', '.join(TYPES)}; train it again")
+    return name

@@ -12,7 +12,7 @@ import torch
 from megavoxel.errors import UserError
 from megavoxel.forecast.memory import explained_out_of_memory
 from megavoxel.network.device import Precision, choose_device, set_threads
-from megavoxel.network.weights import load_weights
+from megavoxel.network.weights import fill_network, load_weights, precision_of
 from megavoxel.planning.splits import cases_of
 from megavoxel.tasks.classification.cases import load_image_cases
 from megavoxel.tasks.classification.layout import SUFFIXES
@@ -52,9 +52,9 @@ def predict_images(
     for path in weights:
         content = load_weights(path, plan_hash=plan.hash)
         network = build_network(plan.network, len(plan.classes))
-        network.load_state_dict(content["weights"])
+        fill_network(network, content["weights"], path)
         network = network.to(device, memory_format=torch.channels_last)
-        precision = Precision(name=content["precision"], reason="as in training")
+        precision = Precision(name=precision_of(content, path), reason="as in training")
         total += logits_of(network, files, plan, precision, device).double().softmax(dim=1).numpy()
     return total / len(weights)
 

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from megavoxel.config.classification import PublishedWeights
 from megavoxel.datasets.download import bring
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, file_sha256
+from megavoxel.network.tensor_files import load_tensors
 
 HEADS = {"vgg16": "classifier.6.", "resnet50": "fc.", "densenet169": "classifier."}
 """Names of the published last layers, which know the 1000 classes of ImageNet."""
@@ -58,13 +58,12 @@ def load_published(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights") from None
-    except Exception as fault:  # a broken archive can raise nearly anything from the unpickler
-        reason = " ".join(str(fault).split())[:200]
-        raise UserError(f"{path}: cannot be read as weights of PyTorch ({reason}); bring a whole copy") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    except ValueError as fault:
+        raise UserError(f"{path}: cannot be read as weights of PyTorch ({fault}); bring a whole copy") from None
+    if not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: expected tensors by name (a state_dict), as torchvision publishes them")
     return dict(content)
 

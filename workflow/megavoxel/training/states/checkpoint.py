@@ -13,7 +13,7 @@ import torch
 
 from megavoxel.errors import UserError, printable
 from megavoxel.files import atomic_path, writing
-from megavoxel.network.weights import load_tensors
+from megavoxel.network.tensor_files import load_tensors
 
 
 class StateWriter:

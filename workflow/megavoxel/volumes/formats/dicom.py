@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, shown
 from megavoxel.volumes.formats.itk import affine_of, itk_result, simpleitk, volume_of
-from megavoxel.volumes.volume import Hints, Volume
+from megavoxel.volumes.volume import DamagedFileError, Hints, Volume
 
 if TYPE_CHECKING:
     from SimpleITK import Image
@@ -130,8 +130,8 @@ def _require_even(series: Series) -> None:
     tags = [_tags(path, POSITION, DIRECTIONS) for path in series.files]
     if len(tags) < 2 or not all(tag[POSITION] and tag[DIRECTIONS] for tag in tags):
         return
-    places = np.array([_numbers(tag[POSITION]) for tag in tags])
-    row, column = np.array(_numbers(tags[0][DIRECTIONS])).reshape(2, 3)
+    places = np.array([_numbers(path, tag[POSITION], 3) for path, tag in zip(series.files, tags, strict=True)])
+    row, column = np.array(_numbers(series.files[0], tags[0][DIRECTIONS], 6)).reshape(2, 3)
     normal = np.cross(row, column)
     along = (places - places[0]) @ normal
     even = places[0] + np.linspace(0, along[-1], len(places))[:, None] * normal
@@ -144,8 +144,18 @@ def _require_even(series: Series) -> None:
         )
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split("\\")]
+def _numbers(path: Path, text: str, count: int) -> list[float]:
+    """The numbers of a tag that states `count` of them."""
+    try:
+        numbers = [float(number) for number in text.split("\\")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise DamagedFileError(
+            f"{path}: {shown(text)} stands where {count} numbers should say how the slice lies; the file is damaged: "
+            "copy it again"
+        )
+    return numbers
 
 
 def _tags(path: Path, *keys: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megavoxel.errors import UserError
+from megavoxel.volumes.formats.itk_headers import Header, read_header
 from megavoxel.volumes.grid import assumed_affine, geometry_of
 from megavoxel.volumes.volume import DamagedFileError, Format, Hints, Planes, Volume
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from SimpleITK import Image, ImageFileReader
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-MOST_RATIO = 1032
-"""Voxels that a byte of a file can stand for: the most that deflate can do (zlib.net)."""
-HEADER_BYTES = 2**16
-"""Where the text of a header ends at the latest."""
 DETACHED = (".nhdr", ".mhd")
 """Endings of headers whose voxels lie in files beside them."""
 SPACES = (
@@ -35,15 +32,6 @@ SPACES = (
     "right-anterior-superior-time",
 )  # fmt: skip
 """What the field `space` of an NRRD file says of the patient (teem.sourceforge.net/nrrd/format.html)."""
-MOST_AXES = 10
-"""Axes that MetaIO makes room for; it crashes with a header that states more."""
-MOST_LETTERS = 500
-"""Letters of a line of an NRRD header: teem crashes where it complains of longer ones. Comments and pairs of keys and
-values (`:=`), which it does not complain of, may be longer."""
-HEADER_OF_META = re.compile(rb".*?(?:^ElementDataFile[^\n]*|\Z)", re.DOTALL | re.MULTILINE)
-"""A MetaImage header with its last line."""
-SLICES = re.compile(r"%.*\d{5}")
-"""Names by number of the files of more slices than there can be, for which MetaIO makes room."""
 META_KEYS = ("transformmatrix", "rotation", "orientation")
 """One of these begins a line of a MetaImage header that says how the axes lie (ITK's MetaIO)."""
 
@@ -107,8 +95,7 @@ def volume_of(
 
 
 def _open(path: Path, hints: Hints) -> Volume:
-    kind, lines = _header_lines(path)
-    _require_harmless(path, kind, lines)
+    text = read_header(path)
     header = _header_of(path)
     size, numbers = header.GetSize(), simpleitk().GetPixelIDValueAsString(header.GetPixelID())
     if len(size) not in (3, 4) or "complex" in numbers or (len(size) == 4 and header.GetNumberOfComponents() > 1):
@@ -116,8 +103,8 @@ def _open(path: Path, hints: Hints) -> Volume:
             f"{path}: expected a volume of real numbers with three axes, or four with the channels last; the file has "
             f"{len(size)} axes of {numbers}"
         )
-    _require_room(path, header)
-    is_oriented, how = _orientation(kind, lines)
+    _require_room(path, text, header)
+    is_oriented, how = _orientation(text.kind, text.lower)
     affine = affine_of(header)
     if not is_oriented:
         affine = assumed_affine(path, header.GetSpacing()[:3], hints.orientation, how)
@@ -148,41 +135,15 @@ def _own_path(path: Path) -> str:
     return str(path.resolve() if path.suffix.lower() in DETACHED else path)
 
 
-def _require_room(path: Path, header: ImageFileReader) -> None:
+def _require_room(path: Path, text: Header, header: ImageFileReader) -> None:
     """Refuses a header that claims more voxels than there are bytes for, before anybody makes room for them."""
     voxels = math.prod(header.GetSize()) * header.GetNumberOfComponents()
-    own = Path(_own_path(path))
-    beside = own.parent.iterdir() if own.suffix.lower() in DETACHED else [own]
-    room = sum(file.stat().st_size for file in beside if file.is_file()) * MOST_RATIO
-    if voxels > room:
+    bits = re.search(r"(\d+)-bit", simpleitk().GetPixelIDValueAsString(header.GetPixelID()))
+    if voxels * (int(bits[1]) // 8 if bits else 1) > text.room:
         raise DamagedFileError(
             f"{path}: its header claims {voxels} voxels, which is more than the file can hold; the file is damaged: "
             "copy it again"
         )
-
-
-def _header_lines(path: Path) -> tuple[str, list[str]]:
-    """`nrrd` or `meta`, and the lines of the header of a file in lower case."""
-    with path.open("rb") as source:
-        text = source.read(HEADER_BYTES)
-    kind = "nrrd" if text.startswith(b"NRRD") else "meta"
-    header = text.split(b"\n\n")[0] if kind == "nrrd" else HEADER_OF_META.match(text)[0]
-    return kind, [line.strip() for line in header.decode("latin-1").lower().splitlines()]
-
-
-def _require_harmless(path: Path, kind: str, lines: Sequence[str]) -> None:
-    """Refuses headers with which ITK's readers crash, or never end."""
-    if kind == "meta":
-        stated = [(key.strip(), value.strip()) for key, _, value in (line.partition("=") for line in lines)]
-        axes = [value for key, value in stated if key == "ndims"]
-        crash = any(not value.isdecimal() or int(value[:9]) > MOST_AXES for value in axes)
-        crash |= any(key == "elementdatafile" and SLICES.search(value) is not None for key, value in stated)
-        is_packed = any(key == "compresseddata" and value[:1] in ("t", "1") for key, value in stated)
-        crash |= is_packed and any(key == "headersize" and value.startswith("-") for key, value in stated)
-    else:
-        crash = any(len(line) > MOST_LETTERS and ":=" not in line and not line.startswith("#") for line in lines)
-    if crash:
-        raise DamagedFileError(f"{path}: its header makes no sense; the file is damaged: copy it again")
 
 
 def _orientation(kind: str, lines: Sequence[str]) -> tuple[bool, str]:
