@@ -25,7 +25,7 @@ from megavoxel.tasks.classification.cases import ImageCase, ImageCases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan
 from megavoxel.tasks.classification.samples import TrainingImages
-from megavoxel.tasks.classification.step import train_step
+from megavoxel.tasks.classification.training import train_step
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 

@@ -19,9 +19,8 @@ from megavoxel.planning.splits import Fold
 from megavoxel.tasks.classification.audit_hook import ForeignFileError
 from megavoxel.tasks.classification.data import draw_data
 from megavoxel.tasks.classification.samples import Place, TrainingImages, training_batches
-from megavoxel.tasks.classification.shares import Assignment
-from megavoxel.tasks.classification.step import pool, train_step
-from megavoxel.tasks.classification.training import start_run, train
+from megavoxel.tasks.classification.splits import Assignment
+from megavoxel.tasks.classification.training import pool, start_run, train, train_step
 from megavoxel.training.run import Run
 from small_images import classifier, image_cases
 

@@ -33,8 +33,7 @@ from megavoxel.tasks.segmentation.data import (
     cases_without_annotation,
     labels_never_seen,
 )
-from megavoxel.tasks.segmentation.training import start_run, train
-from megavoxel.tasks.segmentation.validation import validate
+from megavoxel.tasks.segmentation.training import start_run, train, validate
 from megavoxel.training.annotation import annotation_table, decode_target, encode_target, unannotated_classes
 from megavoxel.training.class_weights import class_voxels
 from megavoxel.training.patches import TRAINING, PatchDataset, foreground_share, foreground_start

@@ -19,14 +19,23 @@ from megavoxel.config.dataset import Classification, Dataset, Source, TableColum
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import Fold, Splits, save_splits
-from megavoxel.tasks.classification.augmentation import saturate, shade, transform
 from megavoxel.tasks.classification.cases import load_image_cases
 from megavoxel.tasks.classification.check import check_images
-from megavoxel.tasks.classification.images import DEVIATION, MEAN, DecodedImages, read_image, to_tensor
+from megavoxel.tasks.classification.images import (
+    DEVIATION,
+    MEAN,
+    DecodedImages,
+    read_image,
+    saturate,
+    shade,
+    to_tensor,
+    transform,
+)
 from megavoxel.tasks.classification.layout import read_image_layout
 from megavoxel.tasks.classification.plan import check_images_suffice
-from megavoxel.tasks.classification.shares import Assignment, assign
 from megavoxel.tasks.classification.splits import (
+    Assignment,
+    assign,
     draw_images,
     load_image_splits,
     make_image_splits,

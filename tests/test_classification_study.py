@@ -30,10 +30,9 @@ from megavoxel.tasks.classification.forecast import (
     step_cost,
 )
 from megavoxel.tasks.classification.networks import build_network
-from megavoxel.tasks.classification.probabilities import mean_probabilities, read_probabilities, write_probabilities
+from megavoxel.tasks.classification.scores import mean_probabilities, read_probabilities, write_probabilities
 from megavoxel.tasks.classification.splits import make_image_splits
-from megavoxel.tasks.classification.step import train_step
-from megavoxel.tasks.classification.training import start_run, train
+from megavoxel.tasks.classification.training import start_run, train, train_step
 from megavoxel.training import loop
 from megavoxel.training.memory import ALLOCATED, TRACKED, measured_step
 from megavoxel.training.run import Run

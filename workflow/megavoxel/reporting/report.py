@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.reporting import tables
-from megavoxel.reporting.classification import tables as classification_tables
+from megavoxel.reporting.classification import tables as classification
 from megavoxel.reporting.classification.figures import write_figures
 from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
@@ -130,8 +130,8 @@ SEGMENTATION = Parts(
     sections=SEGMENTATION_SECTIONS,
 )
 CLASSIFICATION = Parts(
-    numbers=lambda inputs: classification_tables.numbers(inputs.stored, inputs.published),
-    showing=classification_tables.SHOWN,
+    numbers=lambda inputs: classification.numbers(inputs.stored, inputs.published),
+    showing=classification.SHOWN,
     figures=lambda inputs, numbers: write_figures(inputs.stored, numbers, inputs.figures),
     pictures=lambda inputs, shown: Report(stored=inputs.stored, tables=shown, folder=inputs.report),
     sections=CLASSIFICATION_SECTIONS,

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Averages case by case; the folder of label maps appears when all are done."""
     if arguments.probabilities:
-        from megavoxel.tasks.classification.probabilities import average_probabilities
+        from megavoxel.tasks.classification.scores import average_probabilities
 
         _require_equal(arguments, "members", "probabilities")
         images = average_probabilities(arguments.probabilities, arguments.output)

@@ -67,8 +67,7 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _score_folders(arguments: argparse.Namespace) -> None:
-    from megavoxel.evaluation.pairs import label_values, match_folders, parse_labels, parse_targets
-    from megavoxel.evaluation.score import score_pairs
+    from megavoxel.evaluation.pairs import label_values, match_folders, parse_labels, parse_targets, score_pairs
     from megavoxel.tasks.segmentation.score import finish, metrics_wanted
 
     if arguments.predictions is None or arguments.references is None:

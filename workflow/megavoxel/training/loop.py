@@ -20,7 +20,7 @@ from megavoxel.errors import UserError
 from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import learning_rate
-from megavoxel.training.pipeline_state import whole_state
+from megavoxel.training.pipeline import whole_state
 from megavoxel.training.run import Part, Run, RunData
 from megavoxel.training.states.checkpoint import StateWriter, load_state, state_writer
 from megavoxel.training.states.lock import Lock

@@ -16,12 +16,14 @@ here (`as_received`, `backward_root`): its memory is given up as soon as no bloc
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -29,6 +31,7 @@ from megavoxel.distributed.pipeline import Arrival, PipelineMember
 from megavoxel.network.device import to_device
 from megavoxel.network.partition import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.program import RunState
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -284,3 +287,76 @@ def _weighted(run: Run, one: Held, losses: dict[int, Loss]) -> Tensor:
         [shape.logits_strides[level] for level in losses],
         [weights[level] for level in losses],
     )
+
+
+def whole_state(run: Run) -> dict[str, Any]:
+    """`run.state_dict()` with the weights and the optimiser's numbers of all stages.
+
+    All processes call it together; the leading one is given the whole, the others their own part.
+    """
+    state = run.state_dict()
+    if run.pipeline is None:
+        return state
+    own = {"network": state["network"], "optimizer": _by_name(run, state["optimizer"])}
+    weights: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Tensor]] = {}
+    for part in _parts_at_leader(run, own):
+        weights |= part["network"]
+        numbers |= part["optimizer"]
+    names = {name: index for index, name in enumerate(run.pipeline.parameter_names)}
+    (group,) = state["optimizer"]["param_groups"]
+    optimizer = {
+        "state": {names[name]: found for name, found in numbers.items()},
+        "param_groups": [group | {"params": list(names.values())}],
+    }
+    return state | {"network": weights, "optimizer": optimizer}
+
+
+def load_weights(run: Run, state: dict[str, Any]) -> None:
+    """Gives a process its own weights and optimiser's numbers out of a whole state."""
+    run.network.load_state_dict({name: state["network"][name] for name in run.network.state_dict()})
+    optimizer = state["optimizer"]
+    if run.pipeline is not None:
+        names = {name: index for index, name in enumerate(run.pipeline.parameter_names)}
+        own = [names[name] for name, _ in run.network.named_parameters()]
+        (group,) = optimizer["param_groups"]
+        optimizer = {
+            "state": {place: optimizer["state"][index] for place, index in enumerate(own) if optimizer["state"]},
+            "param_groups": [group | {"params": list(range(len(own)))}],
+        }
+    run.optimizer.load_state_dict(optimizer)
+
+
+def whole_network(run: Run) -> SegmentationNetwork:
+    """The trained network; of a pipeline the leading process has it whole, on the CPU, the others keep their stage."""
+    if run.pipeline is None:
+        return run.network
+    state = whole_state(run)
+    if not run.group.leads:
+        return run.network
+    network = SegmentationNetwork(run.plan.network)
+    network.load_state_dict(state["network"])
+    return network
+
+
+def _by_name(run: Run, optimizer: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's numbers under the names of the weights that they belong to."""
+    names = [name for name, _ in run.network.named_parameters()]
+    return {names[place]: found for place, found in optimizer["state"].items()}
+
+
+def _parts_at_leader(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the processes of the first pipeline hold, for the leading process; each of the others has its own."""
+    member, parts = run.pipeline, [own]
+    packed = io.BytesIO()
+    torch.save(own, packed)
+    content = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8).to(run.device)
+    sizes = [round(size) for size in run.group.all(content.numel())]
+    if run.group.leads:
+        for stage in range(1, len(member.stages)):
+            arrived = member.peers.receive((sizes[stage],), torch.uint8, stage).wait().cpu()
+            parts.append(torch.load(io.BytesIO(arrived.numpy().tobytes()), map_location="cpu", weights_only=True))
+    elif run.group.rank < len(member.stages):
+        member.peers.send(content, 0)
+        member.peers.finish()
+    return parts

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from megavoxel.reporting.classification.statistics import repeat_values
+from megavoxel.reporting.classification.tables import repeat_values
 from megavoxel.reporting.figures import draw_band, legend_above
 from megavoxel.reporting.scatter import MEAN, NO_PEAK, Point, scatter
 from megavoxel.reporting.stored import StoredClassification

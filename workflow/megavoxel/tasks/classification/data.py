@@ -14,8 +14,7 @@ from megavoxel.files import file_sha256
 from megavoxel.planning.splits import Fold, fold_of
 from megavoxel.tasks.classification.cases import ImageCase, ImageCases, load_image_cases
 from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
-from megavoxel.tasks.classification.shares import Assignment, assign
-from megavoxel.tasks.classification.splits import draw_images, load_image_splits
+from megavoxel.tasks.classification.splits import Assignment, assign, draw_images, load_image_splits
 from megavoxel.training.run import Run, RunData
 
 NOTHING = Assignment(partition=PRIVATE, shares=())

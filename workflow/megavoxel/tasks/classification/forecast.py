@@ -26,8 +26,7 @@ from megavoxel.network.segmentation import parameter_count
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
-from megavoxel.tasks.classification.step import train_step
-from megavoxel.tasks.classification.training import precision_on
+from megavoxel.tasks.classification.training import precision_on, train_step
 from megavoxel.training.memory import optimizer_tensors
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run

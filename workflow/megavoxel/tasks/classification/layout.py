@@ -15,7 +15,7 @@ from megavoxel.datasets.check import Finding
 from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
 from megavoxel.tasks.classification.cases import ImageCase
-from megavoxel.tasks.classification.probabilities import CASE
+from megavoxel.tasks.classification.scores import CASE
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = {"training": "training", "train": "training", "test": "test"}

@@ -16,8 +16,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash, parse_json, write_json
 from megavoxel.planning.splits import Splits
 from megavoxel.tasks.classification.cases import TASK, ImageCases, load_image_cases
-from megavoxel.tasks.classification.shares import Assignment, assign
-from megavoxel.tasks.classification.splits import draw_images, load_image_splits
+from megavoxel.tasks.classification.splits import Assignment, assign, draw_images, load_image_splits
 
 
 @record

@@ -18,7 +18,7 @@ from megavoxel.tasks.classification.cases import load_image_cases
 from megavoxel.tasks.classification.layout import SUFFIXES
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
-from megavoxel.tasks.classification.probabilities import write_probabilities
+from megavoxel.tasks.classification.scores import write_probabilities
 from megavoxel.tasks.classification.splits import load_image_splits
 from megavoxel.tasks.classification.training import logits_of
 

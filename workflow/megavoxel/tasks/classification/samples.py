@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megavoxel.errors import UserError
-from megavoxel.tasks.classification.augmentation import augment
 from megavoxel.tasks.classification.cases import ImageCase, ImageCases
-from megavoxel.tasks.classification.images import DecodedImages, read_image, to_tensor
+from megavoxel.tasks.classification.images import DecodedImages, augment, read_image, to_tensor
 from megavoxel.tasks.classification.plan import ClassifierPlan
-from megavoxel.tasks.classification.shares import Assignment
+from megavoxel.tasks.classification.splits import Assignment
 from megavoxel.training.states.saving import leave_signals_to_the_parent
 
 ORDER, AUGMENTATION = 1, 2

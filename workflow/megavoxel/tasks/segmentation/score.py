@@ -7,8 +7,7 @@ from collections import Counter
 
 from megavoxel.datasets.cases import load_cases
 from megavoxel.evaluation.metrics import DEFAULT, Metric, metrics_of
-from megavoxel.evaluation.pairs import Target, select_pairs, targets_of
-from megavoxel.evaluation.score import print_means, score_pairs
+from megavoxel.evaluation.pairs import Target, print_means, score_pairs, select_pairs, targets_of
 from megavoxel.evaluation.tidy import Row, write_scores
 from megavoxel.planning.splits import load_splits
 

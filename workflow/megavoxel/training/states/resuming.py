@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.device import TYPES, Precision
-from megavoxel.training.pipeline_state import load_weights
+from megavoxel.training.pipeline import load_weights
 from megavoxel.training.run import Run
 
 UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
