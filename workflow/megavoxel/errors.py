@@ -46,7 +46,6 @@ def expect(is_sound: bool, where: str, expected: str) -> None:
 
     Args:
         is_sound: whether the content is as expected.
-        where: file and key, for the message.
         expected: what a stage would have written, for the message.
 
     Raises:

@@ -112,7 +112,6 @@ def read_json(path: Path, *, what: str) -> Any:
     """Reads a JSON file.
 
     Args:
-        path: the file.
         what: what the file is, for the error message ("plan", "fingerprint").
 
     Raises:
@@ -143,7 +142,6 @@ def require_file_name(name: str, where: str) -> None:
 
     Args:
         name: the name, say of a case.
-        where: file and key, for the message.
 
     Raises:
         UserError: the name is empty, leads to another folder, is longer than 180 bytes, or has control characters.

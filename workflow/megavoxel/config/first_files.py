@@ -69,12 +69,9 @@ def dataset_text(
     """A dataset file with comments.
 
     Args:
-        name: of the dataset.
-        origin: the folder.
         layout: what its layout is called.
         files: what images and label maps are called; None: dataset.json tells.
         channels: their names.
-        labels: values by name.
         unnamed: whether the names of the labels are made up.
         excluded: cases that are left out.
         tolerance: of NSD in mm.
@@ -119,10 +116,6 @@ def study_text(*, name: str, dataset: str, device: Device, path: str, cases: int
 
     Args:
         name: of the study.
-        dataset: path of the dataset file.
-        device: what it is to run on.
-        path: of the study file.
-        cases: labelled cases for cross-validation.
         labels: their names: left and right ones are told apart by their side, so that nothing is mirrored.
     """
     sided = any(SIDES.search(label.lower()) for label in labels)

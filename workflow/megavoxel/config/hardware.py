@@ -167,7 +167,6 @@ def update_device(path: Path, name: str, values: dict[str, Any]) -> None:
 
     Args:
         path: the hardware file, with devices in block style.
-        name: of a device that it has.
         values: by key; the device's other keys stay.
 
     Raises:

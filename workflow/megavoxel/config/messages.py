@@ -42,7 +42,6 @@ def explain(fault: pydantic.ValidationError, values: Any, schema: Node, at: Sequ
     """Explains the deepest fault: `key.of.the.file: what is wrong; allowed: ...`.
 
     Args:
-        fault: what pydantic found.
         values: the plain values that were checked.
         schema: JSON schema of what they should be.
         at: keys that lead to the values.
@@ -179,8 +178,6 @@ def allowed_words(node: Node, schema: Node, links: Mapping[str, str]) -> str:
     """Puts a node into words, such as `list of 3 integers, 1 to 4096`.
 
     Args:
-        node: of the schema.
-        schema: the whole.
         links: what to write for a mapping that has a table of its own, by the name of its record.
     """
     if "$ref" in node:

@@ -63,7 +63,6 @@ def from_plain(
     """Builds a record, or any other dataclass, from plain values.
 
     Args:
-        kind: the dataclass.
         values: what a YAML or JSON file held.
         where: names the file or option in an error message.
         at: keys of the file that lead to the values.

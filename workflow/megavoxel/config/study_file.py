@@ -134,7 +134,6 @@ def _repeat_settings(settings: Mapping[str, Keys], source: str) -> tuple[dict[st
 
     Args:
         settings: keys by name, with what they inherit.
-        source: the study file, for messages.
 
     Returns:
         the settings, none of which has `seeds`, and the names that each name written in the study stands for.

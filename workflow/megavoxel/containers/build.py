@@ -68,7 +68,6 @@ def build_image(definition: Path, image: Path, arguments: Mapping[str, str]) -> 
     """Builds an image from a definition file, whole or not at all.
 
     Args:
-        definition: a definition file.
         image: the SIF file to make; an older one is replaced once the new one is complete.
         arguments: values of the ``{{ names }}`` in the definition.
 

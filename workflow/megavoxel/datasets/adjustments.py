@@ -26,8 +26,6 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
     """Applies `include`, `exclude`, `test_cases`, `test_count` and `modalities` of a dataset file.
 
     Args:
-        cases: all cases of the dataset's folder.
-        dataset: the dataset file.
         root: the folder, for error messages.
 
     Returns:
@@ -113,7 +111,6 @@ def annotated_cases(
 
     Args:
         cases: those that are kept, training and test cases told apart.
-        dataset: the dataset file.
         labels: names of the labels.
         known: ids of all cases, those left out included, which patterns may match.
 

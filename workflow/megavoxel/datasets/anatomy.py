@@ -159,7 +159,6 @@ def render(anatomy: Anatomy, grid: Grid, field_of_view: tuple[float, float, floa
     """Draws a patient with partial volume: every voxel is the mean of 2 x 2 x 2 samples.
 
     Args:
-        anatomy: the patient.
         grid: the voxels, centred on the patient.
         field_of_view: mean field of view in mm along z, y, x: the unit of the anatomy.
 
@@ -182,10 +181,7 @@ def render_fine_slab(
     """Some slices of a patient on a grid so fine that one sample per voxel is enough: no partial volume.
 
     Args:
-        anatomy: the patient.
-        grid: the voxels.
         field_of_view: as for `render`.
-        slab: which slices.
 
     Returns:
         HU without noise, float32 (slices, y, x), and labels, uint8 (slices, y, x).

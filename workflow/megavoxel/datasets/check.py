@@ -45,8 +45,6 @@ def check_layout(
     """Checks all cases of a dataset; the findings come in order of the cases.
 
     Args:
-        root: the dataset's folder.
-        layout: its cases, channels and labels.
         background_values: what label maps may hold besides 0 and the labels.
         processes: cases that are read at the same time; the result does not depend on it.
     """
@@ -78,8 +76,6 @@ def check_case(
     """All faults of one case, or one finding with severity `ok` that describes it.
 
     Args:
-        root: the dataset's folder.
-        case: its files.
         channels: names of the channels that the image must have.
         labels: values by name that the label map may have besides 0.
         background_values: others that count as background, like 0.

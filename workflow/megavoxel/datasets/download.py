@@ -105,7 +105,6 @@ def record_checksum(records: Path, url: str, archive: Path, *, beside: bool) -> 
 
     Args:
         records: the file of records, with one line per address; a line that is there already is not changed.
-        url: the address.
         archive: what came from there.
         beside: whether ``ARCHIVE.sha256`` is to be written beside the archive, in the form that `sha256sum --check`
             reads.

@@ -97,7 +97,6 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
     Args:
         folder: nothing in it is changed.
         asked: what the user says of it.
-        processes: cases that are read at once.
 
     Raises:
         UserError: there are no images or no label maps, several would do, images have no label map, a file has four

@@ -86,7 +86,6 @@ def joined_group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator
     """The group that `torchrun` started: NCCL between GPUs, gloo between CPUs; a group of one without it.
 
     Args:
-        device: of this process.
         timeout: how long a process waits for the others.
     """
     if not is_member():
@@ -106,7 +105,6 @@ def subgroups(group: Group, ranks: Sequence[Sequence[int]]) -> Group:
     """This process's group of several that all processes make together.
 
     Args:
-        group: of all processes.
         ranks: of each part's processes; every process is in exactly one.
     """
     own = Group(device=group.device)

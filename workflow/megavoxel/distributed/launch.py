@@ -30,11 +30,9 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
     started the stage once on each of several nodes, they have equal shares and meet on the node of `srun`.
 
     Args:
-        stage: name of the stage.
         arguments: its options, with `threads` (of all processes of the node together, None: all that there are) and
             `device`.
         processes: how many, over all nodes.
-        setting: for messages.
 
     Raises:
         UserError: there are fewer GPUs, or the nodes cannot have equal shares.

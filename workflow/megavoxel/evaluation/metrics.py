@@ -134,7 +134,6 @@ def metrics_of(keys: Iterable[str], *, where: str, allowed: Sequence[str] = tupl
 
     Args:
         keys: as in study files.
-        where: names the place in errors.
         allowed: the keys that may be given.
 
     Raises:

@@ -231,7 +231,6 @@ def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Tar
     """Labels with their tolerances, in ascending order of their values.
 
     Args:
-        labels: value by name.
         tolerances: one number in mm for all, or `NAME=MM` for each label.
 
     Raises:
@@ -342,7 +341,6 @@ def print_means(
 
     Args:
         rows: of all cases, as `score_pairs` gives them.
-        targets: the labels.
         metrics: of the rows.
         skipped: by label, in how many cases it was not scored; labels that were always scored may be left out.
     """

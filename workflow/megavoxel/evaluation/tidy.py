@@ -25,7 +25,6 @@ def read_text(path: Path, columns: Sequence[str], *, missing: str, unreadable: s
     """Reads a CSV file whose columns are fixed; all of them are text.
 
     Args:
-        path: of the file.
         columns: that it must have, in this order.
         missing: what is said of a file that is not there.
         unreadable: what is said of one that cannot be read, with `{fault}` for why.

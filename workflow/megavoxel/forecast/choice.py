@@ -40,9 +40,6 @@ def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | 
     CPU are only those of `parallel`.
 
     Args:
-        plan: the setting.
-        device: what it is to run on.
-        workload: cases and folds.
         fixed: what the study says; None: the planner chooses.
 
     Raises:

@@ -34,7 +34,6 @@ def device_at_hand(device: torch.device, processes: int = 1, *, described: Devic
     """The device with the memory that one of `processes` may use.
 
     Args:
-        device: that was found.
         processes: that share the memory of this machine, where they run on its CPU.
         described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
     """
@@ -60,8 +59,6 @@ def require_memory(
     """Refuses training that cannot fit, and warns of training that may not.
 
     Args:
-        setting: its name.
-        device: at hand.
         certain_gib: what PyTorch itself allocates.
         training_gib: that with overhead and workspace.
         refusal: asked where it cannot fit: by how much, and what would.
@@ -96,8 +93,6 @@ def check_fits(plan: Plan, device: Device, workload: Workload) -> Forecast:
 
     Args:
         plan: the setting, in the precision that was chosen.
-        device: at hand.
-        workload: cases and folds.
 
     Raises:
         UserError: activations, weights, optimiser and the overhead of the process need more than there is; with what
@@ -167,7 +162,6 @@ def explained_out_of_memory(setting: str, advice: Callable[[], str]) -> Iterator
     """Turns an error that says that memory ran out into one line.
 
     Args:
-        setting: its name.
         advice: called in that case only: the device, the forecast, and what to try.
 
     Raises:

@@ -26,14 +26,7 @@ CASE_MINUTES = 0.5
 
 
 def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: int) -> Needs:
-    """What jobs of a setting need.
-
-    Args:
-        plan: the setting.
-        forecast: of the way in which it is run.
-        workload: cases and folds.
-        test_cases: cases of the test split, which the networks of all folds predict.
-    """
+    """What jobs of a setting need."""
     on_gpu = forecast.device.kind == "gpu"
     loading = plan.training.workers * (LOADER_GIB + BATCHES_OF_A_LOADER * _share_bytes(plan, forecast) / GIB)
     image = 4 * plan.network.input_channels * math.prod(largest_case(plan)) / GIB

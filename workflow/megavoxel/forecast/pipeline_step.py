@@ -289,7 +289,6 @@ def staged_window(
     """What each stage needs while a window goes through.
 
     Args:
-        plan: the network.
         begins: first block of each stage.
         size: voxels per axis of the window.
         networks: that are held, and go one after the other.

@@ -48,7 +48,6 @@ class WholeImages:
         """Refuses an image that cannot go through the network at once, where the plan wants it to.
 
         Args:
-            case: name of the image.
             shape: of the image (z, y, x), in network order.
 
         Raises:

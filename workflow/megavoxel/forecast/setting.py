@@ -67,7 +67,6 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         plan: the setting; its own `parallel` does not count.
         parallel: its parts divide the batch (`check_parallel`).
         device: one of the devices of the job.
-        workload: cases and folds.
     """
     precision = precision_on(plan, device)
     steps = [(phase, step_costs(phase, parallel, precision)) for phase in plan.by_phase()]

@@ -65,8 +65,6 @@ def plan_study(
     Args:
         study: with the device's memory in its settings (`with_memory`).
         cases: the dataset, or what is declared of it.
-        fingerprint: of the same.
-        device: that the study names.
         processes: settings that are looked at at once; the result does not depend on it.
     """
     work = partial(_plan, study=study, cases=cases, fingerprint=fingerprint, device=device)
@@ -225,7 +223,6 @@ def partitions(plan: Plan, keys: Partitions, device: Device, workload: Workload)
         plan: the setting; its own `parallel` does not count.
         keys: numbers of GPUs and memories; a number above that of the network's blocks is passed over.
         device: whose overheads and precision count.
-        workload: cases and folds.
     """
     found = []
     for gpus in sorted(set(keys.gpus)):

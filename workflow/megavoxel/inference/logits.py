@@ -186,7 +186,6 @@ def write_label_map(output: Path, header: LogitsHeader, slabs: Iterable[Slab]) -
     """Writes `output/CASE.nii.gz`, the largest logit or probability of each voxel of the image's own grid.
 
     Args:
-        output: folder of the label maps.
         header: of the case.
         slabs: along z, from the first row to the last; they are written as they come.
     """

@@ -95,8 +95,6 @@ class CasePredictor:
 
         Args:
             image: (channels, network grid).
-            properties: of the case.
-            output: folder of the label maps.
             logits_folder: where the logits are kept; None: they are removed.
         """
         with tempfile.TemporaryDirectory(prefix=".logits-", dir=output) as scratch:
@@ -153,9 +151,6 @@ def open_predictor(
     A plan whose windows go through a pipeline has this process replaced by `torchrun` first.
 
     Args:
-        plan: the setting.
-        weights: `model.pt` of one or several folds.
-        stage: name of the subcommand.
         arguments: its options, with `device` and `threads`.
 
     Raises:

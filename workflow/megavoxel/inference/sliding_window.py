@@ -41,7 +41,6 @@ def window_terms(kind: str, patch: Sequence[int], *, sigma: float, device: torch
         kind: `gaussian` or `centre`, as `inference.weights` of a study.
         patch: voxels per axis.
         sigma: of `gaussian`, in windows.
-        device: of the weights.
     """
     if kind == "centre":
         terms = [[torch.ones(extent) for extent in patch], [central_half(extent) for extent in patch]]

@@ -158,8 +158,6 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
     """The card of a model.
 
     Args:
-        model: what is known of it.
-        plan: of its setting.
         usage: how it is run, in Markdown.
     """
     sections = [

@@ -49,7 +49,6 @@ def write_label_map(scan: Volume, labels: Path, target: Path) -> None:
     """Brings a label map from NIfTI on the grid that a scan was read on to the scan's own format and grid.
 
     Args:
-        scan: what was labelled.
         labels: the label map, which is moved where it needs no change.
         target: on the same disk; its suffix is that of label maps of the scan's format.
     """

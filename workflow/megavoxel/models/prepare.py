@@ -141,7 +141,6 @@ def modality_of_scan(plan: PreprocessingPlan, said: str | None, stated: str | No
 
     Args:
         plan: of the model.
-        said: by the user.
         stated: by the file, in DICOM's terms.
     """
     if said or not plan.normalisation_by_modality:
@@ -155,7 +154,6 @@ def check_stated_modality(plan: PreprocessingPlan, case: str, stated: str | None
 
     Args:
         plan: of the model.
-        case: name of the scan.
         stated: the scan's modality in the user's or DICOM's terms.
 
     Raises:
@@ -177,7 +175,6 @@ def check_values(plan: PreprocessingPlan, case: str, modality: str | None, image
 
     Args:
         plan: of the model.
-        case: name of the scan.
         modality: by whose rules it is normalised.
         image: (channels, z, y, x), before normalisation.
 

@@ -40,7 +40,6 @@ def find_scans(inputs: Sequence[Path], *, one_file_per_case: bool = False) -> li
       with DICOM files in it is a case itself.
 
     Args:
-        inputs: files and folders.
         one_file_per_case: whether a number at the end of a file's name means nothing.
 
     Raises:

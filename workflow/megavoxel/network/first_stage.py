@@ -39,9 +39,7 @@ def with_first_stage(plan: Plan, image: Any, properties: CaseProperties, folders
     """The network's input for a preprocessed case: its image, in a second stage with the first stage's labels.
 
     Args:
-        plan: the setting.
         image: array (channels, network grid), which need not have been read.
-        properties: of the case.
         folders: with the first stage's labels, of which the case is in one; for a plan with `stage1`.
     """
     if not plan.stage1:

@@ -79,7 +79,6 @@ def cut_into_stages(program: Program, begins: Sequence[int]) -> list[PipelineSta
     """The stages of a whole program; what is stashed before its first block belongs to the first one.
 
     Args:
-        program: the whole network.
         begins: number of the first block of each stage, ascending from 0.
 
     Raises:
@@ -115,11 +114,8 @@ def transfer_specs(
     """What every transfer looks like, from a run of the whole program on tensors without memory.
 
     Args:
-        plan: the network.
         begins: first block of each stage.
         image: shape of a micro-batch (samples, channels, z, y, x); it is padded as `SegmentationNetwork` does.
-        precision: of training.
-        device: of training.
     """
     with FakeTensorMode(), torch.device(device):
         program = whole_program(plan)

@@ -24,7 +24,6 @@ def entering_state(plan: NetworkPlan, tensor: Tensor) -> RunState:
     High-resolution Volumetric MicroCT Images", MIDL 2022, appendix A.5); with `pre` they stay with the image.
 
     Args:
-        plan: the network.
         tensor: (batch, input channels, z, y, x), a multiple of the network's stride.
     """
     shape = shape_of(plan)

@@ -72,9 +72,6 @@ def plan_phases(
 
     Args:
         setting: as the study has it, with numbers in place of `whole`.
-        patch: of the last phase.
-        batch: of the last phase.
-        training: of the plan.
     """
     phases = tuple(
         PhasePlan(

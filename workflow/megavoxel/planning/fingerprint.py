@@ -100,7 +100,6 @@ def measure(cases: Cases, *, processes: int = 1) -> Fingerprint:
     """Reads every training case once.
 
     Args:
-        cases: the dataset.
         processes: cases that are read at once; the result does not depend on it.
 
     Raises:
@@ -246,7 +245,6 @@ def sample_large_case(case: Case, cases: Cases, most: int) -> Foreground:
 
     Args:
         case: one of `cases`, labelled.
-        cases: the dataset.
         most: voxels that are looked at.
 
     Raises:

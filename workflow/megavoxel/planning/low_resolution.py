@@ -85,8 +85,6 @@ def require_low_resolution(frame: Frame, keys: Preprocessing, dataset: str) -> L
 
     Args:
         frame: the dataset at full resolution.
-        keys: what the study says of preprocessing.
-        dataset: name, for errors.
 
     Raises:
         UserError: there is no such stage, or the study gives a spacing as well.
@@ -110,11 +108,6 @@ def low_resolution_note(frame: Frame, patch: Sequence[int], keys: Preprocessing)
 
     The stage is that of nnU-Net's own network and 8 GiB, whatever the setting has, because `preprocessing.resolution:
     low` gives it to all settings alike.
-
-    Args:
-        frame: the setting.
-        patch: its patch.
-        keys: its preprocessing.
     """
     if keys.resolution == "low":
         return f"low resolution: the setting is trained at it, and {_held(patch, frame.median_shape)}"
@@ -132,11 +125,6 @@ def dice_of_whole_batch(frame: Frame, patch: Sequence[int], keys: Preprocessing)
 
     It does at full resolution of a dataset with a low-resolution stage, and nowhere else. The stage is that of
     nnU-Net's own network and the setting's memory, 8 GiB at least.
-
-    Args:
-        frame: the setting.
-        patch: its patch.
-        keys: its preprocessing.
     """
     if keys.resolution == "low":
         return False, "dice: of each sample, as nnU-Net at low resolution"

@@ -48,8 +48,6 @@ def runtime_minutes(needs: JobNeeds | None, device: Device, *, attempt: int, tim
 
     Args:
         needs: of this kind of job; None: not known.
-        device: of the job.
-        attempt: 1 for the first.
         times: how often the job does the work.
     """
     if needs is None or needs.minutes is None:

@@ -40,8 +40,6 @@ def plan_normalisation(
     modality where the dataset has modalities. A modality is normalised as if its cases were the whole dataset.
 
     Args:
-        cases: the dataset.
-        fingerprint: of the same dataset.
         fixed: the scheme that the study asks for; None: by the name.
     """
     if not fingerprint.modalities:

@@ -119,10 +119,6 @@ def largest_patch(frame: Frame, batch: int) -> Candidate:
 
     Each time it is the axis that is largest in proportion to the median shape that loses one stride of the network.
 
-    Args:
-        frame: what to fit.
-        batch: samples per step.
-
     Raises:
         UserError: nothing fits.
     """
@@ -183,7 +179,6 @@ def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
     network was shown around images in training is there in prediction as well, and its normalisation sees it.
 
     Args:
-        plan: the setting.
         shape: of the image (z, y, x), in network order.
     """
     if plan.inference.window is None:

@@ -50,11 +50,6 @@ AXES = ("z", "y", "x")
 def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessing) -> PreprocessingPlan:
     """The grid and the intensities to which every case is brought.
 
-    Args:
-        cases: the dataset.
-        fingerprint: of the same dataset.
-        keys: what the study says.
-
     Raises:
         UserError: the fingerprint does not belong to the cases, or there is no low resolution of the dataset where the
             study asks for it.
@@ -98,10 +93,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     """Patch, batch and network of a setting, and all that training and prediction need.
 
     Args:
-        cases: the dataset.
         preprocessing: the plan of the setting's preprocessing.
-        setting: what the study says.
-        study: name of the study.
         seed: of the study; a setting's own comes before it.
 
     Raises:

@@ -89,8 +89,6 @@ def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
     """Folds from a ready-made file: nnU-Net's `splits_final.json` or one of our own.
 
     Args:
-        path: the file.
-        cases: the dataset.
         folds: how many folds the study has.
 
     Raises:
@@ -129,11 +127,6 @@ def load_splits(path: Path) -> Splits:
 
 def fold_of(splits: Splits, number: int, *, source: Path) -> Fold:
     """One fold.
-
-    Args:
-        splits: all of them.
-        number: of the fold, counted from 0.
-        source: names the file in errors.
 
     Raises:
         UserError: there is no such fold.

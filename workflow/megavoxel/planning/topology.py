@@ -150,7 +150,6 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
     else, whatever the network: squeeze-and-excitation has next to no operations, and its memory is for the forecast.
 
     Args:
-        network: the U-Net.
         patch: voxels per axis, a multiple of the network's stride.
     """
     shape, voxels, elements = shape_of(network), math.prod(patch), 0

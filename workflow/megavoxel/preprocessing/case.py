@@ -49,9 +49,6 @@ def preprocess_image(
 
     Args:
         image: float32 (channels, z, y, x) in canonical order; it is left as it is.
-        geometry: the grid of its file.
-        plan: what to do.
-        case_id: name of the case.
         modality: its modality, which a plan with modalities needs.
 
     Returns:
@@ -77,8 +74,6 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: Prep
 
     Args:
         labels: (z, y, x) in canonical order, values of the label file.
-        properties: of the image.
-        plan: what to do.
 
     Returns:
         Classes (network grid): 0 is background, n the nth label of the plan; uint8, or uint16 where needed.
@@ -109,10 +104,6 @@ def preprocess_case(
     """Preprocesses a case and stores it in `folder`.
 
     Args:
-        case: one of `cases`.
-        cases: the dataset.
-        plan: what to do.
-        folder: of the preprocessed cases.
         patch: voxels per axis of a typical patch, network order; it shapes the chunks on disk and nothing else.
         large_voxels: number of voxels from which on a case goes block by block, without being held in memory.
     """
@@ -207,9 +198,6 @@ def preprocess_cases(
 
     Args:
         chosen: some of `cases`.
-        cases: the dataset.
-        plan: what to do.
-        folder: of the preprocessed cases.
         patch: as for `preprocess_case`.
         processes: cases that are worked on at once; the result does not depend on it.
         resume: whether a case that is stored whole, and was made under the same plan and modality, is kept.

@@ -36,7 +36,6 @@ def first_stage_classes(
 
     Args:
         paths: one label map per branch, on the grid of the case's image file, in the order of the plan's `stage1`.
-        properties: of the preprocessed image.
         plan: of the second stage.
         hints: what the user said of the image file, which holds for its label maps as well.
 
@@ -85,7 +84,6 @@ def store_first_stage(
     """Stores the first-stage classes of several cases as `output/CASE.stage1.b2nd`.
 
     Args:
-        names: ids of the cases.
         plan: of the second stage.
         preprocessed: its preprocessed cases.
         predictions: a folder of label maps CASE.nii.gz per branch, in the order of the plan's `stage1`.
@@ -106,7 +104,6 @@ def open_first_stage(folders: Sequence[Path], case: str, shape: Sequence[int]) -
 
     Args:
         folders: outputs of `megavoxel stage1`, such as one per fold.
-        case: id of the case.
         shape: what the array must have: branches and the case's network grid.
 
     Returns:

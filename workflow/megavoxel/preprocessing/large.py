@@ -71,10 +71,7 @@ def store_large_image(
 
     Args:
         spooled: the image on disk.
-        plan: what to do.
-        case_id: name of the case.
         modality: its modality, which a plan with modalities needs.
-        folder: of the preprocessed cases.
         patch: voxels per axis of a typical patch.
         scratch: an existing folder on disk for what is read again.
 
@@ -112,11 +109,7 @@ def store_large_labels(
     """Brings a label map to the grid of its image and stores its array.
 
     Args:
-        volume: the label map.
-        properties: of the image.
-        plan: what to do.
         to_classes: from values of the label file to classes.
-        folder: of the preprocessed cases.
         patch: as for the image.
         scratch: as for the image.
 

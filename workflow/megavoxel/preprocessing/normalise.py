@@ -33,7 +33,6 @@ def normalise(
 
     Args:
         image: float32 (channels, z, y, x).
-        channels: what to do, per channel.
         inside: bool (z, y, x), the nonzero region with its holes filled; needed where a channel says `inside_nonzero`.
     """
     for channel, rule in zip(image, channels, strict=True):
@@ -50,7 +49,6 @@ def normalise_channel(
 
     Args:
         channel: float32 (z, y, x).
-        rule: what to do.
         moments: of the whole channel, or of its nonzero region; only `z-score` needs them.
         inside: bool (z, y, x), the nonzero region where the rule says `inside_nonzero`.
     """

@@ -99,10 +99,7 @@ def case_properties(
     Args:
         full_shape: voxels per axis, network order.
         box: what is kept of them.
-        geometry: the grid of the file.
         plan: what the case is preprocessed under.
-        case_id: its name.
-        modality: its modality, where it has one.
 
     Raises:
         UserError: the case would grow beyond all measure.

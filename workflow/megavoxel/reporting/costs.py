@@ -86,7 +86,6 @@ def with_peaks(table: pd.DataFrame, models: Iterable[Sequence[str]], peaks: Mapp
 
     Args:
         models: of each row; a row without models, or with one that has no peak, has none.
-        peaks: by model.
     """
     found = [largest(peaks.get(model, NONE) for model in row) for row in models]
     measured, forecast = [peak.measured for peak in found], [peak.forecast for peak in found]
@@ -154,7 +153,6 @@ def time_table(timings: pd.DataFrame, published: pd.DataFrame, definition: Defin
     there is one, else of its first. Settings that the study does not have are left out.
 
     Args:
-        timings: as `read_timings` gives them.
         published: as `megavoxel.reporting.published.read_published` gives it; its lines `seconds` and `seconds_sd`
             stand beside the setting that is their `row`, and their ratio is that to the baseline's row of the same
             table.
@@ -181,7 +179,6 @@ def seconds_of_models(table: pd.DataFrame, split: str) -> dict[tuple[str, str], 
 
     Args:
         table: as `time_table` gives it.
-        split: whose times.
     """
     first = table[table["split"] == split].drop_duplicates("setting")
     means = {(row["setting"], SECONDS): row["mean"] for row in first.to_dict("records")}

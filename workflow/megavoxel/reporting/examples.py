@@ -227,7 +227,6 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
 
     Args:
         stored: the study; its test split is taken where it is scored, else validation.
-        cases: the dataset.
         name: what the cases have in common.
         names: ids of the cases to choose from.
     """
@@ -262,7 +261,6 @@ def median_case(means: pd.DataFrame, models: set[str], ranked_by: str, metric: M
     """The case in the middle of one model, among those that all models have a value of; None where there is none.
 
     Args:
-        means: lines of `case_means` of one split.
         models: who must have the case.
         ranked_by: the model that counts; of two in the middle the worse one is taken, and ties go by name.
         metric: by which cases are ranked.

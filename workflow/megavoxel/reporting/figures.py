@@ -248,7 +248,6 @@ def draw_band(ax: Axes, curve: pd.DataFrame, **style: Any) -> None:
     """A line in a band.
 
     Args:
-        ax: where to draw.
         curve: columns mean, min and max.
         style: of the line, with its `color`.
     """

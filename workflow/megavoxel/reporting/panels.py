@@ -49,10 +49,8 @@ def draw_panel(
     """One slice in grey with a label map over it, in the colours of `label_legend`.
 
     Args:
-        ax: where to draw.
         image: (rows, columns) intensities, the lowest row first.
         labels: (rows, columns) label values; None: the image alone.
-        names: label values by name.
         window: intensities shown black and white.
         aspect: height of a voxel divided by its width.
     """
@@ -74,8 +72,6 @@ def label_legend(figure: Figure, names: Mapping[str, int], texts: Mapping[str, s
     """The colours of the labels, below all panels.
 
     Args:
-        figure: with a constrained layout.
-        names: label values by name.
         texts: what stands beside a colour, by the label's name; None: the name.
     """
     texts = {} if texts is None else texts

@@ -25,8 +25,6 @@ def check_complete(
     """Lines of the given models: `validation` of their folds and `test` of fold `all`, as far as they are expected.
 
     Args:
-        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
-        source: names the score file in errors.
         folds: folds by model.
         expected: splits that every model must have.
 
@@ -60,9 +58,7 @@ def known_cases(
     """Scores of the study's own cases, each in its own split, and a line that names the others.
 
     Args:
-        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
         cases: None: they are not known, and all scores are taken.
-        source: names the score file in errors.
         allow_extra: whether scores of other cases are left out rather than refused.
 
     Raises:

@@ -40,8 +40,6 @@ def write_picture(
         path: of the .png, which appears whole or not at all.
         image: its first channel is shown.
         labels: label map on the grid of the image.
-        names: label values by name.
-        title: stands above.
         modality: of the image; decides about its window.
 
     Raises:

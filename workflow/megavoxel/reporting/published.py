@@ -31,7 +31,6 @@ def read_published(path: Path | None, *, classifies: bool = False) -> pd.DataFra
     """Lines of a file of published numbers, `value` as float64 and all else as text; none where there is no file.
 
     Args:
-        path: the file.
         classifies: whether they are of a study of image classification, whose metrics have no labels and no cost.
 
     Raises:
@@ -83,15 +82,11 @@ def published_table(
     label.
 
     Args:
-        published: as `read_published` gives it.
-        summary: as `megavoxel.reporting.statistics.summary` gives it.
-        labels: as `megavoxel.reporting.statistics.labels` gives it.
         points: measured means of the points of sweeps, as `measured_points` gives them.
         models: of each table and row, as `models_of_rows` gives them.
         peaks: by model, as `megavoxel.reporting.costs.cascade_peaks` gives them.
         seconds: by model and metric, as `megavoxel.reporting.costs.seconds_of_models` gives them.
         split: the split to compare with.
-        metrics: of the study.
     """
     means = {**_means(summary[summary["split"] == split], labels[labels["split"] == split], metrics), **seconds}
     keys = list(published[KEYS].itertuples(index=False, name=None))
@@ -119,14 +114,7 @@ def published_lines(published: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
 def measured_points(
     table: pd.DataFrame, published: pd.DataFrame, sweeps: Sequence[Sweep], split: str
 ) -> dict[Key, float]:
-    """Measured means of points by published table, point and metric.
-
-    Args:
-        table: as `megavoxel.reporting.statistics.sweep_table` gives it.
-        published: as `megavoxel.reporting.published.read_published` gives it.
-        sweeps: of the study.
-        split: whose means.
-    """
+    """Measured means of points by published table, point and metric."""
     measured = {}
     for sweep in sweeps:
         names = published_lines(published, sweep)["table"].unique()

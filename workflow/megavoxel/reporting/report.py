@@ -73,9 +73,6 @@ def write_report(
     """Writes report/ in the study's folder, and says what was written and what was left out.
 
     Args:
-        results: folder of the study.
-        definition: what is compared, as `load_definition` takes it.
-        published: file of published numbers.
         timings: files of seconds of inference.
         tables_only: neither overlays nor training curves nor the page.
         partial: report what there is of the study.

@@ -71,22 +71,13 @@ class Point:
 
 
 def write_memory_figure(stored: Stored, published: pd.DataFrame, folder: Path) -> None:
-    """Writes `KEY_against_memory.png` and `.svg`, KEY being that of the study's first metric, such as `dsc`.
-
-    Args:
-        published: as `megavoxel.reporting.published.read_published` gives it.
-    """
+    """Writes `KEY_against_memory.png` and `.svg`, KEY being that of the study's first metric, such as `dsc`."""
     with figure_style():
         save_figure(memory_figure(stored, published), *_paths(stored, folder, "memory"))
 
 
 def write_time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame, folder: Path) -> None:
-    """Writes `KEY_against_seconds.png` and `.svg`; where nothing was timed, removes those of an earlier report.
-
-    Args:
-        timings: as `megavoxel.reporting.costs.read_timings` gives them.
-        published: as `megavoxel.reporting.published.read_published` gives it.
-    """
+    """Writes `KEY_against_seconds.png` and `.svg`; where nothing was timed, removes those of an earlier report."""
     paths = _paths(stored, folder, "seconds")
     if timings.empty:
         for path in paths:
@@ -176,8 +167,6 @@ def published_points(published: pd.DataFrame, stored: Stored, numbers: Mapping[s
     """Published rows with memory and a score; a row that several tables repeat is one.
 
     Args:
-        published: as `megavoxel.reporting.published.read_published` gives it.
-        stored: the study.
         numbers: of the points of the study, by model.
     """
     models = models_of_rows(published, stored.definition)

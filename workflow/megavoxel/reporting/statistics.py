@@ -231,7 +231,6 @@ def differences(own: pd.DataFrame, baseline: pd.DataFrame, metrics: Sequence[Met
     Args:
         own: with these columns.
         baseline: with these columns; cases that only one of both has are left out.
-        metrics: what is compared.
     """
     both = own.merge(baseline, on="case", suffixes=("", "_baseline"))
     names = [metric.name for metric in metrics]
@@ -256,9 +255,6 @@ def sweep_table(stored: Stored, published: pd.DataFrame) -> pd.DataFrame:
     test over the same cases, empty where fewer than six differ. `p_holm` is corrected for one family: all comparisons
     with the first point of this sweep, in all metrics, on this split. Published values stand on the split that is
     reported last (test where it is scored).
-
-    Args:
-        published: as `megavoxel.reporting.published.read_published` gives it.
     """
     means = case_means(stored.scores)
     rows = []
@@ -275,9 +271,7 @@ def point_scores(
     """Scores of a point: of each case, and of each repeat.
 
     Args:
-        means: lines of `case_means` of one split.
         models: the repeats.
-        metrics: of the study.
 
     Returns:
         Mean over repeats with the columns case and one per metric, and mean over cases with setting in place of case;

@@ -135,8 +135,6 @@ def load_stored(
     """Reads scores, plans, histories and manifests of a study.
 
     Args:
-        results: folder of the study.
-        definition: as `load_definition` takes it.
         need_cases: whether cases.json must exist.
         partial: take what there is of the study; `Stored.missing` tells what is not there.
         allow_extra: leave out scores of cases that the study does not have.
@@ -190,7 +188,6 @@ def read_manifest(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of a training.
 
     Args:
-        path: the file.
         needed: entries that must be there.
 
     Raises:
@@ -215,7 +212,6 @@ def read_history(path: Path, columns: Sequence[str] = HISTORY_COLUMNS) -> pd.Dat
     """Reads a `history.csv`: one line per epoch.
 
     Args:
-        path: the file.
         columns: those that have to be there, with numbers.
 
     Raises:

@@ -86,7 +86,6 @@ def write_tables(
     Args:
         numbers: tables with full numbers by name.
         showing: what makes texts of each, by the same names.
-        folder: report/tables.
     """
     shown = {name: showing[name](table) for name, table in numbers.items()}
     for name, table in numbers.items():
@@ -106,7 +105,6 @@ def show(table: pd.DataFrame, columns: Shown, *, optional: Sequence[str] = ()) -
     """A table of texts from one of full numbers.
 
     Args:
-        table: with full numbers.
         columns: what is shown, by head.
         optional: heads of columns that are left out where no row has a value of their first number.
     """
@@ -207,7 +205,6 @@ def show_published(table: pd.DataFrame, write: Callable[[float], str] = four_dig
     """Published beside measured numbers, or the sentence that there are none.
 
     Args:
-        table: with full numbers.
         write: makes texts of the values.
     """
     if table.empty:
@@ -258,11 +255,6 @@ def latex(table: pd.DataFrame) -> str:
 def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All tables of a segmentation study by name, with full numbers; those of `MODELS` end with the peak memory of a
     row's models.
-
-    Args:
-        stored: the study.
-        published: as `megavoxel.reporting.published.read_published` gives it.
-        timings: as `megavoxel.reporting.costs.read_timings` gives them.
     """
     split, peaks, summary = stored.splits[-1], own_peaks(stored), statistics.summary(stored)
     tables = {

@@ -42,10 +42,6 @@ TASKS = {task.name: task for task in (SEGMENTATION, CLASSIFICATION)}
 def task_of(path: Path, *, what: str) -> Task:
     """The task that a `cases.json` or `plan.json` is of.
 
-    Args:
-        path: of the file.
-        what: names the file in errors.
-
     Raises:
         UserError: the file is missing, no JSON, or names a task that there is not.
     """

@@ -55,7 +55,6 @@ def encode_target(classes: Tensor, unannotated: tuple[int, ...], plan: Plan) -> 
     Args:
         classes: int64 (z, y, x).
         unannotated: classes without an annotation in its case.
-        plan: the setting.
     """
     if not unannotated:
         return classes

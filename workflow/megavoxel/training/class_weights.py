@@ -69,8 +69,6 @@ def class_weights(plan: Plan, folder: Path, cases: Sequence[str]) -> Tensor | No
     """Weights of the classes for `training.class_weights`, float32 (classes); None: all are 1.
 
     Args:
-        plan: the setting.
-        folder: the preprocessed cases.
         cases: ids of the fold's training cases, whose voxels count.
     """
     given = plan.training.class_weights
@@ -83,11 +81,6 @@ def class_voxels(plan: Plan, folder: Path, cases: Sequence[str]) -> list[int]:
     """Voxels of each class in all of the preprocessed cases together, background first; none of them is read.
 
     Only those that teach are counted: where a label is not annotated, neither it nor the background is.
-
-    Args:
-        plan: the setting.
-        folder: the preprocessed cases.
-        cases: ids of the cases.
 
     Raises:
         UserError: a case is missing, or was preprocessed before voxels were counted, or under other labels.

@@ -73,9 +73,6 @@ def train_plan(
     """Trains a plan without phases to its end; its state lies in `states` afterwards, for all processes.
 
     Args:
-        functions: of the task.
-        plan: the setting.
-        data: what it is trained on.
         states: folder of the run's states, from which it goes on where there are any.
         key: of the run, which a state has to have.
         group: the processes that share each batch.

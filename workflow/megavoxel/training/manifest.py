@@ -37,8 +37,6 @@ def build_manifest(run: Run, data: RunData, *, forecast_gib: float) -> dict[str,
     """Versions, seeds, checksums, hardware and cost of a run.
 
     Args:
-        run: a finished run.
-        data: what it was trained on.
         forecast_gib: forecast of the peak memory that `training/memory.py` measures.
     """
     return {

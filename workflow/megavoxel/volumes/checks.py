@@ -51,7 +51,6 @@ def intensity_faults(volume: Volume, name: str) -> list[Fault]:
     """Faults of an image's voxels, which are read slab by slab.
 
     Args:
-        volume: the image.
         name: what it is called in messages.
 
     Raises:
@@ -71,7 +70,6 @@ def label_faults(
     """Faults of a label map, and the values that it holds; it is read slab by slab.
 
     Args:
-        volume: the label map.
         name: what it is called in messages.
         labels: values by name, background left out.
         background: values that count as background.
@@ -131,7 +129,6 @@ def require_sound(faults: Iterator[Fault] | Sequence[Fault], remedy: str) -> Non
     """Refuses a volume that has faults.
 
     Args:
-        faults: of it.
         remedy: what the user can do.
 
     Raises:

@@ -56,7 +56,6 @@ def open_volume(path: Path, hints: Hints = Hints()) -> Volume:  # noqa: B008
 
     Args:
         path: the file or folder.
-        hints: what the user says of it.
 
     Raises:
         UserError: it is missing, damaged, of a format that is not read, or not a volume of one real number per voxel

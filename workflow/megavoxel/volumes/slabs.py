@@ -79,7 +79,6 @@ def scratch_array(path: Path, shape: Sequence[int], kind: type, *, axis: int) ->
     """A compressed array on disk, zero so far, that is written in slabs across `axis` and read in any other way.
 
     Args:
-        path: the file.
         shape: (…, three axes); leading axes have one element per chunk.
         kind: dtype.
         axis: 0, 1 or 2, among the last three.

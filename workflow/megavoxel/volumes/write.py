@@ -52,7 +52,6 @@ def write_label_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geome
     Args:
         path: of the .nii.gz file, which appears whole or not at all.
         slabs: first row and labels (rows, y, x), from the first row to the last.
-        geometry: the grid of the file.
         largest: largest label there may be; up to 255 the file has one byte per voxel, else two.
     """
     write_slabs(path, slabs, geometry, label_type(largest))
@@ -64,7 +63,6 @@ def write_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geometry: G
     Args:
         path: of the .nii.gz file, which appears whole or not at all.
         slabs: first row and voxels (rows, y, x), from the first row to the last.
-        geometry: the grid of the file.
         kind: dtype of its voxels.
     """
     axis, flipped = slab_axis(geometry)
@@ -86,9 +84,7 @@ def write_planes(path: Path, planes: Iterable[np.ndarray], geometry: Geometry, k
     """Writes a volume that comes in order of the file as .nii.gz in mm, whole or not at all.
 
     Args:
-        path: the file.
         planes: parts (i, j, some of k) in the file's own order, from its first plane to its last.
-        geometry: the grid of the file.
         kind: dtype of its voxels.
 
     Raises:

@@ -36,9 +36,7 @@ def write_figures(stored: StoredClassification, tables: dict[str, pd.DataFrame],
     """Writes accuracy and cost against resolution, accuracy against cost and training curves, each as .png and .svg.
 
     Args:
-        stored: the study.
         tables: with full numbers, as `write_tables` returns them.
-        folder: report/figures.
     """
     with figure_style():
         figures = {

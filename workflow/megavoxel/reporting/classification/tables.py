@@ -138,8 +138,6 @@ def published_table(stored: StoredClassification, published: pd.DataFrame, numbe
     """Published values beside the measured ones of the split that is reported last.
 
     Args:
-        stored: the study.
-        published: as `megavoxel.reporting.published.read_published` gives them.
         numbers: as `summary` gives them.
     """
     own = numbers[numbers["split"] == stored.splits[-1]].set_index("row")
@@ -231,12 +229,7 @@ NO_DISTRIBUTED = "No distributed setting of this study has a serial one of the s
 
 
 def numbers(stored: StoredClassification, published: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """All tables by name, with full numbers.
-
-    Args:
-        stored: the study.
-        published: as `megavoxel.reporting.published.read_published` gives them.
-    """
+    """All tables by name, with full numbers."""
     summarised = summary(stored)
     return {
         "summary": summarised,

@@ -30,7 +30,6 @@ def refuse_foreign_files(root: Path, own: Iterable[Path], images: Iterable[Path]
     medical images); the images of training come through Python's.
 
     Args:
-        root: the dataset's folder.
         own: the files of this worker.
         images: all images of the dataset, wherever links lead; those that are not on this machine are passed over.
     """

@@ -33,11 +33,6 @@ def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[I
     An image that cannot be read, a table's line without a file, a file in two lines, a patient in both splits, and a
     class without training images are errors. Where most images are in colour, a grey one is a warning, and the other
     way round: the grey of grey images stands for all three colours.
-
-    Args:
-        root: the dataset's folder.
-        dataset: with `classification`.
-        processes: images that are read at the same time.
     """
     layout = read_image_layout(root, dataset)
     looked_at = map_cases(partial(_look, root), layout.cases, processes=processes, title="checking", unit="image")

@@ -97,10 +97,7 @@ def draw_data(plan: ClassifierPlan, cases: ImageCases, fold: Fold, number: int, 
     """Draws a fold's images and deals them to the workers.
 
     Args:
-        plan: the setting.
-        cases: of the dataset.
         fold: ids of its cases.
-        number: of the fold.
         facts: further fields of the result.
 
     Raises:

@@ -84,9 +84,7 @@ def forecast_study(
     """The rows of `plan.tsv`, in the order of the study.
 
     Args:
-        study: the study.
         classes: of its dataset: their names, or how many.
-        device: that the study names.
         processes: networks that are traced at once, each at one resolution, for all settings with it together.
     """
     together: dict[tuple[str, int], list[ClassifierSetting]] = {}
@@ -114,8 +112,6 @@ def check_fits_here(plan: ClassifierPlan, _data: object, device: torch.device, d
     """Refuses training that cannot fit the device at hand, and warns of training that may not.
 
     Args:
-        plan: the setting.
-        device: of this process.
         described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
 
     Raises:

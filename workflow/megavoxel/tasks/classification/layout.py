@@ -36,10 +36,6 @@ class ImageLayout:
 def read_image_layout(root: Path, dataset: Dataset) -> ImageLayout:
     """Finds the images of a dataset with classes, splits and patients.
 
-    Args:
-        root: the dataset's folder.
-        dataset: with `classification`.
-
     Raises:
         UserError: a folder, table or column is missing, or there are too few classes.
     """

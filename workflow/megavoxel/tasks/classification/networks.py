@@ -84,8 +84,6 @@ def build_network(name: str, classes: int, *, seed: int = 0) -> nn.Module:
 
     Args:
         name: `vgg16`, `resnet50`, `densenet169` or `small`.
-        classes: its outputs.
-        seed: of the weights.
     """
     makers = {"vgg16": VGG16, "resnet50": _resnet50, "densenet169": _densenet169, "small": SmallNetwork}
     with torch.random.fork_rng(devices=[]):

@@ -62,9 +62,6 @@ def classifier_plan(
     """The plan of a setting, before any image is looked at.
 
     Args:
-        setting: as the study has it.
-        study: its name.
-        dataset: name of the dataset.
         classes: of the dataset, in order.
         seed: of the study, for a setting without one.
     """

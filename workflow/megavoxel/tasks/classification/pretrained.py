@@ -73,9 +73,7 @@ def give_published(network: nn.Module, name: str, published: dict[str, Tensor], 
 
     Args:
         network: as `build_network` makes it.
-        name: of the network.
         published: by torchvision's names.
-        source: names the file in errors.
 
     Returns:
         Tensors that it was given.

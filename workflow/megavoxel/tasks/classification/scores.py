@@ -47,8 +47,6 @@ def image_rows(
 
     Args:
         table: as `read_probabilities` gives it.
-        cases: that should be predicted.
-        source: names the file in errors.
 
     Raises:
         UserError: a prediction is missing, or there is one of another image.
@@ -88,7 +86,6 @@ def read_probabilities(path: Path, classes: Sequence[str] | None = None) -> pand
     """float64 by case (index) and class (columns).
 
     Args:
-        path: the file.
         classes: that it must have, in order; None: any.
 
     Raises:

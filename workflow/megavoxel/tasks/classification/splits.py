@@ -85,9 +85,7 @@ def draw_images(
     """`per_class` images of each class in order of their ids; with the same seed, more images hold all of fewer.
 
     Args:
-        cases: to draw from.
         per_class: None: all of them.
-        seed: of the draw.
         classes: all of the dataset.
         where: names the setting, and the fold, in errors.
 
@@ -119,8 +117,6 @@ def deal_sites(pool: Iterable[ImageCase], workers: int, seed: int) -> dict[str, 
 
     Args:
         pool: all training images of the dataset.
-        workers: how many.
-        seed: of the draw.
     """
     by_class, patients = defaultdict(list), defaultdict(list)
     for case in sorted(pool, key=lambda case: (case.label, case.id)):
@@ -218,9 +214,7 @@ class Assignment:
         """Numbers of a worker's images in each step of an epoch, in random order; the parts differ by one at most.
 
         Args:
-            rank: of the worker.
             batch: most images of a worker in a step.
-            seed: of the epoch.
         """
         steps = self.steps_per_epoch(batch)
         if self.partition == PRIVATE:
@@ -245,12 +239,8 @@ def assign(
     They follow from the list of ids, classes and patients alone: no image is opened for it.
 
     Args:
-        cases: to be dealt.
-        workers: how many.
         partition: `private` or `shared`.
-        seed: of the setting.
         pool: the dataset's training images: whose a patient is does not depend on which of them `cases` are.
-        setting: names it in errors.
         allow_empty: whether a share may be empty, as where images are only scored.
 
     Raises:

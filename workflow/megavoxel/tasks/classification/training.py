@@ -45,10 +45,6 @@ def train(
     With private data, each worker is kept from all files of the dataset but its own before it opens the first one.
 
     Args:
-        plan: the setting.
-        data: the images of a fold.
-        state_folder: where states are kept.
-        device: of this process.
         group: the workers; None: this process alone.
         lock: of the run's states, which the leading process checks before it writes them.
 

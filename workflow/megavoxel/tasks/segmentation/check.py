@@ -12,13 +12,7 @@ from megavoxel.datasets.layout import read_layout
 
 
 def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, list[Finding], list[str]]:
-    """All cases of a dataset, each opened, what was found, and lines about them.
-
-    Args:
-        root: the dataset's folder.
-        dataset: what its file says.
-        processes: cases that are read at the same time.
-    """
+    """All cases of a dataset, each opened, what was found, and lines about them."""
     layout = read_layout(root, dataset)
     tolerances = {label: dataset.tolerance(label) for label in layout.labels}
     findings = check_layout(root, layout, background_values=dataset.background_values, processes=processes)

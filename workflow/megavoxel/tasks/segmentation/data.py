@@ -89,8 +89,6 @@ def labels_never_seen(plan: Plan, folder: Path, cases: Sequence[str]) -> list[st
 
     Args:
         plan: the setting; says which labels are not annotated.
-        folder: the preprocessed cases.
-        cases: ids of the fold's training cases.
     """
     seen: set[int] = set()
     for case in cases:

@@ -60,9 +60,6 @@ def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, describe
     """Holds training, in the precision that it will choose, against the device at hand; see `check_fits`.
 
     Args:
-        plan: the setting.
-        data: the cases of a fold.
-        device: of this process.
         described: what the hardware file says of it; None: it has the overheads of an uncalibrated one.
     """
     found = device_at_hand(device, plan.parallel.devices, described=described)

@@ -49,10 +49,6 @@ def train(
     the last epoch; the learning rate falls as if it would not.
 
     Args:
-        plan: the setting.
-        data: the cases of a fold.
-        state_folder: where states are kept.
-        device: of this process.
         group: the processes that share each batch; None: this one alone.
         lock: of the run's states, which the leading process checks before it writes them.
 

@@ -76,7 +76,6 @@ def volume_of(
     """The volume of an image of ITK's.
 
     Args:
-        path: its file.
         size: voxels along x, y, z and, where there is a fourth axis, the number of channels.
         components: numbers per voxel, which are channels.
         affine: 4 x 4, voxel index (i, j, k) to mm in RAS+.

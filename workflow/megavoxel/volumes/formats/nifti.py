@@ -37,7 +37,6 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     """Opens a file without reading its voxels.
 
     Args:
-        path: the file.
         keep_open: whether parts that are read one after the other go on where the last one ended, in a gzip file too.
 
     Raises:
