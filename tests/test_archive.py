@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megavoxel.datasets import archive as archive_module
@@ -211,3 +214,144 @@ def test_a_full_disk_is_passed_up(tmp_path, target, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         extract_dataset(pack_tar(tmp_path / "some.tar", CONTENT), target)
     assert list(target.iterdir()) == []
+
+
+@pytest.fixture
+def small_bounds(monkeypatch):
+    """Archives may unpack to a tenth of a megabyte, or to 100 times their own length, 10 times by links."""
+    monkeypatch.setattr(archive_module, "LEAST_ALLOWED", 100_000)
+
+
+def fault(archive: Path, target: Path) -> str:
+    """The one line by which an archive is refused; nothing is left of it."""
+    with pytest.raises(UserError) as caught:
+        extract_dataset(archive, target)
+    assert "\n" not in str(caught.value)
+    assert not list(target.iterdir())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["small.tar.gz", "small.tar.bz2", "small.tar.xz"])
+@pytest.mark.usefixtures("small_bounds")
+def test_a_tar_that_unpacks_to_much_more_than_its_length_is_refused(tmp_path, target, name):
+    for place in ("Task/imagesTr/a.nii", "Task/.hidden", "Task/folder/"):
+        archive = pack_tar(tmp_path / name, {"Task/dataset.json": b"{}", place: bytes(10**6)})
+        assert "unpacks to more than datasets do (100 times its own length" in fault(archive, target)
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_what_lies_behind_the_end_of_a_tar_counts(tmp_path, target):
+    inside = pack_tar(tmp_path / "plain.tar", CONTENT).read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(inside + bytes(3 * 10**6)))
+    assert "at 'what lies behind its end'" in fault(tmp_path / "a.tar.gz", target)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.usefixtures("small_bounds")
+def test_a_zip_that_unpacks_to_much_more_than_its_length_is_refused(tmp_path, target, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("Task/dataset.json", "{}")
+        archive.writestr("Task/a", bytes(10**6))
+    assert "unpacks to more than datasets do" in fault(tmp_path / "a.zip", target)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_of_every_method_are_read(tmp_path, target, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for name, data in CONTENT.items():
+            archive.writestr(name, data)
+    extract_dataset(tmp_path / "a.zip", target)
+    assert [str(path) for path in visible_files(target)] == EXPECTED
+    assert (target / "imagesTr/a.nii.gz").read_bytes() == CONTENT["Task/imagesTr/a.nii.gz"]
+
+
+@pytest.mark.parametrize("stated", [10, 10**5])
+def test_a_part_of_bzip2_that_is_not_as_long_as_stated_is_refused(tmp_path, target, stated):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("Task/dataset.json", "{}")
+        archive.writestr("Task/a", bytes(10**4))
+    content = (tmp_path / "a.zip").read_bytes()
+    assert content.count((10**4).to_bytes(4, "little")) == 2
+    (tmp_path / "a.zip").write_bytes(content.replace((10**4).to_bytes(4, "little"), stated.to_bytes(4, "little")))
+    assert f"has other than the {stated} bytes that are stated" in fault(tmp_path / "a.zip", target)
+
+
+@pytest.mark.usefixtures("small_bounds")
+def test_many_links_to_one_file_are_refused(tmp_path, target):
+    links = [member(f"Task/link-{number}", tarfile.SYMTYPE, "file") for number in range(1000)]
+    noise = np.random.default_rng(0).bytes(10_000)
+    archive = pack_tar(tmp_path / "a.tar", {"Task/dataset.json": b"{}", "Task/file": noise}, *links)
+    assert archive.stat().st_size < 10**6
+    assert "10 times by links" in fault(archive, target)
+
+
+def test_more_members_than_datasets_have_are_refused(tmp_path, target, monkeypatch):
+    monkeypatch.setattr(archive_module, "MOST_MEMBERS", 3)
+    assert "or 3 files)" in fault(pack_tar(tmp_path / "a.tar", CONTENT), target)
+
+
+def sparse(size: int, *, is_extended: bool) -> bytes:
+    """A tar archive of a file that is one hole, in the format of old GNU tars."""
+
+    def number(value: int) -> bytes:
+        return b"\x80" + value.to_bytes(11, "big")
+
+    header = bytearray(tarfile.TarInfo("Task/imagesTr/a.nii").tobuf(tarfile.GNU_FORMAT)[:512])
+    header[156:157], header[124:136] = tarfile.GNUTYPE_SPARSE, number(0)
+    header[386:410], header[483:495] = number(size) + number(0), number(size)
+    header[482] = is_extended
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_extended", "words"),
+    [
+        (100 * 2**40, False, "unpacks to more than datasets do"),
+        (5000, True, "pack it without --sparse"),
+    ],
+)
+def test_holes_of_sparse_files_cost_no_disk(tmp_path, target, size, is_extended, words):
+    start = pack_tar(tmp_path / "plain.tar", {"Task/dataset.json": b"{}"}).read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(start + sparse(size, is_extended=is_extended) + bytes(1024))
+    assert words in fault(tmp_path / "a.tar", target)
+
+
+def test_a_small_hole_is_filled(tmp_path, target):
+    start = pack_tar(tmp_path / "plain.tar", {"Task/dataset.json": b"{}"}).read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(start + sparse(5000, is_extended=False) + bytes(1024))
+    extract_dataset(tmp_path / "a.tar", target)
+    assert (target / "imagesTr/a.nii").read_bytes() == bytes(5000)
+
+
+def test_a_list_of_holes_in_the_format_of_pax_is_refused(tmp_path, target):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("Task/a")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 18}
+        info.size = 512
+        archive.addfile(info, io.BytesIO(b"9" * 512))
+    assert "pack it without --sparse" in fault(tmp_path / "a.tar", target)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path, target, kind):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = kind, 6 * 2**30
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    assert "a header claims 6442450944 bytes" in fault(tmp_path / "a.tar", target)
+
+
+def test_an_archive_leaves_a_margin_of_the_disk_free(tmp_path, target, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(total=10**6, free=50_100)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    archive = pack_tar(tmp_path / "a.tar", {"Task/dataset.json": b"{}", "Task/a": bytes(99)})
+    assert "unpacks to more than the disk has room for, at 'Task/a' with 99 bytes" in fault(archive, target)
+    extract_dataset(pack_tar(tmp_path / "a.tar", {"Task/dataset.json": b"{}", "Task/a": bytes(98)}), target)
+
+
+def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, target):
+    whole = pack_tar(tmp_path / "plain.tar", {"Task/dataset.json": b"{}", "Task/a": b"a", "Task/b": b"b"}).read_bytes()
+    for length in (2048, 2048 + 100):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        assert "its end mark is missing" in fault(tmp_path / "cut.tar", target)

@@ -15,9 +15,10 @@ import torch
 
 from fake_study import make_plan
 from helpers import store_case, tiny_plan
-from megavoxel.config.records import from_plain, read_yaml
+from megavoxel.config.records import from_plain
 from megavoxel.config.setting import Inference, Parallel, Preprocessing
 from megavoxel.config.training import Training
+from megavoxel.config.yaml_files import read_yaml
 from megavoxel.datasets.blocks import list_cases
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError, shown
@@ -32,6 +33,11 @@ from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.open import read_geometry, read_image
 from megavoxel.volumes.volume import DamagedFileError
+
+MERGED = "a0: &a0 {k0: 1, k1: 1}\n" + "".join(
+    f"a{level}: &a{level}\n  <<: [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 13)
+)
+LONG = "a: &a " + "x" * 100_000 + "\nb: [" + "*a, " * 10_000 + "]\n"
 
 BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
     f"{name}: &{name} [{', '.join(10 * [f'*{last}'])}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -80,9 +86,16 @@ def test_whole_numbers_stand_for_numbers_and_lists_for_tuples():
         ("a: &a [*a]", "more than 100000 values or 30 levels"),
         ("a: " + "[" * 40 + "]" * 40, "30 levels"),
         ("[" * 100_000, "cannot be read as YAML"),
+        (MERGED, "more than 100000 values"),
+        (LONG, "more than 100000 values"),
+        ("- " * 100_000, "30 levels"),
+        ("a: &a\n  b: &b\n    c: *a\n", "stands before or within what it names"),
+        ("x: 1" + ":59" * 200_000, "a number to the base of 60; put it in quotes"),
+        ("# " + "x" * 5_000_000, "more than 4194304 bytes"),
+        ("a: {b: 1, c: 2, b: 3}", "the key 'b' is there twice in one mapping"),
         ("1: x", "the key 1 is no text"),
         ("a: {null: x}", "the key None is no text"),
-        ('a: "\\ud800"', "half a character"),
+        ('a: "\\ud800"', "half a character|invalid Unicode character"),
         ("a: 2020-99-99", "cannot be read as YAML"),
         ("a: !!int many", "cannot be read as YAML"),
         ("a: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
@@ -97,6 +110,13 @@ def test_yaml_that_nobody_writes_is_refused(tmp_path, text, words):
 def test_aliases_that_say_the_same_twice_are_read(tmp_path):
     (tmp_path / "some.yaml").write_text("a: &a {b: 1}\nc: *a\n")
     assert read_yaml(tmp_path / "some.yaml") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_keys_of_other_mappings_are_merged(tmp_path):
+    (tmp_path / "some.yaml").write_text(
+        "a: &a {b: 1, c: 2}\nd: &d {e: 3}\nf:\n  <<: [*a, *d]\n  b: 4\n  '12:30': 12:75\n"
+    )
+    assert read_yaml(tmp_path / "some.yaml")["f"] == {"b": 4, "c": 2, "e": 3, "12:30": "12:75"}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '"\\ud800"', "\ufeff{}", ""])

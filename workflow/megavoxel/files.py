@@ -61,6 +61,16 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
+def spare_bytes(folder: Path) -> int:
+    """Bytes that a download or an archive may fill of a folder's disk: a GiB, or a twentieth of a small disk, is left.
+
+    Args:
+        folder: an existing one.
+    """
+    disk = shutil.disk_usage(folder)
+    return disk.free - min(2**30, disk.total // 20)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Names the file for a failed write that a compiled library reports as a plain RuntimeError.

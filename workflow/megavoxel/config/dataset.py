@@ -28,7 +28,8 @@ from megavoxel.config.fields import (
     refuse,
     unique,
 )
-from megavoxel.config.records import from_file, read_yaml, record, rule
+from megavoxel.config.records import from_file, record, rule
+from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 
 

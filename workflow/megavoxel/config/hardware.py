@@ -12,7 +12,8 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
-from megavoxel.config.records import from_file, read_yaml, record
+from megavoxel.config.records import from_file, record
+from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
 

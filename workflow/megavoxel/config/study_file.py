@@ -17,9 +17,10 @@ from megavoxel.config.classification import (
     ClassifierEnsemble,
     ClassifierSetting,
 )
-from megavoxel.config.records import from_file, from_plain, read_yaml
+from megavoxel.config.records import from_file, from_plain
 from megavoxel.config.setting import Setting
 from megavoxel.config.study import Ensemble, SegmentationKeys, Study, StudyFile, Sweep
+from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError, closest
 
 Keys = dict[str, Any]

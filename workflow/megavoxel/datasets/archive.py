@@ -1,24 +1,49 @@
 """Archives of strangers: nothing lands outside the target folder, and nothing but plain files lands in it.
 
-Files are written one by one under names that were looked at first. A link inside the archive becomes a copy of the
-file that it leads to; no link is ever made on the disk.
+Files are written one by one under names and lengths that were looked at first. A link inside the archive becomes a copy
+of the file that it leads to; no link is ever made on the disk. An archive may unpack to `MOST_RATIO` times its own
+length, or `LEAST_ALLOWED`, and always leaves a margin on the disk free.
 """
 
 from __future__ import annotations
 
+import bz2
+import copy
 import lzma
+import os
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from megavoxel.errors import UserError
-from megavoxel.files import require_file_name
+from megavoxel.files import require_file_name, spare_bytes
 
-DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+MOST_RATIO, LEAST_ALLOWED = 100, 2**30
+"""Bytes that a byte of an archive may unpack to, over the whole archive, and what any archive may unpack to."""
+MOST_OF_LINKS = 10
+"""Bytes of copies in place of links for a byte of the archive; `LEAST_ALLOWED` holds as well."""
+MOST_MEMBERS = 1_000_000
+MOST_HEADER = 2**20
+"""Bytes of a header that extends that of a member; it is read at once."""
+EXTENSIONS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
+PIECE, LZMA_PIECE = 2**20, 2**12
+"""Bytes that are read at once; `zipfile` takes the second for packed bytes, which may unpack to 7000 times as many."""
+IS_EXTENDED = 482
+"""Where the header of a sparse file says that a list of its holes follows (GNU tar's manual, "Old GNU Format")."""
+
+
+class _HeaderError(Exception):
+    """A header of a tar archive that is not followed; tarfile takes its own errors for the sign of another format."""
+
+
+DAMAGED = (_HeaderError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def extract_dataset(archive: Path, target: Path) -> None:
@@ -28,8 +53,8 @@ def extract_dataset(archive: Path, target: Path) -> None:
     out.
 
     Raises:
-        UserError: the archive is damaged, has no dataset.json or several, or holds an absolute path, a path with '..',
-            a link out of the archive or a device.
+        UserError: the archive is damaged, has no dataset.json or several, unpacks to more than it may, or holds an
+            absolute path, a path with '..', a link out of the archive or a device.
         OSError: the disk is full.
     """
     unpacked = target / ".unpacked"
@@ -43,22 +68,95 @@ def extract_dataset(archive: Path, target: Path) -> None:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
+@dataclass(kw_only=True)
+class _Allowance:
+    """What an archive may still unpack to."""
+
+    archive: Path
+    total: int
+    links: int
+    free: int
+    members: int
+
+    @classmethod
+    def of(cls, archive: Path, target: Path) -> _Allowance:
+        """The allowance of an archive that is extracted to a folder."""
+        length = archive.stat().st_size
+        return cls(
+            archive=archive,
+            total=max(LEAST_ALLOWED, MOST_RATIO * length),
+            links=max(LEAST_ALLOWED, MOST_OF_LINKS * length),
+            free=spare_bytes(target),
+            members=MOST_MEMBERS,
+        )
+
+    def take(self, name: str, size: int, *, is_link: bool = False, is_written: bool = True) -> None:
+        """Takes a member from it, before the member is written or passed over.
+
+        Raises:
+            UserError: nothing is left for the member.
+        """
+        self.members -= 1
+        self.total -= size
+        self.links -= size if is_link else 0
+        self.free -= size if is_written else 0
+        if min(self.members, self.total, self.links) < 0:
+            raise UserError(
+                f"{self.archive}: unpacks to more than datasets do ({MOST_RATIO} times its own length, {MOST_OF_LINKS} "
+                f"times by links, or {MOST_MEMBERS} files), at '{name}'; if you trust it, extract it and name its "
+                "folder"
+            )
+        if self.free < 0:
+            raise UserError(
+                f"{self.archive}: unpacks to more than the disk has room for, at '{name}' with {size} bytes; free some "
+                "space, or write to another disk"
+            )
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar archive, whose header is looked at before what extends it is read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in EXTENSIONS and found.size > MOST_HEADER:
+            raise _HeaderError(f"a header claims {found.size} bytes for a name or the like")
+        if found.type == tarfile.GNUTYPE_SPARSE and buf[IS_EXTENDED]:
+            cls._refuse_holes()
+        return found
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        self._refuse_holes()
+
+    @staticmethod
+    def _refuse_holes() -> None:
+        raise _HeaderError("a sparse file has a list of holes in it, which is not read; pack it without --sparse")
+
+
 def _extract(archive: Path, target: Path) -> None:
+    allowance = _Allowance.of(archive, target)
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as source:
-                _extract_zip(archive, source, target)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as source:
-                _extract_tar(archive, source, target)
+                _extract_zip(allowance, source, target)
         else:
-            raise UserError(f"{archive}: neither a tar nor a zip archive, or truncated; delete it and fetch it again")
+            with _opened_tar(archive) as source:
+                _extract_tar(allowance, source, target)
     except DAMAGED as fault:
         raise _damaged(archive, fault) from None
     except OSError as fault:
         if fault.errno is not None:  # the disk's fault; gzip and bzip2 give no number for a damaged file
             raise
         raise _damaged(archive, fault) from None
+
+
+def _opened_tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, tarinfo=_Member)
+    except (EOFError, tarfile.TarError):
+        raise UserError(
+            f"{archive}: neither a tar nor a zip archive, or truncated; delete it and fetch it again"
+        ) from None
 
 
 def _damaged(archive: Path, fault: Exception) -> UserError:
@@ -68,10 +166,12 @@ def _damaged(archive: Path, fault: Exception) -> UserError:
     )
 
 
-def _extract_tar(archive: Path, source: tarfile.TarFile, target: Path) -> None:
+def _extract_tar(allowance: _Allowance, source: tarfile.TarFile, target: Path) -> None:
+    archive = allowance.archive
     for member in source:
         name = _safe_name(archive, member.name)
         if member.isdir() or _is_hidden(name):
+            allowance.take(member.name, member.size, is_written=False)
             continue
         if not (member.isfile() or member.islnk() or member.issym()):
             raise UserError(f"{archive}: '{member.name}' is a device or pipe; a dataset has plain files only")
@@ -84,12 +184,24 @@ def _extract_tar(archive: Path, source: tarfile.TarFile, target: Path) -> None:
                 f"{archive}: '{member.name}' is a link to '{member.linkname}', which is no file of the archive; "
                 "pack the file itself"
             )
+        if hasattr(tarfile, "data_filter"):  # in Python 3.12, and later versions of 3.11
+            tarfile.data_filter(member, str(target))
+        size = content.seek(0, os.SEEK_END)
+        content.seek(0)
+        allowance.take(member.name, size, is_link=not member.isfile())
         _write(target / name, content)
-    while source.fileobj.read(1 << 20):  # to the end, where a compressed file has its checksum
-        pass
+    if source.fileobj.tell() != source.offset + tarfile.BLOCKSIZE:  # behind the mark already, if there are no links
+        source.fileobj.seek(source.offset)
+        if len(source.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise EOFError("its end mark is missing")
+    while rest := source.fileobj.read(PIECE):  # to the end, where a compressed file has its checksum
+        allowance.take("what lies behind its end", len(rest), is_written=False)
 
 
-def _extract_zip(archive: Path, source: zipfile.ZipFile, target: Path) -> None:
+def _extract_zip(allowance: _Allowance, source: zipfile.ZipFile, target: Path) -> None:
+    archive = allowance.archive
+    for member in source.infolist():
+        allowance.take(member.filename, member.file_size)
     for member in source.infolist():
         name = _safe_name(archive, member.filename)
         if member.is_dir() or _is_hidden(name):
@@ -100,12 +212,28 @@ def _extract_zip(archive: Path, source: zipfile.ZipFile, target: Path) -> None:
         if member.flag_bits & 0x1:
             raise UserError(f"{archive}: '{member.filename}' is encrypted; extract the archive and name its folder")
         try:
-            content = source.open(member)
+            content = _opened(source, member)
         except NotImplementedError as fault:
             raise UserError(
                 f"{archive}: '{member.filename}': {fault}; extract the archive and name its folder"
             ) from None
-        _write(target / name, content)
+        _write(target / name, content, LZMA_PIECE if member.compress_type == zipfile.ZIP_LZMA else PIECE)
+
+
+def _opened(source: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A member that is unpacked piece by piece; `zipfile` unpacks whole blocks of bzip2, each of which may be 4 GB."""
+    if member.compress_type != zipfile.ZIP_BZIP2:
+        return source.open(member)
+    packed = copy.copy(member)
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, member.compress_size
+    del packed.CRC  # that of the unpacked member; bzip2 has one of its own for each block
+    length = 0
+    with bz2.BZ2File(source.open(packed)) as content:
+        while length <= member.file_size and (piece := content.read(PIECE)):
+            length += len(piece)
+    if length != member.file_size:
+        raise EOFError(f"'{member.filename}' has other than the {member.file_size} bytes that are stated")
+    return bz2.BZ2File(source.open(packed))
 
 
 def _safe_name(archive: Path, name: str) -> PurePosixPath:
@@ -121,10 +249,10 @@ def _is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith(".") for part in name.parts) or "__MACOSX" in name.parts
 
 
-def _write(path: Path, content: IO[bytes]) -> None:
+def _write(path: Path, content: IO[bytes], piece: int = PIECE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with content, path.open("wb") as written:
-        shutil.copyfileobj(content, written, 1 << 20)
+        shutil.copyfileobj(content, written, piece)
 
 
 def _dataset_root(archive: Path, unpacked: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.dataset import Dataset, load_dataset
-from megavoxel.config.records import read_yaml
+from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_in
 from megavoxel.evaluation.tidy import read_scores
