@@ -26,6 +26,7 @@ from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.files import read_json
 from megavoxel.planning.plan import load_plan, save_plan
+from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.preprocessing.store import case_properties, open_case
 from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
 from megavoxel.tasks.segmentation.data import VolumeData
@@ -187,7 +188,10 @@ def test_a_case_whose_spacing_is_in_another_unit_is_named():
 def test_properties_of_a_stored_case_that_nobody_writes_are_named(tmp_path, changes, words):
     store_case(tmp_path, "a", seed=1)
     content = json.loads((tmp_path / "a.json").read_text())
-    (tmp_path / "a.json").write_text(json.dumps({**content, **changes}))
+    text = json.dumps({**content, **changes})
+    (tmp_path / "a.json").write_text(text)
+    arrays = [path for path in tmp_path.iterdir() if path.suffix in (".b2nd", ".npz")]
+    write_checksums(tmp_path / "a.sha256", arrays, {"a.json": text})
     with pytest.raises(UserError, match=words):
         open_case(tmp_path, "a")
 

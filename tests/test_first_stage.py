@@ -115,7 +115,22 @@ def test_branches_come_in_the_order_of_the_folders(study):
 )
 def test_the_cases_of_a_part_are_stored_and_nothing_else(study, options, names):
     assert study.run(*options) == 0
-    assert sorted(path.name for path in (study.root / "out").iterdir()) == [f"{name}.stage1.b2nd" for name in names]
+    wanted = [f"{name}.stage1.{suffix}" for name in names for suffix in ("b2nd", "sha256")]
+    assert sorted(path.name for path in (study.root / "out").iterdir()) == wanted
+
+
+def test_a_flipped_byte_of_a_first_stage_is_named(study):
+    store = study.root / "direct"
+    store.mkdir()
+    folders = [study.root / "wide", study.root / "deep"]
+    store_first_stage("a", plan=study.plan, preprocessed=study.root / "cases", predictions=folders, output=store)
+    shape = (2, *open_case(study.root / "cases", "a").properties.shape)
+    open_first_stage([store], "a", shape)
+    content = bytearray((store / "a.stage1.b2nd").read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / "a.stage1.b2nd").write_bytes(content)
+    with pytest.raises(UserError, match=r"case a: .*a\.stage1\.b2nd: damaged.*run 'megavoxel stage1' again"):
+        open_first_stage([store], "a", shape)
 
 
 def test_chunks_suit_the_patch_and_hold_one_branch(study):

@@ -287,6 +287,13 @@ def test_resume_keeps_cases_of_the_same_plan_only(tmp_path, stage, capsys):
     assert "2 of 3 cases are there already" in capsys.readouterr().out
     assert (tmp_path / "out/a.image.b2nd").stat().st_mtime_ns == written
     assert (tmp_path / "out/b.json").is_file()
+    spoilt = bytearray((tmp_path / "out/b.image.b2nd").read_bytes())
+    spoilt[-100] ^= 1
+    (tmp_path / "out/b.image.b2nd").write_bytes(spoilt)
+    assert stage("--resume") == 0
+    assert "case b: " in (said := capsys.readouterr().out)
+    assert "b.image.b2nd: damaged: its checksum is not that of b.sha256" in said
+    assert (tmp_path / "out/b.image.b2nd").read_bytes() != spoilt
     save_plan(tmp_path / "plan.json", preprocessing_plan(normalisation=(CT,), image_order=1))
     assert stage("--resume") == 0
     assert (tmp_path / "out/a.image.b2nd").stat().st_mtime_ns > written

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -99,5 +101,44 @@ def test_a_missing_part_is_named(tmp_path, arrays, name, message):
 def test_a_damaged_part_is_named(tmp_path, arrays, name):
     save(tmp_path, arrays)
     (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=name):
+        open_case(tmp_path, "a")
+
+
+@pytest.mark.parametrize("suffix", ["image.b2nd", "labels.b2nd", "foreground.npz", "json"])
+def test_a_flipped_byte_anywhere_in_a_case_names_the_case_and_the_file(tmp_path, arrays, suffix):
+    save(tmp_path, arrays)
+    path = tmp_path / f"a.{suffix}"
+    content = path.read_bytes()
+    for place in np.linspace(0, len(content) - 1, 40).astype(int):
+        spoilt = bytearray(content)
+        spoilt[place] ^= 0x10
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError) as caught:
+            open_case(tmp_path, "a")
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(content)
+    open_case(tmp_path, "a")
+
+
+def test_the_checksums_are_those_of_coreutils(tmp_path, arrays):
+    save(tmp_path, arrays)
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "a.sha256"], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert len((tmp_path / "a.sha256").read_text().splitlines()) == 4
+
+
+def test_a_file_that_did_not_change_is_looked_at_once_in_a_process(tmp_path, arrays, monkeypatch):
+    save(tmp_path, arrays)
+    open_case(tmp_path, "a")
+    monkeypatch.setattr("megavoxel.preprocessing.checksums.file_sha256", lambda _: pytest.fail("looked at again"))
+    open_case(tmp_path, "a")
+
+
+@pytest.mark.parametrize("name", ["a.labels.b2nd", "a.sha256"])
+def test_a_part_that_is_gone_is_missed(tmp_path, arrays, name):
+    save(tmp_path, arrays)
+    (tmp_path / name).unlink()
     with pytest.raises(UserError, match=name):
         open_case(tmp_path, "a")

@@ -100,7 +100,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` to `path` as indented JSON, whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def parse_json(text: str, *, option: str) -> dict[str, Any]:

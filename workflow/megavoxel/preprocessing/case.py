@@ -218,7 +218,11 @@ def preprocess_cases(
 def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan) -> bool:
     if not (folder / f"{case.id}.json").is_file():
         return False
-    stored = open_case(folder, case.id)
+    try:
+        stored = open_case(folder, case.id)
+    except UserError as fault:
+        print(f"{fault}: it is made anew", flush=True)
+        return False
     return stored.properties.plan == made_under(plan, case.modality) and (stored.labels is None) == (case.label is None)
 
 

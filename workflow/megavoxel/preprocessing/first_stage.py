@@ -17,6 +17,7 @@ from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.case import preprocess_labels
+from megavoxel.preprocessing.checksums import require_as_written, write_checksums
 from megavoxel.preprocessing.store import CaseProperties, open_array, open_case, save_array
 from megavoxel.volumes.grid import compare_grids
 from megavoxel.volumes.open import open_volume
@@ -113,11 +114,13 @@ def open_first_stage(folders: Sequence[Path], case: str, shape: Sequence[int]) -
         UserError: the file is in none of the folders, in several, damaged, or of another shape.
     """
     path = first_stage_path(folders, case)
+    remedy = "delete its folder and run 'megavoxel stage1' again"
+    require_as_written(path.with_suffix(".sha256"), case=case, remedy=remedy)
     array = open_array(path)
     if tuple(array.shape) != tuple(shape):
         raise UserError(
             f"{path}: shape {tuple(array.shape)} (branches and grid), expected {tuple(shape)}; it was made under "
-            "another plan: delete its folder and run 'megavoxel stage1' again"
+            f"another plan: {remedy}"
         )
     return array
 
@@ -166,7 +169,9 @@ def _check_complete(names: Sequence[str], plan: Plan, predictions: Sequence[Path
 def _store_case(name: str, *, plan: Plan, preprocessed: Path, predictions: Sequence[Path], output: Path) -> None:
     properties = open_case(preprocessed, name).properties
     paths = [_prediction(folder, name) for folder in predictions]
-    save_array(output / _file_name(name), first_stage_classes(paths, properties, plan), plan.patch)
+    path = output / _file_name(name)
+    save_array(path, first_stage_classes(paths, properties, plan), plan.patch)
+    write_checksums(path.with_suffix(".sha256"), [path], {})
 
 
 def _prediction(folder: Path, case: str) -> Path:

@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: blosc2 arrays from which a patch is read without reading the case.
 
 Per case, in one folder: `CASE.image.b2nd` (float32, channels × network grid), `CASE.labels.b2nd` (uint8 or uint16
-classes), `CASE.foreground.npz` (sampled coordinates per class) and `CASE.json` (the way back to the file's grid).
+classes), `CASE.foreground.npz` (sampled coordinates per class), `CASE.json` (the way back to the file's grid) and
+`CASE.sha256` (the checksums of these files).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
-from megavoxel.files import atomic_path, read_json, write_json, writing
+from megavoxel.files import atomic_path, json_text, read_json, write_text, writing
 from megavoxel.planning.plan import PreprocessingPlan
+from megavoxel.preprocessing.checksums import REMEDY, require_as_written, write_checksums
 from megavoxel.volumes.grid import Geometry, resampled_shape, rounded_spacing
 
 MOST_FOLD = 1000
@@ -182,7 +184,7 @@ def open_array(path: Path) -> blosc2.NDArray:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (RuntimeError, ValueError, OSError) as fault:
-        raise UserError(f"{path}: damaged ({fault}); delete it and run 'megavoxel preprocess' again") from None
+        raise UserError(f"{path}: damaged ({fault}); {REMEDY}") from None
 
 
 def read_box(array: np.ndarray | blosc2.NDArray, box: Box) -> np.ndarray:
@@ -253,13 +255,16 @@ def begin_case(folder: Path, case: str) -> None:
 def finish_case(folder: Path, properties: CaseProperties, foreground: dict[int, np.ndarray]) -> None:
     """Writes what a case has besides its arrays, `CASE.json` last."""
     folder, case = Path(folder), properties.case
-    with atomic_path(folder / f"{case}.foreground.npz") as partial:
+    points, text = folder / f"{case}.foreground.npz", json_text(to_plain(properties))
+    with atomic_path(points) as partial:
         np.savez(partial, **{str(label): voxels.astype(np.int32) for label, voxels in foreground.items()})
-    write_json(folder / f"{case}.json", to_plain(properties))
+    arrays = [path for path in (image_path(folder, case), labels_path(folder, case)) if path.exists()]
+    write_checksums(folder / f"{case}.sha256", [*arrays, points], {f"{case}.json": text})
+    write_text(folder / f"{case}.json", text)
 
 
 def open_case(folder: Path, case: str) -> StoredCase:
-    """Opens a preprocessed case without reading its voxels.
+    """Opens a preprocessed case, after its files were compared with their checksums, once in a process.
 
     Raises:
         UserError: the case is missing or damaged.
@@ -268,12 +273,13 @@ def open_case(folder: Path, case: str) -> StoredCase:
     where = folder / f"{case}.json"
     properties = from_plain(CaseProperties, read_json(where, what="preprocessed case"), where=str(where))
     check_properties(properties, case, str(where))
+    names = require_as_written(folder / f"{case}.sha256", case=case)
     image, labels = open_array(image_path(folder, case)), labels_path(folder, case)
     expect(image.shape[1:] == properties.shape, f"{where}: shape", "that of the stored image")
     return StoredCase(
         properties=properties,
         image=image,
-        labels=open_array(labels) if labels.exists() else None,
+        labels=open_array(labels) if labels.name in names else None,
         foreground=_read_foreground(folder / f"{case}.foreground.npz"),
     )
 
@@ -298,7 +304,7 @@ def check_properties(properties: CaseProperties, case: str, where: str) -> None:
 
 
 def stored_classes(folder: Path, case: str) -> set[int]:
-    """Classes that a preprocessed case has, background left out; their voxels are not read.
+    """Classes that a preprocessed case has, background left out; their voxels are not read, nor checksums compared.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -318,7 +324,7 @@ def _opened_foreground(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with np.load(path, allow_pickle=False) as stored:
             yield stored
     except (OSError, ValueError, zipfile.BadZipFile) as fault:
-        raise UserError(f"{path}: missing or damaged ({fault}); run 'megavoxel preprocess' again") from None
+        raise UserError(f"{path}: missing or damaged ({fault}); {REMEDY}") from None
 
 
 def _compression() -> blosc2.CParams:
