@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and docs/results.md from the files in benchmarks/results.
+"""Writes the tables of docs/performance.md, docs/results.md and benchmarks/results/README.md from benchmarks/results.
 
 python -m benchmarks.tables [--check]
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.measure import REPOSITORY, RESULTS
 
-PAGES = ("docs/performance.md", "docs/results.md")
+PAGES = ("docs/performance.md", "docs/results.md", "benchmarks/results/README.md")
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIELD = re.compile(r"\{(\w+)(\+?)\}")
 INTERVAL = "{dsc} [{dsc_low}, {dsc_high}]"
@@ -25,7 +25,6 @@ COMPARED = {
     "DSC": INTERVAL, "SD of seeds": "{sd_of_seeds}", "− first": "{difference+}", "p (Holm)": "{p_holm}",
     "NSD at 2 mm": "{nsd_2mm}", "peak, GiB": "{peak_gib}",
 }  # fmt: skip
-SWEEP = {"setting": "{setting}", **COMPARED}
 RUN = "2026-11-29.csv"
 """The run of the benchmarks that the pages show."""
 
@@ -95,39 +94,19 @@ TABLES = {
             "NSD at 2 mm": "{nsd_2mm} ± {nsd_2mm_sd}",
         },
     ),
-    "chaos-sweep-patch": Table(file="studies/chaos-sweep-patch.csv", columns={"patch": "{setting}", **COMPARED}),
-    "chaos-sweep-batch": Table(file="studies/chaos-sweep-batch.csv", columns={"batch": "{setting}", **COMPARED}),
-    "chaos-models": Table(
-        file="studies/chaos-models.csv",
-        columns={key: text for key, text in SWEEP.items() if key != "SD of seeds"},
+    "fold-0": Table(
+        file="studies/fold-0.csv",
+        columns={
+            "study": "{study}", "cases": "{training_cases} + {validation_cases}", "DSC": "{dsc} ± {dsc_sd}",
+            "NSD": "{nsd} ± {nsd_sd} at {tolerance_mm} mm", "time": "{time}",
+        },
     ),
+    "chaos-sweep-patch": Table(file="studies/chaos-sweep-patch.csv", columns={"patch": "{setting}", **COMPARED}),
     "vnc-networks": Table(
         file="studies/vnc-networks.csv",
         columns={
             "network": "{setting}", **{key: text for key, text in COMPARED.items() if "NSD" not in key},
         },
-    ),
-    "openkbp": Table(
-        file="studies/openkbp.csv",
-        columns={
-            "network": "{network}",
-            **{
-                heading: f"{{{key}_dsc}} [{{{key}_low}}, {{{key}_high}}]"
-                for heading, key in (
-                    ("32³", "patch_32"), ("48 × 48 × 64", "patch_48_48_64"), ("whole image", "whole"),
-                )
-            },
-        },
-        rows=lambda row: row["run"] == "2",
-    ),
-    "cxr2": Table(
-        file="studies/cxr2.csv",
-        columns={
-            "resolution": "{resolution}", "images per class": "{images_per_class}",
-            "accuracy": "{accuracy} [{accuracy_low}, {accuracy_high}]", "SD of seeds": "{sd_of_seeds}",
-            "AUROC": "{auroc}", "ECE": "{ece}", "seconds": "{seconds}", "peak, MiB": "{peak_mib}",
-        },
-        rows=lambda row: row["workers"] == "1",
     ),
 }  # fmt: skip
 

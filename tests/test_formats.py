@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from megavoxel.preprocessing.store import open_case
 from megavoxel.volumes.checks import grid_faults
 from megavoxel.volumes.open import FORMATS, SUFFIXES, open_volume, read_image, read_labels
 from test_new_scans import to_itk, write_dicom
+from trained_study import STUDY, train_study
 
 CASES = ("a", "b", "c", "d")
 SHAPE = (18, 15, 12)
@@ -154,18 +155,60 @@ def test_the_raw_layout_of_nnunet_may_end_in_mha(tmp_path, twin):
     assert_same_arrays(folder, twin)
 
 
-def test_a_folder_of_dicom_slices_may_be_an_image_of_dataset_json(tmp_path, twin):
-    folder = tmp_path
-    entries = [{"image": f"imagesTr/{case}", "label": f"labelsTr/{case}.nii.gz"} for case in CASES]
-    for number, case in enumerate(CASES):
+def mixed(folder: Path, images: Sequence[str] = (".nrrd", ".mha", "", ".mha")) -> Path:
+    """Cases with images of some formats, named by a dataset.json: endings of files, or empty for DICOM slices."""
+    entries = []
+    for number, (case, suffix) in enumerate(zip(CASES, images, strict=True)):
+        label = f"labelsTr/{case}{suffix or '.nii.gz'}"
+        entries.append({"image": f"imagesTr/{case}{suffix}", "label": label})
         image, labels = phantom(number)
-        write_dicom(folder / f"scans/imagesTr/{case}", image, modality="CT")
-        write(folder / f"scans/labelsTr/{case}.nii.gz", labels)
+        write(folder / "scans" / label, labels)
+        if suffix:
+            write(folder / f"scans/imagesTr/{case}{suffix}", image)
+        else:
+            write_dicom(folder / f"scans/imagesTr/{case}", image, modality="CT")
     content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "one", "3": "three"}, "training": entries}
     (folder / "scans/dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_folder_of_dicom_slices_may_be_an_image_of_dataset_json(tmp_path, twin):
+    folder = mixed(tmp_path, images=[""] * len(CASES))
     fetched(folder, "dicom")
     preprocessed(folder)
     assert_same_arrays(folder, twin)
+
+
+def reported(folder: Path) -> Path:
+    """The results of a study that `init` begins on a folder, trained on three cases and tested on the fourth."""
+    run("init", folder / "scans", "--name", "scans", "--to", folder / "config")
+    keys = {"labels": {"one": 1, "three": 3}, "test_cases": ["d"]}
+    dataset = yaml.safe_load((folder / "config/datasets/scans.yaml").read_text()) | keys
+    training = {
+        "epochs": 1, "iterations_per_epoch": 40, "validation_iterations": 1, "workers": 0, "precision": "float32",
+        "learning_rate": 0.03,
+    }  # fmt: skip
+    keys = {"patch": [8, 8, 8], "batch": 2, "network": {"base_features": 4, "levels": 2}, "training": training}
+    results = train_study(folder, dataset, {**STUDY, "defaults": keys})
+    definition = {"study": "little", "dataset": "scans", "settings": ["only"], "folds": {"only": [0, 1]}}
+    run("report", "--results", results, "--definition", json.dumps(definition))
+    return results
+
+
+@pytest.mark.slow
+def test_a_study_of_nrrd_mha_and_dicom_is_trained_scored_and_reported_like_its_twin_in_nifti(tmp_path):
+    twin = reported(written(tmp_path / "nifti", lambda kind, case: f"{kind}/{case}.nii.gz"))
+    scores = (twin / "scores.csv").read_text()
+    assert scores.count("DSC") == 2 * 4
+    assert max(float(line.rpartition(",")[2] or 0) for line in scores.splitlines()[1:]) > 0.3
+    results = reported(mixed(tmp_path / "mixed"))
+    assert (results / "scores.csv").read_text() == scores
+    assert (results / "report/index.html").stat().st_size > 10_000
+    tables = [(place / "report/tables/labels.csv").read_text() for place in (results, twin)]
+    assert tables[0] == tables[1]
+    for path in sorted(twin.glob("only/**/*.nii.gz")):
+        found, wanted = (read_labels(place / path.relative_to(twin))[0] for place in (results, twin))
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_blocks_are_cut_in_the_format_of_their_volume(tmp_path):

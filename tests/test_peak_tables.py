@@ -175,10 +175,10 @@ def test_folds_without_a_peak_are_passed_over_and_members_are_not(study):
     folder, definition = study
     without_peak(folder, "small/fold-1", "large-s1/fold-0", "large-s1/fold-1")
     peaks = own_peaks(load(folder, definition))
-    assert peaks["small"].measured == 1.0
-    assert np.isnan(peaks["large-s1"].measured)
+    assert peaks["peak_gib"]["small"] == 1.0
+    assert np.isnan(peaks["peak_gib"]["large-s1"])
     # What the unknown member takes may be more than the known one.
-    assert np.isnan(peaks["both"].measured)
+    assert np.isnan(peaks["peak_gib"]["both"])
 
 
 def test_a_cascade_has_the_largest_of_its_stages_beside_published_numbers_and_its_own_elsewhere(study):
@@ -200,7 +200,7 @@ def test_a_cascade_whose_first_stage_has_no_peak_has_none(study):
     folder, definition = study
     save_plan(folder / "second/plan.json", replace(load_plan(folder / "second/plan.json"), stage1=("small",)))
     without_peak(folder, "small/fold-0", "small/fold-1")
-    assert np.isnan(cascade_peaks(load(folder, definition))["second"].measured)
+    assert np.isnan(cascade_peaks(load(folder, definition))["peak_gib"]["second"])
 
 
 def test_stages_of_stages_count():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,11 +39,11 @@ def stage(*words: object) -> None:
     assert main(list(map(str, words))) == 0, words
 
 
-def train_study(root: Path) -> Path:
-    """Writes a finished study below `root`; returns results/little."""
-    (root / "dataset.yaml").write_text(yaml.safe_dump(DATASET))
+def train_study(root: Path, dataset: dict[str, Any] = DATASET, content: dict[str, Any] = STUDY) -> Path:
+    """Writes a finished study of the setting `only` in two folds below `root`; returns results/little."""
+    (root / "dataset.yaml").write_text(yaml.safe_dump(dataset))
     study = root / "study.yaml"
-    study.write_text(yaml.safe_dump({**STUDY, "dataset": str(root / "dataset.yaml")}))
+    study.write_text(yaml.safe_dump({**content, "dataset": str(root / "dataset.yaml")}))
     data, results = root / "data", root / "results" / "little"
     setting, cases, splits = results / "only", results / "cases.json", results / "splits.json"
     of_setting = ("--study", study, "--setting", "only")

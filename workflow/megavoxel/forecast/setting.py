@@ -77,7 +77,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         parallel=parallel,
         device=device,
         precision=precision,
-        training_gib=max(_gib(stage, device) for stage in stages),
+        training_gib=max(peak_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.networks, precision),
@@ -103,10 +103,10 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
     size = prediction_window(plan, largest_case(plan))
     slab, keys = _slab_bytes(plan, size, on_host=not device.gpus), {"networks": networks, "precision": precision}
     if predicting_devices(plan) == 1:
-        return _gib(window(plan, size, **keys), device, extra=slab)
+        return peak_gib(window(plan, size, **keys), device, extra=slab)
     begins = begins_of(plan, plan.parallel, precision)
     first, *others = staged_window(plan.network, begins, size, **keys)
-    return max(_gib(first, device, extra=slab), *(_gib(stage, device) for stage in others))
+    return max(peak_gib(first, device, extra=slab), *(peak_gib(stage, device) for stage in others))
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
@@ -165,7 +165,8 @@ def _slab_bytes(plan: Plan, size: tuple[int, ...], *, on_host: bool) -> int:
     return 4 * plan.network.classes * size[0] * min(columns, max(widest, size[1])) * line + SLAB_BYTES
 
 
-def _gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
+def peak_gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
+    """Peak memory of a device in GiB, with its overhead and workspace."""
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
 
 

@@ -7,9 +7,11 @@ in float32.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,21 +129,30 @@ def float32_bytes(network: nn.Module) -> int:
     return parameter_count(network) * BYTES_OF_FLOAT32
 
 
-class StepKey:
-    """A plan and a precision as the key of a cache, equal where a step is the same; plans themselves have no hash."""
+class Keyed:
+    """A plan as the key of a cache, equal to another with the same `key`; plans themselves have no hash."""
 
-    def __init__(self, plan: Plan, precision: str) -> None:
-        self.plan, self.precision = plan, precision
-        expansion = (plan.expanded_patch, plan.expansion_order)
-        training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
-        masked = bool(plan.unannotated)
-        self.key = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, precision)
+    def __init__(self, plan: Any, key: Hashable) -> None:
+        self.plan, self.key = plan, key
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StepKey) and self.key == other.key
+        return isinstance(other, Keyed) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+class StepKey(Keyed):
+    """A plan and a precision, equal where a step is the same."""
+
+    def __init__(self, plan: Plan, precision: str) -> None:
+        self.precision = precision
+        expansion = (plan.expanded_patch, plan.expansion_order)
+        training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
+        masked = bool(plan.unannotated)
+        super().__init__(
+            plan, (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, precision)
+        )
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ PEAK = "peak_gib"
 """The metric of published memory: of a GPU in training, in GB as the paper prints it."""
 SECONDS, SECONDS_SD = "seconds", "seconds_sd"
 """The metrics of published inference time per image: the mean, and the standard deviation that is printed with it."""
-PEAK_COLUMNS = ("peak_gib", "forecast_gib")
+PEAK_COLUMNS = ["peak_gib", "forecast_gib"]
+"""Measured and forecast peak memory."""
 COLUMNS = ["setting", "split", "fold", "case", "repeat", "seconds", "window"]
 KEYS = [name for name in COLUMNS if name != "seconds"]
 GROUP = ["split", "setting", "window"]
@@ -34,37 +34,21 @@ TABLE_COLUMNS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peak:
-    """The most that PyTorch allocates on one device in training, in GiB; NaN where no run states it."""
+def own_peaks(stored: Stored) -> pd.DataFrame:
+    """The most that PyTorch allocates on one device in training, in GiB: `PEAK_COLUMNS` by model.
 
-    measured: float
-    forecast: float
-
-
-NONE = Peak(measured=math.nan, forecast=math.nan)
-
-
-def own_peaks(stored: Stored) -> dict[str, Peak]:
-    """Peaks by model: a setting has the largest of its folds, an ensemble the largest of its members.
-
-    The figures are those of `peak_memory` in the manifests. Folds without one are passed over; an ensemble with a
-    member that has none has none.
+    A setting has the largest of its folds, an ensemble the largest of its members. The figures are those of
+    `peak_memory` in the manifests. Folds without one are passed over; an ensemble with a member that has none has none.
     """
-    peaks = {setting: _of_folds(stored.manifests[setting].values()) for setting in stored.definition.settings}
-    ensembles = stored.definition.ensembles.items()
-    return peaks | {name: largest(peaks[member] for member in members) for name, members in ensembles}
+    return _with_ensembles({setting: _of_folds(own.values()) for setting, own in stored.manifests.items()}, stored)
 
 
-def cascade_peaks(stored: Stored) -> dict[str, Peak]:
+def cascade_peaks(stored: Stored) -> pd.DataFrame:
     """Peaks by model, as `own_peaks`, but a setting with a first stage has the largest of all stages: what training
     the whole cascade takes, as table 3 of Wang et al. 2022 states it."""
     own = own_peaks(stored)
-    settings = {
-        setting: largest(own.get(stage, NONE) for stage in stages_of(setting, stored.plans)) for setting in stored.plans
-    }
-    ensembles = stored.definition.ensembles.items()
-    return settings | {name: largest(settings[member] for member in members) for name, members in ensembles}
+    stages = {setting: stages_of(setting, stored.plans) for setting in stored.plans}
+    return _with_ensembles({setting: largest(own, names) for setting, names in stages.items()}, stored)
 
 
 def stages_of(setting: str, plans: Mapping[str, Plan]) -> list[str]:
@@ -75,22 +59,21 @@ def stages_of(setting: str, plans: Mapping[str, Plan]) -> list[str]:
     return stages
 
 
-def largest(peaks: Iterable[Peak]) -> Peak:
-    """The largest of several peaks, measured and forecast each for itself; NaN where one of them is."""
-    listed = list(peaks)
-    return Peak(measured=_most(peak.measured for peak in listed), forecast=_most(peak.forecast for peak in listed))
+def largest(peaks: pd.DataFrame, models: Iterable[str]) -> pd.Series:
+    """The largest of the peaks of some models, measured and forecast each for itself; NaN where one has none."""
+    return peaks.reindex(list(models)).max(skipna=False)
 
 
-def with_peaks(table: pd.DataFrame, models: Iterable[Sequence[str]], peaks: Mapping[str, Peak]) -> pd.DataFrame:
-    """The table with `peak_gib` and `forecast_gib`, the largest of the models that each row is about.
+def with_peaks(table: pd.DataFrame, models: Iterable[Sequence[str]], peaks: pd.DataFrame) -> pd.DataFrame:
+    """The table with `PEAK_COLUMNS`, the largest of the models that each row is about.
 
     Args:
         models: of each row; a row without models, or with one that has no peak, has none.
     """
-    found = [largest(peaks.get(model, NONE) for model in row) for row in models]
-    measured, forecast = [peak.measured for peak in found], [peak.forecast for peak in found]
-    columns = dict(zip(PEAK_COLUMNS, (measured, forecast), strict=True))
-    return table.assign(**{name: pd.Series(values, table.index, float) for name, values in columns.items()})
+    rows = [tuple(row) for row in models]
+    found = {row: largest(peaks, row) for row in set(rows)}
+    values = pd.DataFrame([found[row] for row in rows], columns=PEAK_COLUMNS, dtype=float).set_index(table.index)
+    return table.assign(**values)
 
 
 def how_measured(stored: Stored) -> str:
@@ -104,16 +87,17 @@ def how_measured(stored: Stored) -> str:
     return "; ".join(f"{how} ({', '.join(names)})" for how, names in settings.items())
 
 
-def _of_folds(manifests: Iterable[Mapping[str, Any]]) -> Peak:
+def _with_ensembles(settings: Mapping[str, Sequence[float]], stored: Stored) -> pd.DataFrame:
+    """Peaks of settings, and of ensembles of them."""
+    peaks = pd.DataFrame.from_dict(settings, orient="index", columns=PEAK_COLUMNS, dtype=float)
+    for name, members in stored.definition.ensembles.items():
+        peaks.loc[name] = largest(peaks, members)
+    return peaks
+
+
+def _of_folds(manifests: Iterable[Mapping[str, Any]]) -> list[float]:
     recorded = [_recorded(manifest) for manifest in manifests]
-    measured, forecast = ([run[key] for run in recorded if key in run] for key in ("gib", "forecast_gib"))
-    return Peak(measured=max(measured, default=math.nan), forecast=max(forecast, default=math.nan))
-
-
-def _most(values: Iterable[float]) -> float:
-    """The largest; NaN where there is none, or one of them is NaN."""
-    listed = list(values)
-    return math.nan if any(map(math.isnan, listed)) else max(listed, default=math.nan)
+    return [max((run[key] for run in recorded if key in run), default=math.nan) for key in ("gib", "forecast_gib")]
 
 
 def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

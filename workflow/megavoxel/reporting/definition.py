@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from megavoxel.config.records import from_plain
 from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError, expect
-from megavoxel.files import read_json
+from megavoxel.files import parse_json, read_json
 from megavoxel.tasks.classification.cases import TASK as CLASSIFICATION
 
 SEGMENTATION = "segmentation"
@@ -87,12 +86,9 @@ def load_definition(text: str) -> Definition:
 
 def _values(text: str) -> tuple[Any, str]:
     """The plain values of a definition, from JSON or a file of JSON, and the name of that file for errors."""
-    if not text.lstrip().startswith("{"):
-        return read_json(Path(text), what="definition of the study"), text
-    try:
-        return json.loads(text), "--definition"
-    except json.JSONDecodeError as fault:
-        raise UserError(f"--definition: this is not JSON ({fault})") from None
+    if text.lstrip().startswith("{"):
+        return parse_json(text, option="--definition"), "--definition"
+    return read_json(Path(text), what="definition of the study"), text
 
 
 def _flat(groups: Mapping[str, Iterable[str]]) -> set[str]:

@@ -13,8 +13,18 @@ from megavoxel.config.study import Sweep
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.evaluation.tidy import read_text
-from megavoxel.reporting.costs import PEAK, SECONDS, SECONDS_SD, Key, Peak, largest, with_peaks
+from megavoxel.reporting.costs import (
+    PEAK,
+    SECONDS,
+    SECONDS_SD,
+    Key,
+    cascade_peaks,
+    largest,
+    seconds_of_models,
+    with_peaks,
+)
 from megavoxel.reporting.definition import Definition
+from megavoxel.reporting.stored import Stored
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 
 COLUMNS = ["table", "row", "metric", "value", "source"]
@@ -62,33 +72,23 @@ def read_published(path: Path | None, *, classifies: bool = False) -> pd.DataFra
     return table.assign(value=numbers)
 
 
-def published_table(
-    published: pd.DataFrame,
-    *,
-    summary: pd.DataFrame,
-    labels: pd.DataFrame,
-    points: Mapping[Key, float],
-    models: Mapping[tuple[str, str], Sequence[str]],
-    peaks: Mapping[str, Peak],
-    seconds: Mapping[tuple[str, str], float],
-    split: str,
-    metrics: Sequence[Metric],
-) -> pd.DataFrame:
+def published_table(published: pd.DataFrame, stored: Stored, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Published values beside the measured means, with the peak memory of each row; empty where nothing is published.
 
-    A line's `row` is the name of a model, or of a point where its `table` is that of a sweep. Its `metric` is a
-    metric's name (mean over labels and cases), one followed by a label (`DSC liver`; of a point with repeats the mean
-    of their means), `peak_gib`, `seconds` or `seconds_sd`. Measured stays empty where the study has no such row or
-    label.
+    Measured are those of the split that is reported last. A line's `row` is the name of a model, or of a point where
+    its `table` is that of a sweep. Its `metric` is a metric's name (mean over labels and cases), one followed by a
+    label (`DSC liver`; of a point with repeats the mean of their means), `peak_gib`, `seconds` or `seconds_sd`.
+    Measured stays empty where the study has no such row or label.
 
     Args:
-        points: measured means of the points of sweeps, as `measured_points` gives them.
-        models: of each table and row, as `models_of_rows` gives them.
-        peaks: by model, as `megavoxel.reporting.costs.cascade_peaks` gives them.
-        seconds: by model and metric, as `megavoxel.reporting.costs.seconds_of_models` gives them.
-        split: the split to compare with.
+        published: as `read_published` gives it.
+        tables: with full numbers: `summary`, `labels`, `sweeps` and `inference_time`.
     """
-    means = {**_means(summary[summary["split"] == split], labels[labels["split"] == split], metrics), **seconds}
+    split, peaks, definition = stored.splits[-1], cascade_peaks(stored), stored.definition
+    summary, labels = (tables[name][tables[name]["split"] == split] for name in ("summary", "labels"))
+    means = _means(summary, labels, stored.metrics) | seconds_of_models(tables["inference_time"], split)
+    points = measured_points(tables["sweeps"], published, definition.sweeps, split)
+    models = models_of_rows(published, definition)
     keys = list(published[KEYS].itertuples(index=False, name=None))
     measured = [points.get(key, _measured(key[2], models[key[:2]], means, peaks)) for key in keys]
     table = published.rename(columns={"value": "published"})
@@ -138,12 +138,10 @@ def models_of_rows(published: pd.DataFrame, definition: Definition) -> dict[tupl
     return models
 
 
-def _measured(
-    metric: str, models: Sequence[str], means: Mapping[tuple[str, str], float], peaks: Mapping[str, Peak]
-) -> float:
+def _measured(metric: str, models: Sequence[str], means: Mapping[tuple[str, str], float], peaks: pd.DataFrame) -> float:
     """Mean over models that are repeats of one another; NaN where there is none, or one lacks the metric."""
     if metric == PEAK:
-        return largest(peaks[model] for model in models).measured
+        return largest(peaks, models)[PEAK]
     values = [means.get((model, metric), math.nan) for model in models]
     return sum(values) / len(values) if values else math.nan
 

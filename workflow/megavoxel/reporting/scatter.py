@@ -99,7 +99,7 @@ def memory_figure(stored: Stored, published: pd.DataFrame) -> Figure:
     lines = [f"peak memory of training in GiB: {how_measured(stored)}"]
     if any(point.kind == "published" for point in points):
         lines[0] += "; of published points GPU memory in GB"
-    absent = [model for model, peak in cascade_peaks(stored).items() if math.isnan(peak.measured)]
+    absent = [model for model, gib in cascade_peaks(stored)[PEAK].items() if math.isnan(gib)]
     if absent:
         lines.append(f"no peak was recorded of {', '.join(absent)}")
     return scatter(points, panels(stored), "\n".join(lines), f"{stored.metrics[0].head} ({VALIDATION})")
@@ -128,7 +128,7 @@ def memory_points(stored: Stored, published: pd.DataFrame) -> list[Point]:
     stages.
     """
     peaks = cascade_peaks(stored)
-    found = {models: largest(peaks[model] for model in models).measured for models in model_groups(stored)}
+    found = {models: largest(peaks, models)[PEAK] for models in model_groups(stored)}
     known = {models: gib for models, gib in found.items() if not math.isnan(gib)}
     cases = {panel: _panel_means(stored, panel) for panel in panels(stored)}
     points = []

@@ -11,8 +11,8 @@ import pandas as pd
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import atomic_path, write_text
 from megavoxel.reporting import statistics
-from megavoxel.reporting.costs import cascade_peaks, own_peaks, seconds_of_models, time_table, with_peaks
-from megavoxel.reporting.published import measured_points, models_of_rows, published_table
+from megavoxel.reporting.costs import own_peaks, time_table, with_peaks
+from megavoxel.reporting.published import published_table
 from megavoxel.reporting.statistics import sweep_table
 from megavoxel.reporting.stored import Stored
 
@@ -256,7 +256,7 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
     """All tables of a segmentation study by name, with full numbers; those of `MODELS` end with the peak memory of a
     row's models.
     """
-    split, peaks, summary = stored.splits[-1], own_peaks(stored), statistics.summary(stored)
+    peaks, summary = own_peaks(stored), statistics.summary(stored)
     tables = {
         "summary": summary,
         "comparison": statistics.comparison(stored, summary),
@@ -265,21 +265,10 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
         "cost": statistics.cost(stored),
         "inference_time": time_table(timings, published, stored.definition),
     }
-    beside = published_table(
-        published,
-        summary=tables["summary"],
-        labels=tables["labels"],
-        points=measured_points(tables["sweeps"], published, stored.definition.sweeps, split),
-        models=models_of_rows(published, stored.definition),
-        peaks=cascade_peaks(stored),
-        seconds=seconds_of_models(tables["inference_time"], split),
-        split=split,
-        metrics=stored.metrics,
-    )
     peaked = {
         name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
     }
-    return {**tables, **peaked, "published": beside}
+    return {**tables, **peaked, "published": published_table(published, stored, tables)}
 
 
 def _metrics_of(table: pd.DataFrame) -> list[Metric]:

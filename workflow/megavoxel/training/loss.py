@@ -1,8 +1,9 @@
 """Losses on logits, and their sum over the levels of deep supervision.
 
 The soft Dice is our own because its sums are shared between the parts of a batch; it is tested against MONAI's.
-Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers. `known` says which labels are annotated
-in the case of a sample; `training/annotation.py` says what that changes, and how the target of a batch carries it.
+Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers. `known`, bool (batch, classes - 1),
+says which labels are annotated in the case of a sample; None: all are. `training/annotation.py` says what that changes,
+and how the target of a batch carries it.
 
 Focal, top k and perimeter loss are those that Sato and Kido (Large Batch and Patch Size Training, AMOS 2022, Table 3)
 add to Dice. Each is a mean over samples of a value of that sample alone: the loss of a batch is the mean of those of
@@ -13,7 +14,6 @@ leave float64 as it is, and make nothing as large as classes × volume in intege
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
@@ -36,9 +36,6 @@ def focal_loss(
     zero. It also makes the one-hot target and several more maps of classes × volume, which this does without.
 
     Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
         gamma: how much less sure voxels count, at least 0. At 0 this is the cross-entropy.
         weights: (classes), of the type of the logits; None: all are 1.
     """
@@ -59,9 +56,6 @@ def topk_loss(logits: Tensor, target: Tensor, known: Tensor | None = None, *, pe
     among the worst only where no others are left.
 
     Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
         percent: share of a sample's voxels that count, above 0 and at most 100, rounded down to whole voxels, but to
             one at least. At 100 this is the cross-entropy.
     """
@@ -87,11 +81,6 @@ def perimeter_loss(logits: Tensor, target: Tensor, known: Tensor | None = None) 
     surface there. Nor has one thinner than three voxels, as in the source: the erosion leaves nothing of it.
 
     It says how much surface there must be and not where: a loss beside Dice, not in its place.
-
-    Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
     """
     probabilities = _at_least_float32(logits).softmax(dim=1)
     # Pooling keeps 18 maps of a class for the backward pass. Computed again there, only one class at a time has them.
@@ -158,11 +147,6 @@ Completion = Callable[[Tensor], Tensor]
 def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
     """Sums that the soft Dice of each sample and foreground class is made of.
 
-    Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
-
     Returns:
         intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1). With `known` a third,
         which is 1, follows: the number of samples in the sums. All three are 0 where the label is not annotated.
@@ -180,7 +164,6 @@ def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None)
     """The sums of all samples together (2 or 3, classes - 1).
 
     Args:
-        logits: (batch, classes, z, y, x).
         target: (batch, z, y, x), as `encode_target` gives it.
         annotated: as `annotation_table` gives it.
     """
@@ -202,9 +185,6 @@ def dice_loss(
     are so in any sample of the batch.
 
     Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
         batch: whether sums run over the whole batch before the ratio is taken.
         complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, classes - 1) of all parts.
     """
@@ -237,9 +217,6 @@ def cross_entropy_loss(
     is the mean of those of its equal parts.
 
     Args:
-        logits: (batch, classes, z, y, x).
-        target: (batch, z, y, x).
-        known: bool (batch, classes - 1), the annotated labels; None: all are.
         weights: (classes), of the type of the logits; None: all are 1.
     """
     if weights is None and known is None:
@@ -254,47 +231,25 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
     return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossKeys:
-    """What the parts of a loss may depend on."""
-
-    training: Training
-    """The study's keys."""
-    complete: Completion | None = None
-    """See `dice_loss`."""
-    class_weights: Tensor | None = None
-    """float32 (classes), for the cross-entropy or focal loss; None: all are 1."""
-
-
-def _dice(keys: LossKeys) -> MaskedLoss:
-    return partial(dice_loss, batch=keys.training.batch_dice, complete=keys.complete)
-
-
-def _cross_entropy(keys: LossKeys) -> MaskedLoss:
-    return partial(cross_entropy_loss, weights=keys.class_weights)
-
-
-def _focal(keys: LossKeys) -> MaskedLoss:
-    return partial(focal_loss, gamma=keys.training.focal_gamma, weights=keys.class_weights)
-
-
-def _topk(keys: LossKeys) -> MaskedLoss:
-    return partial(topk_loss, percent=keys.training.topk_percent)
-
-
-def _perimeter(_: LossKeys) -> MaskedLoss:
-    return perimeter_loss
-
-
-LOSSES: dict[str, tuple[Callable[[LossKeys], MaskedLoss], ...]] = {
-    "dice": (_dice,),
-    "cross_entropy": (_cross_entropy,),
-    "dice_ce": (_dice, _cross_entropy),
-    "dice_focal": (_dice, _focal),
-    "dice_topk": (_dice, _topk),
-    "dice_perimeter": (_dice, _perimeter),
+LOSSES = {
+    "dice": ("dice",),
+    "cross_entropy": ("cross_entropy",),
+    "dice_ce": ("dice", "cross_entropy"),
+    "dice_focal": ("dice", "focal"),
+    "dice_topk": ("dice", "topk"),
+    "dice_perimeter": ("dice", "perimeter"),
 }
-"""The parts that are added up, by the study's key `training.loss`."""
+"""The parts that are added up (`_parts`), by the study's key `training.loss`."""
+
+
+def _parts(training: Training, complete: Completion | None, weights: Tensor | None) -> dict[str, MaskedLoss]:
+    return {
+        "dice": partial(dice_loss, batch=training.batch_dice, complete=complete),
+        "cross_entropy": partial(cross_entropy_loss, weights=weights),
+        "focal": partial(focal_loss, gamma=training.focal_gamma, weights=weights),
+        "topk": partial(topk_loss, percent=training.topk_percent),
+        "perimeter": perimeter_loss,
+    }
 
 
 def build_loss(
@@ -311,8 +266,8 @@ def build_loss(
         class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
     """
-    keys = LossKeys(training=training, complete=complete, class_weights=class_weights)
-    parts = [part(keys) for part in LOSSES[training.loss]]
+    known_parts = _parts(training, complete, class_weights)
+    parts = [known_parts[name] for name in LOSSES[training.loss]]
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         classes, known = decode_target(target, annotated)
@@ -332,9 +287,6 @@ def downsample_target(target: Tensor, stride: Sequence[int]) -> Tensor:
 
     Where the last cell sticks out of the target, its last voxel is taken. Equals PyTorch's `nearest-exact` where the
     size is a multiple of the stride.
-
-    Args:
-        target: (batch, z, y, x).
     """
     for axis, step in enumerate(stride, start=1):
         if step > 1:

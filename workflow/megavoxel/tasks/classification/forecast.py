@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -18,11 +18,11 @@ from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import speed_of, step_seconds
 from megavoxel.forecast.memory import Foretold, device_at_hand, memory_advice, require_memory
-from megavoxel.forecast.step import GIB, gib
+from megavoxel.forecast.setting import peak_gib
+from megavoxel.forecast.step import CPU, GIB, Keyed, StepCost, float32_bytes, gib, make_optimizer_state
 from megavoxel.forecast.table import save_table
 from megavoxel.network.device import Precision
-from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
-from megavoxel.network.segmentation import parameter_count
+from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
@@ -49,32 +49,19 @@ BLIND_SPOTS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepCost:
-    """A training step of one worker."""
-
-    peak_bytes: int
-    """Most memory of tensors at any time."""
-    workspace_bytes: int
-    """Input and output of the largest convolution in float32."""
-    flops: int
-    parameter_bytes: int
-
-
 def step_cost(plan: ClassifierPlan, precision: str) -> StepCost:
     """The cost of a step on one worker, from `train_step` itself on fake tensors.
 
     With several workers, the buffer of the exchange, and the copy that is summed, are there once activations are gone.
     """
-    peak, resident, workspace, flops, parameters = _traced(plan, plan.batch, precision)
-    if plan.workers > 1:
-        peak = max(peak, resident + 3 * parameters)
-    return StepCost(peak_bytes=peak, workspace_bytes=workspace, flops=flops, parameter_bytes=parameters)
+    cost = _traced(plan, plan.batch, precision)
+    exchange = cost.resident_bytes + 3 * cost.parameter_bytes if plan.workers > 1 else 0
+    return replace(cost, peak_bytes=max(cost.peak_bytes, exchange))
 
 
 def image_bytes(plan: ClassifierPlan, precision: str) -> float:
     """What each image of a large batch adds to the peak."""
-    few, many = (_traced(plan, images, precision)[0] for images in LARGE_BATCHES)
+    few, many = (_traced(plan, images, precision).peak_bytes for images in LARGE_BATCHES)
     return (many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
 
 
@@ -120,7 +107,7 @@ def check_fits_here(plan: ClassifierPlan, _data: object, device: torch.device, d
     found = device_at_hand(device, plan.workers, described=described)
     precision = precision_on(plan, device).name
     cost = step_cost(plan, precision)
-    peak, option = _peak_gib(cost, found), f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
+    peak, option = peak_gib(cost, found), f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
     require_memory(
         plan.setting,
         found,
@@ -157,17 +144,13 @@ def forecast(arguments: argparse.Namespace, study: ClassificationStudy, device: 
     print(BLIND_SPOTS)
 
 
-def _peak_gib(cost: StepCost, device: Device) -> float:
-    return (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
-
-
 def _row(
     setting: ClassifierSetting, *, study: ClassificationStudy, classes: tuple[str, ...], device: Device
 ) -> dict[str, object]:
     plan = classifier_plan(setting, study=study.name, dataset=study.dataset, classes=classes, seed=study.seed)
     precision = precision_of(plan, device)
     cost = step_cost(plan, precision)
-    peak = _peak_gib(cost, device)
+    peak = peak_gib(cost, device)
     seconds = _seconds_per_step(plan, cost, device, precision)
     hours = _hours(plan, seconds)
     fits, reason = _fits(plan, peak, device)
@@ -214,46 +197,35 @@ def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]
     return True, f"{gib(peak)} of {gib(device.limit_gib)}"
 
 
-def _traced(plan: ClassifierPlan, images: int, precision: str) -> tuple[int, int, int, int, int]:
-    """Peak, resident, workspace, operations and bytes of weights of a step with so many images."""
+def _traced(plan: ClassifierPlan, images: int, precision: str) -> StepCost:
+    """A step with so many images; plans that differ in nothing that memory depends on share it."""
     keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
-    return _step(_Plan(plan, keys), images, precision)
-
-
-class _Plan:
-    """A plan as a key of a cache, equal where all that memory depends on is."""
-
-    def __init__(self, plan: ClassifierPlan, keys: tuple) -> None:
-        self.plan, self.keys = plan, keys
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Plan) and self.keys == other.keys
-
-    def __hash__(self) -> int:
-        return hash(self.keys)
+    return _step(Keyed(plan, keys), images, precision)
 
 
 @cache
-def _step(hashed: _Plan, images: int, precision: str) -> tuple[int, int, int, int, int]:
-    plan = hashed.plan
+def _step(keyed: Keyed, images: int, precision: str) -> StepCost:
+    plan = keyed.plan
     with FakeTensorMode():
         network = build_network(plan.network, len(plan.classes))
         run = Run(
             plan=plan,
-            device=torch.device("cpu"),
+            device=CPU,
             precision=Precision(name=precision, reason="forecast"),
             network=network.train(),
             optimizer=build_optimizer(network.parameters(), plan.training),
         )
         with MemoryTracker() as memory:
             memory.include(network.state_dict().values())
-            for parameter in network.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
+            make_optimizer_state(run)
             resident = sum(tensor.nbytes for tensor in (*network.state_dict().values(), *optimizer_tensors(run)))
             image = torch.zeros(images, 3, plan.resolution, plan.resolution)
             memory.reset_peak()
             train_step(run, image, torch.zeros(images, dtype=torch.int64))
-            parameters = parameter_count(network) * BYTES_OF_FLOAT32
-            return memory.peak, resident, memory.largest_convolution, memory.flops, parameters
+            return StepCost(
+                peak_bytes=memory.peak,
+                resident_bytes=resident,
+                workspace_bytes=memory.largest_convolution,
+                flops=memory.flops,
+                parameter_bytes=float32_bytes(network),
+            )
