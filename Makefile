@@ -20,8 +20,6 @@ $(INSTALLED): pyproject.toml requirements.lock
 
 demo: $(INSTALLED) ## the default study, from phantoms to its report
 	$(BIN)/snakemake
-	@cat results/demo/report/tables/summary.md
-	@echo "report: results/demo/report/index.html"
 
 # Several tests train at once: a thread that waits for another one must not keep a processor busy meanwhile.
 test test-quick test-slurm: export OMP_WAIT_POLICY := passive

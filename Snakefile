@@ -36,6 +36,14 @@ include: "workflow/rules/images.smk"
 report: "workflow/report/workflow.rst"
 
 
+onsuccess:
+    print(closing_words(Path(RESULTS), since=BEGAN), end="", flush=True)
+
+
+onerror:
+    print(f"\n'megavoxel status {RESULTS}' shows the last lines of what failed; logs are in {LOGS}/", flush=True)
+
+
 localrules:
     all,
 

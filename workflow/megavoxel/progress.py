@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -14,6 +16,31 @@ SAID_FROM_SECONDS = 5.0
 """A shorter remaining time is not shown."""
 BYTES = "B"
 """Unit of work that is counted in bytes."""
+
+
+_terminals: dict[str, TextIO] = {}
+
+
+@contextmanager
+def also_on_terminal(name: str | None) -> Iterator[None]:
+    """Within a `with` block, lines that are said appear on the terminal of the process too, headed by `name`.
+
+    The output of a job goes to a log; who started it from a terminal sees what it says all the same. Without a terminal
+    or a name, lines go to the log only.
+    """
+    with ExitStack() as stack:
+        if name is not None:
+            with suppress(OSError):  # a job of a cluster, or of cron, has none
+                _terminals[name] = stack.enter_context(Path("/dev/tty").open("w"))
+                stack.callback(_terminals.pop, name)
+        yield
+
+
+def say(line: str) -> None:
+    """Writes a line to the output at once, and where `also_on_terminal` says so."""
+    print(line, flush=True)
+    for name, terminal in _terminals.items():
+        print(f"{name}: {line}", file=terminal, flush=True)
 
 
 class Progress:

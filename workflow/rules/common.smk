@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
@@ -19,8 +20,10 @@ from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_of
 from megavoxel.files import content_hash
+from megavoxel.reporting.closing import closing_words
 from snakemake.settings.types import DeploymentMethod
 
+BEGAN = time.time()
 CONFIG_FOLDER = Path(workflow.basedir) / "config"
 IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
@@ -91,6 +94,11 @@ def samples_option(wildcards, input):
     if SEGMENTS:
         return f"--preprocessed {shlex.quote(preprocessed_folder(wildcards))}"
     return f"--cases {shlex.quote(input.cases)}"
+
+
+def terminal_option(name):
+    """Has a stage show what it says on the terminal too, under a name, where Snakemake runs on one."""
+    return f"--terminal {shlex.quote(name)}" if sys.stderr.isatty() else ""
 
 
 def split_option(wildcards):

@@ -31,11 +31,13 @@ rule train:
         weights=lambda wildcards, input: f"--weights {shlex.quote(input.weights)}" if input.get("weights") else "",
         state=f"state/{STUDY.name}/{{setting}}/fold-{{fold}}",
         folder=subpath(output.model, parent=True),
-        # Asked with `output`, it triggers no job, as for `mirror`: it is for what is said of memory.
+        # Asked with `output`, these trigger no job, as for `mirror`: they are for what is said.
+        terminal=lambda wildcards, output: terminal_option(f"{wildcards.setting}, fold {wildcards.fold}"),
         hardware=lambda wildcards, output: shlex.join([os.path.relpath(CONFIG_FOLDER / "hardware.yaml"), DEVICE.name]),
         launcher=launcher,
     # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
         "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} {params.samples} "
         "--splits {input.splits:q} --fold {wildcards.fold} {params.stage1} {params.weights} --checksums {input.checksums:q} "
-        "--state {params.state:q} --output {params.folder:q} --hardware {params.hardware} --threads {resources.cpus_per_task} > {log:q} 2>&1"
+        "--state {params.state:q} --output {params.folder:q} --hardware {params.hardware} {params.terminal} "
+        "--threads {resources.cpus_per_task} > {log:q} 2>&1"

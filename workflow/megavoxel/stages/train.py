@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megavoxel.config.hardware import load_device
 from megavoxel.errors import UserError
+from megavoxel.progress import also_on_terminal
 
 PATIENCE = 90.0
 """Seconds that the leader of a group waits for its states: longer than a dead holder's lock lasts."""
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FILE", "NAME"),
         help="hardware file and the device in it that this is, for what is said of memory",
     )
+    parser.add_argument(
+        "--terminal", metavar="NAME", help="show the epochs also on the terminal of this job, if any, headed by NAME"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
 
@@ -51,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.training.states.lock import living
 
     # Before the libraries are loaded, which takes long on a slow file system.
-    with living(arguments.state) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    alive = living(arguments.state) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    with alive, also_on_terminal(arguments.terminal):
         _train(arguments)
 
 

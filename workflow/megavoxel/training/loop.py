@@ -18,8 +18,10 @@ from megavoxel.config.training import Training
 from megavoxel.distributed.group import Group, require_same
 from megavoxel.errors import UserError
 from megavoxel.network.host_memory import peak_resident_bytes
+from megavoxel.progress import say
 from megavoxel.training.memory import measured_step, note_allocated
 from megavoxel.training.optimizer import learning_rate
+from megavoxel.training.pace import Pace
 from megavoxel.training.pipeline import whole_state
 from megavoxel.training.run import Part, Run, RunData
 from megavoxel.training.states.checkpoint import StateWriter, load_state, state_writer
@@ -90,7 +92,7 @@ def train_plan(
             with saving(group, save, minutes=plan.training.checkpoint_minutes) as keeper:
                 _train_to_the_end(functions, run, data, keeper)
     if group.leads and has_stalled(run.history, plan.training):
-        print(stop_reason(run.history, plan.training), flush=True)
+        say(stop_reason(run.history, plan.training))
     group.all(0.0)  # none goes on before the leading one has written the state
     return run
 
@@ -98,6 +100,8 @@ def train_plan(
 def _train_to_the_end(functions: TrainingFunctions, run: Run, data: RunData, keeper: Saving) -> None:
     """All epochs that are left, each validated; `keeper` writes states."""
     training, samples = run.plan.training, functions.samples(run, data)
+    if run.group.leads:
+        say(_first_line(run, samples))
     while not has_ended(run.history, training):
         begin = time.monotonic()
         rate = learning_rate(run.epoch, training, samples.batch)
@@ -122,10 +126,12 @@ def train_epoch(functions: TrainingFunctions, run: Run, samples: Samples, rate: 
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.network.train()
+    pace = Pace(run, samples.steps)
     for image, target in itertools.islice(samples.batches, samples.steps - len(run.losses)):
         # In float64 sums of float32 losses are exact, so that the mean does not depend on where a run was interrupted.
         run.losses.append(measured_step(run, functions.step, image, target).double())
-        keeper.after_step(run.progress)
+        if keeper.after_step(run.progress) and pace.is_due():
+            pace.say(functions.means(run)["training_loss"])
     means = functions.means(run)
     if not math.isfinite(loss := means["training_loss"]):
         raise UserError(
@@ -185,8 +191,16 @@ def _save(run: Run, writer: StateWriter, key: str, lock: Lock | None, *, wait: b
             writer.wait()
 
 
+def _first_line(run: Run, samples: Samples) -> str:
+    plan, others = run.plan, f" and {run.group.size - 1} more" if run.group.size > 1 else ""
+    where = f"on {run.device}{others} in {run.precision.name}"
+    return (
+        f"setting {plan.setting}: {plan.training.epochs} epochs of {samples.steps} steps, batch {plan.batch}, {where}"
+    )
+
+
 def _report(run: Run, shown: Sequence[tuple[str, str, int]]) -> None:
     row, epochs = run.history[-1], run.plan.training.epochs
     values = [f"{words} {row[column]:.{decimals}f}" for column, words, decimals in shown if column in row]
     left = (epochs - run.epoch) * row["seconds"] / 60
-    print(f"epoch {run.epoch}/{epochs}  {'  '.join(values)}  {row['seconds']:.1f} s, {left:.1f} min left", flush=True)
+    say(f"epoch {run.epoch}/{epochs}  {'  '.join(values)}  {row['seconds']:.1f} s, {left:.1f} min left")

@@ -30,8 +30,11 @@ class Saving:
         self._saved = self._looked = time.monotonic()
         self._steps, self._look_after = 0, 1
 
-    def after_step(self, progress: str) -> None:
+    def after_step(self, progress: str) -> bool:
         """Writes a state where it is time.
+
+        Returns:
+            whether the processes of the group have talked, as they do every few seconds.
 
         Raises:
             UserError: the job was told to end; its state is written.
@@ -39,9 +42,10 @@ class Saving:
         """
         self._steps += 1
         if self._steps < self._look_after:
-            return
+            return False
         is_due = self.seconds > 0 and time.monotonic() - self._saved >= self.seconds
         self._look(progress, is_due)
+        return True
 
     def after_epoch(self, progress: str, *, is_last: bool) -> None:
         """Saves a state if one is due, after an epoch and its validation."""
