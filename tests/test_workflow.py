@@ -109,7 +109,7 @@ def finished(repository, tmp_path_factory) -> Path:
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "dataset": "phantom.yaml"}))
     done = snakemake(repository, folder, "--configfile", "tiny.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "\nboth    test " in done.stdout
+    assert "\nboth     test " in done.stdout
     assert done.stdout.rstrip().endswith("report: results/tiny/report/index.html")
     return folder
 
