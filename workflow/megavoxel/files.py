@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -150,6 +151,20 @@ def read_json(path: Path, *, what: str) -> Any:
         raise UserError(
             f"{path}: this {what} cannot be read as JSON ({fault}); delete it and run its stage again"
         ) from None
+
+
+def table_text(path: Path) -> io.StringIO:
+    """The text of a table that a stage wrote, to be read as CSV.
+
+    Raises:
+        UserError: the last line has no end, as in a file that was cut.
+        FileNotFoundError: there is no such file.
+        UnicodeDecodeError: it is no text.
+    """
+    content = Path(path).read_bytes()
+    if content and not content.endswith(b"\n"):
+        raise UserError(f"{path}: it ends within a line, so it was cut; bring the whole file, or run its stage again")
+    return io.StringIO(content.decode("utf-8"))
 
 
 def require_file_name(name: str, where: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_directory, file_sha256, write_text
+from megavoxel.files import atomic_directory, file_sha256, table_text, write_text
 from megavoxel.progress import BYTES, progress
 
 CHECKSUMS = "checksums.tsv"
+HEAD = "file\tbytes\tsha256"
+DIGEST = re.compile("[0-9a-f]{64}")
 MARKER = ".made-by-megavoxel"
 
 
@@ -71,10 +74,63 @@ def link_folder(source: Path, target: Path, *, copy: bool = False) -> None:
 
 def write_checksums(folder: Path) -> None:
     """Writes checksums.tsv: file, bytes and SHA-256 of every other visible file of `folder`, sorted by file."""
-    rows = ["file\tbytes\tsha256"]
+    rows = [HEAD]
     sizes = {name: (folder / name).stat().st_size for name in visible_files(folder) if name != Path(CHECKSUMS)}
     with progress("checksums", sum(sizes.values()), unit=BYTES) as shown:
         for name, size in sizes.items():
             rows.append(f"{name.as_posix()}\t{size}\t{file_sha256(folder / name)}")
             shown.advance(size)
     write_text(folder / CHECKSUMS, "\n".join(rows) + "\n")
+
+
+def require_unchanged(checksums: Path) -> str:
+    """Refuses a dataset whose files are no longer those that its checksums.tsv was written of.
+
+    Only files that were touched since, by their times, are read. Files that are gone, or cannot be reached from this
+    machine, are passed over: preprocessed cases can be all that is needed.
+
+    Returns:
+        SHA-256 of checksums.tsv.
+
+    Raises:
+        UserError: checksums.tsv is missing, cut or damaged, or a file has another content, or is not listed.
+    """
+    listed = _listed(checksums)
+    written = checksums.stat().st_mtime
+    for name, (size, digest) in listed.items():
+        path = checksums.parent / name
+        try:
+            found = path.stat()
+            is_touched = max(found.st_mtime, found.st_ctime) > written
+            is_same = found.st_size == size and not (is_touched and file_sha256(path) != digest)
+        except OSError:
+            continue
+        if not is_same:
+            raise UserError(
+                f"{path}: it was changed after the dataset was fetched, so that preprocessed cases may be those of the "
+                "old file; bring the old file back, or take the new one by 'snakemake --forcerun fetch'"
+            )
+    kinds = {Path(name).suffix for name in listed}
+    names = {name.as_posix() for name in visible_files(checksums.parent) if name.suffix in kinds}
+    new = sorted(names - {CHECKSUMS, *listed})
+    if new:
+        raise UserError(
+            f"{checksums}: {new[0]} is not listed, so the file was cut or the dataset changed; fetch the dataset again "
+            "by 'snakemake --forcerun fetch'"
+        )
+    return file_sha256(checksums)
+
+
+def _listed(checksums: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 by file."""
+    try:
+        head, *lines = table_text(checksums).read().splitlines()
+        rows = [line.split("\t") for line in lines]
+        found = {name: (int(size), digest) for name, size, digest in rows}
+        if head != HEAD or not found or not all(DIGEST.fullmatch(digest) for _, digest in found.values()):
+            raise ValueError(head)
+    except FileNotFoundError:
+        raise UserError(f"{checksums}: no such file; fetch the dataset by 'megavoxel fetch'") from None
+    except ValueError:
+        raise UserError(f"{checksums}: no table of {HEAD.split()}, or damaged; fetch the dataset again") from None
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path
+from megavoxel.files import atomic_path, table_text
 
 COLUMNS = ["setting", "split", "fold", "case", "label", "metric", "value"]
 KEYS = COLUMNS[:-1]
@@ -21,19 +21,22 @@ def write_scores(path: Path, rows: Iterable[Row], *, setting: str, split: str, f
     _write(path, pd.DataFrame([(setting, split, fold, *row) for row in rows], columns=COLUMNS))
 
 
-def read_text(path: Path, columns: Sequence[str], *, missing: str, unreadable: str) -> pd.DataFrame:
+def read_text(
+    path: Path, columns: Sequence[str], *, missing: str, unreadable: str, is_ours: bool = True
+) -> pd.DataFrame:
     """Reads a CSV file whose columns are fixed; all of them are text.
 
     Args:
         columns: that it must have, in this order.
         missing: what is said of a file that is not there.
         unreadable: what is said of one that cannot be read, with `{fault}` for why.
+        is_ours: whether a stage wrote it, which ends every line.
 
     Raises:
         UserError: the file is missing, cannot be read, or has other columns.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(table_text(path) if is_ours else path, dtype=str, keep_default_na=False)
     except FileNotFoundError as fault:
         raise UserError(f"{path}: {missing.format(fault=fault)}") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:

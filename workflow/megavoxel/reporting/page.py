@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
-from megavoxel.files import write_text
+from megavoxel.files import table_text, write_text
 from megavoxel.reporting.costs import how_measured
 from megavoxel.reporting.examples import Shown
 from megavoxel.reporting.provenance import differing, flattened, provenance_table, without_manifest
@@ -116,7 +116,9 @@ def _notices(stored: Stored) -> dict[str, Any]:
         "case_counts": stored.scores.groupby("split")["case"].nunique().reindex(stored.splits).to_dict(),
         "missing": stored.missing,
         "ignored": stored.ignored,
-        "findings": read_findings(stored.results / "checks.csv"),
+        "findings": read_findings(
+            stored.results / "checks.csv", [] if stored.cases is None else [case.id for case in stored.cases.cases]
+        ),
         "findings_shown": FINDINGS_SHOWN,
         "never_seen": labels_never_seen(stored),
         "differing": differing(stored),
@@ -255,19 +257,26 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: this table is missing; run 'megavoxel report' again") from None
 
 
-def read_findings(path: Path) -> list[dict[str, str]]:
+def read_findings(path: Path, cases: Iterable[str] = ()) -> list[dict[str, str]]:
     """Findings of `megavoxel check` besides sound cases: warnings, errors and excluded cases; empty without the file.
 
+    Args:
+        cases: that it must have a line of.
+
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or was cut.
     """
     if not path.exists():
         return []
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return table.loc[table["severity"] != "ok", ["severity", "case", "message"]].to_dict("records")
+        table = pd.read_csv(table_text(path), dtype=str, keep_default_na=False)
+        found = table.loc[table["severity"] != "ok", ["severity", "case", "message"]].to_dict("records")
     except (OSError, UnicodeDecodeError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); run 'megavoxel check' again") from None
+    unseen = sorted(set(cases) - set(table["case"]))
+    if unseen:
+        raise UserError(f"{path}: there is no line of case {unseen[0]}, so it was cut; run 'megavoxel check' again")
+    return found
 
 
 def labels_never_seen(stored: Stored) -> list[str]:

@@ -16,6 +16,8 @@ from megavoxel.tasks.classification.cases import ImageCases
 
 CASES_NAMED = 8
 """Cases that an error names; the others are counted."""
+Expected = Mapping[tuple[str, str], Set[tuple[str, ...]]]
+"""By split and fold, the cases, and labels in them, that scores have."""
 REMEDY = "run 'megavoxel evaluate' for it, then 'megavoxel evaluate --collect'"
 
 
@@ -50,6 +52,38 @@ def check_complete(
         row = twice.iloc[0]
         raise UserError(f"{source}: {row['setting']}: {row['split']} case {row['case']} is scored more than once")
     return selected
+
+
+def rows_missing(scores: pd.DataFrame, expected: Expected) -> list[str]:
+    """A line about each model, split and fold whose scores lack rows that they should have.
+
+    Args:
+        scores: as `check_complete` returns them.
+        expected: the rows of each split and fold; splits and folds that are not named are not looked at.
+    """
+    lines = []
+    metrics = {split: set(part) for split, part in scores.groupby("split")["metric"]}
+    for (model, split, fold), part in scores.groupby(["setting", "split", "fold"]):
+        wanted = expected.get((split, fold), set())
+        names = ["case", "label"][: len(next(iter(wanted), ()))]
+        found = set(part[[*names, "metric"]].itertuples(index=False, name=None))
+        lacking = sorted({(*row, metric) for row in wanted for metric in metrics[split]} - found)
+        if lacking:
+            case, *label, metric = lacking[0]
+            what = f"{metric} of {label[0]}" if label else metric
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            lines.append(f"{model}, {split}, fold {fold}: case {case} has no {what}{more}")
+    return lines
+
+
+def require_all_rows(scores: pd.DataFrame, expected: Expected, *, source: Path) -> None:
+    """Refuses scores that are fewer than the study's cases and labels, as in a file that was cut.
+
+    Raises:
+        UserError: names the first case and label without a score.
+    """
+    for line in rows_missing(scores, expected):
+        raise UserError(f"{source}: {line}; {REMEDY}")
 
 
 def known_cases(

@@ -50,7 +50,7 @@ def read_published(path: Path | None, *, classifies: bool = False) -> pd.DataFra
     if path is None:
         return pd.DataFrame(columns=COLUMNS, dtype=str).astype({"value": float})
     metrics = {metric.name: metric for metric in (CLASSIFICATION_METRICS if classifies else METRICS).values()}
-    table = read_text(path, COLUMNS, missing=UNREADABLE, unreadable=UNREADABLE)
+    table = read_text(path, COLUMNS, missing=UNREADABLE, unreadable=UNREADABLE, is_ours=False)
     names = table["metric"] if classifies else table["metric"].str.replace(r" \S.*$", "", regex=True)
     unknown = ~(names.isin(list(metrics)) | (table["metric"].isin(COSTS) & (not classifies)))
     numbers = pd.to_numeric(table["value"], errors="coerce")

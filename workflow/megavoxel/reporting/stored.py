@@ -15,14 +15,25 @@ from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
 from megavoxel.evaluation.tidy import read_scores
-from megavoxel.files import read_json
+from megavoxel.files import read_json, table_text
 from megavoxel.planning.plan import load_plan
+from megavoxel.planning.splits import load_splits
 from megavoxel.reporting.definition import Definition, load_definition
-from megavoxel.reporting.partial import REMEDY, check_complete, existing_part, known_cases, stored_scores
+from megavoxel.reporting.partial import (
+    REMEDY,
+    Expected,
+    check_complete,
+    existing_part,
+    known_cases,
+    require_all_rows,
+    rows_missing,
+    stored_scores,
+)
 from megavoxel.tasks.classification.cases import ImageCases, load_image_cases
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_plan
 from megavoxel.tasks.classification.scores import ALL, PROBABILITY, TRUTH
+from megavoxel.tasks.classification.splits import load_image_splits
 
 MANIFEST_NUMBERS = ("parameters", "devices", "epochs", "seconds", "peak_memory_mib")
 HISTORY_COLUMNS = ("epoch", "training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib")
@@ -158,22 +169,26 @@ def load_stored(
     scores = check_complete(
         scores, source=source, folds={model: study.folds[model] for model in study.models}, expected=expected
     )
+    rows = _expected_rows(study, cases, results / "splits.json")
+    if partial:
+        missing += rows_missing(scores, rows)
+    else:
+        require_all_rows(scores, rows, source=source)
     load, columns = (load_classifier_plan, CLASSIFICATION_COLUMNS) if study.classifies else (load_plan, HISTORY_COLUMNS)
     folders = {
         (setting, fold): results / setting / f"fold-{fold}"
         for setting in study.settings
         for fold in study.folds[setting]
     }
+    manifests = _manifests(study, folders)
     values = {
         "results": results,
         "definition": study,
         "cases": cases,
         "scores": scores,
         "plans": {setting: load(results / setting / "plan.json") for setting in study.settings},
-        "histories": _by_setting(
-            study, {run: read_history(folder / "history.csv", columns) for run, folder in folders.items()}
-        ),
-        "manifests": _by_setting(study, _manifests(study, folders)),
+        "histories": _by_setting(study, _histories(folders, manifests, columns)),
+        "manifests": _by_setting(study, manifests),
         "forecast": read_forecast(results / "plan.tsv"),
         "missing": tuple(missing),
         "ignored": (*others, *extra),
@@ -218,7 +233,7 @@ def read_history(path: Path, columns: Sequence[str] = HISTORY_COLUMNS) -> pd.Dat
         UserError: the file is missing, unreadable, empty, or lacks a column.
     """
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(table_text(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such history; run 'megavoxel train' for this setting and fold") from None
     except (OSError, OverflowError, ValueError) as fault:
@@ -246,7 +261,7 @@ def read_forecast(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
     try:
         # A setting may be called NA; only an empty field is no number.
-        table = pd.read_csv(path, sep="\t", dtype={"setting": str}, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(table_text(path), sep="\t", dtype={"setting": str}, keep_default_na=False, na_values=[""])
         return table.set_index("setting").astype({"peak_gib": float})
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{path}: cannot be read as a forecast ({fault}); run 'snakemake plan' again") from None
@@ -287,6 +302,46 @@ def _by_setting(study: Definition, found: dict[tuple[str, int], Any]) -> dict[st
     return {
         setting: {fold: value for (own, fold), value in found.items() if own == setting} for setting in study.settings
     }
+
+
+def _histories(
+    folders: dict[tuple[str, int], Path], manifests: dict[tuple[str, int], dict[str, Any]], columns: Sequence[str]
+) -> dict[tuple[str, int], pd.DataFrame]:
+    """The histories of all runs; one that is shorter than its manifest says is refused."""
+    found = {}
+    for run, folder in folders.items():
+        path, epochs = folder / "history.csv", manifests.get(run, {}).get("epochs")
+        found[run] = read_history(path, columns)
+        if epochs is not None and len(found[run]) != epochs:
+            raise UserError(
+                f"{path}: it has {len(found[run])} epochs, and the manifest.json beside it says {epochs}: it was cut; "
+                "bring the whole file, or train this setting and fold again"
+            )
+    return found
+
+
+def _expected_rows(study: Definition, cases: Cases | ImageCases | None, path: Path) -> Expected:
+    """Which labels of which cases the scores of a fold have; empty where that is not known.
+
+    A classifier's images are named without labels.
+
+    Args:
+        path: splits.json.
+    """
+    if cases is None or not path.is_file():
+        return {}
+    if study.classifies:
+        splits, own = load_image_splits(path), {case.id: ((),) for case in cases.cases}
+    else:
+        splits = load_splits(path)
+        own = {
+            case.id: [(label,) for label in cases.labels if label not in case.unannotated]
+            for case in cases.cases
+            if case.label is not None
+        }
+    parts = {("validation", str(number)): fold.validation for number, fold in enumerate(splits.folds)}
+    parts["test", "all"] = splits.test
+    return {part: {(name, *label) for name in names for label in own.get(name, ())} for part, names in parts.items()}
 
 
 def _manifests(study: Definition, runs: dict[tuple[str, int], Path]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path
+from megavoxel.files import atomic_path, table_text
 from megavoxel.planning.plan import load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> pandas.DataFrame:
     if not path.is_file():
         raise UserError(f"--collect {path}: no such file; run 'megavoxel time' for it")
     try:
-        rows = pandas.read_csv(path)
+        rows = pandas.read_csv(table_text(path))
     except ValueError:  # pandas' errors of reading are all of this kind
         rows = pandas.DataFrame()
     if list(rows.columns) != COLUMNS:

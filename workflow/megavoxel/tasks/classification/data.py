@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.classification import PRIVATE
+from megavoxel.datasets.folder import require_unchanged
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
 from megavoxel.planning.splits import Fold, fold_of
@@ -87,7 +88,7 @@ def data_of(arguments: argparse.Namespace) -> tuple[ClassifierPlan, ImageData]:
         cases,
         split,
         arguments.fold,
-        data=file_sha256(arguments.checksums) if arguments.checksums else None,
+        data=require_unchanged(arguments.checksums) if arguments.checksums else None,
         start=arguments.weights,
         start_data=file_sha256(arguments.weights) if arguments.weights else None,
     )

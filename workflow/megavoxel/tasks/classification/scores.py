@@ -11,7 +11,7 @@ import pandas
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import write_scores
-from megavoxel.files import atomic_path
+from megavoxel.files import atomic_path, table_text
 from megavoxel.planning.splits import cases_of
 from megavoxel.tasks.classification.cases import ImageCase, load_image_cases
 from megavoxel.tasks.classification.metrics import values
@@ -92,7 +92,9 @@ def read_probabilities(path: Path, classes: Sequence[str] | None = None) -> pand
         UserError: the file is missing, has other columns, a case twice, or numbers that are no probabilities.
     """
     try:
-        table = pandas.read_csv(path, dtype={CASE: str}, keep_default_na=False).set_index(CASE).astype(float)
+        table = (
+            pandas.read_csv(table_text(path), dtype={CASE: str}, keep_default_na=False).set_index(CASE).astype(float)
+        )
     except FileNotFoundError:
         raise UserError(f"{path}: no such probabilities; run 'megavoxel predict'") from None
     except (OSError, ValueError, KeyError) as fault:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.records import to_plain
+from megavoxel.datasets.folder import require_unchanged
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
@@ -77,7 +78,7 @@ def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
         training=tuple(split.training),
         validation=tuple(split.validation),
         first_stage=tuple(arguments.stage1),
-        data=file_sha256(arguments.checksums) if arguments.checksums else None,
+        data=require_unchanged(arguments.checksums) if arguments.checksums else None,
         first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
         start=arguments.weights,
         start_data=file_sha256(arguments.weights) if arguments.weights else None,
