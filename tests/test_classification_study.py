@@ -329,7 +329,7 @@ def test_a_definition_that_refers_to_nothing_is_refused(changes, match):
     assert load_definition(json.dumps(DEFINED)).rows == {"cell": ("a",), "other": ("b",), "both": ("both",)}
     with pytest.raises(UserError, match=f"--definition: {match}"):
         load_definition(json.dumps(DEFINED | changes))
-    with pytest.raises(UserError, match="--definition: this is not JSON"):
+    with pytest.raises(UserError, match="--definition: not JSON"):
         load_definition("{")
 
 
