@@ -55,8 +55,8 @@ class Folder:
             "training": [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in names],
             "test": [],
         }
-        for name in names:
-            self.write(f"imagesTr/{name}", image(channels))
+        for number, name in enumerate(names):
+            self.write(f"imagesTr/{name}", image(channels) + (1 + number))  # no two images are one
             self.write(f"labelsTr/{name}", labels())
 
     def write(self, name: str, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 
-from dataset_folder import SHAPE, Folder, image, labels
+from dataset_folder import AFFINE, SHAPE, Folder, image, labels
 from megavoxel.config.dataset import load_dataset
 from megavoxel.datasets.cases import load_cases
 from megavoxel.datasets.check import check_layout
 from megavoxel.datasets.layout import read_layout
+from megavoxel.volumes.write import write_nifti
 
 
 @pytest.fixture
@@ -130,3 +132,50 @@ def test_real_images_are_clean(real_data, repository, name, folder):
     findings = check_layout(real_data / folder, replace(layout, cases=layout.cases[:30]))
     assert len(findings) == min(30, len(layout.cases))
     assert {finding.severity for finding in findings} == {"ok"}
+
+
+def test_one_image_under_two_names_is_a_warning_whatever_its_file(folder, capsys):
+    folder.write("imagesTr/case_1", image() + 1)
+    nibabel.save(nibabel.load(folder.data / "imagesTr/case_0.nii.gz"), folder.data / "imagesTr/other.nii")
+    folder.content["test"] = ["imagesTr/other.nii"]
+    assert folder.check() == 0
+    found = {case: message for case, check, message in folder.rows("warning") if check == "same-image"}
+    assert set(found) == {"case_0", "case_1", "other"}
+    assert "its image (training) has the same voxels as that of case_1 (training), other (test)" in found["case_0"]
+    assert [row[0] for row in folder.rows("ok")] == ["case_2"]
+    assert "warning: other: same-image: " in capsys.readouterr().out
+
+
+def in_units(folder: Folder, *units: str) -> int:
+    """Checks the cases with headers in these units."""
+    for number, unit in enumerate(units):
+        write_nifti(folder.data / f"imagesTr/case_{number}.nii.gz", image() + number, AFFINE, unit)
+        write_nifti(folder.data / f"labelsTr/case_{number}.nii.gz", labels(), AFFINE, unit)
+    return folder.check()
+
+
+def test_images_in_several_units_are_an_error_and_all_in_one_are_not(folder):
+    assert in_units(folder, "micron", "mm", "mm") == 1
+    ((case, check, message),) = folder.rows()
+    assert (case, check) == ("case_0", "unit")
+    assert "its header is in micron, and those of 2 cases are in mm" in message
+    assert in_units(folder, "micron", "micron", "micron") == 0
+    assert "8 x 7 x 6 voxels of 2 x 1.5 x 1 micron (z, y, x)" in folder.rows("ok")[0][2]
+
+
+def test_links_to_nothing_are_called_so(folder):
+    for kind in ("images", "labels"):
+        path = folder.data / f"{kind}Tr/case_1.nii.gz"
+        path.unlink()
+        path.symlink_to("gone.nii.gz")
+    assert folder.check() == 1
+    assert [row[2] for row in folder.rows()] == [
+        "imagesTr/case_1.nii.gz is a link to nothing", "labelsTr/case_1.nii.gz is a link to nothing"
+    ]  # fmt: skip
+
+
+def test_an_image_that_does_not_say_how_it_lies_is_a_warning(folder):
+    for kind, array in (("images", image()), ("labels", labels())):
+        nibabel.save(nibabel.Nifti1Image(array, None), folder.data / f"{kind}Tr/case_1.nii.gz")
+    assert folder.check() == 0
+    assert [row[:2] for row in folder.rows("warning")] == [("case_1", "orientation")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 
 from fake_study import GEOMETRY, SHAPE, evaluate_part, make_study
 from megavoxel.cli import main
+from megavoxel.datasets.cases import load_cases
 from megavoxel.evaluation.compared import compared_labels, dice_per_label
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
@@ -294,3 +296,18 @@ def test_real_label_maps_score_one_against_themselves(real_data, tmp_path):
 def test_every_metric_can_be_sent_to_another_process():
     for metric in METRICS.values():
         assert pickle.loads(pickle.dumps(metric)).function is metric.function
+
+
+@pytest.mark.parametrize("side", ["prediction", "reference"])
+def test_a_value_that_the_dataset_does_not_declare_is_an_error_of_its_case(fake, tmp_path, capsys, side):
+    prediction = min((fake.model("small") / "fold-0/validation").glob("*.nii.gz"))
+    cases = load_cases(fake.cases)
+    reference = Path(cases.root) / cases.case(prediction.name.removesuffix(".nii.gz")).label
+    path = prediction if side == "prediction" else reference
+    labels, geometry = read_labels(path)
+    labels[0, 0, 0] = 77
+    write_labels(path, labels, geometry)
+    assert evaluate_part(fake, "small", "validation", "0", tmp_path / "part.csv") == 1
+    message = capsys.readouterr().err
+    assert f"{path} has the undeclared value 77; declared are 0 background" in message
+    assert not (tmp_path / "part.csv").exists()

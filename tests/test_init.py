@@ -176,6 +176,32 @@ def test_images_without_label_maps_are_listed_and_left_out_when_asked(work, tmp_
     assert [case.id for case in checked(work).cases] == ["patient 0", "patient 1", "patient 3"]
 
 
+def test_links_to_nothing_are_listed_and_left_out_when_asked(work, tmp_path, phantoms, capsys):
+    folder = plain(phantoms, tmp_path)
+    images = sorted(path for path in folder.rglob("*.nii*") if "patient 2" in path.name)
+    for path in images:
+        path.unlink()
+        path.symlink_to("not-fetched")
+    message = refused(capsys, folder)
+    assert "these files are links to nothing: " in message
+    assert images[0].name in message
+    assert "--leave-out" in message
+    assert init(folder, "--leave-out") == 0
+    assert load_dataset(work / "config/datasets/new.yaml").exclude == ("patient 2",)
+    assert [case.id for case in checked(work).cases] == ["patient 0", "patient 1", "patient 3"]
+
+
+@pytest.mark.parametrize("name", ["NA", "None", "n/a", "null", "nan", "yes", "1e3"])
+def test_a_label_of_bids_is_called_what_its_table_says(work, tmp_path, phantoms, name):
+    folder = bids(phantoms, tmp_path)
+    for table in folder.rglob("*dseg.tsv"):
+        lines = table.read_text().splitlines()
+        value = lines[2].split("\t")[0]
+        table.write_text("\n".join([*lines[:2], f"{value}.0\t{name}", *lines[3:]]) + "\n", encoding="utf-8-sig")
+    assert init(folder) == 0
+    assert name in load_dataset(work / "config/datasets/new.yaml").labels
+
+
 def test_label_maps_without_images_are_listed(work, tmp_path, phantoms, capsys):
     folder = plain(phantoms, tmp_path)
     (folder / "images/patient 3.nii.gz").unlink()

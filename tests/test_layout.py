@@ -47,6 +47,16 @@ def test_the_decathlon_layout_is_read(tmp_path):
     )
 
 
+def test_label_maps_of_test_cases_are_found_by_name_where_the_list_has_images_alone(tmp_path):
+    (tmp_path / "labelsTs").mkdir(parents=True)
+    for name in ("x.nii.gz", "y.mha", "._z.nii.gz", "z.txt"):
+        (tmp_path / "labelsTs" / name).touch()
+    content = DECATHLON | {"test": ["imagesTs/x.nii.gz", {"image": "imagesTs/y.nii"}, "imagesTs/z.nii.gz"]}
+    layout = read_layout(describe(tmp_path, content), dataset())
+    found = {case.id: case.label for case in layout.cases if case.split == "test"}
+    assert found == {"x": "labelsTs/x.nii.gz", "y": "labelsTs/y.mha", "z": None}
+
+
 def nnunet_folder(folder: Path) -> Path:
     """Two channels; training cases p and q, test cases r (labelled) and s; hidden files among them."""
     names = ["imagesTr/p_0000", "imagesTr/p_0001", "imagesTr/q_0000", "labelsTr/p", "labelsTr/q", "imagesTr/._p_0000"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import pandas
@@ -19,6 +18,7 @@ from megavoxel.files import atomic_path
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
 from megavoxel.volumes.grid import shown_sizes
+from megavoxel.volumes.no_scans import is_link_to_nothing
 from megavoxel.volumes.open import open_volume
 from megavoxel.volumes.volume import DamagedFileError, Volume
 
@@ -39,6 +39,17 @@ class Finding:
     """What was found, for the reader."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What is known of a case whose files were read."""
+
+    findings: tuple[Finding, ...]
+    content: tuple[str, ...]
+    """Checksums of the voxels of its images; empty where one of them is not sound."""
+    units: frozenset[str]
+    """Units that the headers of its images state."""
+
+
 def check_layout(
     root: Path, layout: Layout, *, background_values: tuple[int, ...] = (), processes: int = 1
 ) -> list[Finding]:
@@ -51,12 +62,15 @@ def check_layout(
     look = partial(
         check_case, root, channels=layout.channels, labels=layout.labels, background_values=background_values
     )
-    findings = chain.from_iterable(map_cases(look, layout.cases, processes=processes, title="checking"))
+    looked_at = map_cases(look, layout.cases, processes=processes, title="checking")
+    found = [finding for looked in looked_at for finding in looked.findings]
+    found += [*_same_images(layout.cases, [looked.content for looked in looked_at]), *_units(layout.cases, looked_at)]
     excluded = [
         Finding(case=case, check="all", severity="excluded", message="left out by the dataset file")
         for case in layout.excluded
     ]
-    return sorted([*_duplicates(layout), *findings, *excluded], key=lambda finding: finding.case)
+    findings = _without_praise([*_duplicates(layout), *found, *excluded])
+    return sorted(findings, key=lambda finding: finding.case)
 
 
 def write_findings(path: Path, findings: list[Finding]) -> None:
@@ -72,8 +86,8 @@ def check_case(
     channels: tuple[str, ...],
     labels: dict[str, int],
     background_values: tuple[int, ...] = (),
-) -> list[Finding]:
-    """All faults of one case, or one finding with severity `ok` that describes it.
+) -> Looked:
+    """A case's files, read to their end: all faults, or one finding with severity `ok` that describes it.
 
     Args:
         channels: names of the channels that the image must have.
@@ -84,10 +98,11 @@ def check_case(
     def found(check: str, message: str, severity: str = "error") -> Finding:
         return Finding(case=case.id, check=check, severity=severity, message=message)
 
-    images, faults = _check_images(root, case)
+    images, faults, content = _check_images(root, case)
     if len(images) == len(case.images):
         faults += channel_faults(list(images.values()), channels)
     findings = [found(check, message) for check, message in faults]
+    findings += [found(check, message, "warning") for check, message in _doubts(images)]
     grids = dict(images)
     if case.label is not None:
         background = {0, *background_values}
@@ -105,23 +120,43 @@ def check_case(
     elif case.split == "training":
         findings.append(found("missing-label", "this training case has no label map"))
     findings += [found(check, message) for check, message in grid_faults(grids)]
-    return findings or [found("all", _summary(list(images.values())), "ok")]
+    return Looked(
+        findings=tuple(findings or [found("all", _summary(list(images.values())), "ok")]),
+        content=tuple(content) if len(content) == len(case.images) else (),
+        units=frozenset(volume.geometry.unit for volume in images.values()) - {None},
+    )
 
 
-def _check_images(root: Path, case: Case) -> tuple[dict[str, Volume], list[Fault]]:
-    """The readable files of a case by name, and the faults of all."""
-    opened, faults = {}, []
+def _check_images(root: Path, case: Case) -> tuple[dict[str, Volume], list[Fault], list[str]]:
+    """The readable files of a case by name, the faults of all, and checksums of the voxels of those that are sound."""
+    opened, faults, content = {}, [], []
     for name in case.images:
         if not (root / name).exists():
-            faults.append(("missing-image", f"there is no {name}"))
+            faults.append(("missing-image", _absence(root / name, name)))
             continue
         try:
             volume = open_volume(root / name)
-            faults += intensity_faults(volume, name)
+            found, checksum = intensity_faults(volume, name)
+            faults += found
             opened[name] = volume
+            content += [] if found else [checksum]
         except UserError as fault:
             faults.append(("readable" if isinstance(fault, DamagedFileError) else "header", str(fault)))
-    return opened, faults
+    return opened, faults, content
+
+
+def _absence(path: Path, name: str) -> str:
+    return f"{name} is a link to nothing" if is_link_to_nothing(path) else f"there is no {name}"
+
+
+def _doubts(images: dict[str, Volume]) -> list[Fault]:
+    """What is not known to be wrong, and may be."""
+    found = [("incomplete", f"{name}: {doubt}") for name, volume in images.items() for doubt in volume.doubts]
+    lost = [name for name, volume in images.items() if not volume.is_oriented]
+    return found + [
+        ("orientation", f"{name} does not say how it lies in the patient; left and right may be exchanged")
+        for name in lost
+    ]
 
 
 def _check_labels(
@@ -129,7 +164,7 @@ def _check_labels(
 ) -> tuple[dict[str, Volume], list[Fault], set[int]]:
     """The label map by its name where it is readable, its faults, and its values."""
     if not (root / name).exists():
-        return {}, [("missing-label", f"there is no {name}")], set()
+        return {}, [("missing-label", _absence(root / name, name))], set()
     try:
         volume = open_volume(root / name)
         faults, values = label_faults(volume, name, labels, background)
@@ -152,7 +187,37 @@ def _duplicates(layout: Layout) -> list[Finding]:
     ]
 
 
+def _same_images(cases: Sequence[Case], contents: Sequence[tuple[str, ...]]) -> Iterator[Finding]:
+    """Cases whose images have the same voxels: one scan under two names, perhaps in training and in test."""
+    alike: dict[tuple[str, ...], list[Case]] = {}
+    for case, content in zip(cases, contents, strict=True):
+        alike.setdefault(content, []).append(case)
+    for content, same in alike.items():
+        for case in same if content and len(same) > 1 else ():
+            others = ", ".join(f"{other.id} ({other.split})" for other in same if other is not case)
+            message = f"its image ({case.split}) has the same voxels as that of {others}; one scan under two names"
+            yield Finding(case=case.id, check="same-image", severity="warning", message=message)
+
+
+def _units(cases: Sequence[Case], looked_at: Sequence[Looked]) -> Iterator[Finding]:
+    """Cases whose headers state another unit than those of most others; what states none may be of any."""
+    counts = Counter(unit for looked in looked_at for unit in looked.units)
+    usual = max(counts, key=lambda unit: counts[unit], default="")
+    for case, looked in zip(cases, looked_at, strict=True):
+        for unit in sorted(looked.units - {usual}):
+            message = (
+                f"its header is in {unit}, and those of {counts[usual]} cases are in {usual}; bring all in one unit"
+            )
+            yield Finding(case=case.id, check="unit", severity="error", message=message)
+
+
+def _without_praise(findings: Sequence[Finding]) -> list[Finding]:
+    """Leaves out `ok` of the cases about which there is something else to say."""
+    blamed = {finding.case for finding in findings if finding.severity != "ok"}
+    return [finding for finding in findings if finding.severity != "ok" or finding.case not in blamed]
+
+
 def _summary(images: Sequence[Volume]) -> str:
     channels, grid = sum(volume.channels for volume in images), images[0].geometry
-    unit = "channel" if channels == 1 else "channels"
-    return f"{shown_sizes(grid.canonical_shape)} voxels of {shown_sizes(grid.spacing)} mm (z, y, x), {channels} {unit}"
+    voxels = f"{shown_sizes(grid.canonical_shape)} voxels of {shown_sizes(grid.spacing)} {grid.unit or 'mm'} (z, y, x)"
+    return f"{voxels}, {channels} {'channel' if channels == 1 else 'channels'}"

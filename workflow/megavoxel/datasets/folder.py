@@ -11,6 +11,7 @@ from pathlib import Path
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, table_text, write_text
 from megavoxel.progress import BYTES, progress
+from megavoxel.volumes.no_scans import is_link_to_nothing, visible_entries
 
 CHECKSUMS = "checksums.tsv"
 HEAD = "file\tbytes\tsha256"
@@ -19,22 +20,12 @@ MARKER = ".made-by-megavoxel"
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files below `folder`, relative to it and sorted; hidden files and folders (``.x``, ``._x``) are left out."""
-    found = _walk(Path(folder), frozenset())
+    """The files below `folder`, relative to it and sorted, links to nothing among them, since somebody misses those.
+
+    Hidden files and folders (``.x``, ``._x``) are left out.
+    """
+    found = (path for path in visible_entries(Path(folder)) if path.is_file() or is_link_to_nothing(path))
     return sorted((path.relative_to(folder) for path in found), key=Path.as_posix)
-
-
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    here = folder.resolve()
-    if here in above:  # a link to a folder above itself
-        return
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry, above | {here})
-        elif entry.is_file():
-            yield entry
 
 
 @contextmanager
@@ -73,9 +64,13 @@ def link_folder(source: Path, target: Path, *, copy: bool = False) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes checksums.tsv: file, bytes and SHA-256 of every other visible file of `folder`, sorted by file."""
+    """Writes checksums.tsv: file, bytes and SHA-256 of every other visible file of `folder`, sorted by file.
+
+    A link to nothing has no line.
+    """
     rows = [HEAD]
-    sizes = {name: (folder / name).stat().st_size for name in visible_files(folder) if name != Path(CHECKSUMS)}
+    names = [name for name in visible_files(folder) if name != Path(CHECKSUMS) and (folder / name).is_file()]
+    sizes = {name: (folder / name).stat().st_size for name in names}
     with progress("checksums", sum(sizes.values()), unit=BYTES) as shown:
         for name, size in sizes.items():
             rows.append(f"{name.as_posix()}\t{size}\t{file_sha256(folder / name)}")

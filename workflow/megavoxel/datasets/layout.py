@@ -165,7 +165,10 @@ def _declared_cases(content: dict[str, Any], splits: dict[str, str], source: Pat
             path = _inside(image, source)
             if not path.name.startswith("."):
                 inner = None if label is None else str(_inside(label, source))
-                yield Case(id=_case_id(path, source), images=(str(path),), label=inner, split=split)
+                case = _case_id(path, source)
+                if inner is None and split == "test":
+                    inner = _label_beside(source.parent, FOLDERS[section][1], case)
+                yield Case(id=case, images=(str(path),), label=inner, split=split)
 
 
 def _found_cases(
@@ -211,6 +214,11 @@ def _named_cases(entries: dict[str, Any], source: Path) -> Iterator[Case]:
             _case_id(path, source)
         inner = None if label is None else str(_inside(label, source))
         yield Case(id=case, images=tuple(map(str, paths)), label=inner, split="training")
+
+
+def _label_beside(root: Path, folder: str, case: str) -> str | None:
+    """The label map of a test case that dataset.json does not name, by the name of the case."""
+    return next((f"{folder}/{name}" for name in sorted(_names(root / folder)) if stem_of(name) == case != name), None)
 
 
 def _names(folder: Path) -> list[str]:

@@ -129,8 +129,8 @@ def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
     grid, image = volume.geometry, volume.voxels(None)
     merged = _merge(patient, grid, dataset)
     kept = image if image.dtype.type in STORED else image.astype(np.float32)
-    write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine)
-    write_nifti(folder / f"labelsTr/{patient.name}.nii.gz", merged.labels, grid.affine)
+    write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine, grid.unit)
+    write_nifti(folder / f"labelsTr/{patient.name}.nii.gz", merged.labels, grid.affine, grid.unit)
     return merged
 
 

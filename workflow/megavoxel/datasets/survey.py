@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,6 +21,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import read_json
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.checks import values_of
+from megavoxel.volumes.no_scans import is_link_to_nothing
 from megavoxel.volumes.open import SUFFIXES, open_volume, suffix_of
 
 MOST_VALUES = 200
@@ -60,7 +62,7 @@ class Survey:
     unnamed: bool
     """Whether the names of the labels are made up."""
     excluded: tuple[str, ...]
-    """Ids of the images without a label map."""
+    """Ids of the cases without a label map, or whose files are links to nothing."""
     training_cases: int
     test_cases: int
     shape: tuple[int, int, int]
@@ -105,13 +107,20 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one with images and label maps")
     found = _layout(folder, asked)
+    absent = {case.id: names for case in found.cases if (names := _absent(found.root, case))}
+    if absent and not asked.leave_out:
+        names = listed(chain(*absent.values()))
+        raise UserError(
+            f"{found.root}: these files are links to nothing: {names}; bring what they lead to, as by 'git annex get'"
+            " or 'datalad get', or leave their cases out by --leave-out"
+        )
     unlabelled = tuple(case.id for case in found.cases if case.split == "training" and case.label is None)
     if unlabelled and not asked.leave_out:
         raise UserError(
             f"{found.root}: {len(unlabelled)} images have no label map: {listed(unlabelled)}; bring the label maps, or "
             "leave these cases out by --leave-out"
         )
-    kept = [case for case in found.cases if case.id not in unlabelled]
+    kept = [case for case in found.cases if case.id not in {*unlabelled, *absent}]
     training = [case for case in kept if case.split == "training"]
     if not training:
         raise UserError(f"{found.root}: no image has a label map, so that there is nothing to train on")
@@ -128,7 +137,7 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
         channels=found.channels,
         labels=_made_up(values, found) if labels is None else _sorted(labels, values, found),
         unnamed=labels is None,
-        excluded=unlabelled,
+        excluded=tuple(sorted({*unlabelled, *absent})),
         training_cases=len(training),
         test_cases=len(kept) - len(training),
         shape=_whole(np.median([one.shape for one in seen], axis=0)),
@@ -162,7 +171,10 @@ def _described(root: Path, asked: Asked) -> _Layout:
     )
     layout = read_layout(root, dataset)
     missing = [
-        name for case in layout.cases for name in (*case.images, case.label) if name and not (root / name).exists()
+        name
+        for case in layout.cases
+        for name in (*case.images, case.label)
+        if name and not (root / name).exists() and not is_link_to_nothing(root / name)
     ]
     if missing:
         raise UserError(f"{root}: its dataset.json and file names ask for files that are not there: {listed(missing)}")
@@ -196,14 +208,22 @@ def _paired(folder: Path, asked: Asked) -> _Layout:
         name="BIDS with derivatives" if guess.is_bids else "images and label maps",
         files=guess.files,
         cases=cases,
-        channels=asked.channels or _channel_names(folder, guess.files, cases[0]),
+        channels=asked.channels or _channel_names(folder, guess.files, cases),
         labels=_names_of_bids(folder, labels.values()) if guess.is_bids else None,
     )
 
 
-def _channel_names(folder: Path, files: Files, case: Case) -> tuple[str, ...]:
+def _absent(root: Path, case: Case) -> list[str]:
+    """Files of a case that are links to nothing."""
+    return [name for name in (*case.images, case.label) if name and is_link_to_nothing(root / name)]
+
+
+def _channel_names(folder: Path, files: Files, cases: Sequence[Case]) -> tuple[str, ...]:
     """Names by the words of the patterns, or CT where the intensities are those of CT, or else `image`."""
     names = []
+    case = next((case for case in cases if not _absent(folder, case)), None)
+    if case is None:
+        return ("image",) * len(files.images)
     for pattern, image in zip(files.images, case.images, strict=True):
         words = [word for word in _split(pattern) if word.lower() in MODALITY_WORDS]
         low = 0 if words else min(slab.voxels.min() for slab in open_volume(folder / image).image_slabs())
@@ -235,12 +255,20 @@ def _names_of_bids(folder: Path, labels: Sequence[str]) -> dict[str, int] | None
 
 def _read_names(path: Path) -> dict[int, str]:
     try:
-        table = pandas.read_csv(path, sep="\t", dtype={"name": str})
-        return {int(value): name for value, name in zip(table["index"], table["name"], strict=True)}
+        table = pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table.columns = [column.strip().lower() for column in table.columns]
+        named = zip(table["index"], table["name"], strict=True)
+        return {_whole_value(value): name.strip() for value, name in named if value.strip() and name.strip()}
     except (KeyError, ValueError, OSError) as fault:
         raise UserError(
             f"{path}: expected the columns 'index' and 'name' of BIDS, separated by tabs ({fault})"
         ) from None
+
+
+def _whole_value(text: str) -> int:
+    if not float(text).is_integer():
+        raise ValueError(f"the index {text} is no whole number")
+    return int(float(text))
 
 
 def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:

@@ -19,10 +19,14 @@ from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
+from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in
 from megavoxel.volumes.grid import Geometry, compare_grids, rounded_spacing
-from megavoxel.volumes.open import read_labels, stem_of, suffix_of
+from megavoxel.volumes.no_scans import is_no_scan
+from megavoxel.volumes.open import SUFFIXES, read_labels, stem_of, suffix_of
 
 SUFFIX = ".nii.gz"
+DATA_OF_HEADERS = (".raw", ".zraw", ".raw.gz", ".img")
+"""Endings of the voxels of label maps whose headers are files of their own."""
 ALL_FOLDS = "all"
 
 
@@ -38,6 +42,10 @@ class Pair:
     """Label map in NIfTI, on the same grid."""
     skipped: tuple[str, ...] = ()
     """Names of the labels that are not scored, because the reference has no annotation of them."""
+    labels: dict[str, int] | None = None
+    """Values that the maps may have besides background, by name; None: any."""
+    background: tuple[int, ...] = ()
+    """Values besides 0 that count as background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +73,16 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
     """Prediction and reference (z, y, x) in canonical order, and the reference's grid.
 
     Raises:
-        UserError: a file cannot be read, or the grids differ.
+        UserError: a file cannot be read, the grids differ, or a map has a value that is not declared.
     """
     prediction, predicted = read_labels(pair.prediction)
     reference, geometry = read_labels(pair.reference)
     check_same_grid(pair, predicted, geometry)
+    for path, labels in ((pair.prediction, prediction), (pair.reference, reference)):
+        if pair.labels is not None:
+            where, background = f"case {pair.case}: {path}", {0, *pair.background}
+            faults = undeclared_faults(values_in(labels), where, pair.labels, background)
+            require_sound(faults, "mend the label map, or declare the value in the dataset file")
     return prediction, reference, geometry
 
 
@@ -94,6 +107,9 @@ def match_folders(predictions: Path, references: Path, *, allow_extra: bool) -> 
     Raises:
         UserError: a folder is missing, `references` is empty, a prediction is missing, or there is one too many.
     """
+    if not allow_extra:
+        for folder in (predictions, references):
+            _refuse_not_understood(folder)
     wanted = label_maps(references)
     if not wanted:
         raise UserError(f"{references}: there are no *{SUFFIX} files, or label maps in other formats, to score against")
@@ -125,6 +141,19 @@ def check_complete(
             "remove them, or pass --allow-extra"
         )
     return found
+
+
+def _refuse_not_understood(folder: Path) -> None:
+    """Refuses files of a folder that are neither label maps nor known to be something else, and links to nothing."""
+    entries = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    visible = [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
+    odd = [path.name for path in visible if not suffix_of(path.name) and not is_no_scan(path)]
+    odd = [name for name in odd if not name.lower().endswith(DATA_OF_HEADERS)]
+    if odd:
+        raise UserError(
+            f"{folder}: {', '.join(odd)}: neither label maps that can be read nor known to be something else; convert "
+            f"them to one of {', '.join(SUFFIXES)}, remove them, or pass --allow-extra"
+        )
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -262,7 +291,14 @@ def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -
     case = cases.case(name)
     if case.label is None:
         raise UserError(f"case {name}: {prediction} has no label map to be held against; remove it from the folder")
-    return Pair(case=name, prediction=prediction, reference=Path(cases.root) / case.label, skipped=skipped)
+    return Pair(
+        case=name,
+        prediction=prediction,
+        reference=Path(cases.root) / case.label,
+        skipped=skipped,
+        labels=cases.labels,
+        background=cases.background_values,
+    )
 
 
 def _values(path: Path) -> set[int]:

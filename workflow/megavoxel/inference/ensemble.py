@@ -17,7 +17,7 @@ from torch import Tensor
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.logits import Logits, open_logits, write_label_map
-from megavoxel.inference.sliding_window import Slab
+from megavoxel.inference.sliding_window import Slab, finite
 from megavoxel.volumes.open import read_labels
 
 
@@ -52,6 +52,9 @@ def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | No
     Args:
         logits: one per member.
         votes: per member int16 (z, y, x): the class that it votes for with probability one, or -1; None: no vote.
+
+    Raises:
+        UserError: stored logits are not finite; names the case.
     """
     for slab in logits[0].slabs():
         first = _probabilities(slab.logits, votes[0], slab)
@@ -62,7 +65,8 @@ def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | No
         total = first
         for probabilities in others:
             total = total + probabilities
-        yield Slab(start=slab.start, stop=slab.stop, logits=total / len(logits))
+        mean = Slab(start=slab.start, stop=slab.stop, logits=total / len(logits))
+        yield finite(mean, name=f"case {logits[0].header.properties.case}")
 
 
 def check_agreement(members: Sequence[Member], logits: Sequence[Logits], case: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from megavoxel.distributed.launch import start_group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.errors import UserError
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
-from megavoxel.inference.sliding_window import Predictor, Slab, predict_slabs
+from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, tensor_of, transfer_specs
@@ -74,10 +75,14 @@ class CasePredictor:
         networks = (_filled(plan, path, content) for path, content in zip(weights, contents, strict=True))
         return cls(plan, networks, precision, device, group)
 
-    def slabs(self, image, scratch: Path | None = None) -> Iterator[Slab]:
-        """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`."""
+    def slabs(self, image, scratch: Path | None = None, *, name: str = "the image") -> Iterator[Slab]:
+        """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`.
+
+        Raises:
+            UserError: some are NaN or infinite; says so of `name`.
+        """
         inference = self.plan.inference
-        return predict_slabs(
+        slabs = predict_slabs(
             self._predictor(),
             image,
             patch=prediction_window(self.plan, image.shape[1:]),
@@ -89,6 +94,7 @@ class CasePredictor:
             classes=self.plan.network.classes,
             scratch=scratch,
         )
+        return map(partial(finite, name=name), slabs)
 
     def write(self, image, properties: CaseProperties, output: Path, logits_folder: Path | None = None) -> None:
         """Writes the label map of a preprocessed image as `output/CASE.nii.gz` on the case's own grid.
@@ -96,10 +102,13 @@ class CasePredictor:
         Args:
             image: (channels, network grid).
             logits_folder: where the logits are kept; None: they are removed.
+
+        Raises:
+            UserError: some logits are NaN or infinite; names the case.
         """
         with tempfile.TemporaryDirectory(prefix=".logits-", dir=output) as scratch:
             folder, header = logits_folder or Path(scratch), header_of(properties, self.plan.preprocessing)
-            logits = write_logits(folder, header, self.slabs(image, Path(scratch)))
+            logits = write_logits(folder, header, self.slabs(image, Path(scratch), name=f"case {properties.case}"))
             write_label_map(output, logits.header, logits.slabs())
 
     def _predictor(self) -> Predictor:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megavoxel.errors import UserError
 from megavoxel.preprocessing.store import Box, read_box
 from megavoxel.volumes.grid import window_starts
 
@@ -117,6 +118,20 @@ class Slab:
     """float32 (classes, stop - start, y, x)."""
     first_column: int = 0
     """Voxel of the second axis with which the logits begin."""
+
+
+def finite(slab: Slab, *, name: str) -> Slab:
+    """A slab as it is: what is not finite would become a label map that says nothing, and looks like a finding.
+
+    Raises:
+        UserError: logits are NaN or infinite; `name` says of what.
+    """
+    if slab.logits.numel() and not torch.isfinite(torch.stack(slab.logits.aminmax())).all():
+        raise UserError(
+            f"{name}: the network gives values that are NaN or infinite, so that nothing is labelled; its weights are "
+            "damaged or its training failed, or half precision is too little for this image"
+        )
+    return slab
 
 
 def predict_slabs(

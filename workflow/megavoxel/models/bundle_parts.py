@@ -130,5 +130,5 @@ class Labeller:
 
 
 def scans_in(dataset_dir: str) -> list[Scan]:
-    """The scans of a folder."""
+    """The scans of a folder, and what is neither a scan nor known to be none."""
     return find_scans([Path(dataset_dir)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from megavoxel.errors import UserError, printable
 from megavoxel.evaluation.postprocessing import Postprocessing
 from megavoxel.files import read_json, write_json
-from megavoxel.models.scans import Scan
+from megavoxel.models.scans import RECORD, Scan
 from megavoxel.progress import progress
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
@@ -24,9 +24,6 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.network.first_stage import ImageWithFirstStage
     from megavoxel.planning.plan import Plan
     from megavoxel.preprocessing.store import CaseProperties
-
-RECORD = "prediction.json"
-"""In the folder of the label maps: by what they were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +59,8 @@ class Labelling:
 
     def finished(self, scan: Scan) -> bool:
         """Whether all files of a scan are there."""
+        if scan.fault:
+            return False
         logits = None if self.logits is None else self.logits / f"{scan.case}.json"
         files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), logits)
         return all(path is None or path.is_file() for path in files)
@@ -84,6 +83,8 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
     left = [scan for scan in scans if not labelling.finished(scan)]
     if len(left) < len(scans):
         print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
+    if left and all(scan.fault for scan in left):
+        _refuse([scan.fault for scan in left], left)
     return left
 
 
@@ -103,14 +104,21 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
             fault = _fault_of(scan, predictor, whole_images, labelling)
             faults += [fault] if fault else []
             shown.advance(line=printable(f"case {scan.case}{': not labelled, see below' if fault else ''}"))
-    if len(faults) == len(scans) == 1:
-        raise UserError(faults[0])
     if faults:
-        raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults))
+        _refuse(faults, scans)
+
+
+def _refuse(faults: Sequence[str], scans: Sequence[Scan]) -> None:
+    remedy = "; to leave out what is no scan, add --leave-out" if any(scan.fault for scan in scans) else ""
+    if len(faults) == len(scans) == 1:
+        raise UserError(f"{faults[0]}{remedy}")
+    raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults) + remedy)
 
 
 def _fault_of(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> str | None:
     """Labels a scan; what is wrong with it where that cannot be done."""
+    if scan.fault:
+        return scan.fault
     try:
         _label(scan, predictor, whole_images, labelling)
     except UserError as error:
@@ -138,7 +146,7 @@ def _with_first_stage(
 def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
     from megavoxel.inference.logits import open_logits
     from megavoxel.models.outputs import postprocess_in_place, write_label_map, write_probabilities
-    from megavoxel.models.prepare import open_scan, prepared
+    from megavoxel.models.prepare import in_unit_of, open_scan, prepared
     from megavoxel.reporting.picture import write_picture
 
     plan = predictor.plan.preprocessing
@@ -146,7 +154,7 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
     shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
     scratch.mkdir(parents=True)
     try:
-        volumes = open_scan(scan, plan.channels, labelling.reading)
+        volumes = in_unit_of(plan, scan.case, open_scan(scan, plan.channels, labelling.reading))
         image, properties = prepared(scan, volumes, predictor.plan, labelling.reading, scratch)
         whole_images.check(scan.case, image.shape[1:])
         image = _with_first_stage(image, properties, predictor.plan, labelling, scan)

@@ -10,7 +10,7 @@ import numpy as np
 
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.logits import Logits
-from megavoxel.volumes.formats.nifti import on_stated_grid
+from megavoxel.volumes.formats.nifti import image_on
 from megavoxel.volumes.open import label_suffix_of, read_labels
 from megavoxel.volumes.volume import Volume, label_type
 from megavoxel.volumes.write import compressed_file, write_labels
@@ -33,12 +33,9 @@ def write_probabilities(path: Path, logits: Logits, scratch: Path, scan: Volume)
     for slab in logits.slabs():
         volume[:, slab.start : slab.stop] = slab.logits.softmax(dim=0).numpy()
     geometry = logits.header.properties.geometry
-    array = geometry.restore_channels(volume)
     is_nifti = label_suffix_of(scan.path.name) == ".nii.gz"
-    image = nibabel.Nifti1Image(array, geometry.affine)
-    if is_nifti and not scan.is_oriented:
-        image = on_stated_grid(array, scan.path)
-    image.header.set_xyzt_units("mm")
+    is_oriented = scan.is_oriented or scan.path.is_dir() or not is_nifti
+    image = image_on(geometry.restore_channels(volume), geometry, is_oriented=is_oriented)
     ready = scratch / "probabilities.nii.gz"
     with compressed_file(ready) as compressed:
         image.to_stream(compressed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 from megavoxel.errors import UserError
 from megavoxel.models.scans import Scan, in_order_of_channels
 from megavoxel.planning.plan import Plan, PreprocessingPlan
-from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image, require_sound_scan
+from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
 from megavoxel.preprocessing.large import is_large
 from megavoxel.preprocessing.store import CaseProperties, open_case
-from megavoxel.volumes.checks import Intensities
-from megavoxel.volumes.grid import assumed_affine, compare_grids
+from megavoxel.volumes.grid import assumed_affine, compare_grids, shown_sizes
 from megavoxel.volumes.open import open_volume
 from megavoxel.volumes.slabs import LARGE_VOXELS
 from megavoxel.volumes.volume import Hints, Volume, joined_image
@@ -30,6 +30,8 @@ DICOM_CODES = {
     "US": r"us|ultrasound",
 }
 """DICOM's names of modalities (PS3.3, C.7.3.1.1.1), and how datasets name them or their channels."""
+ALIKE = 1000**0.5
+"""Ratio of the sides of voxels up to which two scans may be of one kind."""
 LEAST_OF_MR = -200
 """Magnitude images have no values below 0 but for resampling; air in CT has about -1000 HU."""
 
@@ -46,13 +48,17 @@ class Reading:
     """UIDs of the DICOM series to take where a folder has several."""
     orientation: str | None = None
     """Directions in which the axes i, j, k run, such as RAS, for files that do not say it; None: they are refused."""
+    sides: tuple[float, ...] | None = None
+    """Voxel size in mm along i, j, k, for files that do not say it; None: they are refused."""
+    incomplete_series: bool = False
+    """Whether DICOM series are taken that seem to lack slices at their ends."""
     large_voxels: int = LARGE_VOXELS
     """Voxels from which on a scan goes block by block."""
 
     @property
     def hints(self) -> Hints:
         """What is said of the files of a scan."""
-        return Hints(orientation=self.orientation, series=self.series)
+        return Hints(orientation=self.orientation, sides=self.sides, series=self.series)
 
 
 def check_orientation_code(code: str) -> str:
@@ -83,7 +89,38 @@ def open_scan(scan: Scan, channels: Sequence[str], reading: Reading) -> list[Vol
     for volume in volumes:
         if not volume.is_oriented and reading.orientation is None:
             assumed_affine(volume.path, (), None)  # refuses the file
+        if volume.doubts and not reading.incomplete_series:
+            raise UserError(
+                f"{volume.path}: {'; '.join(volume.doubts)}: bring all slices of the scan, or, if these are all that "
+                "are to be labelled, add --incomplete-series"
+            )
     return volumes
+
+
+def in_unit_of(plan: PreprocessingPlan, case: str, volumes: Sequence[Volume]) -> list[Volume]:
+    """The files of a scan, with grids whose header states another unit than mm in the unit of the model's spacing.
+
+    A model of a dataset in micrometres has them where others have mm. As units are a thousand apart, and scans of one
+    kind are not, one of the two ways to read a grid fits the model and the other does not.
+
+    Raises:
+        UserError: neither fits.
+    """
+    return [_in_unit_of(plan, case, volume) for volume in volumes]
+
+
+def _in_unit_of(plan: PreprocessingPlan, case: str, volume: Volume) -> Volume:
+    stated = volume.geometry
+    if stated.unit in (None, "mm"):
+        return volume
+    for grid in (stated, stated.in_mm()):
+        ratio = math.prod(grid.spacing) / math.prod(plan.spacing)
+        if 1 / ALIKE**3 < ratio < ALIKE**3:
+            return replace(volume, geometry=grid)
+    raise UserError(
+        f"case {case}: {volume.path} has voxels of {shown_sizes(stated.spacing)} {stated.unit}, the model's are "
+        f"{shown_sizes(plan.spacing)} mm: neither these numbers nor those in mm fit it; correct the header"
+    )
 
 
 def prepared(
@@ -105,13 +142,10 @@ def prepared(
         case = open_case(scratch, scan.case)
         return case.image, case.properties
     image = joined_image(volumes)
-    seen = Intensities(len(image))
-    for channel, voxels in enumerate(image):
-        seen.add(channel, voxels)
-    require_sound_scan(seen, scan.case)
+    ready = preprocess_image(image, volumes[0].geometry, rules, scan.case, modality)
     if not reading.any_modality:
         check_values(rules, scan.case, modality, image)
-    return preprocess_image(image, volumes[0].geometry, rules, scan.case, modality)
+    return ready
 
 
 def _check_channels(case: str, volumes: Sequence[Volume], plan: PreprocessingPlan) -> None:

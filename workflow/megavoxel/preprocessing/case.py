@@ -19,6 +19,7 @@ from megavoxel.preprocessing.foreground import count_classes, sample_foreground
 from megavoxel.preprocessing.large import (
     check_channels,
     is_large,
+    require_sound_image,
     spool_for,
     store_large_image,
     store_large_labels,
@@ -35,7 +36,6 @@ from megavoxel.preprocessing.store import (
     open_case,
     save_case,
 )
-from megavoxel.volumes.checks import Intensities, require_sound
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.masks import bounding_box, crop, fill_holes, nonzero_mask
 from megavoxel.volumes.slabs import LARGE_VOXELS
@@ -45,7 +45,7 @@ from megavoxel.volumes.volume import Volume, joined_image
 def preprocess_image(
     image: np.ndarray, geometry: Geometry, plan: PreprocessingPlan, case_id: str, modality: str | None = None
 ) -> tuple[np.ndarray, CaseProperties]:
-    """Brings an image to the network's grid: turned, cropped to its nonzero box, normalised, resampled.
+    """Brings a sound image to the network's grid: turned, cropped to its nonzero box, normalised, resampled.
 
     Args:
         image: float32 (channels, z, y, x) in canonical order; it is left as it is.
@@ -55,9 +55,11 @@ def preprocess_image(
         float32 (channels, network grid), and the way back.
 
     Raises:
-        UserError: the image has another number of channels than the plan, or a modality that the plan does not know.
+        UserError: the image has another number of channels than the plan, a modality that the plan does not know, or
+            voxels that are not finite or all of one value.
     """
     check_channels(len(image), plan, case_id)
+    require_sound_image(image, case_id)
     rules = plan.normalisation_of(case_id, modality)
     turned = image.transpose(0, *(axis + 1 for axis in plan.transpose))
     box = bounding_box(nonzero_mask(turned))
@@ -87,8 +89,7 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: Prep
             f"case {properties.case}: the label map has shape {labels.shape}, its image another one; "
             "run 'megavoxel check' on the dataset"
         )
-    cropped = np.ascontiguousarray(crop(turned, properties.box))
-    classes = _to_classes(cropped, plan, properties.case)
+    classes = np.ascontiguousarray(crop(_to_classes(turned, plan, properties.case), properties.box))
     return resample_labels(classes, properties.spacing, plan.spacing, properties.shape, plan.label_order)
 
 
@@ -137,21 +138,11 @@ def preprocess_large_image(
     begin_case(folder, case_id)
     with tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch:
         spooled = spool_for(volumes, plan, case_id, Path(scratch))
-        require_sound_scan(spooled.intensities, case_id)
         properties = store_large_image(
             spooled, plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
         )
     finish_case(folder, properties, {})
     return properties
-
-
-def require_sound_scan(seen: Intensities, case_id: str) -> None:
-    """Refuses a scan with intensities that `megavoxel check` refuses.
-
-    Raises:
-        UserError: it has voxels that are not finite, or a channel with one value in every voxel.
-    """
-    require_sound(seen.faults(f"case {case_id}: the scan"), "mend the file, or leave this scan out")
 
 
 def _preprocess_large_case(

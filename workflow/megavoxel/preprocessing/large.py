@@ -27,6 +27,7 @@ from megavoxel.preprocessing.foreground import count_classes, sample_foreground
 from megavoxel.preprocessing.normalise import Moments, merged_moments, moments_of, normalise_channel
 from megavoxel.preprocessing.resample import elect_labels, extremes, label_taps, resample_block
 from megavoxel.preprocessing.store import CaseProperties, case_properties, image_path, labels_path, new_array
+from megavoxel.volumes.checks import Intensities, require_sound
 from megavoxel.volumes.grid import separate_axis
 from megavoxel.volumes.masks import filled_slabs
 from megavoxel.volumes.slabs import Place, scratch_array, slab_rows
@@ -51,10 +52,29 @@ def spool_for(volumes: Sequence[Volume], plan: PreprocessingPlan, case_id: str, 
     """Reads an image to an array in `scratch`, in the plan's order of axes.
 
     Raises:
-        UserError: a file cannot be read, or the image has another number of channels than the plan.
+        UserError: a file cannot be read, or the image has another number of channels than the plan, or voxels that are
+            not finite or all of one value.
     """
     check_channels(sum(volume.channels for volume in volumes), plan, case_id)
-    return spool_image(volumes, plan.transpose, scratch / "image.b2nd")
+    spooled = spool_image(volumes, plan.transpose, scratch / "image.b2nd")
+    _require_sound(spooled.intensities, case_id)
+    return spooled
+
+
+def require_sound_image(image: np.ndarray, case_id: str) -> None:
+    """Refuses an image (channels, three axes) with intensities that `megavoxel check` refuses.
+
+    Raises:
+        UserError: it has voxels that are not finite, or a channel with one value in every voxel.
+    """
+    seen = Intensities(len(image))
+    for channel, voxels in enumerate(image):
+        seen.add(channel, voxels)
+    _require_sound(seen, case_id)
+
+
+def _require_sound(seen: Intensities, case_id: str) -> None:
+    require_sound(seen.faults(f"case {case_id}: the scan"), "mend the file, or leave this scan out")
 
 
 def store_large_image(

@@ -22,7 +22,7 @@ from megavoxel.errors import UserError, expect
 from megavoxel.files import atomic_path, json_text, read_json, write_text, writing
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.checksums import REMEDY, require_as_written, write_checksums
-from megavoxel.volumes.grid import Geometry, resampled_shape, rounded_spacing
+from megavoxel.volumes.grid import MILLIMETRES, Geometry, resampled_shape, rounded_spacing
 
 MOST_FOLD = 1000
 """Voxels that resampling may make of one; CT of 5 mm slices brought to 1 mm becomes 5."""
@@ -38,7 +38,7 @@ class CaseProperties:
     file_shape: tuple[int, ...]
     """Voxels per axis in the file's own order."""
     affine: tuple[tuple[float, ...], ...]
-    """4 x 4, the file's voxel index to mm."""
+    """4 x 4, the file's voxel index to mm, or to the unit that the file states."""
     full_shape: tuple[int, ...]
     """Voxels before cropping."""
     box: tuple[tuple[int, ...], ...]
@@ -51,11 +51,13 @@ class CaseProperties:
     """Hash of the preprocessing plan that the case was made under."""
     class_voxels: tuple[int, ...] = ()
     """Voxels of each class of the preprocessed label map, background first; empty where there is none."""
+    unit: str | None = None
+    """Unit of the affine, as in `Geometry`."""
 
     @property
     def geometry(self) -> Geometry:
         """The grid of the file."""
-        return Geometry(shape=self.file_shape, affine=np.array(self.affine))
+        return Geometry(shape=self.file_shape, affine=np.array(self.affine), unit=self.unit)
 
     @property
     def cropped_shape(self) -> tuple[int, ...]:
@@ -124,6 +126,7 @@ def case_properties(
         box=tuple(box),
         spacing=spacing,
         shape=shape,
+        unit=geometry.unit,
     )
 
 
@@ -299,6 +302,7 @@ def check_properties(properties: CaseProperties, case: str, where: str) -> None:
     is_box = len(box) == 3 and all(len(side) == 2 for side in box)
     is_inside = is_box and all(0 <= a < b <= size for (a, b), size in zip(box, properties.full_shape, strict=True))
     expect(is_inside, f"{where}: box", "two ends per axis inside of full_shape")
+    expect(properties.unit in (None, *MILLIMETRES), f"{where}: unit", f"null or one of {', '.join(MILLIMETRES)}")
     is_affine = affine.shape == (4, 4) and abs(np.linalg.det(affine.astype(float)[:3, :3])) > 0
     expect(is_affine, f"{where}: affine", "4 x 4 numbers that can be inverted")
 

@@ -84,6 +84,10 @@ def _score_folders(arguments: argparse.Namespace) -> None:
     else:
         values = label_values([pair.reference for pair in pairs], processes=arguments.processes)
         labels = {str(value): value for value in values}
+        predicted = label_values([pair.prediction for pair in pairs], processes=arguments.processes)
+        strange = sorted(set(predicted) - set(values))
+        if strange:
+            print(f"values of predictions that no reference has, which are not scored: {', '.join(map(str, strange))}")
     if not labels:
         raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
     targets = parse_targets(labels, arguments.tolerance or ["0"])

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--channels", nargs="+", default=[], metavar="NAME", help="names of the channels; CT is normalised as CT"
     )
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help="names of the label values")
-    parser.add_argument("--leave-out", action="store_true", help="leave out images without a label map")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out images without label map, and links to nothing"
+    )
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="cases read at once; default: all cores"
     )
@@ -122,7 +124,7 @@ def _say(found: object, dataset: Path, study: Path) -> None:
     if found.unnamed:
         print(f"no file names the labels: correct their names in {dataset}")
     if found.excluded:
-        print(f"left out, because they have no label map: {len(found.excluded)} images")
+        print(f"left out, because a label map or what a link leads to is missing: {len(found.excluded)} images")
     print(f"written: {dataset}, {study}")
     print(f"next:\n  snakemake --configfile {shlex.quote(str(study))}")
 

@@ -9,6 +9,7 @@ New scans by the networks of a study, the second stage of a cascade included:
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ OF_NEW_SCANS = (
     "any_modality",
     "series",
     "assume_orientation",
+    "assume_spacing",
+    "incomplete_series",
+    "leave_out",
     "one_file_per_case",
 )
 
@@ -97,6 +101,19 @@ def _add_arguments_of_new_scans(scans: argparse._ArgumentGroup) -> None:
         "--assume-orientation", metavar="RAS", help="where the axes i, j, k run in scans that do not say it"
     )
     scans.add_argument(
+        "--assume-spacing",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="voxel size in mm along the axes i, j, k in scans that do not say it",
+    )
+    scans.add_argument(
+        "--incomplete-series", action="store_true", help="take DICOM series that seem to lack slices at their ends"
+    )
+    scans.add_argument(
+        "--leave-out", action="store_true", help="say what is no scan and leave it out, without an error at the end"
+    )
+    scans.add_argument(
         "--one-file-per-case", action="store_true", help="a number at the end of a file's name is no channel's"
     )
 
@@ -155,7 +172,7 @@ def _label(
         probabilities=arguments.probabilities,
         pictures=arguments.pictures,
     )
-    scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case)
+    scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case, leave_out=arguments.leave_out)
     left = unfinished(scans, labelling)
     if not left:
         return
@@ -176,8 +193,18 @@ def _reading(arguments: argparse.Namespace) -> Reading:
         any_modality=arguments.any_modality,
         series=tuple(arguments.series),
         orientation=check_orientation_code(orientation) if orientation else None,
+        sides=_sides(arguments.assume_spacing),
+        incomplete_series=arguments.incomplete_series,
         large_voxels=LARGE_VOXELS if large is None else large,
     )
+
+
+def _sides(given: Sequence[float] | None) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    if not all(math.isfinite(side) and side > 0 for side in given):
+        raise UserError(f"--assume-spacing {' '.join(map(str, given))}: allowed: three sizes in mm above 0")
+    return tuple(given)
 
 
 def _refuse_options(arguments: argparse.Namespace, where: str, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,8 +48,8 @@ class Intensities:
             yield "empty", f"{which} has the value {self.low[number]:g} in every voxel"
 
 
-def intensity_faults(volume: Volume, name: str) -> list[Fault]:
-    """Faults of an image's voxels, which are read slab by slab.
+def intensity_faults(volume: Volume, name: str) -> tuple[list[Fault], str]:
+    """Faults of an image's voxels, which are read slab by slab, and a checksum that equal voxels in one order share.
 
     Args:
         name: what it is called in messages.
@@ -57,11 +58,12 @@ def intensity_faults(volume: Volume, name: str) -> list[Fault]:
         UserError: the file is truncated or damaged.
     """
     if 0 in volume.shape:
-        return [("empty", f"{name} has no voxels")]
-    seen = Intensities(volume.channels)
+        return [("empty", f"{name} has no voxels")], ""
+    seen, content = Intensities(volume.channels), hashlib.sha256(repr(volume.shape).encode())
     for slab in volume.image_slabs():
         seen.add(slab.channel, slab.voxels)
-    return list(seen.faults(name))
+        content.update(slab.voxels.tobytes())
+    return list(seen.faults(name)), content.hexdigest()
 
 
 def label_faults(
@@ -79,14 +81,19 @@ def label_faults(
             65535.
     """
     values = values_of(volume)
+    return undeclared_faults(values, name, labels, background), values
+
+
+def undeclared_faults(values: set[int], name: str, labels: dict[str, int], background: set[int]) -> list[Fault]:
+    """The values of a label map that are neither a label's nor background; arguments as for `label_faults`."""
     undeclared = sorted(values - background - set(labels.values()))
     if not undeclared:
-        return [], values
+        return []
     meanings = dict.fromkeys(sorted(background), "background") | {value: label for label, value in labels.items()}
     declared = ", ".join(f"{value} {meaning}" for value, meaning in meanings.items())
     more = ", ..." if len(undeclared) > LISTED_VALUES else ""
     listing = ", ".join(map(str, undeclared[:LISTED_VALUES])) + more
-    return [("label-values", f"{name} has the undeclared value {listing}; declared are {declared}")], values
+    return [("label-values", f"{name} has the undeclared value {listing}; declared are {declared}")]
 
 
 def values_of(volume: Volume) -> set[int]:
@@ -95,7 +102,12 @@ def values_of(volume: Volume) -> set[int]:
     Raises:
         UserError: as `label_faults`.
     """
-    return {int(value) for slab in volume.label_slabs() for value in pandas.unique(slab.voxels.ravel(order="K"))}
+    return set().union(*(values_in(slab.voxels) for slab in volume.label_slabs()))
+
+
+def values_in(labels: np.ndarray) -> set[int]:
+    """The values of an array of whole numbers."""
+    return {int(value) for value in pandas.unique(labels.ravel(order="K"))}
 
 
 def channel_faults(volumes: Sequence[Volume], channels: Sequence[str]) -> list[Fault]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +26,8 @@ SPACING_TOLERANCE = 1e-3
 AFFINE_TOLERANCE = 0.05
 """Largest distance between the places of a corner voxel in two files on one grid, in units of the smallest voxel
 side."""
+MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+"""How many mm the units are that NIfTI files can state, by nibabel's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,15 @@ class Geometry:
     shape: tuple[int, int, int]
     """Voxels per axis of the file."""
     affine: np.ndarray
-    """4 x 4, voxel index of the file to mm in RAS+."""
+    """4 x 4, voxel index of the file to mm in RAS+, or to another unit that the file states."""
+    unit: str | None = None
+    """One of MILLIMETRES; None: the file does not state it, and it counts as mm."""
+
+    def in_mm(self) -> Geometry:
+        """This grid with its affine in mm; a unit that is not stated counts as mm."""
+        scaled = self.affine.copy()
+        scaled[:3] *= MILLIMETRES[self.unit or "mm"]
+        return replace(self, affine=scaled, unit="mm")
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -68,8 +78,8 @@ class Geometry:
         return apply_orientation(np.transpose(array, (3, 2, 1, 0)), back)
 
 
-def geometry_of(shape: Sequence[int], affine: np.ndarray, path: Path) -> Geometry:
-    """The grid that the header of a file states.
+def geometry_of(shape: Sequence[int], affine: np.ndarray, path: Path, unit: str | None = None) -> Geometry:
+    """The grid that the header of a file states, in its own unit.
 
     Raises:
         UserError: the affine is singular or not finite.
@@ -77,7 +87,7 @@ def geometry_of(shape: Sequence[int], affine: np.ndarray, path: Path) -> Geometr
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
         raise UserError(f"{path}: the affine of its header is singular or not finite; write the file with a valid one")
-    return Geometry(shape=tuple(int(size) for size in shape), affine=affine)
+    return Geometry(shape=tuple(int(size) for size in shape), affine=affine, unit=unit)
 
 
 def assumed_affine(path: Path, spacing: Sequence[float], orientation: str | None, how: str = "") -> np.ndarray:
@@ -105,9 +115,14 @@ def assumed_affine(path: Path, spacing: Sequence[float], orientation: str | None
 
 
 def compare_grids(first: Geometry, second: Geometry) -> list[tuple[str, str]]:
-    """How two grids differ beyond the tolerances: check (`shape`, `spacing` or `affine`) and message, or nothing."""
+    """How two grids differ beyond the tolerances: check (`shape`, `spacing` or `affine`) and message, or nothing.
+
+    Grids of which one does not state its unit are compared as if both had the same.
+    """
     if first.shape != second.shape:
         return [("shape", f"{shown_sizes(first.shape)} and {shown_sizes(second.shape)} voxels")]
+    if None not in (first.unit, second.unit) and first.unit != second.unit:
+        first, second = first.in_mm(), second.in_mm()
     sides, other_sides = (np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in (first, second))
     if (np.abs(other_sides - sides) > SPACING_TOLERANCE * sides).any():
         differing = f"{shown_sizes(sides)} and {shown_sizes(other_sides)}"

@@ -16,6 +16,8 @@ from megavoxel.errors import UserError
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.slabs import FileSlab, slab_axis, slab_places
 
+ROUNDED = 1e-5
+"""How far from a whole number a value of a label map may be, from rounding, in relation to it where it is above 1."""
 Planes = Callable[[slice, int], np.ndarray]
 """From planes of a file's last axis and a channel to voxels (i, j, planes)."""
 
@@ -32,6 +34,8 @@ class Hints:
     """Voxel size in mm along z, y, x, of arrays without a header."""
     orientation: str | None = None
     """Directions in which the axes i, j, k run, such as RAS, of files that do not say how they lie in the patient."""
+    sides: tuple[float, ...] | None = None
+    """Voxel size in mm along the axes i, j, k, of files that have axes of a size and do not state it."""
     series: tuple[str, ...] = ()
     """UIDs of the DICOM series to take where a folder has several."""
 
@@ -52,6 +56,8 @@ class Volume:
     """Whether the file has a fourth axis."""
     is_oriented: bool = True
     """Whether the file says how its axes lie in the patient."""
+    doubts: tuple[str, ...] = ()
+    """What speaks for parts of it that are missing; nothing that is known to be wrong."""
     modality: str | None = None
     """What the file says it is, in DICOM's terms, such as CT or MR."""
     cut: Callable[[Sequence[tuple[Sequence[slice], Path]]], None] | None = None
@@ -156,7 +162,7 @@ def label_type(largest: int) -> type:
 
 
 def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    """Values of a label map as uint8, or uint16 where needed.
+    """Values of a label map as uint8, or uint16 where needed; what is whole but for rounding becomes whole.
 
     Raises:
         UserError: one of them is not a whole number from 0 to 65535.
@@ -166,9 +172,11 @@ def whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise UserError(f"{path}: the label map holds NaN or infinity; labels are whole numbers from 0 to 65535")
-        if (array != np.round(array)).any():
-            odd = array[array != np.round(array)][0]
-            raise UserError(f"{path}: the label map holds {odd:g}; labels are whole numbers from 0 to 65535")
+        whole = np.round(array)
+        odd = array[np.abs(array - whole) > ROUNDED * np.maximum(1, whole)]
+        if odd.size:
+            raise UserError(f"{path}: the label map holds {odd[0]:.7g}; labels are whole numbers from 0 to 65535")
+        array = whole
     low, high = array.min(), array.max()
     if low < 0 or high > 65535:
         raise UserError(

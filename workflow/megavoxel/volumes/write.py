@@ -24,13 +24,20 @@ from megavoxel.volumes.volume import label_type
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     """Writes a canonical label map (z, y, x) on the grid of `geometry`, whole or not at all; same input, same bytes."""
     kind = label_type(labels.max(initial=0))
-    write_nifti(path, geometry.restore(labels).astype(kind), geometry.affine)
+    write_nifti(path, geometry.restore(labels).astype(kind), geometry.affine, geometry.unit)
 
 
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Writes an array in the file's own axis order as .nii.gz in mm, whole or not at all; same input, same bytes."""
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, unit: str | None = None) -> None:
+    """Writes an array in the file's own axis order as .nii.gz, whole or not at all; same input, same bytes.
+
+    Args:
+        path: the file.
+        array: its voxels.
+        affine: 4 x 4, voxel index to `unit`.
+        unit: as in `Geometry`; None counts as mm.
+    """
     image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units(unit or "mm")
     with compressed_file(path) as compressed:
         image.to_stream(compressed)
 
@@ -81,7 +88,7 @@ def write_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geometry: G
 
 
 def write_planes(path: Path, planes: Iterable[np.ndarray], geometry: Geometry, kind: type) -> None:
-    """Writes a volume that comes in order of the file as .nii.gz in mm, whole or not at all.
+    """Writes a volume that comes in order of the file as .nii.gz, whole or not at all.
 
     Args:
         planes: parts (i, j, some of k) in the file's own order, from its first plane to its last.
@@ -91,7 +98,7 @@ def write_planes(path: Path, planes: Iterable[np.ndarray], geometry: Geometry, k
         ValueError: there are more or fewer planes than the grid has.
     """
     image = nibabel.Nifti1Image(np.broadcast_to(np.zeros((), kind), geometry.shape), geometry.affine)
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units(geometry.unit or "mm")
     image.update_header()
     image.header.set_slope_inter(1, 0)
     written = 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from megavoxel.config.dataset import Dataset
 from megavoxel.datasets.check import Finding
 from megavoxel.errors import UserError
+from megavoxel.files import file_sha256
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.cases import ImageCase, ImageCases
 from megavoxel.tasks.classification.images import COLOUR, GREY, image_mode
@@ -36,7 +38,7 @@ def check_images(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[I
     """
     layout = read_image_layout(root, dataset)
     looked_at = map_cases(partial(_look, root), layout.cases, processes=processes, title="checking", unit="image")
-    findings = [*layout.findings, *_images(layout, looked_at), *_untrained(layout)]
+    findings = [*layout.findings, *_images(layout, looked_at), *_same_images(layout, looked_at), *_untrained(layout)]
     cases = ImageCases(dataset=dataset.name, root=str(root), classes=layout.classes, cases=layout.cases)
     return cases, findings
 
@@ -50,22 +52,42 @@ def describe(cases: ImageCases, findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _look(root: Path, case: ImageCase) -> tuple[str, str]:
-    """An image's mode, or an empty one and the fault."""
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """What is known of an image that was read: its mode and its file's checksum, or a fault."""
+
+    mode: str = ""
+    checksum: str = ""
+    fault: str = ""
+
+
+def _look(root: Path, case: ImageCase) -> _Looked:
     try:
-        return image_mode(root / case.id), ""
+        return _Looked(mode=image_mode(root / case.id), checksum=file_sha256(root / case.id))
     except UserError as error:
-        return "", str(error)
+        return _Looked(fault=str(error))
 
 
-def _images(layout: ImageLayout, looked_at: list[tuple[str, str]]) -> list[Finding]:
-    counts = Counter(mode for mode, _ in looked_at)
+def _same_images(layout: ImageLayout, looked_at: Sequence[_Looked]) -> list[Finding]:
+    """Files of equal bytes, the later ones of which are named with the first: scores may then count a known image."""
+    first: dict[str, ImageCase] = {}
+    findings = []
+    for case, looked in zip(layout.cases, looked_at, strict=True):
+        known = first.setdefault(looked.checksum, case) if looked.checksum else case
+        if known is not case:
+            message = f"this file ({case.split}, {case.label}) is that of {known.id} ({known.split}, {known.label})"
+            findings.append(Finding(case=case.id, check="same-image", severity="warning", message=message))
+    return findings
+
+
+def _images(layout: ImageLayout, looked_at: Sequence[_Looked]) -> list[Finding]:
+    counts = Counter(looked.mode for looked in looked_at)
     rarer = min(GREY, COLOUR, key=lambda mode: counts[mode])
     findings = []
-    for case, (mode, fault) in zip(layout.cases, looked_at, strict=True):
-        if fault:
-            findings.append(Finding(case=case.id, check="image", severity="error", message=fault))
-        elif mode == rarer:
+    for case, looked in zip(layout.cases, looked_at, strict=True):
+        if looked.fault:
+            findings.append(Finding(case=case.id, check="image", severity="error", message=looked.fault))
+        elif looked.mode == rarer:
             findings.append(Finding(case=case.id, check="colour", severity="warning", message=AMONG[rarer]))
     return findings
 

@@ -103,10 +103,14 @@ def _open(path: Path, hints: Hints) -> Volume:
             f"{len(size)} axes of {numbers}"
         )
     _require_room(path, text, header)
+    _require_millimetres(path, text)
     is_oriented, how = _orientation(text.kind, text.lower)
-    affine = affine_of(header)
+    affine, sides = affine_of(header), header.GetSpacing()[:3]
+    if not text.states_sides and (is_oriented or hints.orientation is not None):
+        sides = _assumed_sides(path, hints)
+        affine[:3, :3] *= np.divide(sides, header.GetSpacing()[:3])
     if not is_oriented:
-        affine = assumed_affine(path, header.GetSpacing()[:3], hints.orientation, how)
+        affine = assumed_affine(path, sides, hints.orientation, how)
     stated = header.GetMetaData("Modality").removeprefix("MET_MOD_") if header.HasMetaDataKey("Modality") else ""
     return volume_of(
         path,
@@ -152,6 +156,21 @@ def _orientation(kind: str, lines: Sequence[str]) -> tuple[bool, str]:
         how = f", by 'space' (one of {', '.join(SPACES)}) and 'space directions'"
         return any(space in SPACES for space in spaces), how
     return any(line.startswith(META_KEYS) for line in lines), ", by 'TransformMatrix'"
+
+
+def _assumed_sides(path: Path, hints: Hints) -> tuple[float, ...]:
+    if hints.sides is None:
+        raise UserError(
+            f"{path}: its header does not state the size of its voxels; write it with that, or, to predict, give it in "
+            "mm along the axes i, j, k: --assume-spacing X Y Z"
+        )
+    return hints.sides
+
+
+def _require_millimetres(path: Path, text: Header) -> None:
+    """Refuses lengths in another unit, which ITK would pass on as mm."""
+    if text.other_units:
+        raise UserError(f"{path}: its header states lengths in {text.other_units[0]}; write it with lengths in mm")
 
 
 def _read(path: Path) -> Image:

@@ -5,6 +5,7 @@ ITK follows a header to any file of the machine, and makes room for as many voxe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ NUMBERED = re.compile(r"([^%]*)%0?\d?d([^%]*)")
 """A name with one number in it. What else C's printf takes can make any name."""
 SLICES = re.compile(r"%.*\d{5}")
 """Names by number of the files of more slices than there can be, for which MetaIO makes room."""
+SIDES = {"nrrd": ("spacings",), "meta": ("elementspacing", "elementsize")}
+"""Keys for the size of a voxel beside `space directions` of NRRD; ITK takes 1 where there are none."""
+UNITS = {"nrrd": ("space units", "units"), "meta": ("distanceunits",)}
+"""Keys for the units of lengths."""
+OTHER_UNITS = {
+    "m", "meter", "metre", "cm", "centimeter", "um", "µm", "micron", "micrometer", "micrometre", "nm", "nanometer",
+    "in", "inch", "inches",
+}  # fmt: skip
+"""Units of lengths that are not mm, in lower case and without a plural."""
 PACKED = ("gzip", "gz", "bzip2", "bz2")
 
 
@@ -63,6 +73,20 @@ class Header:
     def is_packed_meta(self) -> bool:
         """Whether a MetaImage says that its voxels are compressed."""
         return any(value[:1].lower() in ("t", "1") for value in self.values("compresseddata"))
+
+    @property
+    def states_sides(self) -> bool:
+        """Whether it states a size above 0 of three axes of a voxel."""
+        vectors = [re.findall(r"\(([^)]*)\)", value) for value in self.values("space directions")]
+        stated = [_numbers(value) for value in self.values(*SIDES[self.kind])]
+        stated += [[math.hypot(*_numbers(vector)) for vector in row] for row in vectors]
+        return any(len(sides) >= 3 and min(sides[:3]) > 0 for sides in stated)
+
+    @property
+    def other_units(self) -> list[str]:
+        """Units of lengths that it states and that are not mm."""
+        words = [word.strip() for value in self.values(*UNITS[self.kind]) for word in value.lower().split('"')]
+        return [word for word in words if word in OTHER_UNITS or word.removesuffix("s") in OTHER_UNITS]
 
     def values(self, *keys: str) -> list[str]:
         """What the lines with one of some keys say; the keys are in lower case."""
@@ -150,3 +174,14 @@ def _outside(path: Path, name: str) -> DamagedFileError:
         f"{path}: its voxels would be read from {shown(name)}, which is not in the folder of the header; copy the file "
         "there, and write its name into the header"
     )
+
+
+def _numbers(text: str) -> list[float]:
+    """The finite numbers of a text in which commas or blanks lie between them; other words are left out."""
+    found = []
+    for word in re.split(r"[\s,]+", text):
+        try:
+            found.append(float(word))
+        except ValueError:
+            continue
+    return [number for number in found if math.isfinite(number)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import zlib
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.imageglobals import logger
 
 from megavoxel.errors import UserError
-from megavoxel.volumes.grid import assumed_affine, geometry_of
+from megavoxel.volumes.grid import MILLIMETRES, Geometry, assumed_affine, geometry_of, shown_sizes
 from megavoxel.volumes.volume import Format, Hints, Planes, Volume, unreadable
 from megavoxel.volumes.write import compressed_file
 
@@ -21,6 +23,9 @@ MOST_RATIO = {".nii": 1, ".nii.gz": 1032}
 """Bytes of voxels that a byte of a file can stand for, by suffix; 1032 is the most that deflate can do (zlib.net)."""
 NUMBERS = "biuf"
 """NumPy's kinds of types that are one real number."""
+GZIP_MAGIC = b"\x1f\x8b"
+ROUNDED_TURN = 1e-4
+"""By how much the square of a quaternion's stored part may be above 1, from rounding; ITK and FSL have no limit."""
 UNREADABLE = (
     EOFError,
     OSError,
@@ -31,6 +36,38 @@ UNREADABLE = (
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
 )
+logger.disabled = True  # nibabel's lines on mended headers do not name the file; what matters of them is checked here
+
+
+class _RoundedTurn:
+    """Takes the quaternion of a half turn that rounding made a little too long, which nibabel refuses."""
+
+    def get_qform_quaternion(self) -> np.ndarray:
+        stored = np.array([self[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+        square = float(stored @ stored)
+        if 1 < square < 1 + ROUNDED_TURN:
+            return np.array([0.0, *(stored / math.sqrt(square))])
+        return super().get_qform_quaternion()
+
+
+class _Header1(_RoundedTurn, nibabel.Nifti1Header):
+    pass
+
+
+class _Header2(_RoundedTurn, nibabel.Nifti2Header):
+    pass
+
+
+class _Image1(nibabel.Nifti1Image):
+    header_class = _Header1
+
+
+class _Image2(nibabel.Nifti2Image):
+    header_class = _Header2
+
+
+KINDS = {348: _Image1, 540: _Image2}
+"""By the length of the header, with which a file begins."""
 
 
 def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
@@ -40,14 +77,17 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
         keep_open: whether parts that are read one after the other go on where the last one ended, in a gzip file too.
 
     Raises:
-        UserError: the file is missing, damaged, neither 3D nor 4D, or has colours or complex numbers.
+        UserError: the file is missing, damaged, named for another compression, neither 3D nor 4D, or has colours or
+            complex numbers.
     """
     try:
-        file = nibabel.load(path, keep_file_open=True) if keep_open else nibabel.load(path)
+        _require_compression(path)
+        kind = KINDS[len(_raw_header(path).binaryblock)]
+        file = kind.from_filename(path, keep_file_open=keep_open)
         _require_room(file, path)
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
-    if len(file.shape) not in (3, 4):
+    if len(file.shape) < 3 or sum(size > 1 for size in file.shape[3:]) > 1:
         raise UserError(f"{path}: expected three axes, or four with the channels last; the file has shape {file.shape}")
     if file.get_data_dtype().kind not in NUMBERS:
         stored = "colours" if file.get_data_dtype().names else f"values of type {file.get_data_dtype()}"
@@ -55,37 +95,94 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     return file
 
 
-def on_stated_grid(array: np.ndarray, source: Path) -> nibabel.Nifti1Image:
-    """A NIfTI image of an array (i, j, k, …) on the grid that another file's header states, orientation codes of 0
-    included."""
-    header = nibabel.load(source).header
-    image = nibabel.Nifti1Image(array, None)
-    image.header.set_zooms((*header.get_zooms()[:3], *(1.0,) * (array.ndim - 3)))
+def image_on(array: np.ndarray, geometry: Geometry, *, is_oriented: bool) -> nibabel.Nifti1Image:
+    """A NIfTI image of an array (i, j, k, …) on a file's grid in its unit; with codes of 0 where it is not oriented."""
+    image = nibabel.Nifti1Image(array, geometry.affine if is_oriented else None)
+    if not is_oriented:
+        sides = np.linalg.norm(geometry.affine[:3, :3], axis=0)
+        image.header.set_zooms((*sides, *(1.0,) * (array.ndim - 3)))
+    image.header.set_xyzt_units(geometry.unit or "mm")
     return image
 
 
 def _open(path: Path, hints: Hints) -> Volume:
     file = load_nifti(path)
     is_oriented = bool(file.header["sform_code"] or file.header["qform_code"])
-    assumes = not is_oriented and hints.orientation is not None
-    affine = assumed_affine(path, file.header.get_zooms()[:3], hints.orientation) if assumes else file.affine
-    has_channel_axis = len(file.shape) == 4
+    geometry = geometry_of(file.shape[:3], _affine(file, path, hints, is_oriented=is_oriented), path, _unit(file))
+    has_channel_axis = len(file.shape) > 3
+    writes = partial(_write_on_grid, geometry, is_oriented=is_oriented)
     return Volume(
         path=path,
-        geometry=geometry_of(file.shape[:3], affine, path),
-        channels=file.shape[3] if has_channel_axis else 1,
+        geometry=geometry,
+        channels=math.prod(file.shape[3:]),
         voxels=partial(_voxels, file, path),
         begin=partial(_begin, path),
         has_channel_axis=has_channel_axis,
         is_oriented=is_oriented,
         cut=partial(_cut, path),
-        write_labels=None if is_oriented else partial(_write_on_stated_grid, path),
+        write_labels=None if is_oriented and geometry.unit in (None, "mm") else writes,
     )
 
 
-def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndarray:
+def _affine(file: nibabel.Nifti1Image, path: Path, hints: Hints, *, is_oriented: bool) -> np.ndarray:
+    """4 x 4, by the sform, else by qform and voxel size, else by the voxel size alone.
+
+    Raises:
+        UserError: a voxel size that counts is zero or not finite, and `hints` has none.
+    """
+    stated = _raw_header(path)["pixdim"][1:4]
+    if not file.header["sform_code"] and not (np.isfinite(stated) & (stated != 0)).all():
+        if hints.sides is None:
+            raise UserError(
+                f"{path}: its header states voxels of {shown_sizes(stated)} mm; write it with its voxel size, or, to "
+                "predict, give that in mm along the axes i, j, k: --assume-spacing X Y Z"
+            )
+        file.header.set_zooms((*hints.sides, *file.header.get_zooms()[3:]))
+    if not is_oriented and hints.orientation is not None:
+        return assumed_affine(path, file.header.get_zooms()[:3], hints.orientation)
+    return file.header.get_best_affine()
+
+
+def _unit(file: nibabel.Nifti1Image) -> str | None:
+    """What the header says of lengths; None where it says nothing, or nothing that makes sense."""
     try:
-        return np.asarray(file.dataobj, dtype=kind).reshape(file.shape)  # nibabel gives an empty array a single axis
+        unit = file.header.get_xyzt_units()[0]
+    except KeyError:
+        return None
+    return unit if unit in MILLIMETRES else None
+
+
+def _raw_header(path: Path) -> nibabel.Nifti1Header:
+    """The header as it is stored, with nothing of it mended."""
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as source:
+        block = source.read(max(KINDS))
+    length = _kind_of(block)
+    if length is None:
+        raise ValueError("it does not begin with the length of a NIfTI header")
+    return KINDS[length].header_class(block[:length], check=False)
+
+
+def _kind_of(block: bytes) -> int | None:
+    """The length of a header, with which it begins in one of both orders of bytes; None: it is none."""
+    stated = (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    return next((length for length in KINDS if length in stated), None)
+
+
+def _require_compression(path: Path) -> None:
+    """Refuses a file whose name says another compression than it has."""
+    with path.open("rb") as source:
+        head = source.read(4)
+    is_compressed, is_called_so = head.startswith(GZIP_MAGIC), path.name.lower().endswith(".gz")
+    if is_compressed and not is_called_so:
+        raise UserError(f"{path}: it is compressed, which its name does not say: rename it to {path.name}.gz")
+    if is_called_so and _kind_of(head) is not None:
+        raise UserError(f"{path}: it is not compressed, though its name says so: rename it to {path.name[:-3]}")
+
+
+def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndarray:
+    shape = file.shape if len(file.shape) == 3 else (*file.shape[:3], math.prod(file.shape[3:]))
+    try:
+        return np.asarray(file.dataobj, dtype=kind).reshape(shape)  # nibabel gives an empty array a single axis
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
 
@@ -94,8 +191,9 @@ def _begin(path: Path) -> Planes:
     file = load_nifti(path, keep_open=True)
 
     def planes(span: slice, channel: int) -> np.ndarray:
+        behind = (channel if size > 1 else 0 for size in file.shape[3:])
         try:
-            voxels = file.dataobj[(..., span, channel) if len(file.shape) == 4 else (..., span)]
+            voxels = file.dataobj[(slice(None), slice(None), span, *behind)]
         except UNREADABLE as fault:
             raise unreadable(path, fault) from None
         return voxels.reshape((*file.shape[:2], span.stop - span.start))  # nibabel gives an empty array a single axis
@@ -113,34 +211,34 @@ def _cut(path: Path, boxes: Sequence[tuple[Sequence[slice], Path]]) -> None:
             voxels = np.asarray(unscaled[tuple(box)])
         except UNREADABLE as fault:
             raise unreadable(path, fault) from None
-        part = type(whole)(voxels, whole.slicer.slice_affine(tuple(box)), whole.header)
+        moved = np.eye(4)
+        moved[:3, 3] = [side.start for side in box]
+        part = type(whole)(voxels, whole.affine @ moved, whole.header)
         if (stored.slope, stored.inter) != (1, 0):
             part.header.set_slope_inter(stored.slope, stored.inter)
-        _keep_codes(whole.header, part.header, [side.start for side in box])
+        _keep_codes(whole.header, part.header, moved)
         part.to_filename(target)
 
 
-def _keep_codes(whole: nibabel.Nifti1Header, part: nibabel.Nifti1Header, start: Sequence[int]) -> None:
+def _keep_codes(whole: nibabel.Nifti1Header, part: nibabel.Nifti1Header, moved: np.ndarray) -> None:
     """Gives a box both affines of its volume, moved, with what their codes say: programs differ in which they read.
 
     A box whose volume has neither keeps the one that it was made with.
     """
-    moved = np.eye(4)
-    moved[:3, 3] = start
     for form in ("qform", "sform"):
         affine, code = getattr(whole, f"get_{form}")(coded=True)
         if affine is not None:
             getattr(part, f"set_{form}")(affine @ moved, int(code))
 
 
-def _write_on_stated_grid(source: Path, path: Path, labels: np.ndarray) -> None:
+def _write_on_grid(geometry: Geometry, path: Path, labels: np.ndarray, *, is_oriented: bool) -> None:
     with compressed_file(path) as compressed:
-        on_stated_grid(labels, source).to_stream(compressed)
+        image_on(labels, geometry, is_oriented=is_oriented).to_stream(compressed)
 
 
 def _require_room(file: nibabel.Nifti1Image, path: Path) -> None:
     """Refuses a header that claims more voxels than the file can hold, before anybody makes room for them."""
-    most = next((ratio for suffix, ratio in MOST_RATIO.items() if str(path).endswith(suffix)), math.inf)
+    most = next((ratio for suffix, ratio in MOST_RATIO.items() if path.name.lower().endswith(suffix)), math.inf)
     # An axis of no voxels does not make a huge one beside it smaller: work goes along each.
     claimed = math.prod(max(1, int(size)) for size in file.shape) * file.get_data_dtype().itemsize
     room = Path(path).stat().st_size * most
