@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import sys
 
 import jsonschema
@@ -12,7 +13,7 @@ import yaml
 
 from megavoxel.config import __main__ as config_files
 from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
-from megavoxel.config.hardware import Device, HardwareFile, load_device
+from megavoxel.config.hardware import Device, HardwareFile, load_device, load_hardware
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.reference import FILES, SECTIONS, json_schema
 from megavoxel.config.setting import Network, Setting, WrittenSetting
@@ -316,6 +317,31 @@ def test_a_device_that_does_not_exist_is_named_with_those_that_do(repository):
     assert load_device(hardware, "h100", source="my.yaml").gpus == 1
     with pytest.raises(UserError, match=r"my\.yaml: hardware: .*'h10'.*allowed: .*did you mean 'h100'"):
         load_device(hardware, "h10", source="my.yaml")
+
+
+def test_own_devices_add_to_those_of_the_hardware_file_key_by_key(tmp_path):
+    hardware, own = tmp_path / "hardware.yaml", tmp_path / "hardware.local.yaml"
+    hardware.write_text("devices: {a: {kind: gpu, memory_gib: 8, cpus_per_job: 3}}")
+    own.write_text("devices: {a: {memory_gib: 12}, b: {kind: gpu, memory_gib: 20}}")
+    devices = load_hardware(hardware)
+    assert {name: device.memory_gib for name, device in devices.items()} == {"a": 12, "b": 20}
+    assert devices["a"].cpus_per_job == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("devices: {b: {memory_gib: 20}}", "devices.b: the key 'kind' is missing"),
+        ("devices: {a: {memory: 20}}", "devices.a.memory: unknown key"),
+        ("a: {memory_gib: 20}", "expected the key 'devices'"),
+        ("devices: [a]", "expected the key 'devices'"),
+    ],
+)
+def test_a_fault_in_own_devices_names_their_file(tmp_path, text, fault):
+    (tmp_path / "hardware.yaml").write_text("devices: {a: {kind: gpu, memory_gib: 8}}")
+    (tmp_path / "hardware.local.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"hardware\.local\.yaml: {re.escape(fault)}"):
+        load_hardware(tmp_path / "hardware.yaml")
 
 
 def test_no_shipped_file_names_a_machine(repository):

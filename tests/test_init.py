@@ -9,11 +9,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dataset_layouts import CASES, bids, label_values, link, make_phantoms, nnunet_raw, plain
 from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
+from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study
 from megavoxel.datasets.cases import load_cases
 from megavoxel.datasets.naming import guess_files
@@ -104,6 +106,70 @@ def test_the_study_suits_the_device(work, phantoms, capsys):
     assert (study.hardware, study.folds_of(setting), setting.network.base_features) == ("cpu", (0,), 16)
     assert init(phantoms, "--gpu", "a100", "--force") == 1
     assert "allowed: cpu, cpu-core, rtx-3090" in capsys.readouterr().err
+
+
+class SeenGpu:
+    """What PyTorch says of a GPU."""
+
+    def __init__(self, name: str, gib: float) -> None:
+        self.name, self.total_memory = name, int(gib * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("seen", "gib", "expected"),
+    [
+        ("NVIDIA GeForce RTX 3090", 23.7, "rtx-3090"),
+        ("NVIDIA GeForce RTX 2080 Ti", 10.8, "rtx-2080-ti"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40"),
+        ("NVIDIA A100 80GB PCIe", 79.3, "a100-80"),
+        ("Tesla V100-SXM2-32GB", 31.7, "v100-32"),
+        ("Tesla T4", 14.6, "t4"),
+        ("NVIDIA L40S", 44.5, "l40s"),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, "rtx-6000-ada"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("AMD Instinct MI300X", 191.7, "mi300x"),
+        ("NVIDIA GeForce RTX 3080", 11.8, "gpu-11-8"),
+        ("Some GPU of tomorrow", 24.0, "gpu-24"),
+    ],
+)
+def test_the_gpu_that_is_there_is_known_by_name_and_memory_or_added(work, phantoms, monkeypatch, seen, gib, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SeenGpu(seen, gib))
+    shipped = (work / "config/hardware.yaml").read_text()
+    assert init(phantoms, "--gpu", "auto", "--force") == 0
+    assert load_study(work / "config/studies/new.yaml").hardware == expected
+    assert (work / "config/hardware.yaml").read_text() == shipped
+    own = work / "config/hardware.local.yaml"
+    assert own.exists() == expected.startswith("gpu-")
+    device = load_device(work / "config/hardware.yaml", expected, source="test")
+    assert device.memory_gib == pytest.approx(gib, rel=0.1)
+
+
+def test_a_gpu_is_given_by_its_memory_and_keeps_what_users_wrote_of_it(work, phantoms, capsys):
+    assert init(phantoms, "--gpu-memory", "20") == 0
+    assert "config/hardware.local.yaml, device gpu-20; 'megavoxel calibrate gpu-20'" in capsys.readouterr().out
+    own = work / "config/hardware.local.yaml"
+    own.write_text(f"{own.read_text()}    most_devices: 2  # we have two\n")
+    before = own.read_text()
+    assert init(phantoms, "--gpu-memory", "20", "--force") == 0
+    assert own.read_text() == before
+    device = load_device(work / "config/hardware.yaml", "gpu-20", source="test")
+    assert (device.kind, device.memory_gib, device.most_devices) == ("gpu", 20, 2)
+    assert init(phantoms, "--gpu-memory", "0", "--force") == 1
+    assert "--gpu-memory 0: allowed: a number of GiB" in capsys.readouterr().err
+
+
+def test_without_a_gpu_auto_says_what_to_do(work, phantoms, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert init(phantoms, "--gpu", "auto") == 1
+    assert "--gpu auto: PyTorch sees no GPU here; run it on a machine that has one" in capsys.readouterr().err
+
+
+def test_an_incomplete_name_is_offered_all_devices_that_it_begins(work, phantoms, capsys):
+    assert init(phantoms, "--gpu", "a100") == 1
+    said = capsys.readouterr().err
+    assert "(did you mean 'a100-40' or 'a100-80'?)" in said
+    assert "to add another, give it 'kind' and 'memory_gib' in config/hardware.local.yaml" in said
 
 
 def test_the_forecast_needs_no_data_but_what_was_found(work, phantoms, capsys):

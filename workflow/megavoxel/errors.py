@@ -31,9 +31,11 @@ def shown(value: Any, most: int = 200) -> str:
 
 
 def closest(word: str, words: Iterable[str]) -> str:
-    """A hint with the nearest of `words`, or nothing."""
-    near = difflib.get_close_matches(str(word), list(map(str, words)), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    """A hint with those of `words` that begin with `word` and a dash, else with the nearest one; or nothing."""
+    known = list(map(str, words))
+    near = [one for one in known if one.startswith(f"{word}-")] or difflib.get_close_matches(str(word), known, n=1)
+    offered = " or ".join(f"'{one}'" for one in near)
+    return f" (did you mean {offered}?)" if near else ""
 
 
 def printable(message: str) -> str:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from megavoxel.config.dataset import dataset_path, load_dataset
-from megavoxel.config.hardware import load_device, load_hardware
+from megavoxel.config.hardware import OWN, load_device, load_hardware
 from megavoxel.config.study_file import load_study
 from megavoxel.errors import UserError
 
@@ -19,8 +19,8 @@ def check_file(path: Path, root: Path) -> None:
     """
     if path.parent.name == "datasets":
         load_dataset(path)
-    elif path.name == "hardware.yaml":
-        load_hardware(path)
+    elif path.name in ("hardware.yaml", OWN.name):
+        load_hardware(path.with_name("hardware.yaml"))
     else:
         study = load_study(path)
         dataset_path(study.dataset, root / "datasets", source=str(path))

@@ -24,6 +24,11 @@ ModelOfGpu = Annotated[
 Resources = dict[str, Annotated[str | int | float, Field(description="a text or number")]]
 
 
+OWN = Path("config/hardware.local.yaml")
+"""Devices that users have added or changed; a file of its own, so that an update of the workflow leaves it alone."""
+OWN_HEAD = "# Devices of this site, beside those of config/hardware.yaml; keys given here replace those given there."
+
+
 def _or_empty(values: dict[str, Any] | None) -> dict[str, Any]:
     return values or {}
 
@@ -136,12 +141,23 @@ def load_site(path: Path) -> Site:
 
 
 def load_hardware(path: Path) -> dict[str, Device]:
-    """Reads the hardware file: its devices by name.
+    """Reads the hardware file and the own devices of the site: devices by name.
 
     Raises:
-        UserError: the file is wrong.
+        UserError: a file is wrong.
     """
-    return _devices(read_yaml(path), str(path))
+    values = read_yaml(path)
+    devices = _devices(values, str(path))
+    for own in own_files(path):
+        values = _with_own(values, read_yaml(own), str(own))
+        devices = _devices(values, str(own))
+    return devices
+
+
+def own_files(path: Path) -> list[Path]:
+    """Files of devices that users have added or changed: beside the hardware file, and in the working directory."""
+    places = {place.resolve(): place for place in (path.with_name(OWN.name), OWN)}
+    return [place for place in places.values() if place.is_file()]
 
 
 def load_device(path: Path, name: str, *, source: str) -> Device:
@@ -153,7 +169,8 @@ def load_device(path: Path, name: str, *, source: str) -> Device:
     devices = load_hardware(path)
     if name not in devices:
         raise UserError(
-            f"{source}: hardware: {path} has no device '{name}'; allowed: {', '.join(devices)}{closest(name, devices)}"
+            f"{source}: hardware: {path} has no device '{name}'; allowed: {', '.join(devices)}"
+            f"{closest(name, devices)}; to add another, give it 'kind' and 'memory_gib' in {OWN}"
         )
     return devices[name]
 
@@ -163,23 +180,42 @@ def _devices(values: dict[str, Any], source: str) -> dict[str, Device]:
     return {name: Device(name=name, **vars(keys)) for name, keys in devices.items()}
 
 
-def update_device(path: Path, name: str, values: dict[str, Any]) -> None:
-    """Writes keys of a device into the hardware file; its comments and all other lines stay as they are.
+def _with_own(values: dict[str, Any], own: dict[str, Any], source: str) -> dict[str, Any]:
+    """The devices of a file, in which own ones replace key by key those of the same name."""
+    devices = own.get("devices")
+    if not isinstance(devices, dict) or set(own) != {"devices"}:
+        raise UserError(f"{source}: expected the key 'devices' with devices by name, as in config/hardware.yaml")
+    merged = dict(values["devices"])
+    for name, keys in devices.items():
+        known = merged.get(name, {})
+        merged[name] = {**known, **keys} if isinstance(keys, dict) else keys
+    return {"devices": merged}
+
+
+def update_device(path: Path, name: str, values: dict[str, Any], *, base: Path | None = None) -> None:
+    """Writes keys of a device into a file of devices; its comments and all other lines stay as they are.
 
     Args:
-        path: the hardware file, with devices in block style.
+        path: the file, with devices in block style; it is made if it is not there, and so is the device.
+        name: of the device.
         values: by key; the device's other keys stay.
+        base: the hardware file to which this one adds, if any.
 
     Raises:
         UserError: the file would no longer be valid.
     """
-    lines = path.read_text().splitlines()
-    begin = next(index for index, line in enumerate(lines) if line.split("#")[0].rstrip() == f"  {name}:")
+    lines = path.read_text().splitlines() if path.exists() else [OWN_HEAD, "devices:"]
+    heads = [index for index, line in enumerate(lines) if line.split("#")[0].rstrip() == f"  {name}:"]
+    if not heads:
+        heads = [len(lines)]
+        lines.append(f"  {name}:")
+    begin = heads[0]
     end = next((index for index in range(begin + 1, len(lines)) if _indent(lines[index]) <= 2), len(lines))
     kept = _without(lines[begin + 1 : end], set(values))
     added = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     text = "\n".join([*lines[: begin + 1], *kept, *added, *lines[end:]]) + "\n"
-    _devices(yaml.safe_load(text), str(path))
+    written = yaml.safe_load(text)
+    _devices(written if base is None else _with_own(read_yaml(base), written, str(path)), str(path))
     write_text(path, text)
 
 

@@ -1,4 +1,4 @@
-"""Measure this device's rate, overhead and workspace by a few training steps, and write them into the hardware file."""
+"""Measure this device's rate, overhead and workspace by a few training steps, and write them to your own devices."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import datetime
 import platform
 from pathlib import Path
 
-from megavoxel.config.hardware import load_device, update_device
+from megavoxel.config.hardware import OWN, load_device, update_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
-    parser.add_argument("name", help="device of the hardware file to write to")
+    parser.add_argument("name", help="device of the hardware file, or of your own ones")
     parser.add_argument("--hardware", type=Path, default=Path("config/hardware.yaml"), help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
@@ -39,5 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
     for key, value in measured.items():
         print(f"{key}: {value}")
     if not arguments.dry_run:
-        update_device(arguments.hardware, arguments.name, {**measured, "source": source})
-        print(f"written to {arguments.hardware}, device {arguments.name}")
+        own = arguments.hardware.with_name(OWN.name)
+        update_device(own, arguments.name, {**measured, "source": source}, base=arguments.hardware)
+        print(f"written to {own}, device {arguments.name}")

@@ -24,8 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("path", type=Path, metavar="PATH", help="the folder")
     parser.add_argument("--name", help="name of dataset and study; default: by the folder's")
-    parser.add_argument(
-        "--gpu", metavar="DEVICE", default="cpu", help="a name in the hardware file; default: %(default)s"
+    gpu = parser.add_mutually_exclusive_group()
+    gpu.add_argument(
+        "--gpu",
+        metavar="DEVICE",
+        default="cpu",
+        help="a name in the hardware file, or auto: the GPU that PyTorch sees here; default: %(default)s",
+    )
+    gpu.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="a GPU that the hardware file does not have, by its memory"
     )
     parser.add_argument(
         "--to",
@@ -66,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.datasets.survey import Asked, survey
     from megavoxel.files import write_text
 
-    device = load_device(arguments.hardware, arguments.gpu, source="--gpu")
+    device = load_device(arguments.hardware, _device_name(arguments), source="--gpu")
     asked = Asked(
         images=tuple(arguments.image),
         label=arguments.label,
@@ -113,6 +120,45 @@ def run(arguments: argparse.Namespace) -> None:
     load_dataset(dataset)
     load_study(study)
     _say(found, dataset, study)
+
+
+def _device_name(arguments: argparse.Namespace) -> str:
+    """Name of the device to plan for; one that the hardware file does not have is added to the own devices."""
+    if arguments.gpu_memory is not None:
+        return _added(arguments.hardware, arguments.gpu_memory, option=f"--gpu-memory {arguments.gpu_memory:g}")
+    if arguments.gpu != "auto":
+        return arguments.gpu
+
+    import torch
+
+    from megavoxel.config.hardware import load_hardware
+    from megavoxel.config.visible_gpu import known_device
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "--gpu auto: PyTorch sees no GPU here; run it on a machine that has one, or name one: --gpu a100-40, or "
+            "--gpu-memory with its GiB"
+        )
+    seen = torch.cuda.get_device_properties(0)
+    memory = seen.total_memory / 2**30
+    name = known_device(seen.name, memory, load_hardware(arguments.hardware))
+    print(f"--gpu auto: {seen.name} of {memory:.1f} GiB{'' if name is None else f', {name} in the hardware file'}")
+    return name or _added(arguments.hardware, float(f"{memory:.3g}"), option="--gpu auto")
+
+
+def _added(hardware: Path, memory_gib: float, *, option: str) -> str:
+    """Name of a device with so much memory, which is added to the own devices if it is not there."""
+    from megavoxel.config.hardware import OWN, load_hardware, update_device
+
+    if not 0 < memory_gib < float("inf"):
+        raise UserError(f"{option}: allowed: a number of GiB greater than 0")
+    name = f"gpu-{memory_gib:g}".replace(".", "-")
+    if name not in load_hardware(hardware):
+        own = hardware.with_name(OWN.name)
+        keys = {"kind": "gpu", "memory_gib": memory_gib, "source": f"megavoxel init {option}"}
+        update_device(own, name, keys, base=hardware)
+        print(f"written: {own}, device {name}; 'megavoxel calibrate {name}' on it measures its rate for forecasts")
+    return name
 
 
 def _say(found: object, dataset: Path, study: Path) -> None:
