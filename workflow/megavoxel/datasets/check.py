@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas
 
 from megavoxel.config.records import to_plain
+from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.layout import Layout
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
 from megavoxel.volumes.grid import shown_sizes
@@ -75,8 +75,7 @@ def check_layout(
 
 def write_findings(path: Path, findings: list[Finding]) -> None:
     """Writes checks.csv: case, check, severity, message."""
-    with atomic_path(path) as partial_path:
-        pandas.DataFrame(map(to_plain, findings), columns=COLUMNS).to_csv(partial_path, index=False)
+    write_csv(path, pandas.DataFrame(map(to_plain, findings), columns=COLUMNS))
 
 
 def check_case(

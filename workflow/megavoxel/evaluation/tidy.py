@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from megavoxel.csv_files import as_written, write_csv
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path, table_text
+from megavoxel.files import table_text
 
 COLUMNS = ["setting", "split", "fold", "case", "label", "metric", "value"]
 KEYS = COLUMNS[:-1]
@@ -45,7 +46,7 @@ def read_text(
         raise UserError(f"{path}: has lines with more values than the {len(table.columns)} of its first line")
     if list(table.columns) != list(columns):
         raise UserError(f"{path}: the columns are {','.join(table.columns)}; expected {','.join(columns)}")
-    return table
+    return as_written(table) if is_ours else table
 
 
 def read_scores(path: Path) -> pd.DataFrame:
@@ -87,5 +88,4 @@ def collect_scores(parts: Sequence[Path], output: Path) -> int:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as partial:
-        table.sort_values(KEYS, kind="stable").to_csv(partial, index=False, lineterminator="\n")
+    write_csv(path, table.sort_values(KEYS, kind="stable"))

@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megavoxel.csv_files import as_written
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import table_text, write_text
@@ -269,7 +270,7 @@ def read_findings(path: Path, cases: Iterable[str] = ()) -> list[dict[str, str]]
     if not path.exists():
         return []
     try:
-        table = pd.read_csv(table_text(path), dtype=str, keep_default_na=False)
+        table = as_written(pd.read_csv(table_text(path), dtype=str, keep_default_na=False))
         found = table.loc[table["severity"] != "ok", ["severity", "case", "message"]].to_dict("records")
     except (OSError, UnicodeDecodeError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as fault:
         raise UserError(f"{path}: cannot be read ({fault}); run 'megavoxel check' again") from None

@@ -45,6 +45,7 @@ def figure_style() -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         mpl.rcParams.update({"svg.hashsalt": "megavoxel", "font.family": "DejaVu Sans", "figure.dpi": DPI})
+        mpl.rcParams["text.parse_math"] = False  # a dollar in the name of a label or case is a dollar
         # Seaborn passes an argument that Matplotlib is about to rename.
         warnings.filterwarnings("ignore", "vert: bool", mpl.MatplotlibDeprecationWarning)
         yield

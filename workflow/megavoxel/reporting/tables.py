@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from megavoxel.csv_files import write_csv
 from megavoxel.evaluation.metrics import METRICS, Metric
-from megavoxel.files import atomic_path, write_text
+from megavoxel.files import write_text
 from megavoxel.reporting import statistics
 from megavoxel.reporting.costs import own_peaks, time_table, with_peaks
 from megavoxel.reporting.published import published_table
@@ -89,8 +90,7 @@ def write_tables(
     """
     shown = {name: showing[name](table) for name, table in numbers.items()}
     for name, table in numbers.items():
-        with atomic_path(folder / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False, lineterminator="\n")
+        write_csv(folder / f"{name}.csv", table)
         write_text(folder / f"{name}.md", markdown(shown[name]))
         write_text(folder / f"{name}.tex", latex(shown[name]))
     return shown

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from megavoxel.csv_files import as_written, write_csv
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import write_scores
-from megavoxel.files import atomic_path, table_text
+from megavoxel.files import table_text
 from megavoxel.planning.splits import cases_of
 from megavoxel.tasks.classification.cases import ImageCase, load_image_cases
 from megavoxel.tasks.classification.metrics import values
@@ -78,8 +79,7 @@ def write_probabilities(path: Path, names: Sequence[str], classes: Sequence[str]
     """Writes a line per image, in order of their names."""
     table = pandas.DataFrame(probabilities, columns=list(classes))
     table.insert(0, CASE, list(names))
-    with atomic_path(path) as partial:
-        table.sort_values(CASE).to_csv(partial, index=False, lineterminator="\n")
+    write_csv(path, table.sort_values(CASE))
 
 
 def read_probabilities(path: Path, classes: Sequence[str] | None = None) -> pandas.DataFrame:
@@ -93,7 +93,9 @@ def read_probabilities(path: Path, classes: Sequence[str] | None = None) -> pand
     """
     try:
         table = (
-            pandas.read_csv(table_text(path), dtype={CASE: str}, keep_default_na=False).set_index(CASE).astype(float)
+            as_written(pandas.read_csv(table_text(path), dtype={CASE: str}, keep_default_na=False))
+            .set_index(CASE)
+            .astype(float)
         )
     except FileNotFoundError:
         raise UserError(f"{path}: no such probabilities; run 'megavoxel predict'") from None
