@@ -110,6 +110,8 @@ def _notices(stored: Stored) -> dict[str, Any]:
     random = []
     if isinstance(stored, StoredClassification):
         random = [cell for cell in stored.definition.cells if not stored.cell_plan(cell).pretrained]
+    # That of images has lines of faults alone.
+    has_lines_of_all = stored.cases is not None and not stored.definition.classifies
     return {
         "classes": stored.classes if isinstance(stored, StoredClassification) else (),
         "random": random,
@@ -118,7 +120,7 @@ def _notices(stored: Stored) -> dict[str, Any]:
         "missing": stored.missing,
         "ignored": stored.ignored,
         "findings": read_findings(
-            stored.results / "checks.csv", [] if stored.cases is None else [case.id for case in stored.cases.cases]
+            stored.results / "checks.csv", [case.id for case in stored.cases.cases] if has_lines_of_all else []
         ),
         "findings_shown": FINDINGS_SHOWN,
         "never_seen": labels_never_seen(stored),
