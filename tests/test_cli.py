@@ -40,7 +40,15 @@ def test_help_and_version_need_no_stage(capsys):
         assert word in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["split"], ["split", "--fold", "3"]])
+def test_the_program_alone_prints_its_help_with_the_everyday_stages_first(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        shown.index("\n  init ") < shown.index("\n  predict ") < shown.index("\n  train ") < shown.index("\n  image ")
+    )
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["split"], ["split", "--fold", "3"]])
 def test_wrong_usage_ends_with_status_two(arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

@@ -17,33 +17,41 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from megavoxel import __version__
 from megavoxel.errors import INTERRUPTED, Interrupted, UserError, printable
 
-STAGES = {
-    "init": "look at a folder of images and write a first dataset and study file",
-    "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
-    "phantom": "make a synthetic labelled CT-like dataset from a seed",
-    "check": "read every case and list all faults",
-    "fingerprint": "measure shapes, spacings and intensities of a dataset",
-    "split": "divide the training cases into folds",
-    "plan-preprocessing": "choose spacing, axis order and normalisation",
-    "plan": "choose patch, batch and network of a setting",
-    "estimate": "forecast memory and hours of every setting of a study",
-    "calibrate": "measure rate and memory of this device for forecasts",
-    "preprocess": "crop, normalise and resample cases",
-    "train": "train a setting on a fold",
-    "predict": "label images by the sliding window",
-    "export": "make a model that can be used elsewhere, from trained runs",
-    "time": "measure seconds per image of a trained setting",
-    "stage1": "bring first-stage label maps to the grid of the second stage of a cascade",
-    "ensemble": "average the probabilities of several settings",
-    "postprocess": "keep largest components where cross-validation improves",
-    "evaluate": "score label maps: DSC and NSD",
-    "report": "tables, figures and a page from the scores",
-    "status": "show the progress of the runs of a study",
-    "tensorboard": "write the training curves as event files of TensorBoard",
-    "wheels": "download the packages of a container image",
-    "image": "build a container image",
-    "lock-images": "write the lock file that describes the container images",
+GROUPS = {
+    "every day": {
+        "init": "look at a folder of images and write a first dataset and study file",
+        "status": "show the progress of the runs of a study",
+        "export": "make a model that can be used elsewhere, from trained runs",
+        "predict": "label images by the sliding window",
+        "evaluate": "score label maps: DSC and NSD",
+        "calibrate": "measure rate and memory of this device for forecasts",
+        "tensorboard": "write the training curves as event files of TensorBoard",
+    },
+    "what Snakemake runs, by hand": {
+        "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",
+        "check": "read every case and list all faults",
+        "fingerprint": "measure shapes, spacings and intensities of a dataset",
+        "split": "divide the training cases into folds",
+        "plan-preprocessing": "choose spacing, axis order and normalisation",
+        "plan": "choose patch, batch and network of a setting",
+        "estimate": "forecast memory and hours of every setting of a study",
+        "preprocess": "crop, normalise and resample cases",
+        "train": "train a setting on a fold",
+        "time": "measure seconds per image of a trained setting",
+        "stage1": "bring first-stage label maps to the grid of the second stage of a cascade",
+        "ensemble": "average the probabilities of several settings",
+        "postprocess": "keep largest components where cross-validation improves",
+        "report": "tables, figures and a page from the scores",
+    },
+    "containers and tests": {
+        "phantom": "make a synthetic labelled CT-like dataset from a seed",
+        "wheels": "download the packages of a container image",
+        "image": "build a container image",
+        "lock-images": "write the lock file that describes the container images",
+    },
 }
+"""Stages by who calls them, each with what it does."""
+STAGES = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -130,13 +138,19 @@ def _explained(error: Exception) -> str | None:
 
 def _top_level(arguments: list[str]) -> int:
     width = max(map(len, STAGES))
-    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in STAGES.items())
+    listing = "\n\n".join(
+        f"{title}:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in stages.items())
+        for title, stages in GROUPS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="megavoxel",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"stages:\n{listing}\n\n'megavoxel STAGE --help' explains one.",
+        epilog=f"{listing}\n\n'megavoxel STAGE --help' explains one. A whole study is run by 'snakemake'.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("stage", metavar="STAGE", choices=list(STAGES), help="what to do")
+    if not arguments:
+        parser.print_help()
+        return 0
     parser.parse_args(arguments)
     return 2
