@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -25,7 +26,9 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     """`ranges`: as it should be; `deaf`: ignores Range; `breaking`: breaks off after 3000 bytes; `stuck`: after the
-    first 3000 bytes; `503`: is busy twice; `404`: refuses; `wrong range`: sends another part than was asked for."""
+    first 3000 bytes; `a byte`: breaks off after one; `dripping`: sends a byte now and then; `endless`: never stops, and
+    does not say how much there is; `packed`: says that the file is packed, as it is anyway; `503`: is busy twice;
+    `404`: refuses; `wrong range`: sends another part than was asked for."""
 
     server: Server
 
@@ -40,12 +43,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
         if manner == "wrong range" and start:
             start -= 10
-        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        if manner == "endless":
+            return self.stream(iter(lambda: bytes(10_000), None))
+        if manner == "dripping":
+            return self.stream(iter(lambda: time.sleep(0.02) or b"x", None))
+        headers = {"Content-Encoding": "gzip"} if manner == "packed" else {}
+        headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         sent = content[start:]
         if manner == "breaking" or (manner == "stuck" and not start):
             sent = sent[:3000]
         elif manner == "stuck":
             sent = b""
+        elif manner == "a byte":
+            sent = sent[:1]
         return self.answer(206 if start else 200, sent, headers, length=len(content) - start)
 
     def answer(self, status: int, body: bytes, headers: dict | None = None, length: int | None = None) -> None:
@@ -56,6 +66,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def stream(self, pieces: Iterator[bytes]) -> None:
+        """An answer of unknown length, to one that may hang up."""
+        self.server.statuses.append(200)
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for piece in pieces:
+                self.wfile.write(piece)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

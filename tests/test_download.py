@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from megavoxel.progress import Progress
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(download_module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(download_module, "LEAST_PROGRESS", 50)
 
 
 @pytest.fixture
@@ -152,3 +154,55 @@ def test_a_full_disk_in_the_middle_of_a_download_is_passed_up(server, tmp_path, 
     with pytest.raises(OSError, match="No space left"):
         bring(server.url, server.content, tmp_path)
     assert server.statuses == [200], "a full disk is no reason to ask again"
+
+
+def test_what_came_before_a_transfer_broke_is_kept_however_little(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "PIECE_BYTES", 2**20)
+    server.manner = "breaking"
+    bring(server.url, server.content, tmp_path)
+    assert server.ranges[:3] == [None, "bytes=3000-", "bytes=6000-"]
+
+
+@pytest.mark.parametrize("manner", ["dripping", "a byte"])
+def test_a_server_that_sends_next_to_nothing_is_given_up(server, tmp_path, monkeypatch, manner):
+    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", (1, 0.2))
+    server.manner = manner
+    with pytest.raises(UserError, match="the download failed 4 times"):
+        bring(server.url, server.content, tmp_path)
+    assert len(server.ranges) == 4
+
+
+def disk(monkeypatch, free: int) -> None:
+    """A small disk with so many bytes free, beside the margin that is left on it."""
+    usage = shutil.disk_usage("/")._replace(total=20_000, free=free + 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+
+
+def test_a_server_without_end_is_left_when_the_disk_has_its_margin_left(server, tmp_path, monkeypatch):
+    disk(monkeypatch, 55_000)
+    server.manner = "endless"
+    with pytest.raises(UserError, match=r"Task\.tar.*more comes than .* has room for"):
+        bring(server.url, server.content, tmp_path)
+    assert (tmp_path / "downloads/Task.tar.part").stat().st_size <= 55_000
+
+
+def test_a_file_for_which_the_disk_has_no_room_is_not_begun(server, tmp_path, monkeypatch):
+    disk(monkeypatch, 19_999)
+    with pytest.raises(UserError, match=r"0\.0 MB are to come, and .* has room for 0\.0 MB"):
+        bring(server.url, server.content, tmp_path)
+    assert not (tmp_path / "downloads/Task.tar.part").exists()
+    disk(monkeypatch, 20_000)
+    bring(server.url, server.content, tmp_path)
+
+
+def test_a_file_that_a_server_calls_packed_is_kept_as_it_is(server, tmp_path):
+    server.manner = "packed"
+    bring(server.url, server.content, tmp_path)
+
+
+def test_plain_http_without_a_checksum_is_said(server, tmp_path, capsys):
+    download(Source(url=server.url, checksum="unpublished"), tmp_path / "downloads")
+    assert "warning: http://127.0.0.1" in (said := capsys.readouterr().out)
+    assert "plain http does not show whether the file was changed on its way" in said
+    bring(server.url.replace("files", "others"), server.content, tmp_path / "checked")
+    assert "warning" not in capsys.readouterr().out

@@ -6,14 +6,17 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from megavoxel.errors import UserError, shown
+from megavoxel.processes import began, has_ended, this_host
 
 
 @contextmanager
@@ -24,7 +27,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    _remove_what_was_left(path.parent)
+    partial = path.with_name(f"{_own_prefix()}{path.name}")
     try:
         yield partial
         with partial.open("rb") as written:
@@ -49,17 +53,61 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: has content already and is not replaced; name a new folder, or empty this one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    private = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
-    # mkdtemp makes a folder that only the user can read; a folder inside it gets the permissions of the umask.
-    partial = private / path.name
-    try:
+    with scratch_directory(path.parent) as private:
+        # Only the user can read it; a folder inside it gets the permissions of the umask.
+        partial = private / path.name
         partial.mkdir()
         yield partial
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
+
+
+@contextmanager
+def scratch_directory(folder: Path) -> Iterator[Path]:
+    """Yields a new hidden folder in `folder`, which is removed afterwards, or by a later run if this one is killed."""
+    _remove_what_was_left(Path(folder))
+    path = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=folder))
+    try:
+        yield path
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+FORGOTTEN_SECONDS = 7 * 24 * 3600
+"""Age from which on what a process on another host was writing counts as left behind."""
+PARTIAL = re.compile(r"\.partial-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-(?P<began>\d+)-")
+_looked_at: set[tuple[int, Path]] = set()
+"""Processes, as this one and those that it was forked from, and folders in which they have looked."""
+
+
+def _own_prefix() -> str:
+    """How the names of what this process has not finished begin."""
+    return f".partial-{_host_code()}-{os.getpid()}-{began(os.getpid())}-"
+
+
+def _host_code() -> str:
+    return hashlib.sha256(this_host().encode()).hexdigest()[:8]
+
+
+def _remove_what_was_left(folder: Path) -> None:
+    """Removes from a folder what processes did not finish that have ended since; looks once in a process."""
+    if (os.getpid(), folder) in _looked_at:
+        return
+    _looked_at.add((os.getpid(), folder))
+    for path in folder.glob(".partial-*"):
+        named = PARTIAL.match(path.name)
+        if named and _is_left(path, named):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path, named: re.Match[str]) -> bool:
+    if named["host"] == _host_code():
+        return has_ended(int(named["process"]), int(named["began"]))
+    with suppress(OSError):
+        newest = max(file.lstat().st_mtime for file in (path, *path.rglob("*")))
+        return time.time() - newest > FORGOTTEN_SECONDS
+    return False
 
 
 def spare_bytes(folder: Path) -> int:

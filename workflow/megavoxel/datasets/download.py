@@ -8,25 +8,30 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import requests
+import urllib3
 
 from megavoxel.config.dataset import Source
 from megavoxel.errors import UserError
-from megavoxel.files import file_sha256, require_file_name, write_text
+from megavoxel.files import file_sha256, require_file_name, spare_bytes, write_text
 from megavoxel.progress import BYTES, progress
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 2.0
 TIMEOUT_SECONDS = (15, 60)  # to connect, and between two pieces
 PIECE_BYTES = 1 << 20
+LEAST_PROGRESS = PIECE_BYTES // 16
+"""Bytes that must come in the time of a timeout, and by which a further attempt must get, so that no server keeps a
+job for ever."""
 LATER_MAY_WORK = (408, 425, 429, 500, 502, 503, 504)
 RECORDS = "archives.tsv"
 """Lies beside the folders of the datasets, where neither a removed download nor a repeated fetch takes it away."""
 HEADER = "url\tsha256"
-BROKEN_OFF = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+BROKEN_OFF = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 
 def archive_name(url: str) -> str:
@@ -80,7 +85,7 @@ def download(source: Source, folder: Path, *, remedy: str = "correct the checksu
     archive.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(f"{archive.name}.part")
-    bring(source.url, part)
+    bring(source.url, part, is_checked=source.sha256 is not None or source.md5 is not None)
     fault = checksum_fault(part, source)
     if fault is not None:
         part.unlink()
@@ -122,23 +127,26 @@ def record_checksum(records: Path, url: str, archive: Path, *, beside: bool) -> 
         write_text(archive.with_name(f"{archive.name}.sha256"), f"{checksum}  {archive.name}\n")
 
 
-def bring(url: str, part: Path) -> None:
+def bring(url: str, part: Path, *, is_checked: bool) -> None:
     """Brings what is missing of the file at an address to `part`.
 
+    Args:
+        is_checked: whether a checksum of the file is known; if not, a warning says that plain http protects nothing.
+
     Raises:
-        UserError: the server refuses, or several attempts in a row bring nothing more.
+        UserError: the server refuses, several attempts in a row bring next to nothing more, or the disk has no room.
     """
     failures, furthest, wait = 0, _size(part), FIRST_WAIT_SECONDS
     while failures < ATTEMPTS:
         try:
-            if _fetch_rest(url, part):
+            if _fetch_rest(url, part, is_checked=is_checked):
                 return
             reason = "the transfer broke off"
         except BROKEN_OFF as fault:
             reason = " ".join(str(fault).split())
         except requests.RequestException as fault:
             raise UserError(f"{url}: cannot be downloaded ({' '.join(str(fault).split())})") from None
-        if _size(part) > furthest:
+        if _size(part) >= furthest + LEAST_PROGRESS:
             failures, furthest, wait = 0, _size(part), FIRST_WAIT_SECONDS
         failures += 1
         if failures < ATTEMPTS:
@@ -155,7 +163,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _fetch_rest(url: str, part: Path) -> bool:
+def _fetch_rest(url: str, part: Path, *, is_checked: bool) -> bool:
     """Appends what is missing to `part`; False where the transfer broke off or has to start afresh."""
     have = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
@@ -168,6 +176,12 @@ def _fetch_rest(url: str, part: Path) -> bool:
         if response.status_code in LATER_MAY_WORK:
             raise requests.ConnectionError(f"status {response.status_code} {response.reason}")
         response.raise_for_status()
+        if not is_checked and response.url.startswith("http:"):
+            print(
+                f"warning: {response.url}: no checksum is known, and plain http does not show whether the file was "
+                "changed on its way; compare it with what its publisher says",
+                flush=True,
+            )
         continued = response.status_code == 206 and _first_byte(response) == have
         if response.status_code == 206 and not continued:
             part.unlink(missing_ok=True)
@@ -178,6 +192,12 @@ def _fetch_rest(url: str, part: Path) -> bool:
 def _append(response: requests.Response, part: Path, have: int) -> bool:
     length = response.headers.get("Content-Length", "")
     total = have + int(length) if length.isdigit() else None
+    spare = spare_bytes(part.parent)
+    if total is not None and total - have > spare:
+        raise UserError(
+            f"{response.url}: {(total - have) / 1e6:.1f} MB are to come, and {part.parent} has room for "
+            f"{max(spare, 0) / 1e6:.1f} MB; free some space, or write to another disk"
+        )
     with (
         part.open("r+b" if have else "wb") as target,
         progress(part.stem, total, unit=BYTES, done=have) as shown,
@@ -185,10 +205,34 @@ def _append(response: requests.Response, part: Path, have: int) -> bool:
         target.seek(have)
         rest = f" of {total / 1e6:.1f} MB" if total else ""
         print(f"downloading {response.url}: {have / 1e6:.1f} MB here already{rest}", flush=True)
-        for piece in response.iter_content(PIECE_BYTES):
+        for piece in _pieces(response):
+            spare -= len(piece)
+            if spare < 0:
+                raise UserError(
+                    f"{response.url}: more comes than {part.parent} has room for; free some space, or bring the file "
+                    "by other means"
+                )
             target.write(piece)
             shown.advance(len(piece))
         return total is None or target.tell() == total
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """What the server sends, as it comes; all that came is kept where the transfer breaks off.
+
+    Raises:
+        urllib3.exceptions.HTTPError: the transfer broke off, or next to nothing came for the time of a timeout.
+    """
+    began, came = time.monotonic(), 0
+    while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
+        yield piece
+        came += len(piece)
+        if came >= LEAST_PROGRESS:
+            began, came = time.monotonic(), 0
+        elif time.monotonic() - began > TIMEOUT_SECONDS[1]:
+            raise urllib3.exceptions.ReadTimeoutError(
+                None, response.url, f"less than {LEAST_PROGRESS} bytes came in {TIMEOUT_SECONDS[1]} s"
+            )
 
 
 def _total_bytes(response: requests.Response) -> int | None:

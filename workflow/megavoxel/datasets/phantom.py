@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from megavoxel.config.dataset import Phantom
 from megavoxel.datasets.anatomy import LABELS, Grid, draw_anatomy, render, render_fine_slab
-from megavoxel.files import write_json
+from megavoxel.files import scratch_directory, write_json
 from megavoxel.progress import progress
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.slabs import scratch_array, slab_places
@@ -82,8 +81,8 @@ def write_large_case(phantom: Phantom, index: int, image_path: Path, label_path:
     stored = _stored(np.broadcast_to(np.uint8(0), grid.shape), affine, axes)
     geometry = Geometry(shape=stored.shape, affine=stored.affine)
     label_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".blocks-", dir=label_path.parent) as scratch:
-        labels = scratch_array(Path(scratch) / "labels.b2nd", grid.shape, np.uint8, axis=0)
+    with scratch_directory(label_path.parent) as scratch:
+        labels = scratch_array(scratch / "labels.b2nd", grid.shape, np.uint8, axis=0)
 
         def image_slabs() -> Iterator[tuple[int, np.ndarray]]:
             for rows, *_ in slab_places(grid.shape, 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from megavoxel.distributed.group import Group, is_member, joined_group, local_de
 from megavoxel.distributed.launch import start_group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.errors import UserError
+from megavoxel.files import scratch_directory
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.network.device import Precision, choose_device, set_threads
@@ -106,9 +106,9 @@ class CasePredictor:
         Raises:
             UserError: some logits are NaN or infinite; names the case.
         """
-        with tempfile.TemporaryDirectory(prefix=".logits-", dir=output) as scratch:
-            folder, header = logits_folder or Path(scratch), header_of(properties, self.plan.preprocessing)
-            logits = write_logits(folder, header, self.slabs(image, Path(scratch), name=f"case {properties.case}"))
+        with scratch_directory(output) as scratch:
+            folder, header = logits_folder or scratch, header_of(properties, self.plan.preprocessing)
+            logits = write_logits(folder, header, self.slabs(image, scratch, name=f"case {properties.case}"))
             write_label_map(output, logits.header, logits.slabs())
 
     def _predictor(self) -> Predictor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 
 from megavoxel.datasets.cases import Case, Cases, naming_case
 from megavoxel.errors import UserError
+from megavoxel.files import scratch_directory
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.foreground import count_classes, sample_foreground
@@ -136,11 +136,9 @@ def preprocess_large_image(
         UserError: as `preprocess_image`; or a file is damaged, or has voxels that are not finite or all of one value.
     """
     begin_case(folder, case_id)
-    with tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch:
-        spooled = spool_for(volumes, plan, case_id, Path(scratch))
-        properties = store_large_image(
-            spooled, plan, case_id, modality, folder=folder, patch=patch, scratch=Path(scratch)
-        )
+    with scratch_directory(folder) as scratch:
+        spooled = spool_for(volumes, plan, case_id, scratch)
+        properties = store_large_image(spooled, plan, case_id, modality, folder=folder, patch=patch, scratch=scratch)
     finish_case(folder, properties, {})
     return properties
 
@@ -151,11 +149,11 @@ def _preprocess_large_case(
     begin_case(folder, case.id)
     foreground = {}
     with (
-        tempfile.TemporaryDirectory(prefix=".blocks-", dir=folder) as scratch,
+        scratch_directory(folder) as scratch,
         _removed_after_fault(image_path(folder, case.id)),
     ):
-        places = {"folder": Path(folder), "patch": patch, "scratch": Path(scratch)}
-        spooled = spool_for(volumes, plan, case.id, Path(scratch))
+        places = {"folder": Path(folder), "patch": patch, "scratch": scratch}
+        spooled = spool_for(volumes, plan, case.id, scratch)
         properties = store_large_image(spooled, plan, case.id, case.modality, **places)
         if case.label is not None:
             to_classes = partial(_to_classes, plan=plan, case_id=case.id)

@@ -7,7 +7,6 @@ axis is another one, or runs downwards, it is turned by way of a compressed arra
 from __future__ import annotations
 
 import gzip
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from megavoxel.files import atomic_path, writing
+from megavoxel.files import atomic_path, scratch_directory, writing
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.slabs import gathered, scratch_array, slab_axis, slab_places, slab_rows
 from megavoxel.volumes.volume import label_type
@@ -77,9 +76,9 @@ def write_slabs(path: Path, slabs: Iterable[tuple[int, np.ndarray]], geometry: G
         write_planes(path, (geometry.restore(rows) for _, rows in slabs), geometry, kind)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".turning-", dir=Path(path).parent) as scratch:
+    with scratch_directory(Path(path).parent) as scratch:
         shape = geometry.canonical_shape
-        array = scratch_array(Path(scratch) / "volume.b2nd", shape, kind, axis=0)
+        array = scratch_array(scratch / "volume.b2nd", shape, kind, axis=0)
         for start, rows in gathered(slabs, slab_rows(shape, 0)):
             with writing(path):
                 array[start : start + len(rows)] = rows.astype(kind, copy=False)

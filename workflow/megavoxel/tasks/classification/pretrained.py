@@ -37,7 +37,7 @@ def fetch_weights(weights: PublishedWeights, target: Path) -> None:
             partial.write_bytes(source.read_bytes())
         else:
             try:
-                bring(weights.url, partial)
+                bring(weights.url, partial, is_checked=weights.sha256 is not None)
             except UserError as fault:
                 raise UserError(
                     f"{weights.url}: could not be fetched ({fault}); bring the file by hand and name it as 'file' "

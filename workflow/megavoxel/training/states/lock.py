@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -18,10 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
+from megavoxel.processes import began, has_ended, this_host
 
 ALIVE = "alive.json"
 HEARTBEAT = 15.0
@@ -35,27 +33,13 @@ LONGEST_SILENCE = 180.0
 the missed signs, a file system that shows new times up to a minute late, and clocks that differ."""
 
 
-def _host() -> str:
-    """This host, and the space that its process numbers are from: a container may have one of its own."""
-    with suppress(OSError):
-        return f"{socket.gethostname()} ({Path('/proc/self/ns/pid').readlink()})"
-    return socket.gethostname()
-
-
-def _began(process: int) -> int:
-    """When a process began, in ticks since the system's start, which no clock moves; 0: that cannot be seen here."""
-    with suppress(OSError):
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
-    return 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Holder:
     """A process that holds states, or would like to."""
 
-    host: str = field(default_factory=_host)
+    host: str = field(default_factory=this_host)
     process: int = field(default_factory=os.getpid)
-    began: int = field(default_factory=lambda: _began(os.getpid()))
+    began: int = field(default_factory=lambda: began(os.getpid()))
     """Tells this process from a later one with its number."""
     job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
     """Number of the Slurm job; empty outside of Slurm."""
@@ -69,9 +53,9 @@ class Holder:
     @property
     def is_gone(self) -> bool | None:
         """Whether the process has ended; None: it is on another host, where only its signs of life tell."""
-        if self.host != _host():
+        if self.host != this_host():
             return None
-        return not psutil.pid_exists(self.process) or _began(self.process) != self.began
+        return has_ended(self.process, self.began)
 
 
 class Lock:
