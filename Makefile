@@ -10,8 +10,8 @@ PEERS := $(VENV)/.peers
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "megavoxel needs Python 3.11 or newer; call make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "megavoxel needs Python 3.11, 3.12 or 3.13; call make PYTHON=/path/to/python3.11"; exit 1; }
 	@# One that works is brought up to date in place: jobs on a cluster may be using it.
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
