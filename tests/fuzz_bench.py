@@ -24,15 +24,22 @@ import torch
 
 from dataset_folder import Folder
 from fake_study import FakeStudy, make_study
-from fuzz_guard import guarded
+from fuzz_example import GIVEN, Example, Truth
+from fuzz_guard import outcome
+from fuzz_parcels import MODEL
 from megavoxel.cli import main
 from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study
 from megavoxel.config.training import Training
+from megavoxel.datasets.archive import extract_dataset
 from megavoxel.errors import UserError
+from megavoxel.files import file_sha256
+from megavoxel.models.description import DatasetFacts, FoldFacts, ModelDescription, save_description
+from megavoxel.models.scans import find_scans
 from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.network.weights import save_weights
+from megavoxel.network.weights import load_tensors, load_weights, save_weights
 from megavoxel.planning.plan import load_plan
+from megavoxel.preprocessing.store import open_case
 from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.stored import load_stored
@@ -40,6 +47,7 @@ from megavoxel.reporting.tables import SHOWN, numbers, write_tables
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.states.checkpoint import load_state, save_state
+from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.open import open_volume, read_image, read_labels
 from megavoxel.volumes.volume import Hints
 
@@ -109,6 +117,8 @@ devices:
   cpu: {kind: cpu, teraflops: {float32: 0.1}}
   some: {kind: gpu, memory_gib: 24, gpu_model: a100, most_devices: 8, devices_per_node: 4, source: measured}
 """
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+"""Of the units of NIfTI files other than mm."""
 PUBLISHED = "table,row,metric,value,source\nTable 1: patch size,small,DSC,0.9,somebody\nTable 1,large,seconds,2,x\n"
 TIMINGS = (
     "setting,split,fold,case,repeat,seconds,window\nsmall,test,0,case_4,0,0.5,8 8 8\nlarge,test,0,case_4,0,1,8 8 8\n"
@@ -135,24 +145,41 @@ class Bench:
         """The sound content of a file."""
         return self._sound.setdefault(name, self.file(name).read_bytes())
 
-    def accepts(self, name: str, content: bytes, reader: Reader) -> bool:
-        """What the reader says of a file with that content, with all the guards of `guarded`."""
+    def accepts(self, example: Example) -> bool:
+        """Whether the files of an example are taken, with all the guards of `outcome`."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir()
-        with self._in_place(name, content), _quiet(), guarded(self.out):
+        with self._in_place(example.files):
+            return outcome(lambda: self._taken(example), self.out)
+
+    def _taken(self, example: Example) -> bool:
+        with _quiet():
             try:
-                return reader()
+                return example.read(self)
             except UserError as refusal:
                 return not str(refusal).strip()
 
     @contextmanager
-    def _in_place(self, name: str, content: bytes) -> Iterator[None]:
-        sound = self.sound(name)
-        self.file(name).write_bytes(content)
+    def _in_place(self, files: dict[str, bytes | Path]) -> Iterator[None]:
+        replaced = {name: self.sound(name) for name in files if self.file(name).is_file()}
         try:
+            for name, content in files.items():
+                path = self.file(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(content)
+                else:
+                    path.write_bytes(
+                        content.replace(b"INPUTS", bytes(self.inputs)) if b"INPUTS" in content else content
+                    )
             yield
         finally:
-            self.file(name).write_bytes(sound)
+            shutil.rmtree(self.file(GIVEN), ignore_errors=True)
+            for name in files:
+                self.file(name).unlink(missing_ok=True)
+            for name, content in replaced.items():
+                self.file(name).write_bytes(content)
 
     def _write_configuration(self) -> None:
         self._sound: dict[str, bytes] = {}
@@ -222,6 +249,34 @@ class Bench:
         save_state(self.inputs / "state", {"key": "some", **started.state_dict()})
         keeping = {"keep_largest": {"foreground": True, "labels": ["liver"]}, "cases": 4, "connectivity": 26}
         (self.inputs / "postprocessing.json").write_text(json.dumps(keeping))
+        self._write_model()
+
+    def _write_model(self) -> None:
+        """An exported model with the weights of the study."""
+        folder = self.inputs / MODEL
+        folder.mkdir()
+        shutil.copy(self.plan_file, folder / "plan.json")
+        shutil.copy(self.inputs / "model.pt", folder / "fold-0.pt")
+        facts = {
+            "fold": 0, "weights": "fold-0.pt", "training_cases": 2, "validation_cases": 2, "epochs": 2, "hours": 1.0,
+            "seed": 1, "precision": "float32", "parameters": 10, "data_sha256": None, "hardware": "cpu",
+            "version": "1", "commit": None, "versions": {},
+        }  # fmt: skip
+        description = ModelDescription(
+            name="fake-small", study="fake", setting="small", channels=self.plan.preprocessing.channels,
+            labels=self.plan.preprocessing.labels, dataset=DatasetFacts(name="boxes"), folds=(FoldFacts(**facts),),
+            sha256=self._checksums(),
+        )  # fmt: skip
+        save_description(folder / "model.json", description)
+        self._weights = load_tensors(self.inputs / "model.pt")["weights"]
+        self._state = load_tensors(self.inputs / "state/checkpoint.pt")["network"]
+        self._arrays = {name: _content(self.inputs / "preprocessed", name) for name in self._array_names()}
+
+    def _checksums(self) -> dict[str, str]:
+        return {name: file_sha256(self.inputs / MODEL / name) for name in ("fold-0.pt", "plan.json")}
+
+    def _array_names(self) -> list[str]:
+        return [path.name for path in self.preprocessed.iterdir() if path.suffix in (".b2nd", ".npz")]
 
     def _short_plan(self) -> Any:
         return replace(self.plan, training=Training(epochs=2, precision="float32", workers=0))
@@ -231,7 +286,88 @@ class Bench:
         output = ["--folder", folder, "--output", folder.parent / "shard-0.json", "--patch", 8, 8, 8]
         return run_stage("preprocess", "--cases", self.fake.cases, "--plan", plan, *output)
 
-    # Readers: each calls what reads a file of its kind.
+    # Readers of new files: each says whether they were taken, and looks at what came of them.
+
+    def label(self, truth: Truth | None, *, may_be_refused: bool = True) -> bool:
+        """The scan of an example, labelled by the exported model; what is taken has to be what the scan holds."""
+        given, labels = self.inputs / GIVEN, self.out / "labels"
+        words = ["--input", given, "--output", labels, "--device", "cpu", "--threads", 1, "--any-modality"]
+        if not run_stage("predict", "--model", self.inputs / MODEL, *words, told=not may_be_refused):
+            return False
+        scans = find_scans([given])
+        assert len(scans) == len([path for path in labels.iterdir() if path.name != "prediction.json"])
+        for scan in scans:
+            volume = open_volume(scan.dicom or scan.files[0])
+            result = open_volume(labels / f"{scan.case}{scan.suffix}")
+            if truth is not None:
+                np.testing.assert_allclose(volume.image()[0], truth.voxels, atol=0.51)
+                _require_place(volume.geometry, truth, MILLIMETRES.get(volume.geometry.unit, 1.0))
+                _require_place(result.geometry, truth, MILLIMETRES.get(result.geometry.unit, 1.0))
+        return True
+
+    def label_by_model(self, *, sign: bool = False, fit: bool = False) -> bool:
+        """A scan of the study by the exported model.
+
+        Args:
+            sign: whether the checksums of model.json are made to fit its files first.
+            fit: whether the weights are made to name its plan first.
+        """
+        model = self._signed(fit) if sign else self.inputs / MODEL
+        scan, labels = self.fake.root / "data/images/case_4.nii.gz", self.out / "labels"
+        words = ["--input", scan, "--output", labels, "--device", "cpu", "--threads", 1]
+        taken = run_stage("predict", "--model", model, *words)
+        assert taken == (labels / "case_4.nii.gz").exists()
+        return taken
+
+    def _signed(self, fit: bool) -> Path:
+        """A copy of the model as a stranger would hand it on."""
+        model = self.out / "model"
+        shutil.copytree(self.inputs / MODEL, model)
+        if fit:
+            with contextlib.suppress(UserError):
+                content = load_weights(model / "fold-0.pt") | {"plan_hash": load_plan(model / "plan.json").hash}
+                torch.save(content, model / "fold-0.pt")
+        description = json.loads((model / "model.json").read_text())
+        description["sha256"] = {name: file_sha256(model / name) for name in ("fold-0.pt", "plan.json")}
+        (model / "model.json").write_text(json.dumps(description))
+        return model
+
+    def same_weights(self) -> bool:
+        """The weights on their own: those that were written, or refused."""
+        found = load_weights(self.file("model.pt"))["weights"]
+        _require_same(self._weights, found)
+        return True
+
+    def same_state(self) -> bool:
+        """The state: that which was written, or refused."""
+        state = load_state(self.file("state"), key="some")
+        if state is None:
+            return False
+        _require_same(self._state, state["network"])
+        return True
+
+    def same_array(self, name: str) -> bool:
+        """An array of a preprocessed case: as it was written, or refused."""
+        found = _content(self.preprocessed, name)
+        for key, array in self._arrays[name].items():
+            np.testing.assert_array_equal(found[key], array)
+        return True
+
+    def extract(self) -> bool:
+        """An archive."""
+        target = self.out / "target"
+        target.mkdir()
+        extract_dataset(self.inputs / GIVEN / "a.archive", target)
+        assert all(path.is_file() and not path.is_symlink() for path in target.rglob("*") if not path.is_dir())
+        return True
+
+    def evaluate_folders(self) -> bool:
+        """Two folders of label maps."""
+        folders = [self.inputs / GIVEN / name for name in ("predicted", "reference")]
+        words = ["--tolerance", 1, "--output", self.out / "scores.csv"]
+        return run_stage("evaluate", *folders, *words, may_be_too_large=True)
+
+    # Readers of known files: each calls what reads a file of its kind.
 
     def read_study(self) -> bool:
         """The study, and the plans of its first settings."""
@@ -387,17 +523,46 @@ def _read_with_spacing(path: Path) -> None:
     open_volume(path, Hints(spacing=(1.0, 1.0, 1.0))).voxels(None)
 
 
-def run_stage(*arguments: object) -> bool:
-    """Whether a stage ends well; False where it refuses with a message."""
+def _content(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """All numbers of an array of a preprocessed case, by the function that training reads it with."""
+    case, part = name.split(".")[:2]
+    stored = open_case(folder, case)
+    if part == "foreground":
+        return {str(label): places for label, places in stored.foreground.items()}
+    return {part: np.asarray((stored.image if part == "image" else stored.labels)[:])}
+
+
+def _require_same(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(tensor, found[name]), f"{name} is another one"
+
+
+def _require_place(geometry: Geometry, truth: Truth, unit: float = 1.0) -> None:
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(geometry.shape) - 1), 1]
+    places = (corners @ geometry.affine.T)[:, :3] * unit
+    np.testing.assert_allclose(places.min(axis=0), truth.first, atol=1e-3)
+    np.testing.assert_allclose(places.max(axis=0), truth.last, atol=1e-3)
+
+
+def run_stage(*arguments: object, told: bool = False, may_be_too_large: bool = False) -> bool:
+    """Whether a stage ends well; False where it refuses with a message.
+
+    Args:
+        arguments: of the command line.
+        told: whether a refusal is an error.
+        may_be_too_large: whether a message may say that memory ran out.
+    """
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         status = main([str(argument) for argument in arguments])
     assert status in (0, 1)
     if status == 1:
         message = errors.getvalue()
+        assert not told, message
         assert f"megavoxel {arguments[0]}: error: " in message
         # These two are told in a line as well, but say nothing of what is wrong in the file.
-        assert "memory ran out" not in message, message
+        assert may_be_too_large or "memory ran out" not in message, message
         assert "the system says" not in message, message
         assert all(letter.isprintable() or letter == "\n" for letter in message), message
     return status == 0

@@ -83,7 +83,18 @@ def test_a_lock_cut_in_half_counts_as_one_until_it_is_old(tmp_path):
         pytest.fail("taken")
     write_lock(tmp_path, age=10).write_text('{"host": "els')
     os.utime(tmp_path / "lock.json", (time.time() - 10,) * 2)
-    with held(tmp_path, patience=0):
+    with held(tmp_path, patience=5):
+        pass
+
+
+@pytest.mark.parametrize("jump", [-86400, 86400], ids=["back", "on"])
+def test_a_clock_that_jumps_by_a_day_takes_the_lock_from_nobody_and_keeps_it_for_nobody(tmp_path, monkeypatch, jump):
+    now = lock._now
+    monkeypatch.setattr(lock, "_now", lambda folder: now(folder) + jump)
+    with held(tmp_path), pytest.raises(UserError, match="trains here already"), held(tmp_path, patience=1):
+        pytest.fail("two at a time")
+    write_lock(tmp_path)
+    with held(tmp_path, patience=5):
         pass
 
 

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from megavoxel import __version__
 from megavoxel.errors import INTERRUPTED, Interrupted, UserError, printable
+from megavoxel.files import FAILING_DISK
 
 GROUPS = {
     "every day": {
@@ -127,6 +128,11 @@ def _explained(error: Exception) -> str | None:
         return (
             f"no space left on the disk{place} ({error.strerror}); nothing half-written was left behind: free some "
             "space and run the stage again"
+        )
+    if error.errno in FAILING_DISK:
+        return (
+            f"{error.filename or 'a file'}: the system says '{error.strerror}', so the disk or the connection to it "
+            "fails; see to it, then run the stage again"
         )
     if error.filename and error.strerror:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,9 @@ from typing import Any
 
 from megavoxel.errors import UserError, shown
 from megavoxel.processes import began, has_ended, this_host
+
+FAILING_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
+"""What the system says where a disk, or the connection to one, fails: nothing is wrong with the file."""
 
 
 @contextmanager
@@ -136,6 +140,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from fault
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names the file for a read that fails, which the system itself does only when a file is opened."""
+    try:
+        yield
+    except OSError as fault:
+        fault.filename = fault.filename or str(path)
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all."""
     with atomic_path(path) as partial:
@@ -209,7 +223,8 @@ def table_text(path: Path) -> io.StringIO:
         FileNotFoundError: there is no such file.
         UnicodeDecodeError: it is no text.
     """
-    content = Path(path).read_bytes()
+    with reading(path):
+        content = Path(path).read_bytes()
     if content and not content.endswith(b"\n"):
         raise UserError(f"{path}: it ends within a line, so it was cut; bring the whole file, or run its stage again")
     return io.StringIO(content.decode("utf-8"))
@@ -233,7 +248,7 @@ def require_file_name(name: str, where: str) -> None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits."""
-    with Path(path).open("rb") as source:
+    with reading(path), Path(path).open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 

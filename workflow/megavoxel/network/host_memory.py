@@ -80,9 +80,11 @@ MOUNTED = Path("/sys/fs/cgroup")
 
 
 def host_memory() -> int:
-    """Bytes of the machine, or of the tightest control group around this process where that is less."""
+    """Bytes of the machine, or of the tightest limit on this process where that is less: of a control group around it,
+    or as `ulimit -v` and `ulimit -d` set it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([total, *limits_of_groups()])
+    own = [resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min([total, *limits_of_groups(), *(limit for limit in own if limit != resource.RLIM_INFINITY)])
 
 
 def limits_of_groups(process: Path = PROCESS, mounted: Path = MOUNTED) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from megavoxel.files import atomic_path, writing
+from megavoxel.files import FAILING_DISK, atomic_path, reading, writing
 from megavoxel.network.pickles import storages_in
 
 ARCHIVE = b"PK\x03\x04"
@@ -49,15 +49,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: the disk, or the connection to it, fails.
         ValueError: the file is no archive of PyTorch, or damaged, or no mapping, or holds what no network needs.
     """
     try:
-        with Path(path).open("rb") as source:
+        with reading(path), Path(path).open("rb") as source:
             _check(source)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError):
         raise
-    except Exception as fault:  # a broken archive can raise nearly anything, also from the unpickler
+    except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno in FAILING_DISK:
+            raise  # a broken archive can raise nearly anything, also from the unpickler
         raise ValueError(one_line(fault)) from fault
     if not isinstance(content, dict):
         raise ValueError(f"it holds no mapping but {type(content).__name__}")

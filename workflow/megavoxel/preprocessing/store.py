@@ -327,7 +327,7 @@ def _opened_foreground(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             yield stored
-    except (OSError, ValueError, zipfile.BadZipFile) as fault:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as fault:
         raise UserError(f"{path}: missing or damaged ({fault}); {REMEDY}") from None
 
 

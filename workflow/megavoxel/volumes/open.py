@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.errors import UserError
+from megavoxel.files import reading
 from megavoxel.volumes import formats
 from megavoxel.volumes.formats.dicom import open_dicom
 from megavoxel.volumes.grid import Geometry
@@ -69,7 +70,8 @@ def open_volume(path: Path, hints: Hints = Hints()) -> Volume:  # noqa: B008
         raise UserError(f"{path}: files of this kind are not read; convert it to one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DamagedFileError(f"{path}: no such file")
-    return found.open(path, hints)
+    with reading(path):
+        return found.open(path, hints)
 
 
 def read_image(path: Path) -> tuple[np.ndarray, Geometry]:

@@ -26,6 +26,8 @@ HEARTBEAT = 15.0
 """Seconds between two signs of life."""
 MISSED = 4
 """Number of missed signs of life after which the holder counts as dead."""
+WATCHED = 1.5
+"""Number of signs of life that who waits must have missed: an age alone may come of a clock that was set."""
 LOOK = 1.0
 """Seconds between two looks at somebody else's lock."""
 LONGEST_SILENCE = 180.0
@@ -163,10 +165,10 @@ def wait_for_others(folder: Path) -> None:
 
 
 def _wait(path: Path, is_done: Callable[[], bool], patience: float) -> None:
-    begin, told = time.monotonic(), None
+    begin, told, seen = time.monotonic(), None, _LastSign()
     while not is_done():
         other = _holder(path)
-        if _is_dead(path, other):
+        if _is_dead(path, other, seen):
             _remove(path, other)
             continue
         if other not in (None, told):
@@ -203,14 +205,32 @@ def _take(path: Path, holder: Holder) -> bool:
     return True
 
 
-def _is_dead(path: Path, other: Holder | None) -> bool:
+@dataclass(kw_only=True)
+class _LastSign:
+    """The last sign of life of a holder that was seen, and since when there was no other one."""
+
+    sign: tuple[int, int] = (0, 0)
+    """Number and time of the lock file."""
+    since: float = 0.0
+
+    def silence(self, found: os.stat_result) -> float:
+        """Seconds, by a clock that nobody sets, in which the lock file stayed as it is."""
+        sign = found.st_ino, found.st_mtime_ns
+        if sign != self.sign:
+            self.sign, self.since = sign, time.monotonic()
+        return time.monotonic() - self.since
+
+
+def _is_dead(path: Path, other: Holder | None, seen: _LastSign) -> bool:
     """Whether the holder is known to have ended, or gave no sign of life for too long."""
     if other is not None and other.is_gone:
         return True
     try:
-        return _now(path.parent) - path.stat().st_mtime > MISSED * HEARTBEAT
+        found = path.stat()
+        silence, is_old = seen.silence(found), _now(path.parent) - found.st_mtime > MISSED * HEARTBEAT
     except FileNotFoundError:
         return False
+    return silence > (WATCHED if is_old else MISSED) * HEARTBEAT
 
 
 def _now(folder: Path) -> float:

@@ -83,7 +83,8 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     try:
         _require_compression(path)
         kind = KINDS[len(_raw_header(path).binaryblock)]
-        file = kind.from_filename(path, keep_file_open=keep_open)
+        # A disk that fails under a mapped file ends the process without a word.
+        file = kind.from_filename(path, mmap=False, keep_file_open=keep_open)
         _require_room(file, path)
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
