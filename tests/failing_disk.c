@@ -1,8 +1,8 @@
 /* A disk that fails, for tests: preloaded, it changes what reading a file returns.
  *
  * DISK_FILE: part of the path of the files that are concerned; DISK_FAULT: "error" (EIO beyond the first
- * DISK_FROM bytes), "short" (at most 777 bytes at a time, as any read may return), "end" (the file seems to end
- * after DISK_FROM bytes). Both are looked up at each call, so that a process can change them.
+ * DISK_FROM bytes), "short" (at most 777 bytes at a time, as any read may return). Both are looked up at each call, so
+ * that a process can change them.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -31,7 +31,6 @@ static ssize_t allowed(off_t place, size_t count) {
     off_t start = from == NULL ? 0 : atoll(from);
     if (strcmp(fault, "short") == 0) return count < 777 ? count : 777;
     if (place + (off_t)count <= start) return count;
-    if (strcmp(fault, "end") == 0) return place < start ? start - place : 0;
     if (strcmp(fault, "error") == 0) { errno = EIO; return -1; }
     return count;
 }

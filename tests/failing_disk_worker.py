@@ -33,11 +33,14 @@ def main(folder: Path) -> None:
     """Writes the files, then reads each with every fault."""
     found = {}
     for name, read in make(folder).items():
-        sound, size = read(), sum(path.stat().st_size for path in files_of(folder, name))
+        path = first_of(folder / name)
+        sound, content = read(), path.read_bytes()
         found[name] = {"short": told(read, name, "short", 0, sound)}
-        for share in (0, 2):
-            for fault in ("error", "end"):
-                found[name][f"{fault} {share}"] = told(read, name, fault, size * share // 4, sound)
+        for start in (0, len(content) // 2):
+            found[name][f"error from byte {start}"] = told(read, name, "error", start, sound)
+            path.write_bytes(content[:start])
+            found[name][f"end at byte {start}"] = told(read, "no file", "", 0, sound)
+            path.write_bytes(content)
     print(json.dumps(found))
 
 
@@ -57,10 +60,9 @@ def told(read: Callable[[], object], name: str, fault: str, start: int, sound: o
     return "same" if np.array_equal(np.asarray(result, dtype=object), np.asarray(sound, dtype=object)) else "other"
 
 
-def files_of(folder: Path, name: str) -> list[Path]:
-    """A file, or those of a folder."""
-    path = folder / name
-    return [next(iter(sorted(path.iterdir())))] if path.is_dir() else [path]
+def first_of(path: Path) -> Path:
+    """A file, or the first one of a folder."""
+    return min(path.iterdir()) if path.is_dir() else path
 
 
 def make(folder: Path) -> dict[str, Callable[[], object]]:

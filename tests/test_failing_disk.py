@@ -59,4 +59,6 @@ def test_a_file_that_ends_early_is_refused(outcomes):
 
 
 def test_a_state_on_a_disk_that_fails_is_not_taken_for_damaged(outcomes):
-    assert all("Input/output error" in outcomes["checkpoint.pt"][fault] for fault in ("error 0", "error 2"))
+    told = [told for fault, told in outcomes["checkpoint.pt"].items() if fault.startswith("error")]
+    assert len(told) == 2
+    assert all("Input/output error" in line for line in told)
