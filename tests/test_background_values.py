@@ -40,12 +40,17 @@ def map_of_four() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path) -> Folder:
-    """Three cases with `map_of_four`; intensities are ten times the label, and 5 in the background."""
+    """Three cases with `map_of_four`; intensities are ten times the label, and 5 in the background.
+
+    The first voxel, in the background, is another one in each case.
+    """
     folder = Folder(tmp_path)
     values = map_of_four()
     for number in range(3):
         folder.write(f"labelsTr/case_{number}", values)
-        folder.write(f"imagesTr/case_{number}", np.where(values > 0, 10 * values, 5).astype(np.float32))
+        image = np.where(values > 0, 10 * values, 5).astype(np.float32)
+        image[0, 0, 0] += number
+        folder.write(f"imagesTr/case_{number}", image)
     return folder
 
 

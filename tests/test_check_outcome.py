@@ -179,3 +179,12 @@ def test_an_image_that_does_not_say_how_it_lies_is_a_warning(folder):
         nibabel.save(nibabel.Nifti1Image(array, None), folder.data / f"{kind}Tr/case_1.nii.gz")
     assert folder.check() == 0
     assert [row[:2] for row in folder.rows("warning")] == [("case_1", "orientation")]
+
+
+def test_files_that_no_case_has_are_warnings_but_for_those_of_excluded_cases(folder):
+    folder.write("imagesTr/extra", image())
+    (folder.data / "imagesTr/scan.mgz").write_bytes(b"\0")
+    (folder.data / "imagesTr/notes.txt").write_text("words")
+    assert folder.check(keys="exclude: [case_1]\n") == 0
+    assert [row[:2] for row in folder.rows("warning")] == [("extra", "unused"), ("scan.mgz", "unused")]
+    assert "imagesTr/extra.nii.gz belongs to no case" in folder.rows("warning")[0][2]

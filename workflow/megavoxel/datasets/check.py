@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas
 
 from megavoxel.config.records import to_plain
 from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Case
+from megavoxel.datasets.folder import unused_files
 from megavoxel.datasets.layout import Layout
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
 from megavoxel.volumes.grid import shown_sizes
 from megavoxel.volumes.no_scans import is_link_to_nothing
-from megavoxel.volumes.open import open_volume
+from megavoxel.volumes.open import open_volume, stem_of
 from megavoxel.volumes.volume import DamagedFileError, Volume
 
 COLUMNS = ("case", "check", "severity", "message")
@@ -69,7 +71,7 @@ def check_layout(
         Finding(case=case, check="all", severity="excluded", message="left out by the dataset file")
         for case in layout.excluded
     ]
-    findings = _without_praise([*_duplicates(layout), *found, *excluded])
+    findings = _without_praise([*_duplicates(layout), *found, *excluded, *_unused(root, layout)])
     return sorted(findings, key=lambda finding: finding.case)
 
 
@@ -196,6 +198,14 @@ def _same_images(cases: Sequence[Case], contents: Sequence[tuple[str, ...]]) -> 
             others = ", ".join(f"{other.id} ({other.split})" for other in same if other is not case)
             message = f"its image ({case.split}) has the same voxels as that of {others}; one scan under two names"
             yield Finding(case=case.id, check="same-image", severity="warning", message=message)
+
+
+def _unused(root: Path, layout: Layout) -> Iterator[Finding]:
+    """Images and label maps beside those of the cases, which no case has."""
+    for name in unused_files(root, layout.cases):
+        case = re.sub(r"_\d{4}$", "", stem_of(PurePosixPath(name).name))
+        if case not in layout.excluded:
+            yield Finding(case=case, check="unused", severity="warning", message=f"{name} belongs to no case: not used")
 
 
 def _units(cases: Sequence[Case], looked_at: Sequence[Looked]) -> Iterator[Finding]:

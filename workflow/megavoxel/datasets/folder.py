@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, table_text, write_text
 from megavoxel.progress import BYTES, progress
-from megavoxel.volumes.no_scans import is_link_to_nothing, visible_entries
+from megavoxel.volumes.no_scans import is_link_to_nothing, is_no_scan, visible_entries
+from megavoxel.volumes.open import is_data_of_header
 
 CHECKSUMS = "checksums.tsv"
 HEAD = "file\tbytes\tsha256"
@@ -26,6 +28,25 @@ def visible_files(folder: Path) -> list[Path]:
     """
     found = (path for path in visible_entries(Path(folder)) if path.is_file() or is_link_to_nothing(path))
     return sorted((path.relative_to(folder) for path in found), key=Path.as_posix)
+
+
+def unused_files(root: Path, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Files of a dataset that belong to no case and are not known to be none, such as images without a label map.
+
+    Looked at are the folders in which the cases' files lie, and those below.
+    """
+    used = {PurePosixPath(name) for case in cases for name in (*case.images, case.label) if name}
+    folders = {name.parent for name in used}
+    names = [PurePosixPath(name.as_posix()) for name in visible_files(root)]
+    return tuple(
+        str(name)
+        for name in names
+        if name not in used
+        and folders & {*name.parents}
+        and not used & {*name.parents}  # slices of a DICOM folder
+        and not is_no_scan(root / name)
+        and not is_data_of_header(root / name)
+    )
 
 
 @contextmanager

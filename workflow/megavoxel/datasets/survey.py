@@ -13,7 +13,7 @@ import pandas
 
 from megavoxel.config.dataset import Dataset, Files, Source
 from megavoxel.datasets.cases import Case, naming_case
-from megavoxel.datasets.folder import visible_files
+from megavoxel.datasets.folder import unused_files, visible_files
 from megavoxel.datasets.layout import read_layout
 from megavoxel.datasets.naming import MODALITY_WORDS, guess_files
 from megavoxel.datasets.pairs import listed, pairs
@@ -63,6 +63,8 @@ class Survey:
     """Whether the names of the labels are made up."""
     excluded: tuple[str, ...]
     """Ids of the cases without a label map, or whose files are links to nothing."""
+    unused: tuple[str, ...]
+    """Files that belong to no case and are not known to be none."""
     training_cases: int
     test_cases: int
     shape: tuple[int, int, int]
@@ -138,6 +140,7 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
         labels=_made_up(values, found) if labels is None else _sorted(labels, values, found),
         unnamed=labels is None,
         excluded=tuple(sorted({*unlabelled, *absent})),
+        unused=unused_files(found.root, found.cases),
         training_cases=len(training),
         test_cases=len(kept) - len(training),
         shape=_whole(np.median([one.shape for one in seen], axis=0)),

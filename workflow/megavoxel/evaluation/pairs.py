@@ -22,11 +22,9 @@ from megavoxel.planning.splits import Splits
 from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in
 from megavoxel.volumes.grid import Geometry, compare_grids, rounded_spacing
 from megavoxel.volumes.no_scans import is_no_scan
-from megavoxel.volumes.open import SUFFIXES, read_labels, stem_of, suffix_of
+from megavoxel.volumes.open import SUFFIXES, is_data_of_header, read_labels, stem_of, suffix_of
 
 SUFFIX = ".nii.gz"
-DATA_OF_HEADERS = (".raw", ".zraw", ".raw.gz", ".img")
-"""Endings of the voxels of label maps whose headers are files of their own."""
 ALL_FOLDS = "all"
 
 
@@ -147,8 +145,8 @@ def _refuse_not_understood(folder: Path) -> None:
     """Refuses files of a folder that are neither label maps nor known to be something else, and links to nothing."""
     entries = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
     visible = [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
-    odd = [path.name for path in visible if not suffix_of(path.name) and not is_no_scan(path)]
-    odd = [name for name in odd if not name.lower().endswith(DATA_OF_HEADERS)]
+    others = [path for path in visible if not suffix_of(path.name) and not is_no_scan(path)]
+    odd = [path.name for path in others if not is_data_of_header(path)]
     if odd:
         raise UserError(
             f"{folder}: {', '.join(odd)}: neither label maps that can be read nor known to be something else; convert "

@@ -11,9 +11,8 @@ from re import fullmatch
 from megavoxel.errors import UserError, printable
 from megavoxel.files import require_file_name
 from megavoxel.volumes.formats.dicom import dicom_folders, parts_of_one_series
-from megavoxel.volumes.formats.itk_headers import read_header
 from megavoxel.volumes.no_scans import is_link_to_nothing, is_no_scan, visible_entries
-from megavoxel.volumes.open import DETACHED, SUFFIXES, label_suffix_of, stem_of, suffix_of
+from megavoxel.volumes.open import SUFFIXES, is_data_of_header, label_suffix_of, stem_of, suffix_of
 
 RECORD = "prediction.json"
 """In a folder of label maps that 'megavoxel predict' wrote: by what they were made."""
@@ -175,7 +174,7 @@ def _not_understood(given: Path, scans: Sequence[Scan]) -> Iterator[Scan]:
         is_predicted = any((given / parent / RECORD).is_file() for parent in list(own.parents)[:-1])
         if path in taken or is_predicted or any(path.is_relative_to(folder) for folder in series):
             continue
-        if not is_no_scan(path) and not _is_data_of_header(path):
+        if not is_no_scan(path) and not is_data_of_header(path):
             yield Scan(case=str(own), fault=f"{path}: {_reason(path, given)}")
 
 
@@ -187,17 +186,3 @@ def _reason(path: Path, given: Path) -> str:
     if dicom_folders(path.parent):
         return "DICOM files beside scans of other formats; bring them into a folder of their own"
     return f"files of this kind are not read; move it out of {given}, or convert it to one of {', '.join(SUFFIXES)}"
-
-
-def _is_data_of_header(path: Path) -> bool:
-    """Whether a header beside a file says that its voxels lie in that file."""
-    own = path.resolve()
-    headers = [other for other in path.parent.iterdir() if other.name.lower().endswith(DETACHED) and other.is_file()]
-    return any(own in _files_of(header) for header in headers)
-
-
-def _files_of(header: Path) -> tuple[Path, ...]:
-    try:
-        return read_header(header).files
-    except UserError:  # it is told when the scan of this header is opened
-        return ()

@@ -11,8 +11,12 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
+
+if TYPE_CHECKING:
+    from megavoxel.datasets.survey import Survey
 
 CONFIG = Path("config")
 LEAST_CASES = 2
@@ -161,7 +165,9 @@ def _added(hardware: Path, memory_gib: float, *, option: str) -> str:
     return name
 
 
-def _say(found: object, dataset: Path, study: Path) -> None:
+def _say(found: Survey, dataset: Path, study: Path) -> None:
+    from megavoxel.datasets.pairs import listed
+
     size, spacing = (" x ".join(f"{number:g}" for number in numbers) for numbers in (found.shape, found.spacing))
     tests = f" and {found.test_cases} to test" if found.test_cases else ""
     print(f"{found.root}: {found.layout}; {found.training_cases} labelled images{tests}")
@@ -171,6 +177,8 @@ def _say(found: object, dataset: Path, study: Path) -> None:
         print(f"no file names the labels: correct their names in {dataset}")
     if found.excluded:
         print(f"left out, because a label map or what a link leads to is missing: {len(found.excluded)} images")
+    if found.unused:
+        print(f"not used, because they belong to no case: {listed(found.unused)}")
     print(f"written: {dataset}, {study}")
     print(f"next:\n  snakemake --configfile {shlex.quote(str(study))}")
 

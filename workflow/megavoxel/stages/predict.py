@@ -36,7 +36,6 @@ OF_NEW_SCANS = (
     "assume_orientation",
     "assume_spacing",
     "incomplete_series",
-    "leave_out",
     "one_file_per_case",
 )
 

@@ -12,6 +12,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import reading
 from megavoxel.volumes import formats
 from megavoxel.volumes.formats.dicom import open_dicom
+from megavoxel.volumes.formats.itk_headers import read_header
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.volume import DamagedFileError, Format, Hints, Volume
 
@@ -50,6 +51,20 @@ def label_suffix_of(name: str) -> str:
     """The ending of the label map that is written for a scan of this name; that of NIfTI for folders of DICOM."""
     found = BY_SUFFIX.get(suffix_of(name))
     return NIFTI if found is None else found.label_suffix
+
+
+def is_data_of_header(path: Path) -> bool:
+    """Whether a header beside a file says that its voxels lie in that file."""
+    own = path.resolve()
+    headers = [other for other in path.parent.iterdir() if other.name.lower().endswith(DETACHED) and other.is_file()]
+    return any(own in _files_of(header) for header in headers)
+
+
+def _files_of(header: Path) -> tuple[Path, ...]:
+    try:
+        return read_header(header).files
+    except UserError:  # it is told when the volume of this header is opened
+        return ()
 
 
 def open_volume(path: Path, hints: Hints = Hints()) -> Volume:  # noqa: B008

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, printable
 from megavoxel.forecast.memory import explained_out_of_memory
 from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.weights import fill_network, load_weights, precision_of
@@ -21,6 +21,7 @@ from megavoxel.tasks.classification.plan import ClassifierPlan, load_classifier_
 from megavoxel.tasks.classification.scores import write_probabilities
 from megavoxel.tasks.classification.splits import load_image_splits
 from megavoxel.tasks.classification.training import logits_of
+from megavoxel.volumes.no_scans import is_no_scan
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -30,7 +31,8 @@ def predict(arguments: argparse.Namespace) -> None:
         UserError: an image or weights cannot be read, memory ran out, or it is not said which images.
     """
     plan = load_classifier_plan(arguments.plan)
-    names, files = _any_images(arguments.input) if arguments.input else _of_study(arguments)
+    given = arguments.input
+    names, files = _any_images(given, leave_out=arguments.leave_out) if given else _of_study(arguments)
     set_threads(arguments.threads)
     with explained_out_of_memory(plan.setting, lambda: "while it classified images; take a device with more memory"):
         found = predict_images(plan, arguments.weights, files, choose_device(arguments.device))
@@ -44,7 +46,7 @@ def predict_images(
     """float64 (images, classes): the mean of the networks' probabilities.
 
     Raises:
-        UserError: an image cannot be read, or weights are of another plan.
+        UserError: an image cannot be read, weights are of another plan, or what a network gives is not finite.
     """
     total = np.zeros((len(files), len(plan.classes)))
     if not files:
@@ -56,6 +58,11 @@ def predict_images(
         network = network.to(device, memory_format=torch.channels_last)
         precision = Precision(name=precision_of(content, path), reason="as in training")
         total += logits_of(network, files, plan, precision, device).double().softmax(dim=1).numpy()
+    for row in np.flatnonzero(~np.isfinite(total).all(axis=1))[:1]:
+        raise UserError(
+            f"{files[row]}: the network gives values that are NaN or infinite; its weights are damaged or its training "
+            "failed"
+        )
     return total / len(weights)
 
 
@@ -67,11 +74,26 @@ def _of_study(arguments: argparse.Namespace) -> tuple[Sequence[str], list[Path]]
     return names, [cases.path(case) for case in cases.select(names)]
 
 
-def _any_images(paths: Sequence[Path]) -> tuple[list[str], list[Path]]:
+def _any_images(paths: Sequence[Path], *, leave_out: bool) -> tuple[list[str], list[Path]]:
     files = []
     for path in paths:
+        _name_others(path, leave_out=leave_out)
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside or not inside[0].is_file():
             raise UserError(f"--input {path}: no such image, or a folder without {', '.join(SUFFIXES)}")
         files += inside
     return [str(file) for file in files], files
+
+
+def _name_others(folder: Path, *, leave_out: bool) -> None:
+    """Refuses what lies in a folder and is neither an image nor known to be none, or says that it is left out."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [entry.name for entry in entries if entry.suffix.lower() not in SUFFIXES and not is_no_scan(entry)]
+    others = [name for name in others if not name.startswith(".")]
+    if others and not leave_out:
+        raise UserError(
+            f"--input {folder}: {', '.join(others)}: neither images ({', '.join(SUFFIXES)}) nor known to be something "
+            "else; name the folders of images, move the rest away, or pass --leave-out"
+        )
+    if others:
+        print(printable(f"left out of {folder}: {', '.join(others)}"), flush=True)
