@@ -3,19 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS := $(VENV)/.peers
 
 .PHONY: demo test test-quick fuzz test-slurm bench bench-tables lint format setup clean
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements.lock
+$(INSTALLED): pyproject.toml requirements.lock requirements-hashed.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "megavoxel needs Python 3.11, 3.12 or 3.13; call make PYTHON=/path/to/python3.11"; exit 1; }
 	@# One that works is brought up to date in place: jobs on a cluster may be using it.
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --no-deps --require-hashes --requirement requirements-hashed.lock
+	@# Only PyTorch is left: each machine takes the build that its package index has.
+	$(PIP) --requirement requirements.lock
+	$(PIP) --no-deps --editable .
 	@touch $@
 
 demo: $(INSTALLED) ## the default study, from phantoms to its report
@@ -40,7 +43,7 @@ test-slurm: $(INSTALLED) ## on a Slurm of its own; skipped with a reason where n
 	$(BIN)/python -m pytest tests/cluster
 
 $(PEERS): requirements-peers.lock $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-peers.lock
+	$(PIP) --no-deps --requirement requirements-peers.lock
 	@touch $@
 
 bench: $(PEERS) ## installs first what the benchmarks compare with; no other target needs it

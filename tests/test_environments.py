@@ -74,6 +74,17 @@ def test_the_lock_pins_each_package_once_and_exactly(repository, locked):
         assert requirement.marker is None
 
 
+def test_every_locked_package_but_pytorch_has_the_checksums_of_its_files(repository, locked):
+    text = (repository / "requirements-hashed.lock").read_text().replace("\\\n", "")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    pinned = {canonicalize_name(Requirement(words[0]).name): Requirement(words[0]) for words in lines}
+    assert set(pinned) == set(locked) - {"torch"}
+    assert all(str(pin.specifier) == str(locked[name].specifier) for name, pin in pinned.items())
+    assert all(
+        words[1:] and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", word) for word in words[1:]) for words in lines
+    )
+
+
 def test_the_conda_environment_has_the_pins_of_the_lock(repository, locked):
     content = yaml.safe_load((repository / "envs" / "megavoxel.yaml").read_text())
     assert content["channels"][0] == "conda-forge"

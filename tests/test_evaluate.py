@@ -311,3 +311,25 @@ def test_a_value_that_the_dataset_does_not_declare_is_an_error_of_its_case(fake,
     message = capsys.readouterr().err
     assert f"{path} has the undeclared value 77; declared are 0 background" in message
     assert not (tmp_path / "part.csv").exists()
+
+
+def test_maps_that_memory_does_not_hold_are_refused_by_their_headers(folders, monkeypatch, capsys):
+    from megavoxel.evaluation import pairs
+
+    monkeypatch.setattr(pairs, "BYTES_OF_VOXEL", 10**12)
+    monkeypatch.setattr("megavoxel.volumes.volume.Volume.labels", lambda _: pytest.fail("was read"))
+    predictions, references = folders
+    assert evaluate(predictions, references, "--tolerance", "1") == 1
+    message = capsys.readouterr().err
+    assert "of memory or more, and " in message
+    assert "take a machine with more, or cut both maps to their labels" in message
+
+
+def test_a_prediction_on_another_grid_is_not_read(folders, monkeypatch, capsys):
+    predictions, references = folders
+    path = sorted(predictions.iterdir())[0]
+    geometry = read_labels(path)[1]
+    write_labels(path, np.zeros((40, 40, 40), np.uint8), Geometry(shape=(40, 40, 40), affine=geometry.affine))
+    monkeypatch.setattr("megavoxel.volumes.volume.Volume.labels", lambda _: pytest.fail("was read"))
+    assert evaluate(predictions, references, "--tolerance", "1") == 1
+    assert "lie on different grids" in capsys.readouterr().err

@@ -339,6 +339,11 @@ def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(pla
         WholeImages(device=device(memory_gib=1e-6), **keys).check("case1", (48, 48, 48))
     patches = WholeImages(device=device(memory_gib=1e-6), **keys | {"plan": plan})
     patches.check("case1", (480, 480, 480))
+    huge = WholeImages(device=device(), **keys | {"plan": replace(plan, patch=(4096, 4096, 4096))})
+    with pytest.raises(
+        UserError, match=r"a window of 4096 × 4096 × 4096 voxels needs more than .* take a smaller patch"
+    ):
+        huge.check("case1", (48, 48, 48))
 
 
 def test_a_setting_predicts_with_the_networks_of_its_own_folds(plan):

@@ -32,7 +32,7 @@ def program(path: Path, *, status: int = 0) -> None:
 def checkout(repository, tmp_path) -> Path:
     """A folder in which `make setup` can be called, with a stand-in for Python."""
     shutil.copy(repository / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "requirements.lock"):
+    for name in ("pyproject.toml", "requirements.lock", "requirements-hashed.lock"):
         (tmp_path / name).touch()
     program(tmp_path / "base-python")
     return tmp_path
@@ -62,16 +62,22 @@ def test_an_environment_that_works_keeps_its_files_and_is_brought_up_to_date(che
     calls = setup(checkout)
     assert (folder / "in-use").exists()
     assert not any("venv" in call for call in calls)
-    assert installs(calls) == 2
+    assert installs(calls) == 3
     assert setup(checkout) == calls, "and not again while nothing changes"
 
 
 def test_one_that_is_missing_is_made(checkout):
-    assert installs(setup(checkout)) == 2
+    assert installs(setup(checkout)) == 3
 
 
 def test_one_that_does_not_start_is_made_again(checkout):
     program(checkout / ".venv" / "bin" / "python", status=1)
     (checkout / ".venv" / "half-made").touch()
-    assert installs(setup(checkout)) == 2
+    assert installs(setup(checkout)) == 3
     assert not (checkout / ".venv" / "half-made").exists()
+
+
+def test_all_packages_but_pytorch_are_held_to_their_checksums_first(checkout):
+    asked = [call for call in setup(checkout) if call.startswith("python -m pip install")]
+    assert asked[0].endswith("--no-deps --require-hashes --requirement requirements-hashed.lock")
+    assert asked[1].endswith("--requirement requirements.lock")

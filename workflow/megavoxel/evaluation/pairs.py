@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from tabulate import tabulate
 
 from megavoxel.datasets.cases import Cases
@@ -19,12 +20,14 @@ from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
-from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in
+from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in, values_of
 from megavoxel.volumes.grid import Geometry, compare_grids, rounded_spacing
 from megavoxel.volumes.no_scans import is_no_scan
-from megavoxel.volumes.open import SUFFIXES, is_data_of_header, read_labels, stem_of, suffix_of
+from megavoxel.volumes.open import SUFFIXES, is_data_of_header, open_volume, stem_of, suffix_of
 
 SUFFIX = ".nii.gz"
+BYTES_OF_VOXEL = 10
+"""Memory of a comparison for a voxel at the least: two maps, their labels by position, and one of them as int32."""
 ALL_FOLDS = "all"
 
 
@@ -71,17 +74,30 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
     """Prediction and reference (z, y, x) in canonical order, and the reference's grid.
 
     Raises:
-        UserError: a file cannot be read, the grids differ, or a map has a value that is not declared.
+        UserError: a file cannot be read, the grids differ, memory does not hold both maps, or a map has a value that is
+            not declared.
     """
-    prediction, predicted = read_labels(pair.prediction)
-    reference, geometry = read_labels(pair.reference)
-    check_same_grid(pair, predicted, geometry)
+    predicted, referred = open_volume(pair.prediction), open_volume(pair.reference)
+    geometry = referred.geometry
+    check_same_grid(pair, predicted.geometry, geometry)
+    _require_memory(pair, math.prod(geometry.shape))
+    prediction, reference = predicted.labels(), referred.labels()
     for path, labels in ((pair.prediction, prediction), (pair.reference, reference)):
         if pair.labels is not None:
             where, background = f"case {pair.case}: {path}", {0, *pair.background}
             faults = undeclared_faults(values_in(labels), where, pair.labels, background)
             require_sound(faults, "mend the label map, or declare the value in the dataset file")
     return prediction, reference, geometry
+
+
+def _require_memory(pair: Pair, voxels: int) -> None:
+    """Refuses maps that memory does not hold; a file of 2 MB may have 2 000 000 000 voxels."""
+    needed, free = BYTES_OF_VOXEL * voxels, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"case {pair.case}: comparing two label maps of {voxels} voxels takes {needed / 1e9:.0f} GB of memory or "
+            f"more, and {free / 1e9:.0f} GB are free; take a machine with more, or cut both maps to their labels"
+        )
 
 
 def check_same_grid(pair: Pair, predicted: Geometry, reference: Geometry) -> None:
@@ -300,7 +316,7 @@ def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -
 
 
 def _values(path: Path) -> set[int]:
-    return {int(value) for value in np.unique(read_labels(path)[0])}
+    return values_of(open_volume(path))
 
 
 def _tolerances(words: Sequence[str], names: Sequence[str]) -> dict[str, float]:

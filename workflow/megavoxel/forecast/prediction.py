@@ -22,10 +22,13 @@ from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import shape_of
 
+LARGE_WINDOW = 2**27
+"""Voxels of a window from which on it may be a mistake; a network for a patch of this size was planned on purpose."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImages:
-    """Checks images that a plan predicts in one window before they are predicted; plans with other windows take any."""
+    """Checks images that a plan predicts in one window before they are predicted; of other windows only huge ones."""
 
     plan: Plan
     device: Device
@@ -53,9 +56,13 @@ class WholeImages:
         Raises:
             UserError: with what it needs and with a window that would fit.
         """
-        if self.plan.inference.window != WHOLE or self.device.memory_gib is None:
+        if self.device.memory_gib is None:
             return
         size = prediction_window(self.plan, shape)
+        if self.plan.inference.window != WHOLE:
+            if math.prod(size) > LARGE_WINDOW:
+                self._require_first_level(case, size)
+            return
         needed = self.gib(size)
         if needed <= self.device.memory_gib:
             return
@@ -69,6 +76,17 @@ class WholeImages:
             f"setting {self.plan.setting}: case {case}: the whole image, a window of {times(size)} voxels, needs "
             f"{needed:.1f} GiB, more than {self.device.name} has ({self.device.memory_gib:g} GiB); {advice}"
         )
+
+    def _require_first_level(self, case: str, size: Sequence[int]) -> None:
+        """Refuses windows of which memory does not hold what the first level makes of them, in half precision."""
+        network = self.plan.network
+        least = 2 * math.prod(size) * (network.features[0] + network.classes) / GIB
+        if least > self.device.memory_gib:
+            raise UserError(
+                f"setting {self.plan.setting}: case {case}: a window of {times(size)} voxels needs more than "
+                f"{least:.0f} GiB, and {self.device.name} has {self.device.memory_gib:g} GiB; the plan was made for "
+                "another machine, or is damaged: take a smaller patch, or a device with more memory"
+            )
 
     def gib(self, size: Sequence[int]) -> float:
         """Peak memory in GiB of the fullest stage for one window, the sums of its logits included."""
