@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from megavoxel.errors import UserError
@@ -146,3 +147,12 @@ def test_numbers_as_text_may_be_shorter_than_in_memory(tmp_path):
 def test_the_files_of_a_header_are_listed(folder):
     assert read_header(header(folder, ".nhdr", "s%d.raw 1 3 1")).files == tuple(folder / f"s{n}.raw" for n in (1, 2, 3))
     assert read_header(header(folder, ".mhd", "LOCAL")).files == ()
+
+
+def test_voxels_that_memory_does_not_hold_are_refused_before_they_are_read(folder, monkeypatch):
+    free = psutil.virtual_memory()._replace(available=59)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(UserError, match=r"take 0\.0 GB of memory, and 0\.0 GB are free"):
+        read_image(header(folder, ".mhd", "a.raw"))
+    free = free._replace(available=60)
+    assert read_image(header(folder, ".mhd", "a.raw"))[0].shape == (1, *SHAPE)

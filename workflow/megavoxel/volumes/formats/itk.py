@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from megavoxel.errors import UserError
 from megavoxel.volumes.formats.itk_headers import Header, read_header
@@ -141,12 +142,17 @@ def _own_path(path: Path) -> str:
 def _require_room(path: Path, text: Header, header: ImageFileReader) -> None:
     """Refuses a header that claims more voxels than there are bytes for, before anybody makes room for them."""
     voxels = math.prod(header.GetSize()) * header.GetNumberOfComponents()
-    bits = re.search(r"(\d+)-bit", simpleitk().GetPixelIDValueAsString(header.GetPixelID()))
-    if voxels * (int(bits[1]) // 8 if bits else 1) > text.room:
+    if _bytes_of(header) > text.room:
         raise DamagedFileError(
             f"{path}: its header claims {voxels} voxels, which is more than the file can hold; the file is damaged: "
             "copy it again"
         )
+
+
+def _bytes_of(header: ImageFileReader) -> int:
+    """Bytes of the voxels in memory."""
+    bits = re.search(r"(\d+)-bit", simpleitk().GetPixelIDValueAsString(header.GetPixelID()))
+    return math.prod(header.GetSize()) * header.GetNumberOfComponents() * (int(bits[1]) // 8 if bits else 1)
 
 
 def _orientation(kind: str, lines: Sequence[str]) -> tuple[bool, str]:
@@ -174,7 +180,12 @@ def _require_millimetres(path: Path, text: Header) -> None:
 
 
 def _read(path: Path) -> Image:
-    itk = simpleitk()
+    itk, needed, free = simpleitk(), _bytes_of(_header_of(path)), psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"{path}: its voxels take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; take a "
+            "machine with more, or convert it to NIfTI, which is read in parts"
+        )
     return itk_result(path, lambda: itk.ReadImage(_own_path(path)))
 
 
