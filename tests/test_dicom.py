@@ -126,6 +126,8 @@ def test_two_times_of_one_series_are_refused(tmp_path):
 def test_what_lies_beside_slices_and_is_known_to_be_none_is_passed_over(tmp_path):
     write_series(tmp_path)
     write_file(tmp_path / "DICOMDIR", [], kind="1.2.840.10008.1.3.10")
+    own = [(0x00080016, "UI", "1.3.46.670589.11.0.0.12.2"), (0x00080060, "CS", "CT"), (0x0020000E, "UI", "1.2.3")]
+    write_file(tmp_path / "XX_0001", own)
     report = [(0x00080016, "UI", "1.2.840.10008.5.1.4.1.1.88.11"), (0x00080060, "CS", "SR")]
     write_file(tmp_path / "IM99", [*report, (0x0020000E, "UI", "1.2.9")])
     for name in (".DS_Store", "._IM1", "Thumbs.db", "VERSION", "notes"):

@@ -176,6 +176,13 @@ def test_whatever_is_no_scan_is_named_unless_it_is_left_out_by_request(tmp_path,
     assert capsys.readouterr().out.count("left out: ") == 3
 
 
+def test_many_files_of_one_kind_are_one_line(tmp_path):
+    write(tmp_path / "in/a.nii.gz", scan())
+    write_series(tmp_path / "in")
+    (fault,) = [found.fault for found in find_scans([tmp_path / "in"]) if found.fault]
+    assert "IM1 and 5 more beside it: DICOM files beside scans of other formats" in fault
+
+
 def test_voxels_beside_their_header_belong_to_it(tmp_path):
     write(tmp_path / "in/a.mhd", scan())
     assert names(tmp_path / "in") == ["a.mhd", "a.raw"]

@@ -167,6 +167,7 @@ def _not_understood(given: Path, scans: Sequence[Scan]) -> Iterator[Scan]:
     """What lies in a given folder, belongs to no scan, and is not known to be something else."""
     if not given.is_dir():
         return
+    others: dict[tuple[Path, str], list[Path]] = {}
     taken = {path for scan in scans for path in scan.files}
     series = [scan.dicom for scan in scans if scan.dicom]
     for path in visible_entries(given):
@@ -175,7 +176,10 @@ def _not_understood(given: Path, scans: Sequence[Scan]) -> Iterator[Scan]:
         if path in taken or is_predicted or any(path.is_relative_to(folder) for folder in series):
             continue
         if not is_no_scan(path) and not is_data_of_header(path):
-            yield Scan(case=str(own), fault=f"{path}: {_reason(path, given)}")
+            others.setdefault((path.parent, _reason(path, given)), []).append(path)
+    for (_, reason), paths in others.items():
+        more = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
+        yield Scan(case=str(paths[0].relative_to(given)), fault=f"{paths[0]}{more}: {reason}")
 
 
 def _reason(path: Path, given: Path) -> str:

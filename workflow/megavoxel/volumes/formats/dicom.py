@@ -240,8 +240,11 @@ def _headers(folder: Path) -> Iterator[Header]:
 
 def _is_something_else(header: Header) -> bool:
     """Whether a file is of a modality or class that lies beside scans and has no image to label."""
-    kind = header.elements.text(tags.CLASS).removeprefix(CLASSES)
-    return header.elements.text(tags.MODALITY) in NO_SCANS or (not header.has_pixels and kind.startswith(NO_IMAGES))
+    if header.elements.text(tags.MODALITY) in NO_SCANS:
+        return True
+    stored = header.elements.text(tags.CLASS)
+    is_makers_own = bool(stored) and not stored.startswith(CLASSES)
+    return not header.has_pixels and (is_makers_own or stored.removeprefix(CLASSES).startswith(NO_IMAGES))
 
 
 def _is_dicom(path: Path) -> bool:

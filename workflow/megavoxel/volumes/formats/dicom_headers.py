@@ -61,12 +61,13 @@ class Elements:
     """Order of the bytes of binary numbers, as `struct` writes it."""
 
     def text(self, tag: int) -> str:
-        """Empty where the tag is missing. Letters are read as UTF-8, or else as Latin 1."""
+        """One line; empty where the tag is missing. Letters are read as UTF-8, or else as Latin 1."""
         value = self.values.get(tag, b"").strip(b" \0")
         try:
-            return value.decode()
+            text = value.decode()
         except UnicodeDecodeError:
-            return value.decode("latin-1")
+            text = value.decode("latin-1")
+        return "".join(sign if sign.isprintable() else "?" for sign in text)
 
     def numbers(self, tag: int, count: int) -> tuple[float, ...] | None:
         """`count` finite numbers written as text; None where the tag is missing or empty.
