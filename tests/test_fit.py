@@ -106,6 +106,20 @@ def test_a_loader_that_the_system_ended_is_a_matter_of_host_memory(plan):
         raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from killed
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_a_small_dev_shm_is_named_with_what_to_do(plan, said):
+    message = r"/dev/shm is too small .* --shm-size 2g, or set training\.workers to 0"
+    with pytest.raises(UserError, match=message), explained(plan):
+        raise RuntimeError(said)
+
+
 def test_the_real_allocators_complaint_is_understood(plan):
     """What PyTorch really says on this machine, and not only what the test above makes it say."""
     with pytest.raises(UserError, match="out of memory"), explained(plan):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+
+import pytest
+
 from megavoxel.network.host_memory import host_memory, limits_of_groups
 
 
@@ -32,6 +36,14 @@ def test_groups_of_version_1_are_understood(tmp_path):
 
 def test_a_container_that_sees_its_own_group_only_finds_its_limit(tmp_path):
     assert made(tmp_path, "0::/docker/abc\n", {"memory.max": "6000"}) == [6000]
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_limit_of_the_shell_counts_as_memory(monkeypatch, kind):
+    real = resource.getrlimit
+    wanted = getattr(resource, kind)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (2**27, -1) if limit == wanted else real(limit))
+    assert host_memory() == 2**27
 
 
 def test_a_machine_has_some_memory():

@@ -153,6 +153,8 @@ SIGNS = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 """Messages of PyTorch where there is no error class: from its CPU allocator, the CUDA driver and CUDA's libraries."""
+FULL_SHARED_MEMORY = ("unable to allocate shared memory", "unable to write to file </torch", "by signal: Bus error")
+"""Messages about /dev/shm, through which processes that load data hand on what they have loaded."""
 KILLED_LOADERS = ("is killed by signal: Killed", "out of shared memory")
 """Messages about a process that loads data and that the system has ended."""
 
@@ -170,6 +172,11 @@ def explained_out_of_memory(setting: str, advice: Callable[[], str]) -> Iterator
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
+        if any(_says(link, FULL_SHARED_MEMORY) for link in _chain(error)):
+            raise UserError(
+                f"setting {setting}: /dev/shm is too small for what the processes that load data hand on; give the "
+                "container more, such as --shm-size 2g, or set training.workers to 0 (a classifier: training.loaders)"
+            ) from error
         if any(_says(link, KILLED_LOADERS) for link in _chain(error)):
             raise UserError(
                 f"setting {setting}: the system ended a process that loads data, as it does when memory runs out; "
