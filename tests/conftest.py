@@ -47,6 +47,6 @@ def scored(tmp_path_factory) -> FakeStudy:
 
 @pytest.fixture(scope="session")
 def reported(scored) -> FakeStudy:
-    """The same after `megavoxel report`."""
-    assert report_study(scored) == 0
+    """The same after `megavoxel report`, with the pixels that figures have."""
+    assert report_study(scored, dpi=150) == 0
     return scored

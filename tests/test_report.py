@@ -153,7 +153,7 @@ def test_markdown_and_latex_show_the_same_rounded_numbers(reported):
 def test_two_runs_write_the_same_bytes(reported):
     before = contents(reported.results / "report")
     np.random.random(7)
-    assert report_study(reported) == 0
+    assert report_study(reported, dpi=150) == 0
     assert contents(reported.results / "report") == before
 
 

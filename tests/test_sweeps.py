@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fake_study import FakeStudy, make_plan, make_study, report_study
+from fake_study import FakeStudy, make_plan
 from megavoxel.cli import main
 from megavoxel.config.records import to_plain
 from megavoxel.config.study import Sweep
@@ -87,14 +87,6 @@ def report(folder: Path, definition: dict, *options: str) -> pd.DataFrame:
 def stored(tmp_path):
     definition = write_study(tmp_path, sweeps=[SWEEP])
     return load_stored(tmp_path, json.dumps(definition), need_cases=False)
-
-
-@pytest.fixture(scope="module")
-def pictured(tmp_path_factory):
-    """A scored study with images."""
-    fake = make_study(tmp_path_factory.mktemp("study"))
-    assert report_study(fake) == 0
-    return fake
 
 
 STUDY = {
@@ -173,13 +165,13 @@ def test_cases_that_a_repeat_lacks_are_left_out(stored):
     assert table.loc[("DSC", "wide"), "difference"] == pytest.approx(-0.01 - 0.02 * np.arange(1, 8).mean() + 0.07)
 
 
-def test_few_cases_and_equal_scores_have_no_p(pictured):
-    table = pd.read_csv(pictured.results / "report/tables/sweeps.csv")
+def test_few_cases_and_equal_scores_have_no_p(reported):
+    table = pd.read_csv(reported.results / "report/tables/sweeps.csv")
     assert set(table["split"]) == {"validation", "test"}
     assert table["cases"].max() == 4
     assert table["p"].isna().all()
     assert table["p_holm"].isna().all()
-    text = (pictured.results / "report/index.html").read_text()
+    text = (reported.results / "report/index.html").read_text()
     assert "No p is given where fewer than six cases differ" in text
     assert "Table 1: patch size" in text
 
@@ -311,8 +303,8 @@ def test_runs_of_different_length_are_drawn_by_samples_seen(stored):
     assert {ax.get_xscale() for ax in axes} == {"log"}
 
 
-def test_ensembles_have_no_curve(pictured):
-    study = load_stored(pictured.results, str(pictured.definition), need_cases=False)
+def test_ensembles_have_no_curve(reported):
+    study = load_stored(reported.results, str(reported.definition), need_cases=False)
     sweep = study.definition.sweeps[0]
     assert list(point_curves(study, sweep)) == ["(8, 8, 8)", "(8, 16, 16)"]
     alone = replace(sweep, points={"both": ("both",), "again": ("both",)})
@@ -353,8 +345,8 @@ def test_the_slice_with_the_most_labels_wins_over_the_one_with_the_most_voxels()
     assert slice_with_most_labels(labels, [1]) == 1
 
 
-def test_the_comparison_says_which_case_slice_and_dsc(pictured):
-    study = load_stored(pictured.results, str(pictured.definition), need_cases=True)
+def test_the_comparison_says_which_case_slice_and_dsc(reported):
+    study = load_stored(reported.results, str(reported.definition), need_cases=True)
     shown, figure = comparison(study, study.cases, "all", [case.id for case in study.cases.cases])
     # case_4 is the only labelled test case. Both organs lie in slices 4 to 6 of 0 to 11, the first of them is shown.
     assert shown.place == "case_4 (test), axial slice 5 of 12"
@@ -366,15 +358,15 @@ def test_the_comparison_says_which_case_slice_and_dsc(pictured):
     assert [ax.get_title() for ax in figure.axes] == [
         "Image", "Reference", "small\nDSC 0.833", "large\nDSC 0.917", "both\nDSC 1.000",
     ]  # fmt: skip
-    assert shown.caption in (pictured.results / "report/index.html").read_text()
+    assert shown.caption in (reported.results / "report/index.html").read_text()
     # The liver of 48 voxels lies two voxels further along x in the prediction of `small`.
     reference, small = (np.ma.getmaskarray(figure.axes[place].images[1].get_array()) for place in (1, 2))
     assert np.argwhere(~reference)[:, 1].max() - np.argwhere(~small)[:, 1].max() == 2
 
 
-def test_each_modality_has_a_picture_and_old_ones_go(pictured, tmp_path):
-    study = load_stored(pictured.results, str(pictured.definition), need_cases=True)
-    cases = load_cases(pictured.cases)
+def test_each_modality_has_a_picture_and_old_ones_go(reported, tmp_path):
+    study = load_stored(reported.results, str(reported.definition), need_cases=True)
+    cases = load_cases(reported.cases)
     kinds = {"case_0": "CT", "case_4": "MR"}
     mixed = replace(cases, cases=tuple(replace(case, modality=kinds.get(case.id, "CT")) for case in cases.cases))
     (tmp_path / "comparison-old.png").write_bytes(b"")
@@ -385,8 +377,8 @@ def test_each_modality_has_a_picture_and_old_ones_go(pictured, tmp_path):
     assert "there is no case with a DSC" in shown[0].caption
 
 
-def test_models_that_are_not_shown_are_named(pictured):
-    study = load_stored(pictured.results, str(pictured.definition), need_cases=True)
+def test_models_that_are_not_shown_are_named(reported):
+    study = load_stored(reported.results, str(reported.definition), need_cases=True)
     names = [f"copy-{number}" for number in range(9)]
     copies = [study.scores[study.scores["setting"] == "small"].assign(setting=name) for name in names]
     definition = replace(study.definition, settings=(*study.definition.settings, *names))
@@ -398,16 +390,16 @@ def test_models_that_are_not_shown_are_named(pictured):
     assert len(figure.axes) == 5
 
 
-def test_the_definition_carries_sweeps_as_the_study_has_them(pictured: FakeStudy):
+def test_the_definition_carries_sweeps_as_the_study_has_them(reported: FakeStudy):
     study = parse_study({**STUDY, "sweeps": {"p": {"title": "t", "points": {"1": "a", "2": ["b"]}}}}, source="x")
-    written = json.loads(pictured.definition.read_text()) | {"settings": ["a", "b"], "ensembles": {}, "baseline": None}
+    written = json.loads(reported.definition.read_text()) | {"settings": ["a", "b"], "ensembles": {}, "baseline": None}
     written |= {"folds": {"a": [0], "b": [0]}, "sweeps": json.loads(json.dumps(to_plain(study.sweeps)))}
     assert load_definition(json.dumps(written)).sweeps == study.sweeps
 
 
 @pytest.mark.parametrize("points", [{}, {"1": []}], ids=["no point", "a point without models"])
-def test_a_definition_with_an_empty_sweep_is_refused(pictured: FakeStudy, points):
+def test_a_definition_with_an_empty_sweep_is_refused(reported: FakeStudy, points):
     sweep = {"name": "patch", "title": "Table 1", "points": points}
-    written = json.loads(pictured.definition.read_text()) | {"sweeps": [sweep]}
+    written = json.loads(reported.definition.read_text()) | {"sweeps": [sweep]}
     with pytest.raises(UserError, match="sweeps: patch: expected points with models"):
         load_definition(json.dumps(written))
