@@ -16,6 +16,7 @@ from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.folder import unused_files
 from megavoxel.datasets.layout import Layout
+from megavoxel.datasets.pairs import listed
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
 from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
@@ -71,8 +72,25 @@ def check_layout(
         Finding(case=case, check="all", severity="excluded", message="left out by the dataset file")
         for case in layout.excluded
     ]
-    findings = _without_praise([*_duplicates(layout), *found, *excluded, *_unused(root, layout)])
+    findings = _without_praise([*_duplicates(layout), *found, *excluded])
     return sorted(findings, key=lambda finding: finding.case)
+
+
+def unused_findings(root: Path, layout: Layout) -> list[Finding]:
+    """Files beside those of the cases, folder by folder, that no case has, but for those of excluded cases."""
+    by_folder: dict[str, list[str]] = {}
+    for name in map(PurePosixPath, unused_files(root, layout.cases)):
+        if re.sub(r"_\d{4}$", "", stem_of(name.name)) not in layout.excluded:
+            by_folder.setdefault(str(name.parent), []).append(name.name)
+    return [
+        Finding(
+            case=folder,
+            check="unused",
+            severity="warning",
+            message=f"{len(names)} files of this folder belong to no case: {listed(names)}",
+        )
+        for folder, names in by_folder.items()
+    ]
 
 
 def write_findings(path: Path, findings: list[Finding]) -> None:
@@ -198,14 +216,6 @@ def _same_images(cases: Sequence[Case], contents: Sequence[tuple[str, ...]]) -> 
             others = ", ".join(f"{other.id} ({other.split})" for other in same if other is not case)
             message = f"its image ({case.split}) has the same voxels as that of {others}; one scan under two names"
             yield Finding(case=case.id, check="same-image", severity="warning", message=message)
-
-
-def _unused(root: Path, layout: Layout) -> Iterator[Finding]:
-    """Images and label maps beside those of the cases, which no case has."""
-    for name in unused_files(root, layout.cases):
-        case = re.sub(r"_\d{4}$", "", stem_of(PurePosixPath(name).name))
-        if case not in layout.excluded:
-            yield Finding(case=case, check="unused", severity="warning", message=f"{name} belongs to no case: not used")
 
 
 def _units(cases: Sequence[Case], looked_at: Sequence[Looked]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megavoxel.config.dataset import Dataset
 from megavoxel.datasets.cases import Cases
-from megavoxel.datasets.check import Finding, check_layout
+from megavoxel.datasets.check import Finding, check_layout, unused_findings
 from megavoxel.datasets.layout import read_layout
 
 
@@ -16,6 +16,7 @@ def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, l
     layout = read_layout(root, dataset)
     tolerances = {label: dataset.tolerance(label) for label in layout.labels}
     findings = check_layout(root, layout, background_values=dataset.background_values, processes=processes)
+    findings += unused_findings(root, layout)
     cases = Cases(
         dataset=dataset.name,
         root=str(root),
