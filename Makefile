@@ -55,7 +55,7 @@ bench-tables: $(INSTALLED) ## the tables of docs/performance.md and docs/results
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	$(BIN)/python -m megavoxel.config config
 	$(BIN)/python -m megavoxel.config.reference --check
 	$(BIN)/python envs/update.py --check
@@ -65,7 +65,7 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/snakefmt Snakefile workflow/rules
+	$(BIN)/snakefmt Snakefile workflow/Snakefile workflow/rules
 
 clean: ## results, states and logs; data/ and .venv stay
 	rm -rf results state logs benchmarks/jobs .snakemake

@@ -200,7 +200,11 @@ def dry_run(repository, folder) -> dict[tuple[str, str, str], set[str]]:
     assert done.returncode == 0, done.stderr
     jobs = {}
     for job in re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr):
-        found = re.search(r"rule (\w+):.*?input: (.*?)\n.*?wildcards: setting=(\w+)(?:, fold=(\d))?\n", job, re.DOTALL)
+        found = re.search(
+            r"rule (\w+):.*?input: (.*?)\n.*?wildcards: setting=(\w+)(?:, (?:fold|share)=(\d))?(?:, total=1)?\n",
+            job,
+            re.DOTALL,
+        )
         if found:
             rule, inputs, setting, fold = found.groups()
             jobs[rule, setting, fold or ""] = set(inputs.split(", "))
@@ -224,4 +228,4 @@ def test_the_dry_run_shows_the_edges_of_every_fold(repository, tmp_path):
         assert own == {f"{root}/second/stage1/fold-{fold}"}
     tested = {path for path in jobs["stage1_test", "second", ""] if "test-raw" in path}
     assert tested == {f"{root}/first/test-raw", f"{root}/other/test-raw"}
-    assert f"{root}/second/stage1/test" in jobs["predict_test", "second", ""]
+    assert f"{root}/second/stage1/test" in jobs["predict_test", "second", "0"]

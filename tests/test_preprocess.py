@@ -299,6 +299,33 @@ def test_resume_keeps_cases_of_the_same_plan_only(tmp_path, stage, capsys):
     assert (tmp_path / "out/a.image.b2nd").stat().st_mtime_ns > written
 
 
+def test_resume_makes_a_case_again_whose_files_are_others(tmp_path, stage, capsys):
+    def checksums(content: str) -> list[str]:
+        files = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("*Tr/*"))
+        lines = [f"{name}\t1\t{(content if 'a_0' in name.name else '0') * 64}" for name in files]
+        (tmp_path / "checksums.tsv").write_text("\n".join(["file\tbytes\tsha256", *lines, ""]))
+        return ["--resume", "--checksums", str(tmp_path / "checksums.tsv")]
+
+    assert stage(*checksums("1")) == 0
+    capsys.readouterr()
+    assert stage(*checksums("1")) == 0
+    assert "3 of 3 cases are there already" in capsys.readouterr().out
+    assert stage(*checksums("2")) == 0
+    assert "2 of 3 cases are there already" in capsys.readouterr().out
+
+
+def test_markers_of_all_shards_become_one(tmp_path, stage, capsys):
+    for shard in ("0", "1"):
+        assert stage("--shard", shard, "--shards", "2", output=f"{shard}.json") == 0
+    words = ["--cases", str(tmp_path / "cases.json"), "--output", str(tmp_path / "done.json")]
+    parts = [str(tmp_path / "0.json"), str(tmp_path / "1.json")]
+    assert main(["preprocess", "--collect", *parts, *words]) == 0
+    marker = json.loads((tmp_path / "done.json").read_text())
+    assert (marker["shards"], marker["cases"]) == (2, ["a", "b", "c"])
+    assert main(["preprocess", "--collect", parts[0], *words]) == 1
+    assert "these are not all shards" in capsys.readouterr().err
+
+
 def test_a_damaged_case_is_named_and_leaves_no_marker(tmp_path, stage, capsys):
     image = tmp_path / "imagesTr/b_0.nii.gz"
     image.write_bytes(image.read_bytes()[:100])

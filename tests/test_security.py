@@ -45,14 +45,14 @@ CALLS = {
 SHELL_WORDS = re.compile(r"(?<!\{)\{([^{}]+)\}(?!\})")
 BARE = {
     # Numbers, and words that the rules or the wildcards' constraints fix.
-    "threads", "wildcards.fold", "wildcards.shard", "params.shards", "params.folds", "params.seed", "params.split",
+    "threads", "wildcards.fold", "wildcards.share", "wildcards.total", "params.folds", "params.seed", "params.split",
     "params.fold", "params.part", "params.hash", "params.cases", "params.logits", "params.option", "params.repeats",
     "params.warm_up", "params.nodes", "params.basis",
     "resources.cpus_per_task",
     # Several words, each of them quoted where they are put together.
     "params.mirror", "params.device", "params.facts", "params.published", "params.timings", "params.stage1",
     "params.start", "params.launcher", "params.weights", "params.index", "params.hardware", "params.device_of_needs",
-    "params.metrics", "params.samples", "params.averaged",
+    "params.metrics", "params.samples", "params.averaged", "params.tolerance", "params.tolerances", "params.terminal",
 }  # fmt: skip
 """What stands in a rule's shell line without quotes."""
 
@@ -119,7 +119,7 @@ def test_the_reading_of_sources_finds(tmp_path, line):
 
 def test_shell_lines_of_rules_quote_what_is_not_fixed(repository):
     found = set()
-    for path in [repository / "Snakefile", *sorted((repository / "workflow" / "rules").glob("*.smk"))]:
+    for path in [repository / "workflow" / "Snakefile", *sorted((repository / "workflow" / "rules").glob("*.smk"))]:
         for line in re.findall(r"^ {8,12}\"(.*?)\"$", path.read_text(), flags=re.M):
             if "{" in line and re.search(r"megavoxel |--|> \{", line):
                 found |= set(SHELL_WORDS.findall(line))

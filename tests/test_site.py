@@ -137,6 +137,15 @@ def test_jobs_run_where_the_scratch_folder_cannot_be_made(checkout):
         ("all: [", "cannot be read as YAML"),
         ("gpu: {constraint: [ib]}", "gpu.constraint: ['ib'] is not allowed; a text or number"),
         ("partition: gpu", "partition: unknown key 'partition'; allowed: all, gpu, options, scratch"),
+        (
+            "all: {slurm_acount: lab}",
+            "all.slurm_acount: neither Snakemake nor its Slurm plugin knows this resource (did",
+        ),
+        ("all: {gpu_model: a100}", "all.gpu_model: neither Snakemake nor its Slurm plugin knows this resource"),
+        ("all: {mem_mb: 4 GB}", "all.mem_mb: '4 GB' is not allowed; whole MB"),
+        ("gpu: {runtime: '1-00:00'}", "gpu.runtime: '1-00:00' is not allowed; minutes as a whole number, or a text"),
+        ("gpu: {ask_by: gpu}", "gpu.ask_by: 'gpu' is not allowed; gpus or gres"),
+        ("gpu: {slurm_partition: 7}", "gpu.slurm_partition: 7 is not allowed; a text, in quotes"),
     ],
 )
 def test_a_wrong_site_file_is_told_in_one_line(checkout, site, named):
@@ -144,3 +153,36 @@ def test_a_wrong_site_file_is_told_in_one_line(checkout, site, named):
     assert done.returncode != 0
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("Using profiles")]
     assert line.startswith(f"Error: slurm/site.yaml: {named}")
+
+
+def test_a_site_that_knows_gres_alone_is_asked_by_it_for_all_devices(checkout):
+    site = {**SITE, "gpu": {**SITE["gpu"], "ask_by": "gres"}}
+    jobs = jobs_of(dry_run(checkout, site, "--configfile", "study.yaml"))
+    training = {setting: resources for name, setting, resources in jobs if name == "train"}
+    assert {name: training[name]["gres"] for name in ("plain", "pair", "nodes")} == {
+        "plain": "gpu:a100:1", "pair": "gpu:a100:2", "nodes": "gpu:a100:2",
+    }  # fmt: skip
+    assert training["pair"]["nodes"] == "1"
+    for resources in training.values():
+        assert resources["slurm_partition"] == "gpu"
+        assert not {"gpu", "gpu_model", "ask_by"} & set(resources)
+
+
+def test_the_profile_finds_site_package_and_configuration_from_any_folder(checkout, tmp_path):
+    """By its path, by a link to the checkout, and where nothing in the checkout may be written."""
+    (checkout / "slurm/site.yaml").write_text(yaml.safe_dump(SITE))
+    (tmp_path / "linked").symlink_to(checkout)
+    shutil.copy(checkout / "study.yaml", tmp_path)
+    for root in (checkout, tmp_path / "linked"):
+        command = [programs() / "snakemake", "--profile", root / "slurm", "-s", root / "Snakefile", "-n"]
+        words = ["--directory", tmp_path, "--configfile", tmp_path / "study.yaml"]
+        done = subprocess.run(
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        training = {setting: resources for name, setting, resources in jobs_of(done) if name == "train"}
+        assert training["plain"]["gpu_model"] == "a100"
+        assert training["plain"]["slurm_account"] == "lab"
+    (checkout / "slurm/site.yaml").write_text("all: cpu")
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert f"Error: {tmp_path}/linked/slurm/site.yaml: all: expected a mapping" in done.stdout + done.stderr

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,35 @@ def spare_bytes(folder: Path) -> int:
     """
     disk = shutil.disk_usage(folder)
     return disk.free - min(2**30, disk.total // 20)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Makes `target` a second name of the file `source`, or a copy where the file system has no second names."""
+    try:
+        os.link(source, target)
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EEXIST):
+            raise
+        shutil.copy2(source, target)
+
+
+def linked_together(folders: Sequence[Path], output: Path) -> int:
+    """Makes `output` the folder of all files in `folders`, as second names of them; returns how many there are.
+
+    Raises:
+        UserError: one of the folders is missing, two have a file of the same name, or `output` has content.
+    """
+    seen: dict[str, Path] = {}
+    with atomic_directory(output) as partial:
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(f"{folder}: no such folder; run the stage that writes it")
+            for path in sorted(folder.iterdir()):
+                if path.name in seen:
+                    raise UserError(f"{path.name} is in {seen[path.name]} and in {folder}; remove one of them")
+                seen[path.name] = folder
+                link_file(path, partial / path.name)
+    return len(seen)
 
 
 @contextmanager

@@ -5,16 +5,21 @@ import re
 import shlex
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+# The root of the workflow: of this file, not of the Snakefile that may use it as a module. Its own files are found below
+# it, outputs in the working directory.
+HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+# Rules that are read from a hosting service bring no files: those of the installed package's checkout are taken.
+ROOT = HERE.parents[1] if HERE.is_dir() else Path(find_spec("megavoxel").origin).parents[2]
+sys.path.insert(0, str(ROOT / "workflow"))
 # `megavoxel` lies beside the Python that runs Snakemake, also where that environment was not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device, load_site
 from megavoxel.config.records import to_plain
-from megavoxel.config.setting import Parallel
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
@@ -24,7 +29,8 @@ from megavoxel.reporting.closing import closing_words
 from snakemake.settings.types import DeploymentMethod
 
 BEGAN = time.time()
-CONFIG_FOLDER = Path(workflow.basedir) / "config"
+# A configuration that was deployed to the working directory takes the place of the workflow's own.
+CONFIG_FOLDER = Path("config") if Path("config/hardware.yaml").is_file() else ROOT / "config"
 IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 
@@ -36,13 +42,12 @@ def load_configuration():
         dataset_file = dataset_path(study.dataset, CONFIG_FOLDER / "datasets", source=source)
         dataset = load_dataset(dataset_file)
         device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
-        site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml")
+        site = load_site(Path(os.environ.get("MEGAVOXEL_SITE") or ROOT / "slurm/site.yaml"))
         metrics_of(getattr(study, "metrics", ()), where=f"{source}: metrics")
     except UserError as error:
         sys.exit(f"Error: {error}")
     if study.task != dataset.task:
         sys.exit(f"Error: {source}: dataset: {dataset.name} is not for a study of 'task: {study.task}'")
-    study = study if study.task == "classification" else with_memory(study, device.memory_gib)
     return study, os.path.relpath(dataset_file), dataset, device, site
 
 
@@ -53,11 +58,22 @@ RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"
 JOBS = f"benchmarks/jobs/{STUDY.name}"
+# What makes repeats cheap and is no result: training states, logits of members, cases of predictions that go on.
+STATE = f"state/{STUDY.name}"
+# The plan of a setting, and the same for training, which is not made again where only prediction changes.
+PLAN = f"{RESULTS}/{{setting}}/plan.json"
+TRAINING_PLAN = f"{STATE}/{{setting}}/plan.json"
+CHECKSUMS = f"{DATA}/checksums.tsv"
 MIRROR = config.get("mirror", "")
-CPU_IMAGE = "containers/images/cpu.sif"
+CONTAINERS = os.path.relpath(ROOT / "containers")
+CPU_IMAGE = f"{CONTAINERS}/images/cpu.sif"
 # Training and prediction: a study for CPUs needs no second image.
-GPU_IMAGE = "containers/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
+GPU_IMAGE = f"{CONTAINERS}/images/gpu.sif" if DEVICE.gpus else CPU_IMAGE
 SETTINGS = {setting.name: setting for setting in STUDY.settings}
+# As `plan` is told of them: patch and batch that the study leaves open depend on the memory of its device.
+PLANNED = (
+    SETTINGS if not SEGMENTS else {setting.name: setting for setting in with_memory(STUDY, DEVICE.memory_gib).settings}
+)
 ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
 CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.stage1}
 # Settings of whose predictions the logits are kept: ensembles of label maps average them.
@@ -67,6 +83,11 @@ WEIGHTS = {} if SEGMENTS else STUDY.weights
 PREDICTIONS = "" if SEGMENTS else ".csv"
 # Training and prediction of images read them where they lie; preprocessed volumes need no list.
 IMAGE_LIST = [] if SEGMENTS else f"{RESULTS}/cases.json"
+
+
+def dataset_file(wildcards, output):
+    """The dataset file, as an option. Asked with `output` it triggers no job: its content does, by parts."""
+    return DATASET_FILE
 
 
 def preprocessing_key(setting):
@@ -85,8 +106,14 @@ def predicted(path):
 
 
 def predicted_test(folder):
-    """An output: the predictions of the test cases; label maps are still to be post-processed, and then removed."""
-    return temp(directory(f"{folder}/test-raw")) if SEGMENTS else f"{folder}/test{PREDICTIONS}"
+    """An output: the predictions of the test cases; label maps are still to be post-processed."""
+    return directory(f"{folder}/test-raw") if SEGMENTS else f"{folder}/test{PREDICTIONS}"
+
+
+def logits_of(cases):
+    """An output: the logits of some cases of a setting, for ensembles."""
+    folder = directory(f"{STATE}/{{setting}}/logits/{cases}")
+    return folder if SEGMENTS and STUDY.keep_logits else temp(folder)
 
 
 def samples_option(wildcards, input):
@@ -101,6 +128,24 @@ def terminal_option(name):
     return f"--terminal {shlex.quote(name)}" if sys.stderr.isatty() else ""
 
 
+def resuming_option(wildcards):
+    """What `predict` is told of its share of the cases, and of where those are that an earlier attempt finished."""
+    if not SEGMENTS:
+        return ""
+    name = f"fold-{wildcards.fold}" if wildcards.get("fold") else "test"
+    folder = shlex.quote(f"{STATE}/{wildcards.setting}/predicted/{name}")
+    share = f"--part {wildcards.share} --parts {wildcards.total} " if wildcards.get("share") else ""
+    return f"{share}--resume {folder}"
+
+
+def collected_logits_option(wildcards, input, output):
+    """What `predict --collect` is told of logits, for members of ensembles."""
+    if not output.get("logits"):
+        return ""
+    made = [f"{part}/logits" for part in input.parts]
+    return f"--collect-logits {shlex.join(made)} --logits {shlex.quote(output.logits)}"
+
+
 def split_option(wildcards):
     """What a stage is told of the cases: those of a fold's validation, or of the test split where there is no fold."""
     return f"--split validation --fold {wildcards.fold}" if wildcards.get("fold") else "--split test"
@@ -111,18 +156,20 @@ def name_of(wildcards):
     return wildcards.model.removeprefix("ensembles/")
 
 
-def preprocessed_shards(wildcards):
-    """The markers of all shards that a setting's training and prediction wait for; images are not preprocessed."""
-    if not SEGMENTS:
-        return []
-    key = preprocessing_key(wildcards.setting)
-    return expand(f"{RESULTS}/preprocessed/{key}/shard-{{shard}}.json", shard=range(STUDY.shards))
+def preprocessed_cases(wildcards):
+    """The marker that a setting's training and prediction wait for; images are not preprocessed."""
+    return f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/done.json" if SEGMENTS else []
 
 
 def basis_of_plan(wildcards):
+    """An input function: `basis_of` for the setting of a job."""
+    return basis_of(wildcards.setting)
+
+
+def basis_of(setting):
     """What a setting is planned from beside the cases: how volumes are preprocessed, or how images are split."""
     if SEGMENTS:
-        return f"{RESULTS}/preprocessed/{preprocessing_key(wildcards.setting)}/plan.json"
+        return f"{RESULTS}/preprocessed/{preprocessing_key(setting)}/plan.json"
     return f"{RESULTS}/splits.json"
 
 
@@ -139,7 +186,7 @@ def of_each_member(folder, predictions, logits):
     if not SEGMENTS:
         return {"probabilities": of_members(f"{place}/{predictions}{PREDICTIONS}")}
     return {
-        "logits": of_members(f"{place}/{logits}"),
+        "logits": of_members(f"{STATE}/{{member}}/logits/{logits}"),
         "predictions": of_members(f"{place}/{predictions}"),
         "postprocessing": of_members(f"{RESULTS}/{{member}}/postprocessing.json"),
     }
@@ -182,14 +229,6 @@ def starting_weights(wildcards):
     if not SEGMENTS:
         return f"data/weights/{setting.network}.pth" if setting.pretrained else []
     return [] if setting.start is None else f"{RESULTS}/{setting.start}/fold-{wildcards.fold}/model.pt"
-
-
-def fetched_parts(dataset):
-    """What `fetch` makes of a dataset file: its source, and how that is cut or merged where it is."""
-    if dataset.patients:
-        return [dataset.source, dataset.patients, list(dataset.patients.masks), dataset.labels]
-    described = dataset.blocks or dataset.files
-    return [dataset.source, described] if described else dataset.source
 
 
 def as_json(record):
@@ -253,21 +292,11 @@ def enter_containers(images, lock):
 
 def warn_of_doubtful_images(images, lock):
     """Says which images were built from other sources than those of this checkout, or are not those of the lock."""
-    records, sources = read_lock(Path(lock)), hash_of_sources(Path(workflow.basedir))
+    records, sources = read_lock(Path(lock)), hash_of_sources(ROOT)
     for image in images:
         reason = doubt(Path(image), records.get(os.path.basename(image), {}), sources=sources)
         if reason:
             print(f"Warning: {image} {reason}", file=sys.stderr)
-
-
-def planning_device(setting):
-    """What `plan` is told of the device where the parallelism depends on it."""
-    return device_option() if SEGMENTS and SETTINGS[setting].parallel != Parallel() else ""
-
-
-def device_of_needs(setting):
-    """The same for plain training, of which the plan says what jobs need and whether it fits."""
-    return device_option() if SEGMENTS and SETTINGS[setting].parallel == Parallel() else ""
 
 
 def device_option():
@@ -298,4 +327,5 @@ wildcard_constraints:
     preprocessing=one_of(PREPROCESSINGS),
     network=one_of(WEIGHTS),
     fold=r"\d+",
-    shard=r"\d+",
+    share=r"\d+",
+    total=r"\d+",

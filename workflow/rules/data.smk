@@ -24,11 +24,9 @@ rule fetch:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        # Not as a text: Snakemake would take {case} in it for a wildcard.
-        source=lambda wildcards: as_json(fetched_parts(DATASET)),
-        dataset=DATASET_FILE,
+        reads=fetched_part,
+        dataset=dataset_file,
         folder=subpath(output.description, parent=True),
-        # Asking for `output` keeps it out of what triggers jobs: where a copy lies does not change the data.
         mirror=lambda wildcards, output: f"--mirror {shlex.quote(MIRROR)}" if MIRROR else "",
     shell:
         "megavoxel fetch --dataset {params.dataset:q} --output {params.folder:q} {params.mirror} > {log:q} 2>&1"
@@ -78,8 +76,8 @@ rule check:
         mem_mb=by_attempt(8000),
         runtime=by_attempt(60),
     params:
-        definition=lambda wildcards: as_json(DATASET),
-        dataset=DATASET_FILE,
+        reads=checked_part,
+        dataset=dataset_file,
         folder=subpath(input.description, parent=True),
     shell:
         "megavoxel check --dataset {params.dataset:q} --data {params.folder:q} --checks {log.checks:q} "

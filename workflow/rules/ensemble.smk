@@ -9,7 +9,7 @@ if not SEGMENTS:
 rule ensemble_validation:
     """Average the members on a fold's validation cases; label maps each after its own post-processing."""
     input:
-        **of_each_member("fold-{fold}", "validation", "logits"),
+        **of_each_member("fold-{fold}", "validation", "fold-{fold}"),
         image=used(GPU_IMAGE if SEGMENTS else CPU_IMAGE),
     output:
         predictions=predicted(f"{RESULTS}/ensembles/{{ensemble}}/fold-{{fold}}/validation"),
@@ -35,7 +35,7 @@ rule ensemble_validation:
 
 use rule ensemble_validation as ensemble_test with:
     input:
-        **of_each_member("", "test-raw" if SEGMENTS else "test", "test-logits"),
+        **of_each_member("", "test-raw" if SEGMENTS else "test", "test"),
         image=used(GPU_IMAGE if SEGMENTS else CPU_IMAGE),
     output:
         predictions=predicted_test(f"{RESULTS}/ensembles/{{ensemble}}"),

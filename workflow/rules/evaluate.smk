@@ -10,6 +10,10 @@ if not SEGMENTS:
         evaluate_test,
 
 
+# The tolerances of NSD that scores were worked out with.
+TOLERANCES = {"tolerances": f"{RESULTS}/tolerances.json"} if SEGMENTS else {}
+
+
 rule evaluate_validation:
     input:
         image=used(CPU_IMAGE),
@@ -34,9 +38,10 @@ rule evaluate_validation:
         name=name_of,
         part=split_option,
         metrics=METRICS,
+        tolerance=tolerance_option,
     shell:
         "megavoxel evaluate {input.predictions:q} --cases {input.cases:q} --splits {input.splits:q} "
-        "{params.part} --setting {params.name:q} --processes {threads} {params.metrics} --output {output.scores:q} "
+        "{params.part} --setting {params.name:q} --processes {threads} {params.metrics} {params.tolerance} --output {output.scores:q} "
         "> {log:q} 2>&1"
 
 
@@ -63,6 +68,7 @@ rule collect_scores:
         validation=[f"{RESULTS}/{model}/fold-{fold}/scores.csv" for model, fold in VALIDATED],
         test=[f"{RESULTS}/{model}/scores-test.csv" for model in MODELS],
     output:
+        **TOLERANCES,
         scores=f"{RESULTS}/scores.csv",
     log:
         f"{LOGS}/collect_scores.log",
@@ -75,5 +81,8 @@ rule collect_scores:
     resources:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
+    params:
+        tolerances=recorded_tolerances_option,
     shell:
-        "megavoxel evaluate --collect {input.validation:q} {input.test:q} --output {output.scores:q} > {log:q} 2>&1"
+        "megavoxel evaluate --collect {input.validation:q} {input.test:q} {params.tolerances} --output {output.scores:q} "
+        "> {log:q} 2>&1"

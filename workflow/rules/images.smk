@@ -1,6 +1,6 @@
 # Container images: `snakemake images` builds those that the study uses, `--sdm apptainer` uses them.
 IMAGES = sorted({CPU_IMAGE, GPU_IMAGE})
-IMAGES_LOCK = "containers/images.lock"
+IMAGES_LOCK = f"{CONTAINERS}/images.lock"
 
 if IN_CONTAINERS:
     enter_containers(IMAGES, IMAGES_LOCK)
@@ -37,11 +37,11 @@ else:
     rule image:
         """Packages and code on the base."""
         input:
-            definition="containers/megavoxel.def",
-            base="containers/images/base.sif",
-            wheels="containers/wheels/{kind}",
+            definition=f"{CONTAINERS}/megavoxel.def",
+            base=f"{CONTAINERS}/images/base.sif",
+            wheels=f"{CONTAINERS}/wheels/{{kind}}",
         output:
-            image="containers/images/{kind}.sif",
+            image=f"{CONTAINERS}/images/{{kind}}.sif",
         log:
             "logs/images/{kind}.log",
         wildcard_constraints:
@@ -50,7 +50,7 @@ else:
             "../../envs/megavoxel.yaml"
         params:
             # The package is no input file by file, but a change of it makes the image again.
-            hash=hash_of_sources(Path(workflow.basedir)),
+            hash=hash_of_sources(ROOT),
         shell:
             "megavoxel image --definition {input.definition:q} --argument base={input.base:q} "
             "--argument wheels={input.wheels:q} --argument sources={params.hash} --output {output.image:q} "
@@ -59,9 +59,9 @@ else:
     rule wheels:
         """Download the packages, so that the build needs no network."""
         input:
-            requirements="requirements.lock",
+            requirements=os.path.relpath(ROOT / "requirements.lock"),
         output:
-            wheels=directory("containers/wheels/{kind}"),
+            wheels=directory(f"{CONTAINERS}/wheels/{{kind}}"),
         log:
             "logs/images/{kind}-wheels.log",
         conda:
@@ -75,9 +75,9 @@ else:
     rule base_image:
         """Debian with Python."""
         input:
-            definition="containers/base.def",
+            definition=f"{CONTAINERS}/base.def",
         output:
-            image="containers/images/base.sif",
+            image=f"{CONTAINERS}/images/base.sif",
         log:
             "logs/images/base.log",
         conda:

@@ -2,6 +2,7 @@
 localrules:
     plan,
     plan_setting,
+    plan_training,
 
 
 rule plan_setting:
@@ -11,7 +12,7 @@ rule plan_setting:
         cases=rules.check.output.cases,
         basis=basis_of_plan,
     output:
-        plan=f"{RESULTS}/{{setting}}/plan.json",
+        plan=PLAN,
     log:
         f"{LOGS}/plan_setting/{{setting}}.log",
     benchmark:
@@ -25,17 +26,28 @@ rule plan_setting:
         runtime=by_attempt(30),
     params:
         basis="--preprocessing-plan" if SEGMENTS else "--splits",
-        definition=lambda wildcards: as_json(SETTINGS[wildcards.setting]),
+        reads=planned_for_prediction,
+        definition=lambda wildcards, output: as_json(SETTINGS[wildcards.setting]),
         study=STUDY.name,
         dataset=DATASET.name,
-        seed=STUDY.seed,
-        device=lambda wildcards: planning_device(wildcards.setting),
-        # Asked with `output`, it triggers no job, as for `mirror`: another device changes nothing that was trained.
-        device_of_needs=lambda wildcards, output: device_of_needs(wildcards.setting),
+        seed=lambda wildcards, output: STUDY.seed,
+        # Another device changes nothing that was planned: `needs` of a plan can be set in the site's file.
+        device=lambda wildcards, output: device_option() if SEGMENTS else "",
     shell:
         "megavoxel plan --cases {input.cases:q} {params.basis} {input.basis:q} "
         "--definition {params.definition:q} --study-name {params.study:q} --dataset {params.dataset:q} --seed {params.seed} "
-        "{params.device} {params.device_of_needs} --output {output.plan:q} > {log:q} 2>&1"
+        "{params.device} --output {output.plan:q} > {log:q} 2>&1"
+
+
+use rule plan_setting as plan_training with:
+    output:
+        plan=TRAINING_PLAN,
+    log:
+        f"{LOGS}/plan_training/{{setting}}.log",
+    benchmark:
+        f"{JOBS}/plan_training/{{setting}}.tsv"
+    params:
+        reads=planned_for_training,
 
 
 rule plan:

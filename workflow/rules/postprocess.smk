@@ -1,8 +1,4 @@
 # The components that are kept of label maps: found on the cross-validation, applied to the test split.
-localrules:
-    postprocess_determine,
-
-
 rule postprocess_determine:
     """Find the components to keep on the cross-validation of a setting or ensemble."""
     input:
@@ -17,18 +13,21 @@ rule postprocess_determine:
         f"{LOGS}/postprocess_determine/{{model}}.log",
     benchmark:
         f"{JOBS}/postprocess_determine/{{model}}.tsv"
+    group:  # on a cluster one job with what is done by it, and with the scoring of these label maps
+        "test_scores"
     conda:
         "../../envs/megavoxel.yaml"
     container:
         CPU_IMAGE
+    threads: 4
     resources:
-        mem_mb=by_attempt(2000),
-        runtime=by_attempt(30),
+        mem_mb=by_attempt(8000),
+        runtime=by_attempt(120),
     params:
         option=lambda wildcards: postprocessing_option(wildcards.model),
     shell:
         "megavoxel postprocess --determine --predictions {input.predictions:q} --cases {input.cases:q} "
-        "{params.option} --output {output.postprocessing:q} > {log:q} 2>&1"
+        "{params.option} --processes {threads} --output {output.postprocessing:q} > {log:q} 2>&1"
 
 
 rule postprocess_apply:
@@ -44,7 +43,7 @@ rule postprocess_apply:
         f"{LOGS}/postprocess_apply/{{model}}.log",
     benchmark:
         f"{JOBS}/postprocess_apply/{{model}}.tsv"
-    group:  # on a cluster one job with the scoring of these label maps
+    group:
         "test_scores"
     conda:
         "../../envs/megavoxel.yaml"

@@ -1,6 +1,7 @@
 # The arrays that networks read. Settings with the same `preprocessing` keys share them.
 localrules:
     plan_preprocessing,
+    collect_preprocessed,
 
 
 rule plan_preprocessing:
@@ -35,12 +36,13 @@ rule preprocess:
         image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
         plan=rules.plan_preprocessing.output.plan,
+        checksums=ancient(CHECKSUMS),
     output:
-        done=f"{RESULTS}/preprocessed/{{preprocessing}}/shard-{{shard}}.json",
+        done=f"{RESULTS}/preprocessed/{{preprocessing}}/shard-{{share}}-of-{{total}}.json",
     log:
-        f"{LOGS}/preprocess/{{preprocessing}}-{{shard}}.log",
+        f"{LOGS}/preprocess/{{preprocessing}}-{{share}}-of-{{total}}.log",
     benchmark:
-        f"{JOBS}/preprocess/{{preprocessing}}-{{shard}}.tsv"
+        f"{JOBS}/preprocess/{{preprocessing}}-{{share}}-of-{{total}}.tsv"
     conda:
         "../../envs/megavoxel.yaml"
     container:
@@ -51,8 +53,37 @@ rule preprocess:
         runtime=by_attempt(240),
     params:
         folder=f"{RESULTS}/preprocessed/{{preprocessing}}/cases",
-        shards=STUDY.shards,
+    # What is kept was made under the same plan, of the same files.
     shell:
         "megavoxel preprocess --cases {input.cases:q} --plan {input.plan:q} --folder {params.folder:q} "
-        "--shard {wildcards.shard} --shards {params.shards} --processes {threads} "
+        "--shard {wildcards.share} --shards {wildcards.total} --processes {threads} "
+        "--resume --checksums {input.checksums:q} "
         "--output {output.done:q} > {log:q} 2>&1"
+
+
+rule collect_preprocessed:
+    """One marker of all cases, whatever the number of jobs that made them."""
+    input:
+        image=used(CPU_IMAGE),
+        cases=rules.check.output.cases,
+        shards=lambda wildcards: expand(
+            rules.preprocess.output.done,
+            preprocessing=wildcards.preprocessing,
+            **preprocessing_shares(wildcards.preprocessing),
+        ),
+    output:
+        done=f"{RESULTS}/preprocessed/{{preprocessing}}/done.json",
+    log:
+        f"{LOGS}/collect_preprocessed/{{preprocessing}}.log",
+    benchmark:
+        f"{JOBS}/collect_preprocessed/{{preprocessing}}.tsv"
+    conda:
+        "../../envs/megavoxel.yaml"
+    container:
+        CPU_IMAGE
+    resources:
+        mem_mb=by_attempt(2000),
+        runtime=by_attempt(30),
+    shell:
+        "megavoxel preprocess --collect {input.shards:q} --cases {input.cases:q} --output {output.done:q} "
+        "> {log:q} 2>&1"

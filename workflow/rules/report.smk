@@ -72,10 +72,11 @@ if not SEGMENTS:
 rule report:
     """Everything a reader sees, beside the scores."""
     input:
+        **TOLERANCES,
         image=used(CPU_IMAGE),
         scores=rules.collect_scores.output.scores,
         cases=rules.check.output.cases,
-        plans=expand(rules.plan_setting.output.plan, setting=SETTINGS),
+        plans=expand(PLAN, setting=SETTINGS),
         histories=[f"{RESULTS}/{setting}/fold-{fold}/history.csv" for setting, fold in RUNS],
         manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
         drawn=DRAWN,

@@ -1,11 +1,13 @@
 # What jobs ask for: by attempt, by the devices of a setting, and what the site adds where they are GPUs. No rules here.
 from megavoxel.config.records import from_plain
+from megavoxel.config.setting import Parallel
 from megavoxel.planning.needs import Needs, cpus, memory_mb, runtime_minutes
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.patch import WHOLE, predicting_devices
 
 GPU_MODEL = SITE.gpu.get("gpu_model", DEVICE.gpu_model) if DEVICE.gpus else None
-ADDED_FOR_GPUS = {name: value for name, value in SITE.gpu.items() if DEVICE.gpus and name != "gpu_model"}
+OWN_KEYS = ("gpu_model", "ask_by")
+ADDED_FOR_GPUS = {name: value for name, value in SITE.gpu.items() if DEVICE.gpus and name not in OWN_KEYS}
 
 
 def by_attempt(amount):
@@ -40,8 +42,14 @@ def on_devices(kind, devices, times=1):
     def of_processes(amount):
         return lambda wildcards, input, attempt: amount(input, attempt) * devices_of_a_node(wildcards, input)
 
-    def on_one_node(value):
-        return lambda wildcards, input: value(wildcards, input) if nodes(wildcards, input) == 1 else None
+    def by_gres(wildcards, input):
+        return SITE.asks_by_gres or nodes(wildcards, input) > 1
+
+    def in_total(value):
+        return lambda wildcards, input: None if by_gres(wildcards, input) else value(wildcards, input)
+
+    def per_node(value):
+        return lambda wildcards, input: value(wildcards, input) if by_gres(wildcards, input) else None
 
     def on_several_nodes(value):
         return lambda wildcards, input: value(wildcards, input) if nodes(wildcards, input) > 1 else None
@@ -53,13 +61,13 @@ def on_devices(kind, devices, times=1):
     return {
         # Threads cannot wait for a plan, resources can.
         "cpus_per_task": of_processes(lambda input, attempt: cpus(needs_of(kind, input), DEVICE)),
-        "gpu": on_one_node(lambda wildcards, input: DEVICE.gpus * devices_of_a_node(wildcards, input)),
-        "gpu_model": on_one_node(lambda wildcards, input: GPU_MODEL),
+        "gpu": in_total(lambda wildcards, input: DEVICE.gpus * devices_of_a_node(wildcards, input)),
+        "gpu_model": in_total(lambda wildcards, input: GPU_MODEL),
         "nodes": nodes,
         "mpi": on_several_nodes(lambda wildcards, input: "srun"),
         "tasks": on_several_nodes(nodes),
-        "gres": on_several_nodes(gres),
-        "tasks_per_gpu": on_several_nodes(lambda wildcards, input: 0),
+        "gres": per_node(gres),
+        "tasks_per_gpu": per_node(lambda wildcards, input: 0),
         "mem_mb": of_processes(lambda input, attempt: memory_mb(needs_of(kind, input), DEVICE, attempt=attempt)),
         "runtime": lambda wildcards, input, attempt: runtime_minutes(
             needs_of(kind, input), DEVICE, attempt=attempt, times=times

@@ -6,9 +6,9 @@ rule stage1_validation:
     """Bring the first stage's labels of a fold's validation cases to the second stage's grid."""
     input:
         image=used(CPU_IMAGE),
-        plan=rules.plan_setting.output.plan,
+        plan=TRAINING_PLAN,
         splits=rules.split.output.splits,
-        shards=preprocessed_shards,
+        preprocessed=preprocessed_cases,
         predictions=of_first_stage(f"{RESULTS}/{{first}}/fold-{{fold}}/validation"),
     output:
         labels=directory(f"{RESULTS}/{{setting}}/stage1/fold-{{fold}}"),
@@ -38,9 +38,9 @@ rule stage1_validation:
 use rule stage1_validation as stage1_test with:
     input:
         image=used(CPU_IMAGE),
-        plan=rules.plan_setting.output.plan,
+        plan=TRAINING_PLAN,
         splits=rules.split.output.splits,
-        shards=preprocessed_shards,
+        preprocessed=preprocessed_cases,
         predictions=of_first_stage(f"{RESULTS}/{{first}}/test-raw"),
     output:
         labels=directory(f"{RESULTS}/{{setting}}/stage1/test"),

@@ -7,9 +7,9 @@ rule time_prediction:
     """Seconds per image of a fold's network; nothing else should run on the device meanwhile."""
     input:
         image=used(GPU_IMAGE),
-        plan=rules.plan_setting.output.plan,
+        plan=PLAN,
         splits=rules.split.output.splits,
-        shards=preprocessed_shards,
+        preprocessed=preprocessed_cases,
         stage1=first_stage_of("fold-{fold}" if STUDY.timing and STUDY.timing.split == "validation" else "test"),
         weights=rules.train.output.model,
     output:

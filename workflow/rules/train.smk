@@ -3,11 +3,11 @@
 rule train:
     input:
         image=used(GPU_IMAGE),
-        plan=rules.plan_setting.output.plan,
+        plan=TRAINING_PLAN,
         splits=rules.split.output.splits,
         checksums=rules.fetch.output.checksums,
         cases=IMAGE_LIST,
-        shards=preprocessed_shards,
+        preprocessed=preprocessed_cases,
         stage1=first_stage_of_all_folds,
         weights=starting_weights,
     output:

@@ -4,6 +4,7 @@ what a cluster needs beside its profile."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field
 
-from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text
-from megavoxel.config.records import from_file, record
+from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text, refuse
+from megavoxel.config.records import from_file, record, rule
 from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
@@ -22,6 +23,18 @@ ModelOfGpu = Annotated[
 ]
 """It reaches a shell unquoted, as part of an option of Slurm's."""
 Resources = dict[str, Annotated[str | int | float, Field(description="a text or number")]]
+TEXTS = (
+    "slurm_account", "slurm_partition", "clusters", "cluster", "slurm_cluster", "qos", "constraint", "slurm_extra",
+    "gres", "mpi", "mem", "tmpdir",
+)  # fmt: skip
+NUMBERS = {
+    "mem_mb": "whole MB", "mem_mb_per_cpu": "whole MB", "disk_mb": "whole MB", "nodes": "a whole number",
+    "tasks": "a whole number", "tasks_per_node": "a whole number", "tasks_per_gpu": "a whole number",
+    "cpus_per_task": "a whole number", "cpus_per_gpu": "a whole number", "gpu": "a whole number",
+}  # fmt: skip
+"""Resources that Snakemake or its Slurm plugin know, and their units: it ignores all others without a word."""
+RUNTIME = re.compile(r"[0-9]+|[0-9.]+ ?(s|m|h|d|w)")
+ASK_BY = ("gpus", "gres")
 
 
 OWN = Path("config/hardware.local.yaml")
@@ -107,6 +120,18 @@ class HardwareFile:
     """Devices by name."""
 
 
+def _check_resource(name: str, value: float | str, key: str) -> None:
+    """Refuses a value of a resource that is in another unit than it is taken for."""
+    if name == "ask_by" and value not in ASK_BY:
+        refuse(f"{value!r} is not allowed; gpus or gres", key)
+    if name == "runtime" and not RUNTIME.fullmatch(str(value)):
+        refuse(f"{value!r} is not allowed; minutes as a whole number, or a text such as 36h or 2d", key)
+    if name in NUMBERS and not (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        refuse(f"{value!r} is not allowed; {NUMBERS[name]}", key)
+    if name in TEXTS and not isinstance(value, str):
+        refuse(f"{value!r} is not allowed; a text, in quotes where it is a number", key)
+
+
 @record
 class Site:
     """Settings of a cluster that slurm/config.yaml does not have: account, partitions, scratch folder."""
@@ -114,12 +139,31 @@ class Site:
     all: Annotated[Resources | None, AfterValidator(_or_empty)] = field(default_factory=dict)
     """Resources of every job, by the names of the Slurm plugin, each with a text or number."""
     gpu: Annotated[Resources | None, AfterValidator(_or_empty)] = field(default_factory=dict)
-    """Resources of jobs that ask for a GPU, in place of those."""
+    """Resources of jobs that ask for a GPU, in place of those; `gpu_model`, the cluster's name of the device; and
+    `ask_by`: `gpus` (default, `sbatch --gpus`) or `gres` (`--gres=gpu:N`), for sites that know only that."""
     scratch: Text | None = None
     """Folder for temporary files on the nodes; variables of the environment in it are filled in there. None: the
     system's."""
     options: Annotated[dict[str, Any] | None, AfterValidator(_or_empty)] = field(default_factory=dict)
     """Options of Snakemake and of its Slurm plugin, by name."""
+
+    @rule
+    def _resources_are_known(self) -> None:
+        for section, own in (("all", ()), ("gpu", ("gpu_model", "ask_by"))):
+            known = (*TEXTS, *NUMBERS, "runtime", *own)
+            for name, value in getattr(self, section).items():
+                if name not in known:
+                    refuse(
+                        f"neither Snakemake nor its Slurm plugin knows this resource{closest(name, known)}; options of "
+                        "sbatch that have no name there are given by slurm_extra",
+                        f"{section}.{name}",
+                    )
+                _check_resource(name, value, f"{section}.{name}")
+
+    @property
+    def asks_by_gres(self) -> bool:
+        """Whether jobs ask for GPUs by `--gres`."""
+        return self.gpu.get("ask_by") == "gres"
 
     def default_resources(self) -> dict[str, Any]:
         """Values for Snakemake's `default-resources`, which evaluates them as Python: texts are quoted."""

@@ -82,6 +82,8 @@ def misprints(values: Any, node: Node, schema: Node, path: tuple[str | int, ...]
             yield f"{'.'.join(map(str, path)) or 'it'}: the key {shown(key)} is no text; put it in quotes"
             return
         part, place = node_at(schema, (key,), node), (*path, key)
+        if not isinstance(part, dict):  # any value is allowed
+            continue
         is_empty = value in ([], {}) and bool(part.keys() & {"minItems", "minProperties"})
         if is_empty or (value is None and part.get("default", "none") is None):
             yield f"{'.'.join(map(str, place))}: nothing stands behind this key; give it a value, or leave it out"

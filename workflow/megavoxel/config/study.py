@@ -135,8 +135,13 @@ class SegmentationKeys(StudyKeys):
     """Cross-validation folds."""
     seed: Seed = 12345
     """Seed of the splits, of the weights and of every random patch."""
-    shards: Annotated[int, between(1, 1000)] = 1
-    """Jobs among which the cases of one preprocessing are divided."""
+    shards: Annotated[int, between(1, 1000)] | None = None
+    """Jobs among which the cases of one preprocessing are divided, and the test cases of one setting; None: one for
+    every 50 cases, at most four, and four where the number of cases is not known yet. What is finished keeps its
+    number."""
+    keep_logits: bool = True
+    """Whether `state/` keeps the logits of the members of ensembles, so that a change of one member does not predict
+    the others again; `false`: they are removed as soon as the ensembles are made."""
     partitions: Partitions | None = None
     """Lists how the networks would be cut into pipelines; None: only those that settings train through."""
     metrics: Distinct[Name] = ("dsc", "nsd")

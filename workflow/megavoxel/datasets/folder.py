@@ -99,6 +99,15 @@ def write_checksums(folder: Path) -> None:
     write_text(folder / CHECKSUMS, "\n".join(rows) + "\n")
 
 
+def read_checksums(path: Path) -> dict[str, str]:
+    """SHA-256 by file, from a checksums.tsv.
+
+    Raises:
+        UserError: the file is missing, cut or damaged.
+    """
+    return {name: digest for name, (_, digest) in _listed(path).items()}
+
+
 def require_unchanged(checksums: Path) -> str:
     """Refuses a dataset whose files are no longer those that its checksums.tsv was written of.
 

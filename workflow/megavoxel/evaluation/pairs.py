@@ -262,10 +262,19 @@ def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
     return [_pair(cases, name, found[name], cases.case(name).unseen) for name in sorted(found)]
 
 
-def targets_of(cases: Cases) -> list[Target]:
-    """The labels of a dataset, in ascending order of their values."""
+def targets_of(cases: Cases, tolerances: Sequence[str] = ()) -> list[Target]:
+    """The labels of a dataset, in ascending order of their values.
+
+    Args:
+        cases: the dataset.
+        tolerances: as for `parse_tolerances`, in place of those of the cases; empty: those of the cases.
+
+    Raises:
+        UserError: a tolerance is no number from 0, or a label has none.
+    """
+    by_name = parse_tolerances(tolerances, list(cases.labels), others=True) if tolerances else cases.nsd_tolerance_mm
     return [
-        Target(name=name, value=value, tolerance=cases.nsd_tolerance_mm[name])
+        Target(name=name, value=value, tolerance=by_name[name])
         for name, value in sorted(cases.labels.items(), key=lambda item: item[1])
     ]
 
@@ -279,7 +288,7 @@ def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Tar
     Raises:
         UserError: a tolerance is no number from 0, is missing, or belongs to no label.
     """
-    by_name = _tolerances(tolerances, list(labels))
+    by_name = parse_tolerances(tolerances, list(labels))
     order = sorted(labels.items(), key=lambda item: item[1])
     return [Target(name=name, value=value, tolerance=by_name[name]) for name, value in order]
 
@@ -319,7 +328,17 @@ def _values(path: Path) -> set[int]:
     return values_of(open_volume(path))
 
 
-def _tolerances(words: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+def parse_tolerances(words: Sequence[str], names: Sequence[str], *, others: bool = False) -> dict[str, float]:
+    """Tolerance in mm of each label.
+
+    Args:
+        words: one number for all, or `NAME=MM` for each.
+        names: of the labels.
+        others: whether words may name other labels, which are left out.
+
+    Raises:
+        UserError: a tolerance is no number from 0, is missing, or belongs to no label.
+    """
     if len(words) == 1 and "=" not in words[0]:
         return dict.fromkeys(names, _millimetres(words[0], words[0]))
     by_name: dict[str, float] = {}
@@ -327,6 +346,8 @@ def _tolerances(words: Sequence[str], names: Sequence[str]) -> dict[str, float]:
         name, equals, number = word.rpartition("=")
         if not equals:
             raise UserError(f"--tolerance {word}: expected one number in mm, or NAME=MM for each label")
+        if name not in names and others:
+            continue
         if name not in names:
             raise UserError(f"--tolerance {word}: there is no label '{name}'; there are: {', '.join(names)}")
         by_name[name] = _millimetres(number, word)

@@ -12,6 +12,7 @@ from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_in
 from megavoxel.evaluation.tidy import read_scores
+from megavoxel.evaluation.tolerances import scored_tolerances
 from megavoxel.files import read_json
 from megavoxel.models.description import DatasetFacts, FoldFacts, Mean
 from megavoxel.planning.plan import Plan, load_plan
@@ -138,7 +139,7 @@ def score_means(runs: Runs) -> tuple[Mean, ...]:
     own = table[table["setting"] == runs.setting.name]
     chosen = own[(own["split"] == "validation") & own["fold"].isin(map(str, runs.folds))]
     parts = [("validation", chosen)] + ([("test", own[own["split"] == "test"])] if runs.is_whole else [])
-    return tuple(mean for split, part in parts for mean in _means(split, part, _tolerances(runs)))
+    return tuple(mean for split, part in parts for mean in _means(split, part, _tolerances(runs.setting.parent)))
 
 
 def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
@@ -161,14 +162,12 @@ def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
     return means
 
 
-def _tolerances(runs: Runs) -> dict[str, float]:
+def _tolerances(results: Path) -> dict[str, float]:
     """Tolerances of NSD in mm, by label."""
-    path = runs.setting.parent / "cases.json"
-    if not path.is_file():
-        return {}
     from megavoxel.datasets.cases import load_cases
 
-    return load_cases(path).nsd_tolerance_mm
+    path = results / "cases.json"
+    return scored_tolerances(results, load_cases(path) if path.is_file() else None)
 
 
 def _folds_named(path: Path) -> tuple[Path, list[int]]:

@@ -252,6 +252,11 @@ class Plan:
         }
         return content_hash(relevant)
 
+    @property
+    def prediction_hash(self) -> str:
+        """Short hash of everything in the plan that predictions depend on."""
+        return content_hash([self.hash, to_plain(self.inference)])
+
     @rule
     def _network_has_the_channels_and_classes(self) -> None:
         channels, classes = len(self.preprocessing.channels), len(self.preprocessing.labels) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ import numpy as np
 
 from megavoxel.datasets.cases import Case, Cases, naming_case
 from megavoxel.errors import UserError
-from megavoxel.files import scratch_directory
+from megavoxel.files import content_hash, scratch_directory, write_text
 from megavoxel.parallel import map_cases
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.foreground import count_classes, sample_foreground
@@ -181,6 +181,7 @@ def preprocess_cases(
     patch: Sequence[int],
     processes: int = 1,
     resume: bool = False,
+    checksums: Mapping[str, str] | None = None,
     large_voxels: int = LARGE_VOXELS,
 ) -> None:
     """Preprocesses and stores several cases, with one line for each.
@@ -190,6 +191,8 @@ def preprocess_cases(
         patch: as for `preprocess_case`.
         processes: cases that are worked on at once; the result does not depend on it.
         resume: whether a case that is stored whole, and was made under the same plan and modality, is kept.
+        checksums: SHA-256 by file of the dataset: with `resume`, a case is kept only if it was made of the same files;
+            None: that is not looked at.
         large_voxels: as for `preprocess_case`.
 
     Raises:
@@ -198,14 +201,40 @@ def preprocess_cases(
     work = partial(
         preprocess_case, cases=cases, plan=plan, folder=Path(folder), patch=tuple(patch), large_voxels=large_voxels
     )
-    missing = [case for case in chosen if not (resume and _is_stored(Path(folder), case, plan))]
+    sources = {} if checksums is None else {case.id: _source_of(case, checksums) for case in chosen}
+    missing = [case for case in chosen if not (resume and _is_stored(Path(folder), case, plan, sources.get(case.id)))]
     if len(missing) < len(chosen):
         print(f"{len(chosen) - len(missing)} of {len(chosen)} cases are there already")
+    work = partial(_with_source, work, folder=Path(folder), sources=sources)
     map_cases(partial(naming_case, work), missing, processes=processes, title="preprocessing", describe=_describe)
 
 
-def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan) -> bool:
+def _source_of(case: Case, checksums: Mapping[str, str]) -> str:
+    """What stands for the content of a case's files; empty where not all of their checksums are known."""
+    found = []
+    for name in [*case.images, *([case.label] if case.label else [])]:
+        own = [name] if name in checksums else sorted(file for file in checksums if file.startswith(f"{name}/"))
+        found.append([checksums[file] for file in own])
+    return content_hash(found) if all(found) else ""
+
+
+def _with_source(
+    work: Callable[[Case], CaseProperties], case: Case, *, folder: Path, sources: Mapping[str, str]
+) -> CaseProperties:
+    """Preprocesses a case; when it is stored whole, notes beside it of which files it was made."""
+    note = folder / f"{case.id}.source"
+    note.unlink(missing_ok=True)
+    properties = work(case)
+    if sources.get(case.id):
+        write_text(note, f"{sources[case.id]}\n")
+    return properties
+
+
+def _is_stored(folder: Path, case: Case, plan: PreprocessingPlan, source: str | None) -> bool:
     if not (folder / f"{case.id}.json").is_file():
+        return False
+    note = folder / f"{case.id}.source"
+    if source is not None and not (source and note.is_file() and note.read_text().strip() == source):
         return False
     try:
         stored = open_case(folder, case.id)

@@ -15,6 +15,7 @@ from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
 from megavoxel.evaluation.tidy import read_scores
+from megavoxel.evaluation.tolerances import scored_tolerances
 from megavoxel.files import read_json, table_text
 from megavoxel.planning.plan import load_plan
 from megavoxel.planning.splits import load_splits
@@ -77,10 +78,10 @@ class Stored:
         """`validation`, and `test` where it is scored."""
         return tuple(split for split in ("validation", "test") if (self.scores["split"] == split).any())
 
-    @property
+    @cached_property
     def tolerances(self) -> dict[str, float]:
-        """NSD tolerance in mm by label; empty where cases.json is absent."""
-        return {} if self.cases is None else self.cases.nsd_tolerance_mm
+        """NSD tolerance in mm by label; empty where it is not known."""
+        return scored_tolerances(self.results, self.cases)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:

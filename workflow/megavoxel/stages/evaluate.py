@@ -7,6 +7,7 @@ A part of a study:
   --output scores.csv
 All parts of a study in one file:
   megavoxel evaluate --collect A.csv B.csv --output scores.csv
+Tolerances of a part of a study are those of cases.json, unless --nsd-tolerance gives others.
 """
 
 from __future__ import annotations
@@ -40,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--splits", type=Path, help="splits.json")
     study.add_argument("--split", choices=["validation", "test"], help="cases to score")
     study.add_argument("--fold", default="all", help="fold that predicted, or all (default)")
+    study.add_argument(
+        "--nsd-tolerance", nargs="+", metavar="MM", help="like --tolerance, in place of the tolerances of cases.json"
+    )
     collect = parser.add_argument_group("all parts of a study")
     collect.add_argument("--collect", type=Path, nargs="+", metavar="CSV", help="score files to join")
+    collect.add_argument("--tolerances", type=Path, help="where to write --nsd-tolerance of each label")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,10 +64,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _collect(arguments: argparse.Namespace) -> None:
     from megavoxel.evaluation.tidy import collect_scores
+    from megavoxel.evaluation.tolerances import write_tolerances
 
     if arguments.output is None or arguments.predictions is not None:
         raise UserError("--collect needs --output and no folders")
     lines = collect_scores(arguments.collect, arguments.output)
+    if arguments.tolerances is not None:
+        write_tolerances(arguments.tolerances, arguments.nsd_tolerance or (), scores=arguments.output)
     print(f"{lines} values of {len(arguments.collect)} files in {arguments.output}")
 
 

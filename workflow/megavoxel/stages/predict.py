@@ -4,6 +4,8 @@ New scans by a model that 'megavoxel export' wrote:
   megavoxel predict --model DIR --input SCAN... --output FOLDER
 New scans by the networks of a study, the second stage of a cascade included:
   megavoxel predict --plan PLAN --weights MODEL... --input SCAN... --output FOLDER
+The parts of a study's test split, which several jobs predicted, as one folder:
+  megavoxel predict --collect PART... --output FOLDER
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.evaluation.postprocessing import Postprocessing
     from megavoxel.models.prepare import Reading
 
-OF_A_STUDY = ("cases", "preprocessed", "splits", "split", "fold", "stage1")
+OF_A_STUDY = ("cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "collect", "collect_logits")
 NOT_WITH_MODEL = ("plan", "weights", "logits", "stage1_labels", *OF_A_STUDY)
 OF_NEW_SCANS = (
     "modality",
@@ -64,6 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--split", choices=["validation", "test"], help="which cases")
     study.add_argument("--fold", type=int, help="the fold of --split validation")
     study.add_argument("--stage1", type=Path, nargs="+", default=[], help="folder that 'megavoxel stage1' wrote")
+    study.add_argument("--part", type=int, default=0, help="which share of the cases, counted from 0; default: 0")
+    study.add_argument("--parts", type=int, default=1, help="number of shares; default: 1")
+    study.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="where finished cases are kept until all are done; a run that is started again takes them from it",
+    )
+    study.add_argument(
+        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"
+    )
+    study.add_argument(
+        "--collect-logits", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --logits of all parts"
+    )
     _add_arguments_of_new_scans(parser.add_argument_group("new scans"))
 
 
@@ -119,6 +135,9 @@ def _add_arguments_of_new_scans(scans: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts; of a study, the folder of label maps appears when all are done, new scans are written one by one."""
+    if arguments.collect:
+        _collect(arguments)
+        return
     if arguments.model:
         _label_by_model(arguments)
         return
@@ -130,6 +149,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     _refuse_options(arguments, f"for cases of a study, or in {task.name}", OF_NEW_SCANS)
     task.predict(arguments)
+
+
+def _collect(arguments: argparse.Namespace) -> None:
+    from megavoxel.files import linked_together
+
+    if bool(arguments.logits) != bool(arguments.collect_logits):
+        raise UserError("--logits and --collect-logits: give both or neither")
+    count = linked_together(arguments.collect, arguments.output)
+    if arguments.logits:
+        linked_together(arguments.collect_logits, arguments.logits)
+    print(f"{count} files of {len(arguments.collect)} parts in {arguments.output}")
 
 
 def _label_by_model(arguments: argparse.Namespace) -> None:

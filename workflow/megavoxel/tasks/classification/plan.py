@@ -44,6 +44,11 @@ class ClassifierPlan(Classifier):
         return content_hash(kept | {"training": training})
 
     @property
+    def prediction_hash(self) -> str:
+        """Short hash of everything in the plan that predictions depend on."""
+        return self.hash
+
+    @property
     def parallel(self) -> Parallel:
         """The devices of a training job, as a segmentation plan has them."""
         return Parallel(data=self.workers)
@@ -97,6 +102,16 @@ def plan(arguments: argparse.Namespace) -> Sequence[str]:
     notes = check_images_suffice(found, cases, splits, folds)
     save_classifier_plan(arguments.output, replace(found, notes=tuple(notes)))
     return notes
+
+
+def foreseen(cases: Path, _splits: Path, setting: ClassifierSetting, *, study: str, seed: int) -> ClassifierPlan:
+    """The plan of a setting as `plan` would write it, without its notes; the images are not counted.
+
+    Raises:
+        UserError: cases.json is missing or damaged.
+    """
+    images = load_image_cases(cases)
+    return classifier_plan(setting, study=study, dataset=images.dataset, classes=images.classes, seed=seed)
 
 
 def expected_images(plan: ClassifierPlan) -> int | None:

@@ -70,6 +70,24 @@ def plan(arguments: argparse.Namespace) -> Sequence[str]:
     return found.notes
 
 
+def foreseen(cases: Path, preprocessing: Path, setting: Setting, *, study: str, seed: int) -> Plan:
+    """The plan of a setting as `plan` would write it, without what depends on a device.
+
+    Args:
+        cases: cases.json.
+        preprocessing: plan of the setting's preprocessing.
+        setting: what the study says.
+        study: its name.
+        seed: of the study.
+
+    Raises:
+        UserError: the setting cannot be planned, or a file is missing or damaged.
+    """
+    from megavoxel.planning.planner import plan_setting
+
+    return plan_setting(load_cases(cases), load_preprocessing_plan(preprocessing), setting, study=study, seed=seed)
+
+
 def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Plan:
     """The plan with its parallelism, a note where it does not fit, and what its jobs need."""
     from megavoxel.forecast.duration import Workload
@@ -109,8 +127,11 @@ def _defined_request(arguments: argparse.Namespace) -> Request:
     device = None
     if arguments.device is not None:
         device = from_plain(Device, parse_json(arguments.device, option="--device"), where="--device")
+    setting = from_plain(Setting, parse_json(arguments.definition, option="--definition"), where="--definition")
+    if device is not None and setting.memory_gib is None:
+        setting = replace(setting, memory_gib=device.memory_gib)
     return Request(
-        setting=from_plain(Setting, parse_json(arguments.definition, option="--definition"), where="--definition"),
+        setting=setting,
         study=arguments.study_name,
         seed=arguments.seed,
         folds=arguments.folds or 1,

@@ -10,9 +10,10 @@ from pathlib import Path
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory
 from megavoxel.forecast.prediction import WholeImages, explained_predictor
+from megavoxel.inference.finished import Finished
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.first_stage import with_first_stage
-from megavoxel.planning.plan import load_plan, require_first_stage
+from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
 from megavoxel.preprocessing.store import open_case
 from megavoxel.progress import progress
@@ -28,19 +29,38 @@ def predict(arguments: argparse.Namespace) -> None:
     require_first_stage(plan, arguments.stage1, option="--stage1")
     if not (arguments.preprocessed and arguments.splits and arguments.split):
         raise UserError("give either --input, or --preprocessed, --splits and --split")
-    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)
+    if not 0 <= arguments.part < arguments.parts:
+        raise UserError(
+            f"--part {arguments.part}: with --parts {arguments.parts} it must be 0 to {arguments.parts - 1}"
+        )
+    names = cases_of(load_splits(arguments.splits), arguments.split, arguments.fold)[arguments.part :: arguments.parts]
+    kept = Finished.of(plan, arguments)
+    try:
+        _predict_all(plan, names, arguments, kept)
+    finally:
+        if arguments.resume is None:
+            kept.forget(names)
+
+
+def _predict_all(plan: Plan, names: Sequence[str], arguments: argparse.Namespace, kept: Finished) -> None:
+    missing = [name for name in names if not kept.has(name)]
     if not names:
         print("no cases to predict", flush=True)
-        with _folders(arguments):
-            return
-    with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
-        if predictor is not None:
-            with _folders(arguments) as (output, logits):
-                _predict_cases(predictor, names, arguments, output, logits)
+    elif len(missing) < len(names):
+        print(f"{len(names) - len(missing)} of {len(names)} cases are there already", flush=True)
+    if missing:
+        with explained_predictor(plan, arguments.weights, "predict", arguments) as predictor:
+            if predictor is None:
+                return
+            _predict_cases(predictor, missing, arguments, kept)
+    with _folders(arguments) as (output, logits):
+        for name in names:
+            kept.hand_over(name, output, logits)
+    kept.forget(names)
 
 
 def _predict_cases(
-    predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, output: Path, logits: Path | None
+    predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, kept: Finished
 ) -> None:
     whole_images = WholeImages.of(predictor)
     with progress("predict", len(names)) as shown:
@@ -48,7 +68,8 @@ def _predict_cases(
             case = open_case(arguments.preprocessed, name)
             image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
             whole_images.check(name, image.shape[1:])
-            predictor.write(image, case.properties, output, logits)
+            with kept.adding(name) as (output, logits):
+                predictor.write(image, case.properties, output, logits)
             shown.advance(line=name)
 
 

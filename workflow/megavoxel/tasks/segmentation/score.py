@@ -27,7 +27,7 @@ def score(arguments: argparse.Namespace) -> None:
         predictions=arguments.predictions,
         allow_extra=arguments.allow_extra,
     )
-    targets, metrics = targets_of(cases), metrics_wanted(arguments)
+    targets, metrics = targets_of(cases, arguments.nsd_tolerance or ()), metrics_wanted(arguments)
     rows = score_pairs(selection.pairs, targets, metrics, processes=arguments.processes)
     if selection.unlabelled:
         print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")

@@ -1,0 +1,77 @@
+"""Cases that are predicted already, for a run that ended before all of its cases were, and is started again."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavoxel.files import atomic_directory, content_hash, file_sha256, link_file
+from megavoxel.planning.plan import Plan
+
+MAPS, LOGITS = "maps", "logits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A folder per finished case, whose name has a hash of everything that the prediction of the case depends on."""
+
+    folder: Path
+    """Where they are."""
+    networks: str
+    """Hash of plan and weights."""
+    preprocessed: Path
+    """Folder of the preprocessed cases."""
+    stage1: tuple[Path, ...]
+    """Folders with labels of the first stage."""
+    with_logits: bool
+
+    @classmethod
+    def of(cls, plan: Plan, arguments: argparse.Namespace) -> Finished:
+        """Those of the stage's options; without `--resume` they lie in a folder of this process beside the output."""
+        output, weights = Path(arguments.output), [path for path in arguments.weights if path.is_file()]
+        return cls(
+            folder=arguments.resume or output.with_name(f".partial-{os.getpid()}-{output.name}"),
+            networks=content_hash([plan.prediction_hash, *map(file_sha256, weights)]),
+            preprocessed=arguments.preprocessed,
+            stage1=tuple(arguments.stage1),
+            with_logits=arguments.logits is not None,
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether a case is finished, from what there is of it now."""
+        return self._place(name).is_dir()
+
+    @contextmanager
+    def adding(self, name: str) -> Iterator[tuple[Path, Path | None]]:
+        """Folders for the label map and the logits of a case, which is finished when the block is."""
+        with atomic_directory(self._place(name), replace=True) as partial:
+            places = [partial / MAPS, *([partial / LOGITS] if self.with_logits else [])]
+            for place in places:
+                place.mkdir()
+            yield places[0], places[1] if self.with_logits else None
+
+    def hand_over(self, name: str, output: Path, logits: Path | None) -> None:
+        """Puts the files of a finished case into the folders of all cases."""
+        for source, target in ((MAPS, output), (LOGITS, logits)):
+            for path in sorted((self._place(name) / source).iterdir()) if target is not None else ():
+                link_file(path, target / path.name)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Removes what is kept of cases, of earlier networks as well."""
+        for name in names:
+            for place in self.folder.glob(f"*-{glob.escape(name)}"):
+                shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # another part still has cases there, or there never was one
+            self.folder.rmdir()
+
+    def _place(self, name: str) -> Path:
+        read = [self.preprocessed / f"{name}.json", self.preprocessed / f"{name}.source"]
+        read += [folder / f"{name}.stage1.b2nd" for folder in self.stage1]
+        sums = [file_sha256(path) for path in read if path.is_file()]
+        return self.folder / f"{content_hash([self.networks, self.with_logits, *sums])}-{name}"
