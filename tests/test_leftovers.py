@@ -95,3 +95,16 @@ def test_files_of_other_names_are_nobodys_business(tmp_path):
         (tmp_path / name).touch()
     write_text(tmp_path / "a.txt", "")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_cannot_be_removed_keeps_nobody_from_writing(tmp_path, monkeypatch):
+    left = tmp_path / f".partial-{files._host_code()}-{os.getpid()}-1-a.txt"
+    left.touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        files._remove_what_was_left(tmp_path)
+    assert left.exists()

@@ -102,7 +102,8 @@ def _remove_what_was_left(folder: Path) -> None:
     for path in folder.glob(".partial-*"):
         named = PARTIAL.match(path.name)
         if named and _is_left(path, named):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # another process may be quicker, or the file belong to another account
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_left(path: Path, named: re.Match[str]) -> bool:
