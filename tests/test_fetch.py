@@ -112,6 +112,11 @@ def test_a_missing_mirror_is_an_error(source, tmp_path):
         bring(of_folder(source), tmp_path, mirror=tmp_path / "nowhere")
 
 
+def test_a_folder_with_a_name_that_no_file_has_is_not_found(tmp_path):
+    with pytest.raises(UserError, match="its source folder was not found"):
+        bring(of_folder("x" * 300), tmp_path)
+
+
 def test_linked_folders_are_followed_but_not_in_circles(source, tmp_path):
     (source / "imagesTs").symlink_to(source / "imagesTr")
     (source / "imagesTr" / "circle").symlink_to(source)

@@ -3,6 +3,7 @@ cut."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def _find_folder(dataset: Dataset, mirror: Path | None) -> Path:
     named = Path(dataset.source.folder).expanduser()
     places = [named] if named.is_absolute() else [*([mirror / named] if mirror is not None else []), named]
     for place in places:
-        if place.is_dir() if _is_described(dataset) else (place / "dataset.json").is_file():
-            return place
+        with suppress(OSError):  # a name that is longer than any file's
+            if place.is_dir() if _is_described(dataset) else (place / "dataset.json").is_file():
+                return place
     content = "" if _is_described(dataset) else "/dataset.json"
     looked = " nor ".join(f"{place.absolute()}{content}" for place in places)
     hint = "" if named.is_absolute() else "; give the folder it lies in by --config mirror=DIR (--mirror DIR here)"
