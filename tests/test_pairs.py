@@ -124,3 +124,11 @@ def test_patterns_need_a_folder(tmp_path):
     file.write_text(f"name: some\nsource: {{phantom: {{training_cases: 2}}}}\n{KEYS}{files}\n")
     with pytest.raises(UserError, match="files: this layout is read from a folder"):
         load_dataset(file)
+
+
+def test_endings_in_capitals_are_endings(tmp_path):
+    source = touch(tmp_path / "in", "images/p.NII.GZ", "labels/p.NII.GZ")
+    some = dataset(source, ["images/{case}.NII.GZ"], "labels/{case}.NII.GZ")
+    fetch(some, tmp_path / "out", downloads=tmp_path)
+    (case,) = read_layout(tmp_path / "out", some).cases
+    assert (case.images, case.label) == (("imagesTr/p_0000.nii.gz",), "labelsTr/p.nii.gz")

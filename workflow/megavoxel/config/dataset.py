@@ -34,12 +34,15 @@ from megavoxel.errors import UserError
 
 
 def _of_a_volume(pattern: str) -> str:
-    """Refuses a pattern without the ending of a format that is read; `.nii*` stands for all that begin so."""
+    """Refuses a pattern without the ending of a format that is read, in small letters or capitals.
+
+    `.nii*` stands for all endings that begin so.
+    """
     from megavoxel.volumes.open import SUFFIXES  # which loads the modules of all formats
 
     shared = [suffix for suffix in SUFFIXES if any(other.startswith(suffix) for other in set(SUFFIXES) - {suffix})]
     endings = (*SUFFIXES, *(f"{suffix}*" for suffix in shared))
-    if not pattern.endswith(endings):
+    if not pattern.lower().endswith(endings):
         refuse(f"{pattern!r} is not allowed; a pattern that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     return pattern
 
