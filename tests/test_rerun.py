@@ -6,6 +6,7 @@ import copy
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,19 @@ def test_after_a_change_is_run_there_is_nothing_to_do(finished):
     del finished.study["settings"]["one"]["inference"]
     finished.run()
     assert finished.jobs() == set()
+
+
+@pytest.mark.parametrize(("cases", "jobs"), [(40, 21), (360, 23)])
+def test_the_jobs_of_a_cluster_do_not_grow_with_the_cases(repository, tmp_path, cases, jobs):
+    dataset = {"name": "many", "source": {"phantom": {"training_cases": cases // 2, "test_cases": cases // 2}}}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(dataset))
+    study = {"study": "one", "dataset": "many.yaml", "folds": 5, "settings": {"only": {"patch": [16, 32, 32]}}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(study))
+    done = snakemake(repository, tmp_path, "--configfile", "one.yaml", "-n")
+    submitted = Counter(re.findall(r"(?m)^ *rule (\w+):$", done.stdout + done.stderr))
+    together = [submitted.pop(name) for name in ("postprocess_determine", "postprocess_apply", "evaluate_test")]
+    assert together == [1, 1, 1]  # one group
+    rules = "".join(path.read_text() for path in (repository / "workflow").glob("**/*.smk"))
+    local = {name for names in re.findall(r"localrules:\n((?: +\w+,\n)+)", rules) for name in re.findall(r"\w+", names)}
+    local -= {"evaluate_validation", "report"}  # only of classification
+    assert sum(count for name, count in submitted.items() if name not in {*local, "all"}) + 1 == jobs

@@ -6,7 +6,7 @@ from functools import cache
 from snakemake.io import IOFile
 
 WORDS_OF_DATASET = ("description", "licence", "reference")
-CASES_PER_JOB, MOST_JOBS = 50, 4
+CASES_PER_JOB, MOST_JOBS = 50, 2
 
 
 def without(record, keys):

@@ -137,7 +137,7 @@ class SegmentationKeys(StudyKeys):
     """Seed of the splits, of the weights and of every random patch."""
     shards: Annotated[int, between(1, 1000)] | None = None
     """Jobs among which the cases of one preprocessing are divided, and the test cases of one setting; None: one for
-    every 50 cases, at most four, and four where the number of cases is not known yet. What is finished keeps its
+    up to 50 cases and two for more, or where the number of cases is not known yet. What is finished keeps its
     number."""
     keep_logits: bool = True
     """Whether `state/` keeps the logits of the members of ensembles, so that a change of one member does not predict
