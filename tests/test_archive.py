@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +356,16 @@ def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, target):
     for length in (2048, 2048 + 100):
         (tmp_path / "cut.tar").write_bytes(whole[:length])
         assert "its end mark is missing" in fault(tmp_path / "cut.tar", target)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_links_to_links_are_followed_as_far_as_linux_does(tmp_path, target, order):
+    def chain(length: int) -> Path:
+        names = ["a.nii.gz", *(f"link-{number}" for number in range(length))]
+        links = [member(f"Task/imagesTr/{name}", tarfile.SYMTYPE, to) for to, name in pairwise(names)]
+        return pack_tar(tmp_path / "a.tar", CONTENT, *links[::order])
+
+    assert "which is no file of the archive; pack the file itself" in fault(chain(1000), target)
+    extract_dataset(chain(40), target)
+    assert (target / "imagesTr/link-39").read_bytes() == CONTENT["Task/imagesTr/a.nii.gz"]
+    assert not any(path.is_symlink() for path in target.rglob("*"))

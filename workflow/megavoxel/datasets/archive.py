@@ -10,12 +10,13 @@ from __future__ import annotations
 import bz2
 import copy
 import lzma
-import os
+import posixpath
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -28,6 +29,8 @@ MOST_RATIO, LEAST_ALLOWED = 100, 2**30
 MOST_OF_LINKS = 10
 """Bytes of copies in place of links for a byte of the archive; `LEAST_ALLOWED` holds as well."""
 MOST_MEMBERS = 1_000_000
+MOST_LINKS = 40
+"""Links that lead from one to the next; Linux follows as many."""
 MOST_HEADER = 2**20
 """Bytes of a header that extends that of a member; it is read at once."""
 EXTENSIONS = (
@@ -167,35 +170,58 @@ def _damaged(archive: Path, fault: Exception) -> UserError:
 
 
 def _extract_tar(allowance: _Allowance, source: tarfile.TarFile, target: Path) -> None:
-    archive = allowance.archive
+    archive, links = allowance.archive, []
     for member in source:
         name = _safe_name(archive, member.name)
         if member.isdir() or _is_hidden(name):
             allowance.take(member.name, member.size, is_written=False)
             continue
-        if not (member.isfile() or member.islnk() or member.issym()):
+        if member.islnk() or member.issym():
+            allowance.take(member.name, 0)
+            links.append(member)
+            continue
+        if not member.isfile():
             raise UserError(f"{archive}: '{member.name}' is a device or pipe; a dataset has plain files only")
-        try:
-            content = source.extractfile(member)
-        except (KeyError, RecursionError):
-            content = None
-        if content is None:
-            raise UserError(
-                f"{archive}: '{member.name}' is a link to '{member.linkname}', which is no file of the archive; "
-                "pack the file itself"
-            )
         if hasattr(tarfile, "data_filter"):  # in Python 3.12, and later versions of 3.11
             tarfile.data_filter(member, str(target))
-        size = content.seek(0, os.SEEK_END)
-        content.seek(0)
-        allowance.take(member.name, size, is_link=not member.isfile())
-        _write(target / name, content)
-    if source.fileobj.tell() != source.offset + tarfile.BLOCKSIZE:  # behind the mark already, if there are no links
-        source.fileobj.seek(source.offset)
-        if len(source.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-            raise EOFError("its end mark is missing")
+        allowance.take(member.name, member.size)
+        _write(target / name, source.extractfile(member))
+    if source.fileobj.tell() < source.offset + tarfile.BLOCKSIZE:
+        raise EOFError("its end mark is missing")
     while rest := source.fileobj.read(PIECE):  # to the end, where a compressed file has its checksum
         allowance.take("what lies behind its end", len(rest), is_written=False)
+    _copy_for_links(allowance, source, links, target)
+
+
+def _copy_for_links(
+    allowance: _Allowance, source: tarfile.TarFile, links: Sequence[tarfile.TarInfo], target: Path
+) -> None:
+    """Writes a copy of the file that each link leads to."""
+    by_name = {posixpath.normpath(member.name): member for member in source.getmembers()} if links else {}
+    for link in links:
+        found = _led_to(link, by_name)
+        if found is None:
+            raise UserError(
+                f"{allowance.archive}: '{link.name}' is a link to '{link.linkname}', which is no file of the archive; "
+                "pack the file itself"
+            )
+        allowance.take(link.name, found.size, is_link=True)
+        written = target / _safe_name(allowance.archive, found.name)
+        content = written.open("rb") if written.is_file() else source.extractfile(found)
+        _write(target / _safe_name(allowance.archive, link.name), content)
+
+
+def _led_to(link: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file that a link leads to, over at most `MOST_LINKS` links; None where there is none."""
+    found = link
+    for _ in range(MOST_LINKS):
+        folder = posixpath.dirname(found.name) if found.issym() else ""
+        found = by_name.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
+        if found is None or found.isfile():
+            return found
+        if not (found.issym() or found.islnk()):
+            return None
+    return None
 
 
 def _extract_zip(allowance: _Allowance, source: zipfile.ZipFile, target: Path) -> None:
