@@ -93,3 +93,10 @@ def test_the_stage_writes_the_file(tmp_path, capsys):
     assert set(content) == {"folds", "test"}
     assert [set(fold) for fold in content["folds"]] == [{"training", "validation"}] * 2
     assert "fold 0: 2 training, 3 validation cases" in capsys.readouterr().out
+
+
+def test_a_list_that_names_a_case_twice_is_refused(tmp_path):
+    fold = {"training": ["a", "b"], "validation": ["c"]}
+    (tmp_path / "splits.json").write_text(json.dumps({"folds": [fold], "test": ["d", "d"]}))
+    with pytest.raises(UserError, match="each case once in a list"):
+        load_splits(tmp_path / "splits.json")

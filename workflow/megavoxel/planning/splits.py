@@ -11,7 +11,7 @@ import numpy as np
 
 from megavoxel.config.records import read_record, record, to_plain
 from megavoxel.datasets.cases import Cases
-from megavoxel.errors import UserError
+from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
 
 
@@ -120,6 +120,8 @@ def load_splits(path: Path) -> Splits:
         UserError: the file is missing or not what `megavoxel split` writes; a case's name leads to another folder.
     """
     splits = read_record(Splits, path, what="file of splits")
+    for names in (splits.test, *(side for fold in splits.folds for side in (fold.training, fold.validation))):
+        expect(len(set(names)) == len(names), str(path), "each case once in a list")
     for name in {*splits.test, *(name for fold in splits.folds for name in (*fold.training, *fold.validation))}:
         require_file_name(name, str(path))
     return splits
