@@ -18,6 +18,7 @@ from megavoxel.network.first_stage import ImageWithFirstStage, one_hot_branches
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.extensions import plan_cascade
 from megavoxel.planning.plan import Plan, require_first_stage
+from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.preprocessing.store import Box, read_box, save_array
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset
 from test_expansion import UNCHANGED
@@ -71,17 +72,22 @@ def test_both_patches_of_an_expansion_are_given_the_labels():
     assert not torch.equal(logits, changed)
 
 
-def store_labels(folder, case: str, seed: int) -> np.ndarray:
-    labels = np.random.default_rng(seed).integers(0, 3, (2, 14, 18, 16), dtype=np.uint8)
+def store_labels(folder, case: str, labels: np.ndarray) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    save_array(folder / f"{case}.stage1.b2nd", labels, (8, 12, 12))
+    path = folder / f"{case}.stage1.b2nd"
+    save_array(path, labels, (8, 12, 12))
+    write_checksums(path.with_suffix(".sha256"), [path], {})
     return labels
+
+
+def random_labels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 3, (2, 14, 18, 16), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("stream", [TRAINING, VALIDATION])
 def test_a_sample_holds_the_labels_of_its_own_case_and_place(tmp_path, stream):
     classes = store_case(tmp_path, "a", seed=1)
-    branches = store_labels(tmp_path / "fold-0", "a", seed=2)
+    branches = store_labels(tmp_path / "fold-0", "a", random_labels(2))
     keys = replace(UNCHANGED, stage1_morphology=0.0, stage1_removal=0.0)
     plan = cascade_plan(augmentation=keys, patch=(14, 18, 16))
     folders = [tmp_path / "fold-0", tmp_path / "fold-1"]
@@ -96,8 +102,7 @@ def test_a_sample_holds_the_labels_of_its_own_case_and_place(tmp_path, stream):
 def test_the_labels_are_turned_and_mirrored_with_the_image(tmp_path):
     """Labels that equal the reference stay equal to it whatever the spatial augmentation does."""
     classes = store_case(tmp_path, "a", seed=1)
-    (tmp_path / "fold-0").mkdir()
-    save_array(tmp_path / "fold-0" / "a.stage1.b2nd", np.stack([classes, classes]), (8, 12, 12))
+    store_labels(tmp_path / "fold-0", "a", np.stack([classes, classes]))
     keys = replace(UNCHANGED, rotation=1.0, scaling=1.0, mirror_axes=(0, 1, 2), stage1_morphology=0, stage1_removal=0)
     plan = cascade_plan(augmentation=keys)
     dataset = PatchDataset(plan, tmp_path, ["a"], fold=0, stream=TRAINING, count=6, first_stage=[tmp_path / "fold-0"])
@@ -114,7 +119,7 @@ def test_a_case_without_labels_of_the_first_stage_is_named(tmp_path):
 
 def test_prediction_reads_image_and_labels_together_also_beyond_the_border(tmp_path):
     store_case(tmp_path, "a", seed=1)
-    labels = store_labels(tmp_path / "fold-0", "a", seed=2)
+    labels = store_labels(tmp_path / "fold-0", "a", random_labels(2))
     image = np.random.default_rng(0).normal(size=(1, 14, 18, 16)).astype(np.float32)
     joined = ImageWithFirstStage(image=image, first_stage=labels, classes=3)
     whole = np.concatenate([image, one_hot_branches(labels, 3).numpy()])
