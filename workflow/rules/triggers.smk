@@ -37,7 +37,7 @@ def tolerance_option(wildcards):
 
 
 def recorded_tolerances_option(wildcards, output):
-    """What the collection of scores is told of them."""
+    """What the collection of scores is told of these tolerances, and where to record them."""
     return f"{tolerance_option(wildcards)} --tolerances {shlex.quote(output.tolerances)}" if SEGMENTS else ""
 
 
@@ -48,7 +48,7 @@ def planned_for_training(wildcards):
 
 
 def planned_for_prediction(wildcards):
-    """The same of what training or prediction read of it."""
+    """Hash of what training or prediction reads of its plan; empty before one can be made."""
     plan = plan_of(wildcards.setting, PLAN)
     return "" if plan is None else content_hash([plan.prediction_hash, spread_of(wildcards.setting)])
 
@@ -103,7 +103,9 @@ def plan_from(setting, *read):
 
 
 def shares(output, part, splits):
-    """Number and total of the jobs that share some cases: as many as `output` was made of, or as the study or the cases say.
+    """Numbers of the jobs that share some cases, and how many there are.
+
+    A finished output keeps the number that it was made of; else the study says it, or the number of cases.
 
     Args:
         output: what is made of their outputs.
@@ -139,4 +141,4 @@ def preprocessing_shares(preprocessing):
 def test_parts(wildcards):
     """An input function: what each job made that predicts test cases of a setting."""
     part = f"{RESULTS}/{wildcards.setting}/test-part-"
-    return expand(part + "{share}-of-{total}", **shares(f"{RESULTS}/{wildcards.setting}/test-raw", part, ("test",)))
+    return expand(f"{part}{{share}}-of-{{total}}", **shares(f"{RESULTS}/{wildcards.setting}/test-raw", part, ("test",)))
