@@ -156,3 +156,13 @@ def test_a_singular_affine_is_refused(tmp_path):
     (tmp_path / "flat.nii.gz").write_bytes(gzip.compress(content))
     with pytest.raises(UserError, match=r"flat\.nii\.gz.*singular"):
         read_geometry(tmp_path / "flat.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["short.nii", "short.nii.gz"])
+def test_a_file_that_ends_within_its_header_is_damaged(tmp_path, name):
+    whole = nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4)).to_bytes()
+    for length in (4, 194, 347):
+        content = whole[:length]
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        with pytest.raises(DamagedFileError, match="it ends within its header"):
+            read_geometry(tmp_path / name)

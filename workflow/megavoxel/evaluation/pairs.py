@@ -18,12 +18,14 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
+from megavoxel.network.host_memory import host_memory
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
 from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in, values_of
 from megavoxel.volumes.grid import Geometry, compare_grids, rounded_spacing
 from megavoxel.volumes.no_scans import is_no_scan
 from megavoxel.volumes.open import SUFFIXES, is_data_of_header, open_volume, stem_of, suffix_of
+from megavoxel.volumes.volume import Volume
 
 SUFFIX = ".nii.gz"
 BYTES_OF_VOXEL = 10
@@ -77,10 +79,8 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
         UserError: a file cannot be read, the grids differ, memory does not hold both maps, or a map has a value that is
             not declared.
     """
-    predicted, referred = open_volume(pair.prediction), open_volume(pair.reference)
+    predicted, referred = require_comparable(pair)
     geometry = referred.geometry
-    check_same_grid(pair, predicted.geometry, geometry)
-    _require_memory(pair, math.prod(geometry.shape))
     prediction, reference = predicted.labels(), referred.labels()
     for path, labels in ((pair.prediction, prediction), (pair.reference, reference)):
         if pair.labels is not None:
@@ -90,9 +90,21 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
     return prediction, reference, geometry
 
 
+def require_comparable(pair: Pair) -> tuple[Volume, Volume]:
+    """Prediction and reference, opened by their headers alone.
+
+    Raises:
+        UserError: a header cannot be read, the grids differ, or memory does not hold both maps.
+    """
+    predicted, referred = open_volume(pair.prediction), open_volume(pair.reference)
+    check_same_grid(pair, predicted.geometry, referred.geometry)
+    _require_memory(pair, math.prod(referred.geometry.shape))
+    return predicted, referred
+
+
 def _require_memory(pair: Pair, voxels: int) -> None:
     """Refuses maps that memory does not hold; a file of 2 MB may have 2 000 000 000 voxels."""
-    needed, free = BYTES_OF_VOXEL * voxels, psutil.virtual_memory().available
+    needed, free = BYTES_OF_VOXEL * voxels, min(psutil.virtual_memory().available, host_memory())
     if needed > free:
         raise UserError(
             f"case {pair.case}: comparing two label maps of {voxels} voxels takes {needed / 1e9:.0f} GB of memory or "

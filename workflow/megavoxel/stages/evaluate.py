@@ -75,7 +75,14 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _score_folders(arguments: argparse.Namespace) -> None:
-    from megavoxel.evaluation.pairs import label_values, match_folders, parse_labels, parse_targets, score_pairs
+    from megavoxel.evaluation.pairs import (
+        label_values,
+        match_folders,
+        parse_labels,
+        parse_targets,
+        require_comparable,
+        score_pairs,
+    )
     from megavoxel.tasks.segmentation.score import finish, metrics_wanted
 
     if arguments.predictions is None or arguments.references is None:
@@ -87,6 +94,8 @@ def _score_folders(arguments: argparse.Namespace) -> None:
             f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
         )
     pairs = match_folders(arguments.predictions, arguments.references, allow_extra=arguments.allow_extra)
+    for pair in pairs:  # before voxels are read, which are more than the file seems to hold where it packs well
+        require_comparable(pair)
     if arguments.labels:
         labels = parse_labels(arguments.labels)
     else:

@@ -86,7 +86,7 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
         # A disk that fails under a mapped file ends the process without a word.
         file = kind.from_filename(path, mmap=False, keep_file_open=keep_open)
         _require_room(file, path)
-    except UNREADABLE as fault:
+    except (*UNREADABLE, MemoryError) as fault:  # no voxel is read yet: it is the header's parts that claim too much
         raise unreadable(path, fault) from None
     if len(file.shape) < 3 or sum(size > 1 for size in file.shape[3:]) > 1:
         raise UserError(f"{path}: expected three axes, or four with the channels last; the file has shape {file.shape}")
@@ -160,6 +160,8 @@ def _raw_header(path: Path) -> nibabel.Nifti1Header:
     length = _kind_of(block)
     if length is None:
         raise ValueError("it does not begin with the length of a NIfTI header")
+    if len(block) < length:
+        raise ValueError("it ends within its header")
     return KINDS[length].header_class(block[:length], check=False)
 
 
