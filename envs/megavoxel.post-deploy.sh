@@ -7,5 +7,6 @@ if [[ ! -f pyproject.toml || ! -d workflow/megavoxel ]]; then
     exit 1
 fi
 # These are already there if megavoxel.yaml was installed, but not if a pin file was, which has no packages of pip.
+python -m pip install --disable-pip-version-check --no-deps --require-hashes --requirement requirements-hashed.lock
 python -m pip install --disable-pip-version-check --requirement requirements.lock
 python -m pip install --disable-pip-version-check --no-deps --editable .

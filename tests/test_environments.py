@@ -143,9 +143,10 @@ def test_the_post_deploy_script_installs_the_lock_then_the_checkout(repository, 
         ["bash", script], cwd=repository, env=environment, capture_output=True, text=True, check=True
     )
     commands = [line.removeprefix(f"{repository}: ").split() for line in ended.stdout.strip().splitlines()]
-    assert [command[:3] for command in commands] == [["-m", "pip", "install"]] * 2
-    assert commands[0][-2:] == ["--requirement", "requirements.lock"]
-    assert commands[1][-3:] == ["--no-deps", "--editable", "."]
+    assert [command[:3] for command in commands] == [["-m", "pip", "install"]] * 3
+    assert commands[0][-3:] == ["--require-hashes", "--requirement", "requirements-hashed.lock"]
+    assert commands[1][-2:] == ["--requirement", "requirements.lock"]
+    assert commands[2][-3:] == ["--no-deps", "--editable", "."]
 
 
 def test_pin_files_are_explicit_lists_with_checksums_or_named(update, repository):

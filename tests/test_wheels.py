@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from megavoxel.cli import main
-from megavoxel.containers.build import collect_wheels, mirror_of_host
+from megavoxel.containers.build import collect_wheels, mirror_of_host, pins_beside
 from megavoxel.errors import UserError
 
 
@@ -38,10 +38,12 @@ def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path, capsys):
     (tmp_path / "requirements.lock").write_text(
         "no-such-package @ file:///nowhere/no_such_package-1-py3-none-any.whl\n"
     )
+    (tmp_path / "hashed.lock").write_text("")
     with pytest.raises(UserError, match=r"requirements\.lock: pip could not collect"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "hashed.lock", tmp_path / "wheels")
     assert not (tmp_path / "wheels").exists()
-    words = ["--requirements", str(tmp_path / "requirements.lock"), "--output", str(tmp_path / "wheels")]
+    words = ["--requirements", str(tmp_path / "requirements.lock"), "--hashed", str(tmp_path / "hashed.lock")]
+    words += ["--output", str(tmp_path / "wheels")]
     assert main(["wheels", *words]) == 1
     assert "requirements.lock: pip could not collect" in capsys.readouterr().err
 
@@ -50,4 +52,18 @@ def test_packages_that_pip_cannot_find_leave_no_folder(tmp_path, capsys):
 def test_another_python_than_that_of_the_images_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("megavoxel.containers.build.PYTHON_OF_IMAGE", (3, 9))
     with pytest.raises(UserError, match=r"Python 3\.9, and wheels collected by Python 3\.11 do not fit"):
-        collect_wheels(tmp_path / "requirements.lock", tmp_path / "wheels")
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "hashed.lock", tmp_path / "wheels")
+
+
+def test_only_packages_without_checksums_are_taken_as_the_index_has_them(repository):
+    texts = [(repository / name).read_text() for name in ("requirements.lock", "requirements-hashed.lock")]
+    (pin,) = pins_beside(*texts)
+    assert pin.startswith("torch==")
+
+
+def test_a_package_with_another_checksum_is_no_part_of_an_image(tmp_path):
+    (tmp_path / "requirements.lock").write_text("iniconfig==2.1.0\n")
+    (tmp_path / "hashed.lock").write_text(f"iniconfig==2.1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(UserError, match=r"hashed\.lock: pip could not collect"):
+        collect_wheels(tmp_path / "requirements.lock", tmp_path / "hashed.lock", tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()

@@ -14,7 +14,7 @@ from slurm_cluster import Cluster
 REPOSITORY = Path(__file__).parents[2]
 CHECKED_OUT = (
     "Snakefile", "workflow", "config", "profiles", "slurm", "envs", "containers",
-    "requirements.lock", "pyproject.toml", "README.md", "LICENSE",
+    "requirements.lock", "requirements-hashed.lock", "pyproject.toml", "README.md", "LICENSE",
 )  # fmt: skip
 # What a user made in the checkout that these tests run from.
 NOT_CHECKED_OUT = shutil.ignore_patterns("images", "wheels", "site.yaml", "__pycache__")

@@ -60,6 +60,7 @@ else:
         """Download the packages, so that the build needs no network."""
         input:
             requirements=os.path.relpath(ROOT / "requirements.lock"),
+            hashed=os.path.relpath(ROOT / "requirements-hashed.lock"),
         output:
             wheels=directory(f"{CONTAINERS}/wheels/{{kind}}"),
         log:
@@ -69,7 +70,7 @@ else:
         params:
             index=index_of_wheels,
         shell:
-            "megavoxel wheels --requirements {input.requirements:q} {params.index} --output {output.wheels:q} "
+            "megavoxel wheels --requirements {input.requirements:q} --hashed {input.hashed:q} {params.index} --output {output.wheels:q} "
             "> {log:q} 2>&1"
 
     rule base_image:

@@ -39,13 +39,14 @@ def _text(file: Path) -> str:
     return file.read_text() if file.is_file() else ""
 
 
-def collect_wheels(requirements: Path, folder: Path, *, index: str | None = None) -> None:
+def collect_wheels(requirements: Path, hashed: Path, folder: Path, *, index: str | None = None) -> None:
     """Downloads the locked packages as wheels, so that the build of the image needs no network.
 
     Packages that come as source only are built here.
 
     Args:
         requirements: a file of pinned requirements.
+        hashed: those of them that are held to the checksums of their files; the others are taken as the index has them.
         folder: where the wheels go; an older folder there is replaced.
         index: an address or folder in which pip looks as well. A local version (``2.13.0+cpu``) found there is
             preferred to the plain one.
@@ -57,11 +58,31 @@ def collect_wheels(requirements: Path, folder: Path, *, index: str | None = None
         wanted, here = (".".join(map(str, version)) for version in (PYTHON_OF_IMAGE, sys.version_info[:2]))
         raise UserError(f"the images have Python {wanted}, and wheels collected by Python {here} do not fit it")
     with atomic_directory(folder, replace=True) as partial:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-        command += ["--requirement", str(requirements), *BUILD_TOOLS, "--wheel-dir", str(partial)]
-        command += ["--extra-index-url", index] if index else []
-        if subprocess.run(command, check=False).returncode:
-            raise UserError(f"{requirements}: pip could not collect all packages; the lines above say which")
+        _wheels(partial, hashed, "--no-deps", "--require-hashes")
+        others = partial / "others.txt"
+        others.write_text("\n".join(pins_beside(requirements.read_text(), hashed.read_text())))
+        found_first = ["--find-links", str(partial), *(["--extra-index-url", index] if index else [])]
+        _wheels(partial, others, *BUILD_TOOLS, *found_first, called=requirements)
+        others.unlink()
+
+
+def pins_beside(requirements: str, hashed: str) -> list[str]:
+    """The requirements of a file that another one, with checksums, does not have; texts of both."""
+    held = {_package(line) for line in hashed.splitlines() if "==" in line}
+    pins = [line for line in requirements.splitlines() if line.strip() and not line.startswith("#")]
+    return [pin for pin in pins if _package(pin) not in held]
+
+
+def _package(pin: str) -> str:
+    """Name of a pinned package, in the spelling by which pip compares names."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[=\s\[]", pin, maxsplit=1)[0]).lower()
+
+
+def _wheels(folder: Path, requirements: Path, *options: str, called: Path | None = None) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    command += ["--requirement", str(requirements), "--wheel-dir", str(folder), *options]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"{called or requirements}: pip could not collect all packages; the lines above say which")
 
 
 def build_image(definition: Path, image: Path, arguments: Mapping[str, str]) -> None:

@@ -17,7 +17,14 @@ from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_text
 
 HEAD = "# The content of the images that `snakemake images` built last. Written by it: do not edit.\n"
-SOURCES = ("requirements.lock", "pyproject.toml", "containers/*.def", "workflow/megavoxel/**/*", "workflow/schemas/*")
+SOURCES = (
+    "requirements.lock",
+    "requirements-hashed.lock",
+    "pyproject.toml",
+    "containers/*.def",
+    "workflow/megavoxel/**/*",
+    "workflow/schemas/*",
+)
 
 PACKAGES = "/opt/megavoxel/packages.txt"
 """File in an image: the output of `pip freeze` when it was built."""
