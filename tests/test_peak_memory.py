@@ -18,6 +18,7 @@ from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import GIB
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.tasks.segmentation import training
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run, train
@@ -90,6 +91,9 @@ def test_the_forecast_is_the_tracked_peak_of_training(fold, tmp_path, optimizer,
 def test_the_forecast_holds_with_weights_of_classes(fold, tmp_path):
     where = fold.preprocessed / "case0.json"
     where.write_text(json.dumps(json.loads(where.read_text()) | {"class_voxels": [2, 1, 1]}))
+    sums = where.with_suffix(".sha256")
+    names = [line.split("  ", 1)[1] for line in sums.read_text().splitlines()]
+    write_checksums(sums, [where.with_name(name) for name in names], {})
     check_forecast(plan_of(loss="cross_entropy", class_weights="softmax_of_inverse"), fold, tmp_path)
 
 
