@@ -58,9 +58,9 @@ def apptainer(tmp_path_factory) -> dict[str, str]:
 def prepared(cluster, tmp_path_factory) -> Path:
     """A checkout with all that the jobs of `training_job` need, and with one of them done outside of the cluster."""
     folder = check_out(tmp_path_factory.mktemp("faults"), {"options": {"slurm-init-seconds-before-status-checks": 5}})
-    plans = [f"results/faults/{name}/plan.json" for name in SETTINGS]
+    plans = [f"state/faults/{name}/plan.json" for name in SETTINGS]
     run_here(folder, *plans, f"results/faults/{UNDISTURBED}/fold-0/model.pt")
-    plan = folder / "results/faults/tight/plan.json"
+    plan = folder / "state/faults/tight/plan.json"
     values = json.loads(plan.read_text())
     values["needs"]["training"]["memory_gib"] = TIGHT_GIB
     plan.write_text(json.dumps(values))
