@@ -18,6 +18,7 @@ import psutil
 
 from megavoxel.errors import UserError
 from megavoxel.volumes.formats.itk_headers import Header, read_header
+from megavoxel.volumes.formats.packed import require_whole_gzip
 from megavoxel.volumes.grid import assumed_affine, geometry_of
 from megavoxel.volumes.volume import DamagedFileError, Format, Hints, Planes, Volume
 
@@ -186,6 +187,8 @@ def _read(path: Path) -> Image:
             f"{path}: its voxels take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; take a "
             "machine with more, or convert it to NIfTI, which is read in parts"
         )
+    for file, begin in read_header(path).gzip_streams:
+        require_whole_gzip(file, begin=begin)
     return itk_result(path, lambda: itk.ReadImage(_own_path(path)))
 
 

@@ -41,6 +41,7 @@ OTHER_UNITS = {
     "in", "inch", "inches",
 }  # fmt: skip
 """Units of lengths that are not mm, in lower case and without a plural."""
+END_OF_NRRD = re.compile(rb"\r?\n\r?\n")
 PACKED = ("gzip", "gz", "bzip2", "bz2")
 
 
@@ -73,6 +74,18 @@ class Header:
     def is_packed_meta(self) -> bool:
         """Whether a MetaImage says that its voxels are compressed."""
         return any(value[:1].lower() in ("t", "1") for value in self.values("compresseddata"))
+
+    @property
+    def gzip_streams(self) -> list[tuple[Path, int]]:
+        """Files with voxels of an NRRD in gzip, and the byte at which the stream begins in each."""
+        skipped = any(_numbers(value) != [0] for value in self.values("byte skip", "byteskip", "line skip", "lineskip"))
+        if self.kind != "nrrd" or skipped or not {"gzip", "gz"} & {value.lower() for value in self.values("encoding")}:
+            return []
+        if self.files:
+            return [(file, 0) for file in self.files]
+        with self.path.open("rb") as source:
+            end = END_OF_NRRD.search(source.read(HEADER_BYTES + 1))
+        return [(self.path, end.end())] if end else []
 
     @property
     def states_sides(self) -> bool:

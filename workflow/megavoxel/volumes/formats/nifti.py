@@ -15,6 +15,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger
 
 from megavoxel.errors import UserError
+from megavoxel.volumes.formats.packed import require_whole_gzip
 from megavoxel.volumes.grid import MILLIMETRES, Geometry, assumed_affine, geometry_of, shown_sizes
 from megavoxel.volumes.volume import Format, Hints, Planes, Volume, unreadable
 from megavoxel.volumes.write import compressed_file
@@ -183,6 +184,7 @@ def _require_compression(path: Path) -> None:
 
 
 def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndarray:
+    _require_whole(path)
     shape = file.shape if len(file.shape) == 3 else (*file.shape[:3], math.prod(file.shape[3:]))
     try:
         return np.asarray(file.dataobj, dtype=kind).reshape(shape)  # nibabel gives an empty array a single axis
@@ -190,7 +192,13 @@ def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndar
         raise unreadable(path, fault) from None
 
 
+def _require_whole(path: Path) -> None:
+    if path.name.lower().endswith(".gz"):
+        require_whole_gzip(path)
+
+
 def _begin(path: Path) -> Planes:
+    _require_whole(path)
     file = load_nifti(path, keep_open=True)
 
     def planes(span: slice, channel: int) -> np.ndarray:
