@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,6 +93,8 @@ def _pool(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]
         try:
             yield pool
         except KeyboardInterrupt:
+            # The pool's thread may meet futures that are cancelled already, and then says so (Python 3.11).
+            threading.excepthook = lambda _: None
             for process in multiprocessing.active_children():
                 process.terminate()
             raise

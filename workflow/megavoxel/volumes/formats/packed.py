@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megavoxel.volumes.volume import unreadable
 
-PART = 2**22
+PART = 2**16
 _seen: dict[tuple[Path, int], tuple[int, ...]] = {}
 """What this process found to be whole, by file and place, with the state of the file."""
 
