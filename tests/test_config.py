@@ -13,7 +13,7 @@ import yaml
 
 from megavoxel.config import __main__ as config_files
 from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
-from megavoxel.config.hardware import Device, HardwareFile, load_device, load_hardware
+from megavoxel.config.hardware import Device, HardwareFile, load_device, load_hardware, update_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.reference import FILES, SECTIONS, json_schema
 from megavoxel.config.setting import Network, Setting, WrittenSetting
@@ -389,3 +389,11 @@ def test_seeds_that_clash_are_refused(settings, message):
 def test_channels_must_be_as_many_as_levels(network, message):
     with pytest.raises(UserError, match=rf"settings.a.{message}"):
         parse_study({"study": "s", "dataset": "d", "settings": {"a": {"network": network}}}, source="x")
+
+
+def test_own_devices_in_a_style_that_lines_cannot_be_added_to_are_left_alone_in_one_line(tmp_path):
+    own = tmp_path / "hardware.local.yaml"
+    own.write_text("devices: {a: {kind: gpu, memory_gib: 8}}\n")
+    with pytest.raises(UserError, match=r"hardware\.local\.yaml: cannot be read as YAML"):
+        update_device(own, "b", {"kind": "gpu"})
+    assert own.read_text() == "devices: {a: {kind: gpu, memory_gib: 8}}\n"

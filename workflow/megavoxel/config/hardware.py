@@ -9,12 +9,11 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text, refuse
 from megavoxel.config.records import from_file, record, rule
-from megavoxel.config.yaml_files import read_yaml
+from megavoxel.config.yaml_files import parse_yaml, read_yaml
 from megavoxel.errors import UserError, closest
 from megavoxel.files import write_text
 
@@ -258,7 +257,7 @@ def update_device(path: Path, name: str, values: dict[str, Any], *, base: Path |
     kept = _without(lines[begin + 1 : end], set(values))
     added = [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     text = "\n".join([*lines[: begin + 1], *kept, *added, *lines[end:]]) + "\n"
-    written = yaml.safe_load(text)
+    written = parse_yaml(text, where=str(path))
     _devices(written if base is None else _with_own(read_yaml(base), written, str(path)), str(path))
     write_text(path, text)
 

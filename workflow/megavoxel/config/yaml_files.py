@@ -34,18 +34,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if Path(path).stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes; write less")
-        text = Path(path).read_text(encoding="utf-8")
-        _require_modest(text)
-        content = yaml.safe_load(text)
+        return parse_yaml(Path(path).read_text(encoding="utf-8"), where=str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UNREADABLE as fault:
-        detail = " ".join(str(fault).split())[:500]
-        raise UserError(f"{path}: cannot be read as YAML ({detail})") from None
+        raise _unreadable(str(path), fault) from None
+
+
+def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
+    """The mapping that a text in YAML holds; `where` names the text in messages.
+
+    Raises:
+        UserError: it is no YAML, holds something else than a mapping, or more than people write.
+    """
+    try:
+        _require_modest(text)
+        content = yaml.safe_load(text)
+    except UNREADABLE as fault:
+        raise _unreadable(where, fault) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
-    _require_text(content, str(path))
+        raise UserError(f"{where}: expected a mapping of keys to values, found {type(content).__name__}")
+    _require_text(content, where)
     return content
+
+
+def _unreadable(where: str, fault: Exception) -> UserError:
+    detail = " ".join(str(fault).split())[:500]
+    return UserError(f"{where}: cannot be read as YAML ({detail})")
 
 
 @dataclass(kw_only=True)
