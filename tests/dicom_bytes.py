@@ -1,16 +1,14 @@
-"""DICOM files byte by byte, explicit little endian, by the definition of the format (DICOM PS3.5, section 7)."""
+"""Series and multi-frame files of a made volume, whose elements a test can edit; `dicom_files` writes the bytes."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-LONG = {"OB", "OW", "SQ", "UN"}
-EXPLICIT = "1.2.840.10008.1.2.1"
-CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
+from dicom_files import EXPLICIT_LITTLE_ENDIAN, FRAMES, SLICE, Tags, data_set, element
+
 SHAPE = (5, 4, 6)
 """Of `voxels`: columns, rows and slices."""
 SPACING, DISTANCE = (0.75, 0.5), 2.5
@@ -29,18 +27,12 @@ def voxels() -> np.ndarray:
     return np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE)
 
 
-def element(tag: int, kind: str, value: object) -> bytes:
-    """An element: text, a whole number of kind US, bytes, or the items of a sequence."""
-    if kind == "SQ":
-        items = [b"".join(element(*inner) for inner in item) for item in value]
-        content = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
-    elif kind == "US":
-        content = struct.pack("<H", value)
-    else:
-        content = value if isinstance(value, bytes) else str(value).encode("latin-1")
-    content += (b"\0" if kind in ("UI", "OB", "OW", "SQ") else b" ") * (len(content) % 2)
-    length = struct.pack("<HI", 0, len(content)) if kind in LONG else struct.pack("<H", len(content))
-    return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + kind.encode() + length + content
+def tags_of(items: Items) -> Tags:
+    """Elements by group and number, as `dicom_files` takes them."""
+    return {
+        (tag >> 16, tag & 0xFFFF): (kind, [tags_of(item) for item in value] if kind == "SQ" else value)
+        for tag, kind, value in items
+    }
 
 
 def text(numbers: Sequence[float]) -> str:
@@ -48,17 +40,17 @@ def text(numbers: Sequence[float]) -> str:
     return "\\".join(f"{number:g}" for number in numbers)
 
 
-def write_file(path: Path, items: Items, *, kind: str = CT, preamble: bool = True) -> Path:
+def write_file(path: Path, items: Items, *, kind: str = SLICE, preamble: bool = True) -> Path:
     """A file of these elements, which are sorted by tag."""
-    meta = element(0x00020002, "UI", kind) + element(0x00020010, "UI", EXPLICIT)
-    head = b"\0" * 128 + b"DICM" + element(0x00020000, "UL", struct.pack("<I", len(meta))) + meta if preamble else b""
-    body = b"".join(element(*item) for item in sorted(items, key=lambda item: item[0]))
+    meta = data_set({(2, 2): ("UI", kind), (2, 0x10): ("UI", EXPLICIT_LITTLE_ENDIAN)})
+    head = bytes(128) + b"DICM" + element(2, 0, "UL", len(meta)) + meta if preamble else b""
+    body = data_set(tags_of(items))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(head + body)
     return path
 
 
-def common(pixels: np.ndarray, *, uid: str, number: int, kind: str = CT, modality: str = "CT") -> Items:
+def common(pixels: np.ndarray, *, uid: str, number: int, kind: str = SLICE, modality: str = "CT") -> Items:
     """What every file says of itself; `pixels` are (rows, columns), or (frames, rows, columns)."""
     rows, columns = pixels.shape[-2:]
     return [
@@ -115,6 +107,6 @@ def write_frames(path: Path, order: Sequence[int], *, slopes: Sequence[float] | 
         values = [(0x00281052, "DS", "0"), (0x00281053, "DS", f"{slope:g}"), (0x00281054, "LO", "US")]
         place = [(0x00200032, "DS", position(number))]
         own.append([(0x00209113, "SQ", [place]), (0x00289145, "SQ", [values])])
-    items = common(pixels, uid="1.2.3", number=1, kind=ENHANCED_CT)
+    items = common(pixels, uid="1.2.3", number=1, kind=FRAMES)
     items += [(0x00280008, "IS", str(len(order))), (0x52009229, "SQ", [shared]), (0x52009230, "SQ", own)]
-    return write_file(path, items, kind=ENHANCED_CT)
+    return write_file(path, items, kind=FRAMES)

@@ -14,15 +14,10 @@ import yaml
 from helpers import tiny_plan
 from megavoxel.network.weights import load_weights
 from training_jobs import training_command
-from workflow_runs import PHANTOM, snakemake
+from workflow_runs import PHANTOM, SMALL_STUDY, snakemake
 
 DAY = 86400
-STUDY = {
-    "study": "clock",
-    "folds": 2,
-    "defaults": {"patch": [8, 16, 16], "batch": 2, "network": {"base_features": 4, "levels": 3}},
-    "settings": {"only": {}},
-}
+STUDY = SMALL_STUDY | {"study": "clock"}
 TARGETS = ("results/clock/splits.json", "results/clock/fingerprint.json")
 
 pytestmark = pytest.mark.slow

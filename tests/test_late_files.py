@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from stage_server import python_beside
-from workflow_runs import PHANTOM, snakemake
+from workflow_runs import PHANTOM, SMALL_STUDY, snakemake
 
 # In place of `megavoxel`: what the stage has written comes into sight some seconds after the stage has ended.
 LATE = """\
@@ -22,12 +22,7 @@ while [ "$1" != --output ]; do shift; done
 mv "$2" "$2.unseen"
 (sleep {seconds}; mv "$2.unseen" "$2") > /dev/null 2>&1 &
 """
-STUDY = {
-    "study": "late",
-    "folds": 2,
-    "defaults": {"patch": [8, 16, 16], "batch": 2, "network": {"base_features": 4, "levels": 3}},
-    "settings": {"only": {}},
-}
+STUDY = SMALL_STUDY | {"study": "late"}
 TARGETS = ("results/late/splits.json", "results/late/fingerprint.json")
 
 pytestmark = pytest.mark.slow

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from helpers import tiny_plan
 from megavoxel import files
-from megavoxel.files import atomic_directory, atomic_path, scratch_directory, write_text
+from megavoxel.files import PARTIAL, atomic_directory, atomic_path, scratch_directory, write_text
+from megavoxel.inference.finished import Finished
 
 PROGRAM = """
 import sys, time
@@ -108,3 +111,10 @@ def test_what_cannot_be_removed_keeps_nobody_from_writing(tmp_path, monkeypatch)
         patch.setattr(Path, "unlink", refuse)
         files._remove_what_was_left(tmp_path)
     assert left.exists()
+
+
+def test_cases_that_a_killed_prediction_finished_lie_under_a_name_by_which_they_are_removed(tmp_path):
+    options = Namespace(
+        output=tmp_path / "maps", weights=[], resume=None, preprocessed=tmp_path, stage1=[], logits=None
+    )
+    assert PARTIAL.match(Finished.of(tiny_plan(), options).folder.name)

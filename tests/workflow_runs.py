@@ -12,6 +12,12 @@ PHANTOM = {
     "name": "small-phantom",
     "source": {"phantom": {"training_cases": 4, "test_cases": 1, "shape": [16, 28, 28]}},
 }
+SMALL_STUDY = {
+    "folds": 2,
+    "defaults": {"patch": [8, 16, 16], "batch": 2, "network": {"base_features": 4, "levels": 3}},
+    "settings": {"only": {}},
+}
+"""One setting, for runs to splits and fingerprint; without names of study and dataset."""
 
 
 def snakemake(

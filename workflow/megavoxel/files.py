@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_what_was_left(path.parent)
-    partial = path.with_name(f"{_own_prefix()}{path.name}")
+    partial = path.with_name(f"{partial_prefix()}{path.name}")
     try:
         yield partial
         with partial.open("rb") as written:
@@ -71,7 +71,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def scratch_directory(folder: Path) -> Iterator[Path]:
     """Yields a new hidden folder in `folder`, which is removed afterwards, or by a later run if this one is killed."""
     _remove_what_was_left(Path(folder))
-    path = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=folder))
+    path = Path(tempfile.mkdtemp(prefix=partial_prefix(), dir=folder))
     try:
         yield path
     finally:
@@ -85,8 +85,8 @@ _looked_at: set[tuple[int, Path]] = set()
 """Processes, as this one and those that it was forked from, and folders in which they have looked."""
 
 
-def _own_prefix() -> str:
-    """How the names of what this process has not finished begin."""
+def partial_prefix() -> str:
+    """How the names of what this process has not finished begin; a later run removes such files of a dead process."""
     return f".partial-{_host_code()}-{os.getpid()}-{began(os.getpid())}-"
 
 
@@ -178,6 +178,12 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as fault:
         fault.filename = fault.filename or str(path)
         raise
+
+
+def file_state(path: Path) -> tuple[int, int, int]:
+    """What changes where a file is written again: its number on the disk, its length and its time in nanoseconds."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def write_bytes(path: Path, content: bytes) -> None:

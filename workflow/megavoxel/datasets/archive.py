@@ -121,6 +121,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Member:
+        """The member of a header block; refuses one whose name, holes or the like would take much memory."""
         found = super().frombuf(buf, encoding, errors)
         if found.type in EXTENSIONS and found.size > MOST_HEADER:
             raise _HeaderError(f"a header claims {found.size} bytes for a name or the like")

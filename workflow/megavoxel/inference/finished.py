@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import glob
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megavoxel.files import atomic_directory, content_hash, file_sha256, link_file
+from megavoxel.files import atomic_directory, content_hash, file_sha256, link_file, partial_prefix
 from megavoxel.planning.plan import Plan
 
 MAPS, LOGITS = "maps", "logits"
@@ -36,7 +35,7 @@ class Finished:
         """Those of the stage's options; without `--resume` they lie in a folder of this process beside the output."""
         output, weights = Path(arguments.output), [path for path in arguments.weights if path.is_file()]
         return cls(
-            folder=arguments.resume or output.with_name(f".partial-{os.getpid()}-{output.name}"),
+            folder=arguments.resume or output.with_name(f"{partial_prefix()}{output.name}"),
             networks=content_hash([plan.prediction_hash, *map(file_sha256, weights)]),
             preprocessed=arguments.preprocessed,
             stage1=tuple(arguments.stage1),

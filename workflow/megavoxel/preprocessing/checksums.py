@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megavoxel.errors import UserError
-from megavoxel.files import file_sha256, write_text
+from megavoxel.files import file_sha256, file_state, write_text
 
 REMEDY = "run 'megavoxel preprocess' again with --resume, which makes such cases anew (snakemake --forcerun preprocess)"
 _seen: dict[Path, tuple[int, ...]] = {}
@@ -51,8 +51,7 @@ def require_as_written(path: Path, *, case: str, remedy: str = REMEDY) -> set[st
 
 
 def _is_as_written(file: Path, checksum: str) -> bool:
-    found = file.stat()
-    state = (found.st_ino, found.st_size, found.st_mtime_ns)
+    state = file_state(file)
     if _seen.get(file) != state:
         if file_sha256(file) != checksum:
             return False

@@ -160,6 +160,7 @@ class _Reading:
         source.seek(0)
 
     def header(self) -> Header:
+        """All elements but the pixels, which are passed over."""
         self._pass_preamble()
         meta = self._meta()
         syntax = meta.text(SYNTAX)

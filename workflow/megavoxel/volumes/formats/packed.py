@@ -6,6 +6,7 @@ import gzip
 import zlib
 from pathlib import Path
 
+from megavoxel.files import file_state
 from megavoxel.volumes.volume import unreadable
 
 PART = 2**16
@@ -23,8 +24,7 @@ def require_whole_gzip(path: Path, *, begin: int = 0) -> None:
     Raises:
         UserError: the stream is damaged or cut.
     """
-    found = path.stat()
-    state = (found.st_ino, found.st_size, found.st_mtime_ns)
+    state = file_state(path)
     if _seen.get((path, begin)) == state:
         return
     try:
