@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
+import zipfile
 
 import pytest
 
@@ -67,3 +70,44 @@ def test_a_package_with_another_checksum_is_no_part_of_an_image(tmp_path):
     with pytest.raises(UserError, match=r"hashed\.lock: pip could not collect"):
         collect_wheels(tmp_path / "requirements.lock", tmp_path / "hashed.lock", tmp_path / "wheels")
     assert not (tmp_path / "wheels").exists()
+
+
+def test_what_a_package_without_checksum_needs_is_taken_in_its_locked_version(tmp_path, monkeypatch):
+    # The folder stands for an index in which a newer version has appeared since the lock was written.
+    index = tmp_path / "index"
+    index.mkdir()
+    needed = write_wheel(index, "needed", "1")
+    write_wheel(index, "needed", "2")
+    write_wheel(index, "top", "1", requires="needed")
+    for name in ("wheel", "setuptools"):
+        write_wheel(index, name, "99")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    (tmp_path / "requirements.lock").write_text("needed==1\ntop==1\n")
+    (tmp_path / "hashed.lock").write_text(f"needed==1 --hash=sha256:{hashlib.sha256(needed).hexdigest()}\n")
+    collect_wheels(tmp_path / "requirements.lock", tmp_path / "hashed.lock", tmp_path / "wheels")
+    found = {path.name for path in (tmp_path / "wheels").glob("[nt]*.whl")}
+    assert found == {"needed-1-py3-none-any.whl", "top-1-py3-none-any.whl"}
+
+
+def write_wheel(folder, name, version, requires=None):
+    """Writes a wheel without code; returns its bytes."""
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += f"Requires-Dist: {requires}\n" if requires else ""
+    files = {
+        "METADATA": metadata,
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    info = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(f"{info}/{file}", text)
+        rows = [f"{info}/{file},sha256={digest(text)},{len(text)}" for file, text in files.items()]
+        wheel.writestr(f"{info}/RECORD", "\n".join([*rows, f"{info}/RECORD,,"]) + "\n")
+    return path.read_bytes()
+
+
+def digest(text):
+    """SHA-256 of a text as the record of a wheel spells it."""
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()

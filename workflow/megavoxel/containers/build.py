@@ -62,7 +62,9 @@ def collect_wheels(requirements: Path, hashed: Path, folder: Path, *, index: str
         others = partial / "others.txt"
         others.write_text("\n".join(pins_beside(requirements.read_text(), hashed.read_text())))
         found_first = ["--find-links", str(partial), *(["--extra-index-url", index] if index else [])]
-        _wheels(partial, others, *BUILD_TOOLS, *found_first, called=requirements)
+        # What the others need is of the locked versions, too, and not the newest that the index has.
+        locked = ["--constraint", str(requirements)]
+        _wheels(partial, others, *BUILD_TOOLS, *locked, *found_first, called=requirements)
         others.unlink()
 
 
