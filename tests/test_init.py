@@ -67,7 +67,9 @@ def test_every_layout_goes_from_folder_to_sound_cases(work, tmp_path, phantoms, 
     before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
     assert init(folder) == 0
     shown = capsys.readouterr().out
-    assert shown.endswith("next:\n  snakemake --configfile config/studies/new.yaml\n")
+    commands = [line.split("#")[0].split() for line in shown.split("next:\n")[1].splitlines()]
+    study = ["--configfile", "config/studies/new.yaml"]
+    assert commands == [["snakemake", "plan", *study], ["snakemake", *study]]
     cases = checked(work)
     assert cases.channels == channels
     assert len(cases.of_split("training")) == CASES

@@ -72,7 +72,7 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(commands, clone):
     for number, command in enumerate(commands):
         shown[command] = run(command, clone)
         if number == 0:
-            assert shown[command].endswith(f"next:\n  snakemake --configfile {STUDY}\n")
+            assert shown[command].endswith(f"\n  snakemake --configfile {STUDY}\n")
             shorten(clone)
     assert "small" in shown[f"snakemake plan --configfile {STUDY}"]
     assert "study abdomen: 1 runs: 1 done" in shown[f"megavoxel status --study {STUDY}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 INTERRUPTED = 130
@@ -36,6 +36,22 @@ def closest(word: str, words: Iterable[str]) -> str:
     near = [one for one in known if one.startswith(f"{word}-")] or difflib.get_close_matches(str(word), known, n=1)
     offered = " or ".join(f"'{one}'" for one in near)
     return f" (did you mean {offered}?)" if near else ""
+
+
+def faults_listed(head: str, faults: Sequence[str], remedy: str, *, most: int = 20) -> UserError:
+    """An error of one line for one fault, and of a line for each of several, cut after `most` of them.
+
+    Args:
+        head: what all faults belong to.
+        faults: one or more.
+        remedy: what the user can do.
+    """
+    if len(faults) == 1:
+        return UserError(f"{head}: {faults[0]}; {remedy}")
+    more = [f"  ... and {len(faults) - most} more"] if len(faults) > most else []
+    return UserError(
+        "\n".join([f"{head}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:most]), *more, remedy])
+    )
 
 
 def printable(message: str) -> str:

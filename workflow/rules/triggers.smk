@@ -17,7 +17,8 @@ def without(record, keys):
 def fetched_part(wildcards):
     """What `fetch` reads of the dataset: its source, and how that is cut or merged where it is."""
     if DATASET.patients:
-        return as_json([DATASET.source, DATASET.patients, list(DATASET.patients.masks), DATASET.labels])
+        order = list(DATASET.patients.masks)
+        return as_json([DATASET.source, DATASET.patients, order, DATASET.labels, list(DATASET.exclude)])
     described = DATASET.blocks or DATASET.files
     return as_json([DATASET.source, described] if described else DATASET.source)
 

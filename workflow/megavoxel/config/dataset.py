@@ -70,6 +70,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="allowed: 32 hexadecimal digits in lower case")]
 PatternsByLabel = Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})]
 Margin = Annotated[int, between(0, 100_000)]
+OneOrMoreTexts = Annotated[Text | Distinct[Text], Field(description="a text, or a list of texts that differ")]
 
 
 @record
@@ -128,10 +129,11 @@ class Patients:
         str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder")
     ]
     """Shell pattern of the image's file, such as `img*`: .nii.gz, .nii, .nrrd, .mha, or .npy (z, y, x). The folder that
-    holds it is a patient's, and its name the case's id."""
-    masks: Annotated[dict[str, Text], Field(min_length=1)]
-    """Shell patterns of the masks, by the names of all `labels`, below a patient's folder: `structures/Chiasm*`. Where
-    masks overlap, the later one counts. A label without a mask is unannotated in that patient."""
+    holds it is a patient's, and its name the case's id, for which `{case}` stands in patterns."""
+    masks: Annotated[dict[str, OneOrMoreTexts], Field(min_length=1)]
+    """Shell patterns of the masks, one or several each, by the names of all `labels`, below a patient's folder:
+    `structures/Chiasm*`. Where masks overlap, the later one counts. A label without a mask is unannotated in that
+    patient."""
     spacing: Spacing | None = None
     """Voxel size in mm along z, y, x of .npy files, which do not say it."""
 

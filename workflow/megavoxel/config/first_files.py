@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
-from megavoxel.config.dataset import Declared, Files
+from megavoxel.config.dataset import Declared, Files, Patients
 from megavoxel.config.hardware import Device
 
 MOST_FOLDS = 5
 SIDES = re.compile(r"(^|[^a-z])(left|right|l|r)([^a-z]|$)")
+CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
+"""Where a word begins within a name, as in LeftParotid."""
 
 GPU_SETTING = """\
 defaults:
@@ -24,8 +26,14 @@ defaults:
 settings:
   # Patch, batch and network are chosen by nnU-Net's rules for the memory of the GPU.
   default: {{}}
-  # What to compare it with: a larger patch than the rules choose, spread over GPUs if it has to be.
-  # large-patch: {{patch: [128, 192, 192], batch: 2}}
+{larger}"""
+LARGER = """\
+  # What to compare it with: a larger patch than the rules choose, spread over GPUs if it has to be. This one has
+  # {words}.
+  # large-patch: {{patch: {patch}, batch: 2}}
+"""
+NO_LARGER = """\
+  # The patch that the rules choose holds the median image already: a larger one would show the network no more.
 """
 CPU_SETTING = """\
 defaults:
@@ -59,6 +67,7 @@ def dataset_text(
     origin: str,
     layout: str,
     files: Files | None,
+    patients: Patients | None,
     channels: Sequence[str],
     labels: dict[str, int],
     unnamed: bool,
@@ -70,7 +79,8 @@ def dataset_text(
 
     Args:
         layout: what its layout is called.
-        files: what images and label maps are called; None: dataset.json tells.
+        files: what images and label maps are called; None: `patients` or dataset.json tells.
+        patients: what images and masks in folders of patients are called.
         channels: their names.
         unnamed: whether the names of the labels are made up.
         excluded: cases that are left out.
@@ -91,6 +101,13 @@ def dataset_text(
         lines += ["files: # {case} stands for a case's id, * for anything within a name"]
         lines += ["  images: # one pattern per channel", *(f"    - {_flow(pattern)}" for pattern in files.images)]
         lines += [f"  {_key('label', files.label)}"]
+    if patients is not None:
+        lines += ["patients: # a folder each, whose name is the case's id", f"  {_key('image', patients.image)}"]
+        lines += [
+            "  # Shell patterns below a patient's folder, the largest masks first: where two overlap, the later counts."
+        ]
+        lines += ["  # A label without a mask is unannotated in that patient: it may be there, and nobody drew it."]
+        lines += ["  masks:", *(f"    {_key(_flow(label), _plain(mask))}" for label, mask in patients.masks.items())]
     lines += [f"{_key('channels', list(channels))} # CT is normalised as CT, anything else by z-score"]
     lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
     lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
@@ -99,7 +116,7 @@ def dataset_text(
         _key("nsd_tolerance_mm", tolerance),
     ]
     if excluded:
-        lines += ["exclude: # images without a label map", *(f"  - {_flow(case)}" for case in excluded)]
+        lines += ["exclude: # cases with a missing or faulty file", *(f"  - {_flow(case)}" for case in excluded)]
     lines += [
         "# test_count: 5 # labelled cases to keep out of all folds, drawn at random",
         "declared: # medians as found by 'megavoxel init', so that 'snakemake plan' needs no data",
@@ -111,14 +128,25 @@ def dataset_text(
     return "\n".join(lines) + "\n"
 
 
-def study_text(*, name: str, dataset: str, device: Device, path: str, cases: int, labels: Sequence[str]) -> str:
+def study_text(
+    *,
+    name: str,
+    dataset: str,
+    device: Device,
+    path: str,
+    cases: int,
+    labels: Sequence[str],
+    larger: tuple[Sequence[int], str] | None = None,
+) -> str:
     """A first study with one setting that suits a device.
 
     Args:
         name: of the study.
+        larger: a patch to compare with that of the rules, and what it is in relation to the images; None: that of the
+            rules holds them already.
         labels: their names: left and right ones are told apart by their side, so that nothing is mirrored.
     """
-    sided = any(SIDES.search(label.lower()) for label in labels)
+    sided = any(SIDES.search(CAPITAL.sub(" ", label).lower()) for label in labels)
     augmentation = (
         "  augmentation:\n    mirror_axes: [] # left and right are told apart by their side\n" if sided else ""
     )
@@ -135,11 +163,16 @@ def study_text(*, name: str, dataset: str, device: Device, path: str, cases: int
         "seed: 12345",
         f"baseline: {'default' if device.gpus else 'small'}",
     ]
-    return "\n".join(head) + "\n\n" + setting.format(augmentation=augmentation)
+    proposed = NO_LARGER if larger is None else LARGER.format(patch=list(larger[0]), words=larger[1])
+    return "\n".join(head) + "\n\n" + setting.format(augmentation=augmentation, larger=proposed)
 
 
 def _key(key: str, value: Any) -> str:
     return f"{key}: {_flow(value)}"
+
+
+def _plain(patterns: str | Sequence[str]) -> str | list[str]:
+    return patterns if isinstance(patterns, str) else list(patterns)
 
 
 def _flow(value: Any) -> str:

@@ -71,10 +71,10 @@ def guess_files(names: Sequence[str], *, images: Sequence[str] = (), label: str 
 def is_label_map(name: str) -> bool:
     """Whether a file is a label map, by the words of its name, or else of the nearest folder that has such a word."""
     path = PurePosixPath(name)
-    if _words(stem_of(path.name)) & LABEL_WORDS:
+    if words_of(stem_of(path.name)) & LABEL_WORDS:
         return True
     for folder in path.parent.parts[::-1]:
-        words = _words(folder)
+        words = words_of(folder)
         if words & ROLES:
             return bool(words & LABEL_WORDS) and not words & IMAGE_WORDS
     return False
@@ -89,12 +89,12 @@ def pattern_of(name: str) -> tuple[str, str]:
     if subject:
         general = [re.sub(r"^(sub|ses)-.*", r"\1-*", folder) for folder in folders]
         return "/".join([*general, f"{CASE}{subject[2]}{suffix}"]), subject[1]
-    if folders and _words(stem) <= ROLES | MODALITY_WORDS:
+    if folders and words_of(stem) <= ROLES | MODALITY_WORDS:
         return "/".join([*folders[:-1], CASE, path.name]), folders[-1]
     rest = stem.removeprefix(folders[-1]) if folders else stem
-    if rest != stem and not _words(folders[-1]) & ROLES and not rest[:1].isalnum():
+    if rest != stem and not words_of(folders[-1]) & ROLES and not rest[:1].isalnum():
         return "/".join([*folders[:-1], CASE, f"{CASE}{rest}{suffix}"]), folders[-1]
-    before, case, behind = _without_words(stem)
+    before, case, behind = without_words(stem)
     return "/".join([*folders, f"{before}{CASE}{behind}{suffix}"]), case
 
 
@@ -155,8 +155,8 @@ def _by_channel(groups: Groups) -> Groups:
     return found
 
 
-def _without_words(stem: str) -> tuple[str, str, str]:
-    """What stands before the id, the id, and what stands behind it."""
+def without_words(stem: str) -> tuple[str, str, str]:
+    """What stands before the id in a file's name without its ending, the id, and what stands behind it."""
     before, case, behind = "", stem, ""
     while (match := re.match(r"([A-Za-z]+)([-_. ](?=.)|(?=\d))", case)) and match[1].lower() in ROLES:
         before, case = before + match[0], case[match.end() :]
@@ -165,7 +165,8 @@ def _without_words(stem: str) -> tuple[str, str, str]:
     return before, case, behind
 
 
-def _words(text: str) -> set[str]:
+def words_of(text: str) -> set[str]:
+    """The words of a name, in lower case."""
     return set(re.split(r"[^a-z0-9]+", text.lower())) - {""}
 
 

@@ -6,6 +6,8 @@ AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019) and TotalSegmentator on disk.
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,14 +16,16 @@ import numpy as np
 
 from megavoxel.config.dataset import Dataset, Patients
 from megavoxel.datasets.folder import visible_files
+from megavoxel.datasets.pairs import CASE
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name, write_json
+from megavoxel.progress import progress
 from megavoxel.volumes.grid import Geometry, compare_grids
 from megavoxel.volumes.open import SUFFIXES_WITH_SPACING, open_volume, suffix_of
 from megavoxel.volumes.volume import Hints, Volume, label_type
 from megavoxel.volumes.write import write_nifti
 
-LISTED_FAULTS = 20
+LISTED_FAULTS, LISTED_MASKS = 20, 5
 STORED = (np.uint8, np.int16, np.uint16, np.int32, np.float32)
 """Types in which an image is kept as it is; any other becomes float32."""
 
@@ -36,41 +40,51 @@ class Patient:
     files: tuple[Path, ...]
     """Files in the folder, at any depth, that can be read."""
 
-    def file(self, pattern: str) -> Path | None:
-        """The file that a shell pattern below the folder matches; None where there is none.
+    def file(self, patterns: str | Sequence[str]) -> Path | None:
+        """The file that one of some shell patterns below the folder matches; None where there is none.
 
         Raises:
-            UserError: it matches several.
+            UserError: they match several.
         """
         names = {path.relative_to(self.folder).as_posix(): path for path in self.files}
-        matching = [name for name in names if fnmatchcase(name, pattern)]
+        several = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        wanted = [for_case(pattern, self.name) for pattern in several]
+        matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
         if len(matching) > 1:
-            raise UserError(f"'{pattern}' matches {' and '.join(matching[:2])}; make the pattern narrower")
+            shown = " or ".join(f"'{pattern}'" for pattern in several)
+            raise UserError(f"{shown} matches {' and '.join(matching[:2])}; make the pattern narrower")
         return names[matching[0]] if matching else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A patient's label map and what became of the masks."""
+    """What became of a patient's masks."""
 
-    labels: np.ndarray
-    """(i, j, k) of the image file; 0 and the values of the labels."""
+    voxels: dict[str, int]
+    """By label, voxels of the masks that are there and sound, before any overlap."""
     missing: tuple[str, ...]
     """Labels without a mask."""
     overlap: int
     """Voxels that lie in several masks."""
+    faults: tuple[str, ...]
+    """What is wrong with masks."""
+
+
+def for_case(pattern: str, name: str) -> str:
+    """A shell pattern in which `{case}` became a patient's name."""
+    return pattern.replace(CASE, glob.escape(name))
 
 
 def write_patients(origin: Path, folder: Path, dataset: Dataset) -> str:
     """Writes all patients of a folder as imagesTr, labelsTr and dataset.json.
 
     Labels without a mask are listed by case under `unannotated` of dataset.json. Voxels, affine and, where NIfTI knows
-    it, type of the images stay.
+    it, type of the images stay. Patients under `exclude` are listed and not read.
 
     Args:
         origin: the folder; patients may lie at any depth of it.
         folder: the existing folder to write to.
-        dataset: its `patients`, `labels` and `channels` count.
+        dataset: its `patients`, `labels`, `channels` and `exclude` count.
 
     Returns:
         What was merged, for the reader.
@@ -79,76 +93,123 @@ def write_patients(origin: Path, folder: Path, dataset: Dataset) -> str:
         UserError: there are no patients, two have the same name, or files of some cannot be merged; lists all faults.
         OSError: the disk is full.
     """
-    found = _found(origin, dataset)
-    merged, faults = {}, []
-    for patient in found:
-        try:
-            merged[patient.name] = _write_patient(patient, folder, dataset)
-        except UserError as fault:
-            faults.append(f"  {patient.name}: {fault}")
-    if faults:
-        more = [f"  ... and {len(faults) - LISTED_FAULTS} more"] if len(faults) > LISTED_FAULTS else []
-        head = f"dataset {dataset.name}: {len(faults)} of {len(found)} patients in {origin} cannot be merged:"
-        remedy = "mend the files, or move the folders of these patients away"
-        raise UserError("\n".join([head, *faults[:LISTED_FAULTS], *more, remedy]))
-    _describe(folder, merged, dataset)
+    found = patients_below(origin, dataset.patients, f"dataset {dataset.name}: patients")
+    kept = [patient for patient in found if patient.name not in dataset.exclude]
+    merged, faults = {}, {}
+    with progress("merging masks", len(kept), unit="patient") as shown:
+        for patient in kept:
+            try:
+                merged[patient.name] = _write_patient(patient, folder, dataset)
+                faults[patient.name] = merged[patient.name].faults
+            except UserError as fault:
+                faults[patient.name] = (str(fault),)
+            shown.advance()
+    lines = [f"  {name}: {fault}" for name, several in faults.items() for fault in several]
+    if lines:
+        more = [f"  ... and {len(lines) - LISTED_FAULTS} more"] if len(lines) > LISTED_FAULTS else []
+        wrong = sum(map(bool, faults.values()))
+        head = f"dataset {dataset.name}: {wrong} of {len(kept)} patients in {origin} cannot be merged:"
+        remedy = "mend the files, or name these patients under 'exclude' in the dataset file"
+        raise UserError("\n".join([head, *lines[:LISTED_FAULTS], *more, remedy]))
+    _describe(folder, [patient.name for patient in found], merged, dataset)
     return _summary(merged, dataset)
 
 
-def _found(origin: Path, dataset: Dataset) -> list[Patient]:
-    """The folders below `origin` that hold an image, in order of their names."""
+def patients_below(origin: Path, keys: Patients, where: str) -> list[Patient]:
+    """The folders below `origin` that hold an image, in order of their names.
+
+    Args:
+        where: begins the messages.
+
+    Raises:
+        UserError: there is none, two have one name, or a name cannot be a file's.
+    """
     files = [path for path in visible_files(origin) if suffix_of(path.name, SUFFIXES_WITH_SPACING)]
-    homes = sorted({path.parent for path in files if fnmatchcase(path.name, dataset.patients.image)})
+    homes = sorted({path.parent for path in files if fnmatchcase(path.name, for_case(keys.image, path.parent.name))})
     homes = [home for home in homes if home.name]
     if not homes:
         raise UserError(
-            f"dataset {dataset.name}: patients: {origin} has no folder with an image '{dataset.patients.image}' "
+            f"{where}: {origin} has no folder with an image '{keys.image}' "
             f"({', '.join(SUFFIXES_WITH_SPACING)}); correct the pattern under patients.image, or the folder"
         )
     names = [home.name for home in homes]
     for name in names:
-        require_file_name(name, f"dataset {dataset.name}: patients: folder")
+        require_file_name(name, f"{where}: folder")
     twice = [home for home in homes if names.count(home.name) > 1]
     if twice:
         raise UserError(
-            f"dataset {dataset.name}: patients: {' and '.join(map(str, twice[:2]))} in {origin} have the same name, "
+            f"{where}: {' and '.join(map(str, twice[:2]))} in {origin} have the same name, "
             "which is the case's id; rename or remove one"
         )
+    inside: dict[Path, list[Path]] = {home: [] for home in homes}
+    for path in files:
+        for home in path.parents:
+            if home in inside:
+                inside[home].append(origin / path)
     return [
-        Patient(
-            name=home.name,
-            folder=origin / home,
-            files=tuple(origin / path for path in files if home in path.parents),
-        )
+        Patient(name=home.name, folder=origin / home, files=tuple(inside[home]))
         for home in sorted(homes, key=lambda home: home.name)
     ]
 
 
-def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
-    volume = _opened(patient.file(dataset.patients.image), dataset.patients)
-    grid, image = volume.geometry, volume.voxels(None)
-    merged = _merge(patient, grid, dataset)
-    kept = image if image.dtype.type in STORED else image.astype(np.float32)
-    write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine, grid.unit)
-    write_nifti(folder / f"labelsTr/{patient.name}.nii.gz", merged.labels, grid.affine, grid.unit)
-    return merged
+def opened_image(patient: Patient, keys: Patients) -> Volume:
+    """The image of a patient, by its header; a spacing in the dataset file is that of arrays without one.
+
+    Raises:
+        UserError: there is none or several, it is damaged, or has several channels.
+    """
+    path = patient.file(keys.image)
+    if path is None:
+        raise UserError(f"there is no image '{keys.image}'")
+    return _opened(path, keys)
 
 
-def _merge(patient: Patient, grid: Geometry, dataset: Dataset) -> Merged:
-    """One label map of all masks; where they overlap, the later one counts."""
-    patterns = dataset.patients.masks
-    paths = {label: patient.file(pattern) for label, pattern in patterns.items()}
-    if not any(paths.values()):
-        raise UserError(f"none of its masks is there: {', '.join(patterns.values())}")
-    labels = np.zeros(grid.shape, label_type(max(dataset.labels.values())))
+def merge(patient: Patient, grid: Geometry, labels: dict[str, int], keys: Patients) -> tuple[np.ndarray, Merged]:
+    """One label map of all masks; where they overlap, the later one counts.
+
+    Args:
+        grid: of the image.
+        labels: values by name.
+
+    Returns:
+        The label map (i, j, k) of the image's file, and what became of the masks.
+
+    Raises:
+        UserError: none of the masks is there.
+    """
+    merged = np.zeros(grid.shape, label_type(max(labels.values())))
     overlap = np.zeros(grid.shape, bool)
-    for label, path in paths.items():
-        if path is not None:
-            inside = _read_mask(path, grid, dataset.patients)
-            overlap |= inside & (labels != 0)
-            labels[inside] = dataset.labels[label]
-    missing = tuple(label for label, path in paths.items() if path is None)
-    return Merged(labels=labels, missing=missing, overlap=int(np.count_nonzero(overlap)))
+    voxels, missing, faults = {}, [], []
+    for label, patterns in keys.masks.items():
+        try:
+            path = patient.file(patterns)
+            if path is None:
+                missing.append(label)
+                continue
+            inside = _read_mask(path, grid, keys)
+        except UserError as fault:
+            faults.append(str(fault))
+            continue
+        overlap |= inside & (merged != 0)
+        merged[inside] = labels[label]
+        voxels[label] = int(np.count_nonzero(inside))
+    if len(missing) == len(keys.masks):
+        named = [patterns if isinstance(patterns, str) else patterns[0] for patterns in keys.masks.values()]
+        more = f" and {len(named) - LISTED_MASKS} more" if len(named) > LISTED_MASKS else ""
+        raise UserError(f"none of its masks is there: {', '.join(named[:LISTED_MASKS])}{more}")
+    count = int(np.count_nonzero(overlap))
+    return merged, Merged(voxels=voxels, missing=tuple(missing), overlap=count, faults=tuple(faults))
+
+
+def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
+    volume = opened_image(patient, dataset.patients)
+    grid, image = volume.geometry, volume.voxels(None)
+    labels, merged = merge(patient, grid, dataset.labels, dataset.patients)
+    if not merged.faults:
+        kept = image if image.dtype.type in STORED else image.astype(np.float32)
+        write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine, grid.unit)
+        write_nifti(folder / f"labelsTr/{patient.name}.nii.gz", labels, grid.affine, grid.unit)
+    return merged
 
 
 def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
@@ -167,20 +228,20 @@ def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
 
 
 def _opened(path: Path, patients: Patients) -> Volume:
-    """A file of a patient; a spacing in the dataset file is that of arrays without a header."""
+    """A file of a patient."""
     volume = open_volume(path, Hints(spacing=patients.spacing))
     volume.require_three_axes("an image or mask of a patient")
     return volume
 
 
-def _describe(folder: Path, merged: dict[str, Merged], dataset: Dataset) -> None:
+def _describe(folder: Path, names: Sequence[str], merged: dict[str, Merged], dataset: Dataset) -> None:
     missing = {label: [name for name, one in merged.items() if label in one.missing] for label in dataset.labels}
     content = {
         "name": dataset.name,
         "modality": {"0": dataset.channels[0]},
         "labels": {"background": 0, **dataset.labels},
         "numTraining": len(merged),
-        "training": [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in merged],
+        "training": [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in names],
         "test": [],
         "unannotated": {label: names for label, names in missing.items() if names},
     }

@@ -2,76 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-import numpy as np
 import pandas
 
 from megavoxel.config.dataset import Dataset, Files, Source
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.folder import unused_files, visible_files
 from megavoxel.datasets.layout import read_layout
-from megavoxel.datasets.naming import MODALITY_WORDS, guess_files
+from megavoxel.datasets.naming import guess_files
 from megavoxel.datasets.pairs import listed, pairs
-from megavoxel.errors import UserError
+from megavoxel.datasets.patient_naming import guess_patients
+from megavoxel.datasets.patient_survey import survey_patients
+from megavoxel.datasets.surveyed import Asked, Survey, channel_names, sizes_of
+from megavoxel.errors import UserError, faults_listed
 from megavoxel.files import read_json
 from megavoxel.parallel import map_cases
-from megavoxel.volumes.checks import values_of
+from megavoxel.volumes.checks import grid_faults, values_of
 from megavoxel.volumes.no_scans import is_link_to_nothing
 from megavoxel.volumes.open import SUFFIXES, open_volume, suffix_of
 
+Result = TypeVar("Result")
 MOST_VALUES = 200
 """Values of label maps above which they are taken to be no label maps."""
-AIR = -500
-"""An image with lower intensities is taken to be CT, in HU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the user says of a folder that its files leave open; empty: the survey finds out."""
-
-    images: tuple[str, ...] = ()
-    """Patterns of the images, one per channel."""
-    label: str | None = None
-    """Pattern of the label maps."""
-    channels: tuple[str, ...] = ()
-    """Names of the channels."""
-    labels: dict[str, int] = field(default_factory=dict)
-    """Values by name."""
-    leave_out: bool = False
-    """Whether images without a label map are left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What was found."""
-
-    root: Path
-    """The folder itself, or the only one in it that has a dataset.json."""
-    layout: str
-    """What the layout is called."""
-    files: Files | None
-    """What images and label maps are called; None: dataset.json tells."""
-    channels: tuple[str, ...]
-    labels: dict[str, int]
-    """Values above 0 by name, in ascending order."""
-    unnamed: bool
-    """Whether the names of the labels are made up."""
-    excluded: tuple[str, ...]
-    """Ids of the cases without a label map, or whose files are links to nothing."""
-    unused: tuple[str, ...]
-    """Files that belong to no case and are not known to be none."""
-    training_cases: int
-    test_cases: int
-    shape: tuple[int, int, int]
-    """Median voxels along z, y, x."""
-    largest_shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    """Median spacing in mm along z, y, x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,44 +48,55 @@ class _Layout:
 class _Seen:
     """What the files of a case say."""
 
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    values: frozenset[int]
+    shape: tuple[int, ...] = ()
+    """Voxels along z, y, x; empty: a file cannot be read."""
+    spacing: tuple[float, ...] = ()
+    values: frozenset[int] = frozenset()
+    faults: tuple[str, ...] = ()
 
 
 def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
-    """Looks at a folder: a Decathlon or nnU-Net dataset, BIDS with derivatives, or images and label maps.
+    """Looks at a folder: a Decathlon or nnU-Net dataset, BIDS with derivatives, images and label maps, or a folder per
+    patient with a mask per label.
 
     Args:
         folder: nothing in it is changed.
         asked: what the user says of it.
 
     Raises:
-        UserError: there are no images or no label maps, several would do, images have no label map, a file has four
-            dimensions and nobody named as many channels, or label maps hold values that have no name.
+        UserError: there are no images or no label maps, several would do, label maps hold values that have no name, or
+            cases lack a file or have a faulty one; lists all of these.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one with images and label maps")
-    found = _layout(folder, asked)
+    root = _described_root(folder) if not (asked.images or asked.label) else None
+    names = [] if root else _volumes(folder)
+    if root is None and asked.label is None and len(asked.images) <= 1:
+        patients = _naming(folder, partial(guess_patients, names, image=next(iter(asked.images), None)))
+        if patients is not None:
+            return survey_patients(folder, patients, asked, processes=processes)
+    found = _paired(folder, names, asked) if root is None else _described(root, asked)
+    return _survey_pairs(found, asked, processes)
+
+
+def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     absent = {case.id: names for case in found.cases if (names := _absent(found.root, case))}
-    if absent and not asked.leave_out:
-        names = listed(chain(*absent.values()))
-        raise UserError(
-            f"{found.root}: these files are links to nothing: {names}; bring what they lead to, as by 'git annex get'"
-            " or 'datalad get', or leave their cases out by --leave-out"
-        )
     unlabelled = tuple(case.id for case in found.cases if case.split == "training" and case.label is None)
-    if unlabelled and not asked.leave_out:
-        raise UserError(
-            f"{found.root}: {len(unlabelled)} images have no label map: {listed(unlabelled)}; bring the label maps, or "
-            "leave these cases out by --leave-out"
-        )
-    kept = [case for case in found.cases if case.id not in {*unlabelled, *absent}]
-    training = [case for case in kept if case.split == "training"]
-    if not training:
+    lacking = {*unlabelled, *absent}
+    present = [case for case in found.cases if case.split == "training" and case.id not in lacking]
+    if not present and not absent:
         raise UserError(f"{found.root}: no image has a label map, so that there is nothing to train on")
-    look = partial(naming_case, partial(_look, found.root, found.channels))
-    seen = map_cases(look, training, processes=processes, title="reading images and label maps")
+    look = partial(_looked_at, found.root, found.channels)
+    looked = map_cases(look, present, processes=processes, title="reading images and label maps")
+    if not (asked.labels or found.labels):
+        _refuse_images({value for one in looked for value in one.values}, found)
+    faulty = {case.id for case, one in zip(present, looked, strict=True) if one.faults}
+    faults = [*_lacking(absent, unlabelled), *chain(*(one.faults for one in looked))]
+    training = [case for case in present if case.id not in faulty]
+    if faults and not (asked.leave_out and training):
+        raise faults_listed(str(found.root), faults, "or leave these cases out by --leave-out")
+    excluded = {*lacking, *faulty}
+    seen = [one for one in looked if not one.faults]
     values = {value: case.id for case, one in reversed(list(zip(training, seen, strict=True))) for value in one.values}
     labels = asked.labels or found.labels
     if labels is not None:
@@ -139,19 +108,26 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
         channels=found.channels,
         labels=_made_up(values, found) if labels is None else _sorted(labels, values, found),
         unnamed=labels is None,
-        excluded=tuple(sorted({*unlabelled, *absent})),
+        excluded=tuple(sorted(excluded)),
         unused=unused_files(found.root, found.cases),
         training_cases=len(training),
-        test_cases=len(kept) - len(training),
-        shape=_whole(np.median([one.shape for one in seen], axis=0)),
-        largest_shape=_whole(np.max([one.shape for one in seen], axis=0)),
-        spacing=tuple(float(f"{size:.6g}") for size in np.median([one.spacing for one in seen], axis=0)),
+        test_cases=sum(case.split == "test" and case.id not in excluded for case in found.cases),
+        **sizes_of([(one.shape, one.spacing) for one in seen]),
     )
 
 
-def _layout(folder: Path, asked: Asked) -> _Layout:
-    root = _described_root(folder) if not (asked.images or asked.label) else None
-    return _paired(folder, asked) if root is None else _described(root, asked)
+def _lacking(absent: dict[str, list[str]], unlabelled: Sequence[str]) -> list[str]:
+    """Files that are links to nothing, and images without a label map, in a sentence each."""
+    faults = []
+    if absent:
+        names = listed(chain(*absent.values()))
+        faults.append(
+            f"these files are links to nothing: {names}; bring what they lead to, as by 'git annex get' or "
+            "'datalad get'"
+        )
+    if unlabelled:
+        faults.append(f"{len(unlabelled)} images have no label map: {listed(unlabelled)}; bring the label maps")
+    return faults
 
 
 def _described_root(folder: Path) -> Path | None:
@@ -191,18 +167,28 @@ def _described(root: Path, asked: Asked) -> _Layout:
     )
 
 
-def _paired(folder: Path, asked: Asked) -> _Layout:
+def _volumes(folder: Path) -> list[str]:
+    """Files of volumes below a folder, relative to it."""
     visible = [path.as_posix() for path in visible_files(folder)]
     names = [name for name in visible if suffix_of(name)]
     if not names:
         kinds = sorted({PurePosixPath(name).suffix for name in visible if PurePosixPath(name).suffix})[:8]
         there = f"; it has files of the kinds {', '.join(kinds)}, to be converted" if kinds else ""
         raise UserError(f"{folder}: no images are found: there is no file that ends in {' or '.join(SUFFIXES)}{there}")
+    return names
+
+
+def _naming(folder: Path, work: Callable[[], Result]) -> Result:
+    """`work()`; what goes wrong in it names the folder."""
     try:
-        guess = guess_files(names, images=asked.images, label=asked.label)
-        images, labels = pairs(folder, guess.files)
+        return work()
     except UserError as fault:
         raise fault if str(fault).startswith(str(folder)) else UserError(f"{folder}: {fault}") from None
+
+
+def _paired(folder: Path, names: Sequence[str], asked: Asked) -> _Layout:
+    guess = _naming(folder, partial(guess_files, names, images=asked.images, label=asked.label))
+    images, labels = _naming(folder, partial(pairs, folder, guess.files))
     cases = tuple(
         Case(id=case, images=tuple(found[case] for found in images), label=labels.get(case)) for case in images[0]
     )
@@ -222,22 +208,10 @@ def _absent(root: Path, case: Case) -> list[str]:
 
 
 def _channel_names(folder: Path, files: Files, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Names by the words of the patterns, or CT where the intensities are those of CT, or else `image`."""
-    names = []
     case = next((case for case in cases if not _absent(folder, case)), None)
     if case is None:
         return ("image",) * len(files.images)
-    for pattern, image in zip(files.images, case.images, strict=True):
-        words = [word for word in _split(pattern) if word.lower() in MODALITY_WORDS]
-        low = 0 if words else min(slab.voxels.min() for slab in open_volume(folder / image).image_slabs())
-        word = words[-1] if words else "CT" if low < AIR else "image"
-        names.append("CT" if word.lower() == "ct" else word)
-    numbered = [f"{name}-{number}" for number, name in enumerate(names)]
-    return tuple(names if len(set(names)) == len(names) else numbered)
-
-
-def _split(pattern: str) -> list[str]:
-    return "".join(sign if sign.isalnum() else " " for sign in pattern).split()
+    return channel_names([(pattern, folder / image) for pattern, image in zip(files.images, case.images, strict=True)])
 
 
 def _names_of_bids(folder: Path, labels: Sequence[str]) -> dict[str, int] | None:
@@ -274,14 +248,28 @@ def _whole_value(text: str) -> int:
     return int(float(text))
 
 
+def _looked_at(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
+    """What a case's files say, and what is wrong with them."""
+    try:
+        return naming_case(partial(_look, root, channels), case)
+    except UserError as fault:
+        return _Seen(faults=(str(fault),))
+
+
 def _look(root: Path, channels: tuple[str, ...], case: Case) -> _Seen:
     volumes = {name: open_volume(root / name) for name in case.images}
     stored = {name: volume.channels for name, volume in volumes.items()}
     if sum(stored.values()) != len(channels):
         _refuse_volumes(stored, channels)
     grid = volumes[case.images[0]].geometry
-    values = values_of(open_volume(root / case.label))
-    return _Seen(shape=grid.canonical_shape, spacing=grid.spacing, values=frozenset(values - {0}))
+    label = open_volume(root / case.label)
+    values = values_of(label)
+    return _Seen(
+        shape=grid.canonical_shape,
+        spacing=grid.spacing,
+        values=frozenset(values - {0}),
+        faults=tuple(f"case {case.id}: {message}" for _, message in grid_faults({**volumes, case.label: label})),
+    )
 
 
 def _refuse_volumes(stored: dict[str, int], channels: tuple[str, ...]) -> None:
@@ -313,19 +301,18 @@ def _refuse_unnamed(values: dict[int, str], labels: dict[str, int], found: _Layo
 def _made_up(values: dict[int, str], found: _Layout) -> dict[str, int]:
     if not values:
         raise UserError(f"{found.root}: all label maps are empty, so that there is nothing to segment")
+    return {f"label-{value}": value for value in sorted(values)}
+
+
+def _refuse_images(values: set[int], found: _Layout) -> None:
     if len(values) > MOST_VALUES:
         raise UserError(
             f"{found.root}: the label maps hold {len(values)} values, so they are most likely no label maps; name "
             "these by --label PATTERN, or their values by --labels NAME=VALUE ..."
         )
-    return {f"label-{value}": value for value in sorted(values)}
 
 
 def _sorted(labels: dict[str, int], values: dict[int, str], found: _Layout) -> dict[str, int]:
     """In ascending order of the values; of the many that a table of BIDS may name, those that occur."""
     kept = {name: value for name, value in labels.items() if found.files is None or value in values}
     return dict(sorted(kept.items(), key=lambda item: item[1]))
-
-
-def _whole(sizes: np.ndarray) -> tuple[int, ...]:
-    return tuple(round(float(size)) for size in sizes)

@@ -1,7 +1,8 @@
 """Look at a folder of images and label maps, and write a first dataset file and study file for it.
 
-Read are datasets of the Medical Segmentation Decathlon and of nnU-Net (dataset.json), BIDS with derivatives, and images
-with label maps by any common names. Nothing is copied, and nothing in the folder is changed.
+Read are datasets of the Medical Segmentation Decathlon and of nnU-Net (dataset.json), BIDS with derivatives, images
+with label maps by any common names, and a folder per patient with an image and a mask per label (TotalSegmentator,
+PDDCA). Nothing is copied, and nothing in the folder is changed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import argparse
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
 
 if TYPE_CHECKING:
-    from megavoxel.datasets.survey import Survey
+    from megavoxel.datasets.surveyed import Survey
 
 CONFIG = Path("config")
 LEAST_CASES = 2
@@ -52,15 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="the images, as 'images/{case}.nii.gz': a pattern per channel",
+        help="the images, as 'images/{case}.nii.gz': a pattern per channel; in folders of patients, as 'ct.nii.gz'",
     )
     parser.add_argument("--label", metavar="PATTERN", help="the label maps, as 'labels/{case}.nii.gz'")
     parser.add_argument(
         "--channels", nargs="+", default=[], metavar="NAME", help="names of the channels; CT is normalised as CT"
     )
-    parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help="names of the label values")
     parser.add_argument(
-        "--leave-out", action="store_true", help="leave out images without label map, and links to nothing"
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="names of the label values; or which masks to take, each with the value that it gets",
+    )
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out cases with a missing or faulty file, and masks of one case"
     )
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="cases read at once; default: all cores"
@@ -74,8 +82,10 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.config.first_files import dataset_text, study_text
     from megavoxel.config.hardware import load_device
     from megavoxel.config.study_file import load_study
-    from megavoxel.datasets.survey import Asked, survey
+    from megavoxel.datasets.survey import survey
+    from megavoxel.datasets.surveyed import Asked
     from megavoxel.files import write_text
+    from megavoxel.planning.larger_patch import larger_patch
 
     device = load_device(arguments.hardware, _device_name(arguments), source="--gpu")
     asked = Asked(
@@ -104,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         origin=str(found.root),
         layout=found.layout,
         files=found.files,
+        patients=found.patients,
         channels=found.channels,
         labels=found.labels,
         unnamed=found.unnamed,
@@ -111,7 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
         tolerance=_tolerance(found.spacing),
         declared=declared,
     )
-    planned = study_text(
+    text = partial(
+        study_text,
         name=name,
         dataset=str(dataset),
         device=device,
@@ -120,7 +132,9 @@ def run(arguments: argparse.Namespace) -> None:
         labels=[*found.labels],
     )
     write_text(dataset, described)
-    write_text(study, planned)
+    write_text(study, text())
+    if device.gpus:
+        write_text(study, text(larger=larger_patch(load_dataset(dataset), load_study(study).settings[0])))
     load_dataset(dataset)
     load_study(study)
     _say(found, dataset, study)
@@ -175,12 +189,21 @@ def _say(found: Survey, dataset: Path, study: Path) -> None:
     print(f"labels: {', '.join(f'{name} {value}' for name, value in found.labels.items())}")
     if found.unnamed:
         print(f"no file names the labels: correct their names in {dataset}")
+    if found.overlap:
+        print(f"{found.overlap} voxels lie in several masks: the smaller mask counts, by the order in {dataset}")
+    if found.empty:
+        print(f"left out, because their masks are empty in all cases: {listed(found.empty)}")
+    if found.single:
+        print(f"left out, because one case alone has such a mask: {listed(found.single)}")
     if found.excluded:
-        print(f"left out, because a label map or what a link leads to is missing: {len(found.excluded)} images")
+        print(f"left out, because a file is missing or faulty: {listed(found.excluded)}")
     if found.unused:
         print(f"not used, because they belong to no case: {listed(found.unused)}")
     print(f"written: {dataset}, {study}")
-    print(f"next:\n  snakemake --configfile {shlex.quote(str(study))}")
+    file = shlex.quote(str(study))
+    print("next:")
+    print(f"  snakemake plan --configfile {file}    # memory and hours, before anything runs")
+    print(f"  snakemake --configfile {file}")
 
 
 def _labels(pairs: list[str]) -> dict[str, int]:
