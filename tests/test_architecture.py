@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"errors", "files", "csv_files", "processes", "parallel", "progress"},
+    {"errors", "files", "csv_files", "memory", "processes", "parallel", "progress"},
     {"volumes"},
     {"config", "containers"},
     {"datasets"},

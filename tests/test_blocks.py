@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from scipy.spatial.transform import Rotation
 
 from dataset_folder import refusal
 from megavoxel.cli import main
@@ -86,7 +87,9 @@ def label_map() -> np.ndarray:
     return (volume() % 5).astype(np.uint8)
 
 
-ORIENTED = np.array([[-0.0, -2.0, 0.0, 7.0], [1.5, 0.0, 0.1, -3.0], [0.0, 0.2, -3.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
+ORIENTED = np.eye(4)
+ORIENTED[:3, :3] = Rotation.from_euler("xy", (4, -3), degrees=True).as_matrix() @ [[0, -2, 0], [1.5, 0, 0], [0, 0, -3]]
+ORIENTED[:3, 3] = (7, -3, 11)
 """An oblique file with axes turned and running the other way."""
 
 

@@ -31,6 +31,7 @@ case "$*" in
     shift $(($# - 2)); cp "$2" "$1";;
   *inspect*) echo '{{"data": {{"attributes": {{"labels": {labels}}}}}}}';;
   *exec*packages.txt) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
+  *exec*debian.txt) cat {debian};;
   *exec*wheels.txt) printf '12ab  torch-2.13.0-cp311.whl\\n34cd  annotated_types-0.8.0-py3.whl\\n';;
   *exec*) exit 1;;
 esac
@@ -49,7 +50,8 @@ def stand_in(folder: Path, monkeypatch, labels: str) -> Path:
     calls = folder / "calls.txt"
     program = folder / "bin" / "apptainer"
     program.parent.mkdir()
-    program.write_text(STAND_IN.format(calls=calls, labels=labels))
+    (folder / "debian.txt").write_text("libc6=2.36-9\nbase-files=12.4\n")
+    program.write_text(STAND_IN.format(calls=calls, labels=labels, debian=folder / "debian.txt"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
     return calls
@@ -97,6 +99,7 @@ def test_the_lock_has_digest_sources_and_packages_of_each_image(calls, tmp_path,
         "bytes": 7,
         "sources": "abc",
         "apptainer": "1.4.5",
+        "debian": ["base-files=12.4", "libc6=2.36-9"],
         "packages": ["annotated-types==0.8.0", "torch==2.13.0"],
         "wheels": {"torch-2.13.0-cp311.whl": "12ab", "annotated_types-0.8.0-py3.whl": "34cd"},
     }
@@ -120,6 +123,21 @@ def test_the_lock_keeps_what_it_says_of_images_that_are_still_there(calls, tmp_p
     lock.write_text("[")
     write_lock(lock, [images["cpu"]])
     assert list(read_lock(lock)) == ["cpu.sif"]
+
+
+def test_packages_of_debian_that_differ_from_the_lock_are_named(calls, tmp_path, capsys):
+    image, lock = tmp_path / "cpu.sif", tmp_path / "images.lock"
+    image.write_text("cpu")
+    command = ["lock-images", "--images", str(image), "--output", str(lock)]
+    for _ in range(2):
+        assert main(command) == 0
+        assert "warning" not in capsys.readouterr().out
+    (tmp_path / "debian.txt").write_text("libc6=2.36-10\nxz-utils=5.4\n")
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "warning: cpu.sif: 3 packages of Debian differ from those of images.lock" in said
+    assert "base-files missing (was 12.4), libc6 2.36-10 (was 2.36-9), xz-utils 5.4 (was missing)" in said
+    assert read_lock(lock)["cpu.sif"]["debian"] == ["libc6=2.36-10", "xz-utils=5.4"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import group_worker
+import late_state_worker
 from group_worker import BATCH, CPU, steps_of, ways
 from helpers import tiny_plan
 from megavoxel.config.setting import Parallel
@@ -18,6 +20,7 @@ from megavoxel.errors import UserError
 from megavoxel.forecast.choice import check_parallel
 from megavoxel.network.tensor_files import load_tensors
 from megavoxel.training.patches import SampleNumbers, Share
+from megavoxel.training.states.checkpoint import save_state
 from stage_server import run_group
 from training_jobs import check_that_all_end_with_one, training_command
 
@@ -99,6 +102,25 @@ def test_a_process_that_dies_ends_the_job(tmp_path):
     plan = tiny_plan(batch=4, training={"epochs": 10_000})
     command = training_command(tmp_path, replace(plan, parallel=Parallel(data=2)))
     check_that_all_end_with_one([*command, "--output", "out"], tmp_path, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([(3, 5), (3, 5)], "goes on"),
+        ([(3, 0), (2, 0)], r"see different values of the epoch in .*: 3, 2; .* run the stage again"),
+        ([(3, 5), (3, 2)], r"see different values of the step of the epoch in .*: 5, 2; .* run the stage again"),
+        ([(1, 0), None], r"see different values of the epoch in .*: 1, 0; .* run the stage again"),
+    ],
+)
+def test_processes_that_see_a_state_late_do_not_go_on_from_different_ones(tmp_path, states, said):
+    for rank, state in enumerate(states):
+        if state is not None:
+            epoch, steps = state
+            content = {"key": "some", "epoch": epoch, "losses": [0.0] * steps}
+            save_state(tmp_path / f"seen-by-{rank}", content)
+    run_group(late_state_worker.__file__, tmp_path / "said.txt", processes=2)
+    assert re.search(said, (tmp_path / "said.txt").read_text())
 
 
 def test_a_single_process_asks_nobody():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from megavoxel.cli import main
 from megavoxel.errors import UserError
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab, finite
+from megavoxel.models import prepare
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading, in_unit_of
 from megavoxel.models.scans import find_scans
 from megavoxel.volumes.grid import compare_grids
 from megavoxel.volumes.no_scans import is_no_scan
 from megavoxel.volumes.open import open_volume, read_labels
+from megavoxel.volumes.slabs import LARGE_VOXELS
 from megavoxel.volumes.volume import Hints
 from megavoxel.volumes.write import write_labels
 from test_new_scans import Threshold, assert_in_place, label, scan, threshold_plan, write
@@ -269,6 +272,36 @@ def test_logits_that_are_not_finite_are_an_error_of_the_case(tmp_path, value, la
     with pytest.raises(UserError, match="case a: the network gives values that are NaN or infinite"):
         label_scans(unfinished(find_scans([tmp_path / "in"]), labelling), predictor, labelling)
     assert names(tmp_path / "out") == ["prediction.json"]
+
+
+def label_one(path: Path, output: Path, large_voxels: int = LARGE_VOXELS) -> None:
+    plan = threshold_plan("image")
+    reading = Reading(any_modality=True, large_voxels=large_voxels)
+    labelling = Labelling(output=output, model={}, postprocessing=None, reading=reading)
+    predictor = CasePredictor(plan, [Threshold()], "float32", torch.device("cpu"))
+    label_scans(unfinished(find_scans([path]), labelling), predictor, labelling)
+
+
+def test_a_scan_that_memory_does_not_hold_is_refused_by_its_header_and_read_in_parts(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    write(path, scan())
+    monkeypatch.setattr(prepare, "free_memory", lambda: 8 * scan().dataobj.size - 1)
+    monkeypatch.setattr(prepare, "joined_image", lambda _: pytest.fail("its voxels are read"))
+    with pytest.raises(UserError, match=r"case a: .*a\.nii\.gz takes 0\.0 GB .*add --large-voxels 1, so that"):
+        label_one(path, tmp_path / "out")
+    label_one(path, tmp_path / "out", large_voxels=1)
+    assert (tmp_path / "out/a.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float64])
+def test_a_scan_takes_no_more_than_24_bytes_for_a_voxel_until_it_is_refused(tmp_path, kind):
+    nibabel.Nifti1Image(np.zeros((120, 120, 120), kind), np.eye(4)).to_filename(tmp_path / "a.nii.gz")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="has the value 0 in every voxel"):
+        label_one(tmp_path / "a.nii.gz", tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 120**3
 
 
 def test_a_mean_of_stored_logits_that_is_not_finite_names_its_subject():

@@ -143,7 +143,7 @@ def test_windows_are_mirrored_along_the_axes_of_the_training(predictor, mirror, 
 
 
 def test_a_label_map_has_the_shape_and_affine_of_its_image_voxel_for_voxel(predictor, tmp_path):
-    affine = np.array([[0, 0, -2.0, 7], [1.1, 0.1, 0, -3], [0, -1.5, 0.2, 11], [0, 0, 0, 1]])
+    affine = np.array([[0, 0, -2.0, 7], [1.056, 0.42, 0, -3], [0.308, -1.44, 0, 11], [0, 0, 0, 1]])
     geometry = Geometry(shape=(10, 14, 9), affine=affine)
     write_nifti(tmp_path / "image.nii.gz", np.zeros(geometry.shape, np.float32), affine)
     shape = geometry.canonical_shape

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from itertools import permutations, product
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from megavoxel.errors import UserError
@@ -166,3 +169,67 @@ def test_a_file_that_ends_within_its_header_is_damaged(tmp_path, name):
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         with pytest.raises(DamagedFileError, match="it ends within its header"):
             read_geometry(tmp_path / name)
+
+
+def sheared(cosine: float) -> np.ndarray:
+    """An affine whose first two axes have an angle with this cosine."""
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[0, 1] = 2 * cosine / np.sqrt(1 - cosine**2)
+    return affine
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_a_sheared_grid_is_refused_in_every_format(tmp_path, suffix):
+    """ITK refuses it in NIfTI, with cosines above about 0.0002."""
+    path = tmp_path / f"tilted{suffix}"
+    for cosine, is_sound in ((1e-6, True), (5e-4, True), (0.01, False), (0.3, False)):
+        affine = sheared(cosine)
+        if suffix == ".nii.gz":
+            nibabel.Nifti1Image(np.ones(SHAPE, np.int16), affine).to_filename(path)
+        else:
+            image = sitk.GetImageFromArray(np.ones(SHAPE[::-1], np.int16))
+            sides = np.linalg.norm(affine[:3, :3], axis=0)
+            image.SetSpacing(sides)
+            sitk.WriteImage(image, path)
+            _with_directions(path, affine[:3, :3], sides)
+        if is_sound:
+            assert read_geometry(path).shape == SHAPE
+        else:
+            with pytest.raises(UserError, match=r"tilted.*angle of 8\d\.\d+ degrees|tilted.*angle of 72"):
+                read_geometry(path)
+
+
+def _with_directions(path: Path, axes: np.ndarray, sides: np.ndarray) -> None:
+    """Writes directions into a header that SimpleITK does not write itself."""
+    head, behind = path.read_bytes().split(b"\n", 1)
+    vectors = [" ".join(f"{part:.9g}" for part in axis) for axis in (axes / sides).T]
+    lengths = ["(" + ",".join(f"{part:.9g}" for part in axis) + ")" for axis in axes.T]
+    behind = re.sub(rb"TransformMatrix = [^\n]*", f"TransformMatrix = {' '.join(vectors)}".encode(), behind)
+    behind = re.sub(rb"space directions: [^\n]*", f"space directions: {' '.join(lengths)}".encode(), behind)
+    path.write_bytes(head + b"\n" + behind)
+
+
+def test_sform_and_qform_that_contradict_one_another_are_refused(tmp_path):
+    mirrored, turned = np.diag([-1.0, 1, 1, 1]), np.diag([-1.0, -1, 1, 1])
+    bent = np.eye(4)
+    bent[:3, :3] = Rotation.from_euler("z", 40, degrees=True).as_matrix() * 1.2
+    for sform, code, qform, qform_code, is_sound in (
+        (np.eye(4), 1, np.eye(4), 1, True),
+        (mirrored, 1, mirrored, 1, True),
+        (np.eye(4), 1, mirrored, 1, False),
+        (mirrored, 4, np.eye(4), 1, False),
+        (mirrored, 1, np.eye(4), 0, True),
+        (mirrored, 0, np.eye(4), 1, True),
+        (turned, 1, np.eye(4), 1, False),
+        (turned, 4, np.eye(4), 1, True),
+        (bent, 4, np.eye(4), 1, True),
+    ):
+        image = nibabel.Nifti1Image(np.ones(SHAPE, np.int16), None)
+        image.set_sform(sform, code)
+        image.set_qform(qform, qform_code)
+        image.to_filename(tmp_path / "a.nii")
+        if is_sound:
+            assert np.allclose(read_geometry(tmp_path / "a.nii").affine, sform if code else qform)
+        else:
+            with pytest.raises(UserError, match=r"a\.nii: its sform and its qform contradict"):
+                read_geometry(tmp_path / "a.nii")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -30,8 +31,20 @@ def voxels_of(path: Path) -> np.ndarray:
     return np.concatenate([slab.voxels for slab in open_volume(path).image_slabs()])
 
 
+def whole_voxels_of(path: Path) -> np.ndarray:
+    return open_volume(path).image()
+
+
+def cut_voxels_of(path: Path) -> np.ndarray:
+    """By the function that divides a volume into blocks: the last planes are in none of them."""
+    part = path.with_name(f"part-{path.name}")
+    open_volume(path).cut([((slice(0, 8), slice(0, 10), slice(0, 6)), part)])
+    return open_volume(part).image()
+
+
+@pytest.mark.parametrize("voxels_of", [voxels_of, whole_voxels_of, cut_voxels_of])
 @pytest.mark.parametrize(("write", "name"), [(nifti, "a.nii.gz"), (nrrd, "a.nrrd")])
-def test_no_flipped_bit_of_a_compressed_stream_is_taken(tmp_path, write, name):
+def test_no_flipped_bit_of_a_compressed_stream_is_taken(tmp_path, write, name, voxels_of):
     path = tmp_path / name
     first = write(path)
     whole, expected = path.read_bytes(), voxels_of(path)
@@ -50,3 +63,34 @@ def test_a_stream_in_several_parts_is_read(tmp_path):
     content = (tmp_path / "a.nii").read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content[:900]) + gzip.compress(content[900:]))
     assert np.array_equal(voxels_of(tmp_path / "b.nii.gz"), voxels_of(tmp_path / "a.nii"))
+
+
+@pytest.mark.parametrize("order", ["little", "big", "channels last", "two parts"])
+def test_a_sound_nrrd_is_read_and_a_wrong_checksum_refused_in_any_order_of_bytes(tmp_path, order):
+    """The checksum is that of the bytes in the file, which are not always those in memory."""
+    channels = np.stack(
+        [VOXELS, VOXELS + 1], axis=-1 if order != "channels last" else 0
+    )  # (z, y, x, c) or (c, z, y, x)
+    content = channels.astype(">i2" if order == "big" else "<i2").tobytes()
+    axes = (
+        ("8 10 12 2", "space space space vector")
+        if order == "channels last"
+        else ("2 8 10 12", "vector " + "space " * 3)
+    )
+    directions = "(1,0,0) (0,1,0) (0,0,1)"
+    header = (
+        f"NRRD0005\ntype: int16\ndimension: 4\nspace: left-posterior-superior\nsizes: {axes[0]}\nkinds: {axes[1]}\n"
+        f"endian: {'big' if order == 'big' else 'little'}\nencoding: gzip\n"
+        f"space directions: {directions + ' none' if order == 'channels last' else 'none ' + directions}\n"
+        "space origin: (0,0,0)\n\n"
+    )
+    places = (0, 999, len(content)) if order == "two parts" else (0, len(content))
+    packed = b"".join(gzip.compress(content[begin:end]) for begin, end in pairwise(places))
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(header.encode() + packed)
+    found = open_volume(path).image()
+    assert np.array_equal(found[0, :, ::-1, ::-1], VOXELS)
+    assert np.array_equal(found[1], found[0] + 1)
+    path.write_bytes(path.read_bytes()[:-8] + b"\0\0\0\0" + packed[-4:])
+    with pytest.raises(UserError, match=r"a\.nrrd"):
+        open_volume(path).image()

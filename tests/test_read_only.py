@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fake_study import evaluate_part, make_study, report_study
 from megavoxel import files
+from megavoxel.cli import main
 from megavoxel.training.states.checkpoint import load_state, save_state
 
 
@@ -62,3 +65,43 @@ def test_the_state_before_stays_in_its_place(tmp_path, read_only_after):
     with pytest.raises(OSError, match="Read-only file system"):
         save_state(tmp_path, {"key": "k", "epoch": 2})
     assert load_state(tmp_path, key="k")["epoch"] == 1
+
+
+MOUNTING = """
+import os, subprocess, sys
+from megavoxel import files
+from megavoxel.cli import main
+
+folder, real, left = sys.argv[1], os.replace, iter(range(int(sys.argv[2])))
+subprocess.run(["mount", "--bind", folder, folder], check=True)
+
+def replace(source, target):
+    if next(left, None) is None:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    real(source, target)
+
+files.os.replace = replace
+sys.exit(main(sys.argv[3:]))
+"""
+"""A stage under whose results the file system turns read-only before the file with that number gets its name."""
+
+
+@pytest.mark.slow
+def test_on_a_file_system_that_turns_read_only_one_line_names_the_file_and_a_later_run_is_whole(tmp_path):
+    private = ["unshare", "--mount"]
+    if subprocess.run([*private, "sh", "-c", f"mount --bind {tmp_path} {tmp_path}"], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    fake = make_study(tmp_path, score=False)
+    output = tmp_path / "new" / "scores.csv"
+    output.parent.mkdir()
+    words = ["evaluate", str(fake.model("small") / "fold-0/validation"), "--cases", str(fake.cases), "--splits"]
+    words += [str(fake.splits), "--split", "validation", "--fold", "0", "--setting", "small", "--output", str(output)]
+    command = [*private, sys.executable, "-c", MOUNTING, str(output.parent), "0", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1
+    assert "Read-only file system" in done.stderr
+    assert "scores.csv" in done.stderr
+    assert not output.exists()
+    assert main(words) == 0
+    assert [path.name for path in output.parent.iterdir()] == ["scores.csv"]

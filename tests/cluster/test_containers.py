@@ -59,6 +59,8 @@ def test_the_lock_says_what_the_image_holds(place, repository):
     for pin in filter(None, locked):
         name, _, version = pin.partition("==")
         assert inside[name.lower().replace("_", "-")].partition("+")[0] == version
+    debian = dict(pin.split("=", 1) for pin in record["debian"])
+    assert {"libc6", "python3", "ca-certificates"} <= debian.keys()
     wheels = (place / "containers/wheels/cpu").glob("*.whl")
     assert record["wheels"] == {path.name: file_sha256(path) for path in wheels}
 

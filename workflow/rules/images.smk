@@ -32,7 +32,7 @@ else:
         conda:
             "../../envs/megavoxel.yaml"
         shell:
-            "megavoxel lock-images --images {input.images:q} --output {output.lock:q} > {log:q} 2>&1"
+            "megavoxel lock-images --images {input.images:q} --output {output.lock:q} 2>&1 | tee {log:q}"
 
     rule image:
         """Packages and code on the base."""

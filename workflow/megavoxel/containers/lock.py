@@ -28,6 +28,8 @@ SOURCES = (
 
 PACKAGES = "/opt/megavoxel/packages.txt"
 """File in an image: the output of `pip freeze` when it was built."""
+DEBIAN = "/opt/megavoxel/debian.txt"
+"""File in an image: the packages of Debian that it holds, as NAME=VERSION."""
 WHEELS = "/opt/megavoxel/wheels.txt"
 """File in an image: the output of `sha256sum` for the wheels that went in."""
 LABELS = Path("/.singularity.d/labels.json")
@@ -54,7 +56,8 @@ def describe_image(image: Path) -> dict[str, Any]:
 
     Returns:
         `sha256` and `bytes` of the file, `sources` (`hash_of_sources` when it was built), `apptainer` (the version that
-        built it), `packages` (pins, sorted by name) and `wheels` (SHA-256 by file name).
+        built it), `debian` (NAME=VERSION of Debian's packages), `packages` (pins, sorted by name) and `wheels`
+        (SHA-256 by file name).
 
     Raises:
         UserError: there is no Apptainer or no such file, or the file is no image of this project.
@@ -68,6 +71,7 @@ def describe_image(image: Path) -> dict[str, Any]:
         "bytes": image.stat().st_size,
         "sources": labels["sources"],
         "apptainer": labels.get("org.label-schema.usage.apptainer.version"),
+        "debian": sorted(_words_in(image, DEBIAN)),
         "packages": sorted(_words_in(image, PACKAGES), key=str.lower),
         "wheels": dict(zip(wheels[1::2], wheels[::2], strict=True)),
     }
@@ -100,15 +104,26 @@ def write_lock(path: Path, images: Sequence[Path]) -> None:
     Raises:
         UserError: there is no Apptainer, or a file is no image of this project.
     """
-    records = _records_of_images_in(images[0].parent, path) | {image.name: describe_image(image) for image in images}
+    there = {name: record for name, record in locked_before(path).items() if (images[0].parent / name).is_file()}
+    records = there | {image.name: describe_image(image) for image in images}
     write_text(path, HEAD + yaml.safe_dump(dict(sorted(records.items())), sort_keys=False))
 
 
-def _records_of_images_in(folder: Path, lock: Path) -> dict[str, dict[str, Any]]:
+def locked_before(lock: Path) -> dict[str, dict[str, Any]]:
+    """The records of a lock that is about to be written; none where there is no lock, or a broken one."""
     try:
-        return {name: record for name, record in read_lock(lock).items() if (folder / name).is_file()}
-    except UserError:  # there is no lock, or it is broken: a new one is written
+        return read_lock(lock)
+    except UserError:
         return {}
+
+
+def debian_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The packages of Debian in which two records of an image differ; none where one of them does not list any."""
+    old, new = (dict(pin.split("=", 1) for pin in record.get("debian", ())) for record in (before, after))
+    if not old or not new:
+        return []
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name} {new.get(name, 'missing')} (was {old.get(name, 'missing')})" for name in names]
 
 
 def doubt(

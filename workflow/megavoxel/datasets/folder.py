@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from megavoxel.csv_files import guarded, unguarded
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, table_text, write_text
@@ -94,7 +95,7 @@ def write_checksums(folder: Path) -> None:
     sizes = {name: (folder / name).stat().st_size for name in names}
     with progress("checksums", sum(sizes.values()), unit=BYTES) as shown:
         for name, size in sizes.items():
-            rows.append(f"{name.as_posix()}\t{size}\t{file_sha256(folder / name)}")
+            rows.append(f"{guarded(name.as_posix())}\t{size}\t{file_sha256(folder / name)}")
             shown.advance(size)
     write_text(folder / CHECKSUMS, "\n".join(rows) + "\n")
 
@@ -151,7 +152,7 @@ def _listed(checksums: Path) -> dict[str, tuple[int, str]]:
     try:
         head, *lines = table_text(checksums).read().splitlines()
         rows = [line.split("\t") for line in lines]
-        found = {name: (int(size), digest) for name, size, digest in rows}
+        found = {unguarded(name): (int(size), digest) for name, size, digest in rows}
         if head != HEAD or not found or not all(DIGEST.fullmatch(digest) for _, digest in found.values()):
             raise ValueError(head)
     except FileNotFoundError:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 from tabulate import tabulate
 
 from megavoxel.datasets.cases import Cases
@@ -18,7 +17,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
-from megavoxel.network.host_memory import host_memory
+from megavoxel.memory import free_memory
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
 from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in, values_of
@@ -104,7 +103,7 @@ def require_comparable(pair: Pair) -> tuple[Volume, Volume]:
 
 def _require_memory(pair: Pair, voxels: int) -> None:
     """Refuses maps that memory does not hold; a file of 2 MB may have 2 000 000 000 voxels."""
-    needed, free = BYTES_OF_VOXEL * voxels, min(psutil.virtual_memory().available, host_memory())
+    needed, free = BYTES_OF_VOXEL * voxels, free_memory()
     if needed > free:
         raise UserError(
             f"case {pair.case}: comparing two label maps of {voxels} voxels takes {needed / 1e9:.0f} GB of memory or "

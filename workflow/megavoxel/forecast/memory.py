@@ -16,7 +16,7 @@ from megavoxel.forecast.choice import choose, next_option
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import Forecast, forecast_setting, prediction_gib
 from megavoxel.forecast.step import GIB, gib
-from megavoxel.network.host_memory import host_memory
+from megavoxel.memory import host_memory
 from megavoxel.planning.plan import Plan
 
 

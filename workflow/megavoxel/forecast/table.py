@@ -12,9 +12,9 @@ import pandas
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel, Setting
 from megavoxel.config.study import Partitions, Study
+from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_path
 from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline_step import fake_network
@@ -115,8 +115,7 @@ def describe(planned: PlannedSetting) -> str:
 
 def save_table(path: Path, rows: pandas.DataFrame) -> None:
     """Writes `plan.tsv` or `partitions.tsv`."""
-    with atomic_path(path) as partial:
-        rows.to_csv(partial, sep="\t", index=False)
+    write_csv(path, rows)
 
 
 def workload_of(study: Study, setting: Setting, cases: Cases) -> Workload:

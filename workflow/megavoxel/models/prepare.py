@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.errors import UserError
+from megavoxel.memory import free_memory
 from megavoxel.models.scans import Scan, in_order_of_channels
 from megavoxel.planning.plan import Plan, PreprocessingPlan
 from megavoxel.preprocessing.case import preprocess_image, preprocess_large_image
@@ -30,6 +31,8 @@ DICOM_CODES = {
     "US": r"us|ultrasound",
 }
 """DICOM's names of modalities (PS3.3, C.7.3.1.1.1), and how datasets name them or their channels."""
+BYTES_OF_VOXEL = 8
+"""Memory of a scan for a voxel at the least: as it is read and on the network's grid, both in float32."""
 ALIKE = 1000**0.5
 """Ratio of the sides of voxels up to which two scans may be of one kind."""
 LEAST_OF_MR = -200
@@ -141,11 +144,22 @@ def prepared(
         preprocess_large_image(volumes, rules, scan.case, modality, scratch, plan.patch)
         case = open_case(scratch, scan.case)
         return case.image, case.properties
+    _require_memory(scan.case, volumes)
     image = joined_image(volumes)
     ready = preprocess_image(image, volumes[0].geometry, rules, scan.case, modality)
     if not reading.any_modality:
         check_values(rules, scan.case, modality, image)
     return ready
+
+
+def _require_memory(case: str, volumes: Sequence[Volume]) -> None:
+    """Refuses a scan that memory does not hold whole, before its voxels are read."""
+    needed, free = BYTES_OF_VOXEL * sum(math.prod(volume.shape) for volume in volumes), free_memory()
+    if needed > free:
+        raise UserError(
+            f"case {case}: {volumes[0].path} takes {needed / 1e9:.1f} GB of memory or more, and {free / 1e9:.1f} GB "
+            "are free; take a machine with more, or add --large-voxels 1, so that it is read in parts"
+        )
 
 
 def _check_channels(case: str, volumes: Sequence[Volume], plan: PreprocessingPlan) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from megavoxel.csv_files import as_written
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
@@ -263,7 +264,7 @@ def read_forecast(path: Path) -> pd.DataFrame:
     try:
         # A setting may be called NA; only an empty field is no number.
         table = pd.read_csv(table_text(path), sep="\t", dtype={"setting": str}, keep_default_na=False, na_values=[""])
-        return table.set_index("setting").astype({"peak_gib": float})
+        return as_written(table).set_index("setting").astype({"peak_gib": float})
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{path}: cannot be read as a forecast ({fault}); run 'snakemake plan' again") from None
 

@@ -86,6 +86,7 @@ def train_plan(
     """
     run = functions.start(plan, data, group.device, load_state(states, key=key), group)
     require_same(group, run.epoch, f"epoch in {states}")
+    require_same(group, len(run.losses), f"step of the epoch in {states}")
     if not has_ended(run.history, plan.training):
         with state_writer(states) as writer:
             save = partial(_save, run, writer, key, lock)

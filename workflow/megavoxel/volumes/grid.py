@@ -26,6 +26,8 @@ SPACING_TOLERANCE = 1e-3
 AFFINE_TOLERANCE = 0.05
 """Largest distance between the places of a corner voxel in two files on one grid, in units of the smallest voxel
 side."""
+SHEAR_TOLERANCE = 1e-3
+"""Largest cosine of the angle between two axes of a grid: half a voxel over 500 voxels."""
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 """How many mm the units are that NIfTI files can state, by nibabel's names."""
 
@@ -82,12 +84,28 @@ def geometry_of(shape: Sequence[int], affine: np.ndarray, path: Path, unit: str 
     """The grid that the header of a file states, in its own unit.
 
     Raises:
-        UserError: the affine is singular or not finite.
+        UserError: the affine is singular or not finite, or its axes are not at right angles.
     """
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
         raise UserError(f"{path}: the affine of its header is singular or not finite; write the file with a valid one")
+    require_right_angles(affine, path)
     return Geometry(shape=tuple(int(size) for size in shape), affine=affine, unit=unit)
+
+
+def require_right_angles(affine: np.ndarray, path: Path) -> None:
+    """Refuses a sheared grid, whose voxels no spacing describes; ITK refuses it in NIfTI as well.
+
+    Raises:
+        UserError: two axes of the affine are not at right angles.
+    """
+    axes = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), np.finfo(float).tiny)
+    cosines = np.abs(axes.T @ axes)[np.triu_indices(3, 1)]
+    if cosines.max() > SHEAR_TOLERANCE:
+        raise UserError(
+            f"{path}: two axes of its grid are at an angle of {math.degrees(math.acos(min(1, cosines.max()))):.4g} "
+            "degrees, expected are 90: resample it to a grid whose axes are at right angles"
+        )
 
 
 def assumed_affine(path: Path, spacing: Sequence[float], orientation: str | None, how: str = "") -> np.ndarray:

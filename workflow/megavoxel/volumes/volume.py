@@ -7,7 +7,9 @@ whole, or slab by slab where memory does not hold them, always in canonical orde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +52,8 @@ class Volume:
     channels: int
     voxels: Callable[[type | None], np.ndarray]
     """Reads the file: (i, j, k), or (i, j, k, channels), in a given type or as stored."""
-    begin: Callable[[], Planes]
-    """Begins a pass over the file, in which planes are asked for in their order."""
+    begin: Callable[[], AbstractContextManager[Planes]]
+    """A pass over the file, in which planes are asked for in their order; at its end the file is known to be whole."""
     has_channel_axis: bool = False
     """Whether the file has a fourth axis."""
     is_oriented: bool = True
@@ -116,9 +118,10 @@ class Volume:
     def _slabs(self) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray]]:
         """Channel, place and voxels (z, y, x) of each slab, in order of the file."""
         axis, flipped = slab_axis(self.geometry)
-        shape, planes = self.geometry.canonical_shape, self.begin()
-        for channel in range(self.channels):
-            for place in slab_places(shape, axis, flipped=flipped):
+        shape = self.geometry.canonical_shape
+        places = slab_places(shape, axis, flipped=flipped)
+        with self.begin() as planes:
+            for channel, place in product(range(self.channels), places):
                 span = place[axis]
                 read = slice(shape[axis] - span.stop, shape[axis] - span.start) if flipped else span
                 yield channel, place, self.geometry.to_canonical(planes(read, channel))

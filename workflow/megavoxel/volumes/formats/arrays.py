@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def _voxels(path: Path, kind: type | None) -> np.ndarray:
     return np.array(_load(path).T, dtype=kind)
 
 
-def _begin(path: Path) -> Planes:
+def _begin(path: Path) -> AbstractContextManager[Planes]:
     array = _load(path).T
-    return lambda span, _channel: np.array(array[..., span])
+    return nullcontext(lambda span, _channel: np.array(array[..., span]))
 
 
 FORMATS = (Format(suffixes=(".npy",), open=_open, needs_spacing=True),)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from megavoxel.errors import UserError
+from megavoxel.memory import free_memory
 from megavoxel.volumes.formats.itk_headers import Header, read_header
 from megavoxel.volumes.formats.packed import require_whole_gzip
-from megavoxel.volumes.grid import assumed_affine, geometry_of
+from megavoxel.volumes.grid import assumed_affine, geometry_of, require_right_angles
 from megavoxel.volumes.volume import DamagedFileError, Format, Hints, Planes, Volume
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _open(path: Path, hints: Hints) -> Volume:
     _require_millimetres(path, text)
     is_oriented, how = _orientation(text.kind, text.lower)
     affine, sides = affine_of(header), header.GetSpacing()[:3]
+    require_right_angles(affine, path)
     if not text.states_sides and (is_oriented or hints.orientation is not None):
         sides = _assumed_sides(path, hints)
         affine[:3, :3] *= np.divide(sides, header.GetSpacing()[:3])
@@ -119,10 +121,10 @@ def _open(path: Path, hints: Hints) -> Volume:
         size,
         header.GetNumberOfComponents(),
         affine,
-        partial(_read, path),
+        partial(_read, path, text),
         is_oriented=is_oriented,
         modality=stated or None,
-        cut=partial(_cut, path),
+        cut=partial(_cut, path, text),
         write_labels=partial(_write_labels, path),
     )
 
@@ -180,16 +182,17 @@ def _require_millimetres(path: Path, text: Header) -> None:
         raise UserError(f"{path}: its header states lengths in {text.other_units[0]}; write it with lengths in mm")
 
 
-def _read(path: Path) -> Image:
-    itk, needed, free = simpleitk(), _bytes_of(_header_of(path)), psutil.virtual_memory().available
+def _read(path: Path, text: Header) -> Image:
+    itk, needed, free = simpleitk(), _bytes_of(_header_of(path)), free_memory()
     if needed > free:
         raise UserError(
             f"{path}: its voxels take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; take a "
             "machine with more, or convert it to NIfTI, which is read in parts"
         )
-    for file, begin in read_header(path).gzip_streams:
-        require_whole_gzip(file, begin=begin)
-    return itk_result(path, lambda: itk.ReadImage(_own_path(path)))
+    image = itk_result(path, lambda: itk.ReadImage(_own_path(path)))
+    for file, begin in text.gzip_streams:
+        require_whole_gzip(file, begin, itk.GetArrayViewFromImage(image))
+    return image
 
 
 def _array(image: Image) -> np.ndarray:
@@ -203,18 +206,18 @@ def _voxels(take: Callable[[], Image], kind: type | None) -> np.ndarray:
     return np.array(_array(image), dtype=kind)
 
 
-def _begin(take: Callable[[], Image]) -> Planes:
+def _begin(take: Callable[[], Image]) -> AbstractContextManager[Planes]:
     image = take()
 
     def planes(span: slice, channel: int) -> np.ndarray:
         array = _array(image)
         return np.array(array[..., span, channel] if array.ndim == 4 else array[..., span])
 
-    return planes
+    return nullcontext(planes)
 
 
-def _cut(path: Path, boxes: Sequence[tuple[Sequence[slice], Path]]) -> None:
-    itk, image = simpleitk(), _read(path)
+def _cut(path: Path, text: Header, boxes: Sequence[tuple[Sequence[slice], Path]]) -> None:
+    itk, image = simpleitk(), _read(path, text)
     for box, target in boxes:
         start, size = [0] * image.GetDimension(), list(image.GetSize())
         for axis, side in enumerate(box):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger
 
 from megavoxel.errors import UserError
-from megavoxel.volumes.formats.packed import require_whole_gzip
+from megavoxel.volumes.formats.packed import whole_stream
 from megavoxel.volumes.grid import MILLIMETRES, Geometry, assumed_affine, geometry_of, shown_sizes
 from megavoxel.volumes.volume import Format, Hints, Planes, Volume, unreadable
 from megavoxel.volumes.write import compressed_file
@@ -27,6 +28,8 @@ NUMBERS = "biuf"
 GZIP_MAGIC = b"\x1f\x8b"
 ROUNDED_TURN = 1e-4
 """By how much the square of a quaternion's stored part may be above 1, from rounding; ITK and FSL have no limit."""
+ONE_WAY = 0.5
+"""Least cosine between an axis by the sform and by the qform where both have one code; 1 but for rounding is sound."""
 UNREADABLE = (
     EOFError,
     OSError,
@@ -71,11 +74,8 @@ KINDS = {348: _Image1, 540: _Image2}
 """By the length of the header, with which a file begins."""
 
 
-def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
+def load_nifti(path: Path) -> nibabel.Nifti1Image:
     """Opens a file without reading its voxels.
-
-    Args:
-        keep_open: whether parts that are read one after the other go on where the last one ended, in a gzip file too.
 
     Raises:
         UserError: the file is missing, damaged, named for another compression, neither 3D nor 4D, or has colours or
@@ -84,8 +84,7 @@ def load_nifti(path: Path, *, keep_open: bool = False) -> nibabel.Nifti1Image:
     try:
         _require_compression(path)
         kind = KINDS[len(_raw_header(path).binaryblock)]
-        # A disk that fails under a mapped file ends the process without a word.
-        file = kind.from_filename(path, mmap=False, keep_file_open=keep_open)
+        file = kind.from_filename(path)
         _require_room(file, path)
     except (*UNREADABLE, MemoryError) as fault:  # no voxel is read yet: it is the header's parts that claim too much
         raise unreadable(path, fault) from None
@@ -118,7 +117,7 @@ def _open(path: Path, hints: Hints) -> Volume:
         geometry=geometry,
         channels=math.prod(file.shape[3:]),
         voxels=partial(_voxels, file, path),
-        begin=partial(_begin, path),
+        begin=partial(_begin, file, path),
         has_channel_axis=has_channel_axis,
         is_oriented=is_oriented,
         cut=partial(_cut, path),
@@ -130,8 +129,10 @@ def _affine(file: nibabel.Nifti1Image, path: Path, hints: Hints, *, is_oriented:
     """4 x 4, by the sform, else by qform and voxel size, else by the voxel size alone.
 
     Raises:
-        UserError: a voxel size that counts is zero or not finite, and `hints` has none.
+        UserError: a voxel size that counts is zero or not finite, and `hints` has none; or sform and qform contradict
+            one another.
     """
+    _require_one_place(file.header, path)
     stated = _raw_header(path)["pixdim"][1:4]
     if not file.header["sform_code"] and not (np.isfinite(stated) & (stated != 0)).all():
         if hints.sides is None:
@@ -143,6 +144,31 @@ def _affine(file: nibabel.Nifti1Image, path: Path, hints: Hints, *, is_oriented:
     if not is_oriented and hints.orientation is not None:
         return assumed_affine(path, file.header.get_zooms()[:3], hints.orientation)
     return file.header.get_best_affine()
+
+
+def _require_one_place(header: nibabel.Nifti1Header, path: Path) -> None:
+    """Refuses a sform and a qform of which one is the other's mirror image, or that turn what has one code differently.
+
+    A sform of another code than the qform, such as that of an atlas, may be turned, moved and stretched.
+
+    Raises:
+        UserError: they contradict one another, so that programs differ in where they put the scan.
+    """
+    try:
+        with np.errstate(invalid="ignore"):  # a voxel size that is no number
+            (sform, code), (qform, other_code) = header.get_sform(coded=True), header.get_qform(coded=True)
+    except nibabel.spatialimages.HeaderDataError:  # its quaternion is no rotation: only the sform counts
+        return
+    if sform is None or qform is None or not np.isfinite([sform, qform]).all():
+        return
+    axes, other_axes = sform[:3, :3], qform[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0) * np.linalg.norm(other_axes, axis=0)
+    is_mirrored = np.linalg.det(axes) * np.linalg.det(other_axes) < 0
+    if is_mirrored or (code == other_code and ((axes * other_axes).sum(axis=0) < ONE_WAY * lengths).any()):
+        raise UserError(
+            f"{path}: its sform and its qform contradict one another, so left and right may be exchanged; find out "
+            "which one is right, and set the code of the other one to 0"
+        )
 
 
 def _unit(file: nibabel.Nifti1Image) -> str | None:
@@ -183,52 +209,63 @@ def _require_compression(path: Path) -> None:
         raise UserError(f"{path}: it is not compressed, though its name says so: rename it to {path.name[:-3]}")
 
 
-def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndarray:
-    _require_whole(path)
-    shape = file.shape if len(file.shape) == 3 else (*file.shape[:3], math.prod(file.shape[3:]))
+@contextmanager
+def _stored(file: nibabel.Nifti1Image, path: Path, *, scaled: bool = True) -> Iterator[ArrayProxy]:
+    """The voxels of a file, best read in their order; what the block does not read of the file is read after it.
+
+    Args:
+        scaled: whether they are what the stored numbers mean by the header's slope and intercept.
+
+    Raises:
+        UserError: the file is damaged or cut.
+    """
+    header = file.dataobj
     try:
-        return np.asarray(file.dataobj, dtype=kind).reshape(shape)  # nibabel gives an empty array a single axis
+        with whole_stream(path) as stream:
+            scaling = (header.slope, header.inter) if scaled else ()
+            # A disk that fails under a mapped file ends the process without a word.
+            yield ArrayProxy(stream, (header.shape, header.dtype, header.offset, *scaling), mmap=False)
     except UNREADABLE as fault:
         raise unreadable(path, fault) from None
 
 
-def _require_whole(path: Path) -> None:
-    if path.name.lower().endswith(".gz"):
-        require_whole_gzip(path)
+def _voxels(file: nibabel.Nifti1Image, path: Path, kind: type | None) -> np.ndarray:
+    shape = file.shape if len(file.shape) == 3 else (*file.shape[:3], math.prod(file.shape[3:]))
+    with _stored(file, path) as voxels:
+        return np.asarray(voxels, dtype=kind).reshape(shape)  # nibabel gives an empty array a single axis
 
 
-def _begin(path: Path) -> Planes:
-    _require_whole(path)
-    file = load_nifti(path, keep_open=True)
+@contextmanager
+def _begin(file: nibabel.Nifti1Image, path: Path) -> Iterator[Planes]:
+    with _stored(file, path) as stored:
 
-    def planes(span: slice, channel: int) -> np.ndarray:
-        behind = (channel if size > 1 else 0 for size in file.shape[3:])
-        try:
-            voxels = file.dataobj[(slice(None), slice(None), span, *behind)]
-        except UNREADABLE as fault:
-            raise unreadable(path, fault) from None
-        return voxels.reshape((*file.shape[:2], span.stop - span.start))  # nibabel gives an empty array a single axis
+        def planes(span: slice, channel: int) -> np.ndarray:
+            voxels = stored[(slice(None), slice(None), span, *(channel if size > 1 else 0 for size in file.shape[3:]))]
+            return voxels.reshape((*file.shape[:2], span.stop - span.start))  # as above
 
-    return planes
+        yield planes
 
 
 def _cut(path: Path, boxes: Sequence[tuple[Sequence[slice], Path]]) -> None:
     """Writes boxes with the stored numbers, their type and scaling, and the rest of the header; one is in memory."""
     whole = load_nifti(path)
-    stored = whole.dataobj
-    unscaled = ArrayProxy(str(path), (stored.shape, stored.dtype, stored.offset))
-    for box, target in boxes:
-        try:
-            voxels = np.asarray(unscaled[tuple(box)])
-        except UNREADABLE as fault:
-            raise unreadable(path, fault) from None
+    for box, target, voxels in _parts(whole, path, boxes):
         moved = np.eye(4)
         moved[:3, 3] = [side.start for side in box]
         part = type(whole)(voxels, whole.affine @ moved, whole.header)
-        if (stored.slope, stored.inter) != (1, 0):
-            part.header.set_slope_inter(stored.slope, stored.inter)
+        if (whole.dataobj.slope, whole.dataobj.inter) != (1, 0):
+            part.header.set_slope_inter(whole.dataobj.slope, whole.dataobj.inter)
         _keep_codes(whole.header, part.header, moved)
         part.to_filename(target)
+
+
+def _parts(
+    whole: nibabel.Nifti1Image, path: Path, boxes: Sequence[tuple[Sequence[slice], Path]]
+) -> Iterator[tuple[Sequence[slice], Path, np.ndarray]]:
+    """The boxes with their stored numbers."""
+    with _stored(whole, path, scaled=False) as stored:
+        for box, target in boxes:
+            yield box, target, np.asarray(stored[tuple(box)])
 
 
 def _keep_codes(whole: nibabel.Nifti1Header, part: nibabel.Nifti1Header, moved: np.ndarray) -> None:
