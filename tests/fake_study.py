@@ -185,6 +185,7 @@ def _write_setting(fake: FakeStudy, name: str, *, shift: int) -> None:
             "seed": 7,
             "fold": fold,
             "parameters": 1234567,
+            "epochs": 3,
             **({"devices": 4 + fold} if name == "large" else {}),
             "peak_memory": {
                 "gib": 1.5 / shift + fold / 8,
