@@ -12,12 +12,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.study_file import load_study, parse_study
 from megavoxel.errors import UserError
 from megavoxel.forecast import memory
 from megavoxel.forecast.duration import speed_of
+from megavoxel.forecast.step import make_optimizer_state
+from megavoxel.network.device import Precision
+from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.stored import load_stored
 from megavoxel.tasks.classification import forecast
@@ -35,6 +39,7 @@ from megavoxel.tasks.classification.splits import make_image_splits
 from megavoxel.tasks.classification.training import start_run, train, train_step
 from megavoxel.training import loop
 from megavoxel.training.memory import ALLOCATED, TRACKED, measured_step
+from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 from small_images import CLASSES, classifier, image_cases, write_folders
 from workflow_runs import snakemake
@@ -221,6 +226,28 @@ def test_the_forecast_of_memory_is_what_a_step_holds(images, network, optimizer)
     assert step_cost(plan, "float32").peak_bytes / 2**30 == pytest.approx(run.peak_memory["gib"], rel=0.02)
 
 
+@pytest.mark.parametrize("images", [1, 2, 5, 64, 128])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_step_of_any_batch_follows_from_one_trace(images, precision):
+    """As PyTorch's operations on so many images, counted without telling images from weights."""
+    plan = classifier(network="small", resolution=97, batch=images)
+    with FakeTensorMode():
+        network = build_network(plan.network, len(plan.classes)).train()
+        run = Run(
+            plan=plan, device=CPU, precision=Precision(name=precision, reason="test"), network=network,
+            optimizer=build_optimizer(network.parameters(), plan.training),
+        )  # fmt: skip
+        with MemoryTracker() as memory:
+            memory.include(network.state_dict().values())
+            make_optimizer_state(run)
+            image, target = torch.zeros(images, 3, 97, 97), torch.zeros(images, dtype=torch.int64)
+            memory.reset_peak()
+            train_step(run, image, target)
+    cost = step_cost(plan, precision)
+    assert (cost.peak_bytes, cost.flops) == (memory.peak, memory.flops)
+    assert cost.workspace_bytes == memory.largest_convolution
+
+
 @pytest.mark.parametrize(("name", "precision"), [("v100-32", "float32"), ("a100-40", "bfloat16"), ("cpu", "float32")])
 def test_the_forecast_is_for_the_precision_that_the_device_has(repository, name, precision):
     device = load_device(repository / "config/hardware.yaml", name, source="study")
@@ -237,7 +264,7 @@ def test_settings_with_the_same_step_are_traced_once_and_keep_their_order(reposi
     device = load_device(repository / "config/hardware.yaml", "cpu", source="study")
     rows = forecast_study(found, 2, device)
     assert list(rows["setting"]) == [setting.name for setting in found.settings]
-    assert len(traced) == len(set(traced)) == 6  # a setting's batch and two large ones, at two resolutions
+    assert len(traced) == len(set(traced)) == 2  # at two resolutions, whatever the batch
     forecast._step.cache_clear()
 
 

@@ -219,6 +219,18 @@ def test_finished_cases_are_skipped_and_half_made_ones_are_made_again(model, sca
 
 
 @pytest.mark.slow
+def test_kept_predictions_of_unchanged_networks_are_handed_over_again(results, tmp_path, capsys):
+    """Of a study, as its rules ask for them where a removed output is to be made again."""
+    setting = results / "only"
+    words = ["--plan", setting / "plan.json", "--weights", *(setting / f"fold-{fold}" / "model.pt" for fold in (0, 1))]
+    words += ["--preprocessed", results / "preprocessed/cases", "--splits", results / "splits.json", "--split", "test"]
+    for name in ("first", "second"):
+        assert predict(*words, "--resume", tmp_path / "kept", "--keep", "--output", tmp_path / name) == 0
+    assert "5 of 5 cases are there already" in capsys.readouterr().out
+    assert maps(tmp_path / "first") == maps(tmp_path / "second") == maps(setting / "test-raw")
+
+
+@pytest.mark.slow
 def test_label_maps_of_two_models_are_not_mixed(results, model, scans, tmp_path, capsys):
     image = min(scans.iterdir())
     assert predict("--model", model, "--input", image, "--output", tmp_path / "out") == 0

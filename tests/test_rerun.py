@@ -250,6 +250,31 @@ def test_after_a_change_is_run_there_is_nothing_to_do(finished):
     assert finished.jobs() == set()
 
 
+@pytest.mark.parametrize("key", [{"accumulate": 1}, {"data": 2}, {"checkpointing": True}])
+def test_another_way_of_running_a_finished_setting_runs_nothing(finished, key):
+    finished.study["settings"]["spread"]["parallel"] = key
+    assert finished.jobs() == set()
+
+
+def test_an_unfinished_setting_is_planned_for_its_new_way_of_running(finished):
+    finished.study["settings"]["spread"]["parallel"] = {"data": 2}
+    model = finished.folder / "results/tiny/spread/fold-0/model.pt"
+    model.rename(model.with_name("elsewhere"))
+    jobs = finished.jobs()
+    model.with_name("elsewhere").rename(model)
+    assert {"plan_setting spread", "plan_training spread", "train spread 0"} < jobs
+
+
+def test_cases_that_are_added_run_once(finished):
+    """The last test: the study has other cases then."""
+    finished.dataset["source"]["phantom"]["training_cases"] = 7
+    assert "train one 0" in finished.jobs()
+    finished.run()
+    assert finished.jobs() == set()
+    finished.study["settings"]["a"]["memory_gib"] = 12.0
+    assert finished.jobs() == set()
+
+
 @pytest.mark.parametrize(("cases", "jobs"), [(40, 21), (360, 23)])
 def test_the_jobs_of_a_cluster_do_not_grow_with_the_cases(repository, tmp_path, cases, jobs):
     dataset = {"name": "many", "source": {"phantom": {"training_cases": cases // 2, "test_cases": cases // 2}}}

@@ -9,6 +9,7 @@ import pytest
 from megavoxel.datasets.folder import read_checksums
 from megavoxel.errors import UserError
 from megavoxel.files import linked_together
+from megavoxel.inference import finished
 from megavoxel.inference.finished import Finished
 
 
@@ -43,9 +44,43 @@ def test_a_finished_case_is_found_again_and_handed_over(arguments, tmp_path):
     arguments.output.mkdir()
     kept.hand_over("a", arguments.output, None)
     assert (arguments.output / "a.nii.gz").read_text() == "map"
-    kept.forget(["a"])
+    kept.forget(["a"], linked=False)
     assert not arguments.resume.exists()
     assert (arguments.output / "a.nii.gz").read_text() == "map"
+
+
+def test_a_case_is_kept_as_long_as_it_takes_no_space(arguments, tmp_path):
+    kept = finish(arguments)
+    kept.forget(["a"], linked=True)
+    assert not kept.has("a")  # nothing else has these bytes
+    kept = finish(arguments)
+    arguments.output.mkdir()
+    kept.hand_over("a", arguments.output, None)
+    kept.forget(["a"], linked=True)
+    assert kept.has("a")
+    assert next(arguments.resume.glob("*/maps/a.nii.gz")).samefile(arguments.output / "a.nii.gz")
+
+
+def test_what_is_kept_of_earlier_networks_is_removed(arguments, tmp_path):
+    earlier = finish(arguments)
+    (tmp_path / "model.pt").write_text("others")
+    kept = finish(arguments)
+    arguments.output.mkdir()
+    kept.hand_over("a", arguments.output, None)
+    kept.forget(["a"], linked=True)
+    assert (kept.has("a"), earlier.has("a")) == (True, False)
+
+
+def test_a_kept_case_that_was_edited_is_predicted_again(arguments):
+    kept = finish(arguments)
+    next(arguments.resume.glob("*/maps/a.nii.gz")).write_text("edited")
+    assert not kept.has("a")
+
+
+def test_a_case_of_another_program_is_predicted_again(arguments, monkeypatch):
+    finish(arguments)
+    monkeypatch.setattr(finished, "_program", lambda: "another")
+    assert not Finished.of(FakePlan(), arguments).has("a")
 
 
 @pytest.mark.parametrize("file", ["model.pt", "stored/a.json", "stored/a.source"])

@@ -146,6 +146,13 @@ def test_jobs_run_where_the_scratch_folder_cannot_be_made(checkout):
         ("gpu: {runtime: '1-00:00'}", "gpu.runtime: '1-00:00' is not allowed; minutes as a whole number, or a text"),
         ("gpu: {ask_by: gpu}", "gpu.ask_by: 'gpu' is not allowed; gpus or gres"),
         ("gpu: {slurm_partition: 7}", "gpu.slurm_partition: 7 is not allowed; a text, in quotes"),
+        ("options: {slurm-requeu: true}", "options.slurm-requeu: neither Snakemake nor its Slurm plugin has an option"),
+        ("options: {jbos: 200}", "options.jbos: neither Snakemake nor its Slurm plugin has an option --jbos (did you"),
+        (
+            "options: {jobs: many}",
+            "options.jobs: 'many' is not allowed; Snakemake cannot read it (Error parsing",
+        ),
+        ("options: {latency-wait: 1 min}", "options.latency-wait: '1 min' is not allowed; Snakemake cannot read it"),
     ],
 )
 def test_a_wrong_site_file_is_told_in_one_line(checkout, site, named):

@@ -135,7 +135,9 @@ def resuming_option(wildcards):
     name = f"fold-{wildcards.fold}" if wildcards.get("fold") else "test"
     folder = shlex.quote(f"{STATE}/{wildcards.setting}/predicted/{name}")
     share = f"--part {wildcards.share} --parts {wildcards.total} " if wildcards.get("share") else ""
-    return f"{share}--resume {folder}"
+    # Logits that are not to stay would stay there.
+    keep = "" if wildcards.setting in MEMBERS and not STUDY.keep_logits else " --keep"
+    return f"{share}--resume {folder}{keep}"
 
 
 def collected_logits_option(wildcards, input, output):

@@ -26,7 +26,8 @@ rule plan_setting:
         runtime=by_attempt(30),
     params:
         basis="--preprocessing-plan" if SEGMENTS else "--splits",
-        reads=planned_for_prediction,
+        setting=setting_of_plan(PLAN, for_prediction=True),
+        spread=spread_of_plan(PLAN),
         definition=lambda wildcards, output: as_json(SETTINGS[wildcards.setting]),
         study=STUDY.name,
         dataset=DATASET.name,
@@ -47,7 +48,8 @@ use rule plan_setting as plan_training with:
     benchmark:
         f"{JOBS}/plan_training/{{setting}}.tsv"
     params:
-        reads=planned_for_training,
+        setting=setting_of_plan(TRAINING_PLAN, for_prediction=False),
+        spread=spread_of_plan(TRAINING_PLAN),
 
 
 rule plan:

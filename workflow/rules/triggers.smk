@@ -1,62 +1,10 @@
-# What makes jobs run again: the part of the configuration that their stage reads, never its place or its words. No rules
-# here. Parameters that a function of `wildcards` alone gives trigger jobs; those whose function asks for `output` do not.
-import math
-from functools import cache
-
+# What makes jobs run again, beside their inputs: the part of the configuration that their stage reads, never its place or
+# its words. No rules here. Parameters that a function of `wildcards` alone gives trigger jobs; those whose function asks
+# for `output` do not.
 from snakemake.io import IOFile
 
-WORDS_OF_DATASET = ("description", "licence", "reference")
-CASES_PER_JOB, MOST_JOBS = 50, 2
-
-
-def without(record, keys):
-    """A record as one line of JSON, but for some of its keys."""
-    return json.dumps({key: value for key, value in to_plain(record).items() if key not in keys}, sort_keys=True)
-
-
-def fetched_part(wildcards):
-    """What `fetch` reads of the dataset: its source, and how that is cut or merged where it is."""
-    if DATASET.patients:
-        order = list(DATASET.patients.masks)
-        return as_json([DATASET.source, DATASET.patients, order, DATASET.labels, list(DATASET.exclude)])
-    described = DATASET.blocks or DATASET.files
-    return as_json([DATASET.source, described] if described else DATASET.source)
-
-
-def checked_part(wildcards):
-    """What `check` reads of the dataset: tolerances are only for scores."""
-    return without(DATASET, (*WORDS_OF_DATASET, "source", "declared", "nsd_tolerance_mm"))
-
-
-def tolerance_option(wildcards):
-    """What `evaluate` is told of the tolerances of NSD."""
-    if not SEGMENTS:
-        return ""
-    tolerances = DATASET.nsd_tolerance_mm
-    words = [f"{name}={mm}" for name, mm in tolerances.items()] if isinstance(tolerances, dict) else [str(tolerances)]
-    return f"--nsd-tolerance {shlex.join(words)}"
-
-
-def recorded_tolerances_option(wildcards, output):
-    """What the collection of scores is told of these tolerances, and where to record them."""
-    return f"{tolerance_option(wildcards)} --tolerances {shlex.quote(output.tolerances)}" if SEGMENTS else ""
-
-
-def planned_for_training(wildcards):
-    """Hash of what training reads of its plan; empty before one can be made."""
-    plan = plan_of(wildcards.setting, TRAINING_PLAN)
-    return "" if plan is None else content_hash([plan.hash, spread_of(wildcards.setting)])
-
-
-def planned_for_prediction(wildcards):
-    """Hash of what training or prediction reads of its plan; empty before one can be made."""
-    plan = plan_of(wildcards.setting, PLAN)
-    return "" if plan is None else content_hash([plan.prediction_hash, spread_of(wildcards.setting)])
-
-
-def spread_of(setting):
-    """What the study says of the devices of a setting; of a classifier that is in its plan."""
-    return to_plain(SETTINGS[setting].parallel) if SEGMENTS else None
+from megavoxel.config.parts import checked_part, fetched_part
+from megavoxel.planning.shares import number_of_shares
 
 
 def recorded(path):
@@ -64,73 +12,85 @@ def recorded(path):
     return workflow.persistence.metadata(IOFile(str(path)))
 
 
-def plan_of(setting, pattern):
-    """The plan of a setting: that of the file, or the one that will be made where the study was edited since.
+def word_of(path, kind, value, *, still):
+    """A parameter, `kind` and a hash of `value`; the one that a file was made with where `still` says it is as good.
 
-    It does not depend on the device, so that a plan stays where only the hardware file changes.
+    Args:
+        path: the file; where it is not there, nothing is as good.
+        still: asked where the value is another one.
     """
-    path = Path(pattern.format(setting=setting))
-    record = recorded(path) if path.is_file() else None
-    edited = record is not None and not all(f" {word} " in (record.shellcmd or "") for word in described(setting))
-    read = [path] if path.is_file() and not edited else [Path(f"{RESULTS}/cases.json"), Path(basis_of(setting))]
-    if not all(file.is_file() for file in read):
-        return None
-    return plan_from(setting, *((file, file.stat().st_mtime_ns) for file in read))
+    record = recorded(path) if os.path.exists(path) else None
+    made_with = [word.strip("'") for word in (record.params if record else ()) if word.startswith(f"'{kind} ")]
+    word = f"{kind} {content_hash(to_plain(value))}"
+    return made_with[0] if made_with and word not in made_with and still() else word
 
 
-def described(setting):
-    """The words by which `plan` is told of a setting."""
-    return [f"--definition {shlex.quote(as_json(SETTINGS[setting]))}", f"--seed {STUDY.seed}"]
+def setting_of_plan(plan, *, for_prediction):
+    """A parameter: what the study says of a setting; as before where the plan that it leads to is the same."""
+
+    def word(wildcards):
+        setting = SETTINGS[wildcards.setting]
+        path = plan.format(setting=setting.name)
+        said = {key: value for key, value in to_plain(setting).items() if key != "parallel"}
+        return word_of(
+            path,
+            "setting",
+            [said, STUDY.seed],
+            still=lambda: is_planned_alike(
+                Path(path),
+                Path(f"{RESULTS}/cases.json"),
+                Path(basis_of(setting.name)),
+                PLANNED[setting.name],
+                study=STUDY.name,
+                seed=STUDY.seed,
+                for_prediction=for_prediction,
+            ),
+        )
+
+    return word
 
 
-@cache
-def plan_from(setting, *read):
-    """The plan in a file of that time, or the one made of cases and basis of those times; None where there is an error."""
-    # Imported here, because a study that is not planned yet does not need them.
+def spread_of_plan(plan):
+    """A parameter: how a setting is spread over devices; as before where all that runs on devices is there."""
+
+    def word(wildcards):
+        setting = wildcards.setting
+        spread = getattr(SETTINGS[setting], "parallel", None)
+        return word_of(plan.format(setting=setting), "spread", spread, still=lambda: is_finished(setting))
+
+    return word
+
+
+def is_planned_alike(*files, **keys):
+    """As the task says; imported when it is asked, because few studies need it."""
     if SEGMENTS:
-        from megavoxel.planning.plan import load_plan
-        from megavoxel.tasks.segmentation.plan import foreseen
+        from megavoxel.tasks.segmentation.plan import is_planned_alike as alike
     else:
-        from megavoxel.tasks.classification.plan import foreseen
-        from megavoxel.tasks.classification.plan import load_classifier_plan as load_plan
+        from megavoxel.tasks.classification.plan import is_planned_alike as alike
+    return alike(*files, **keys)
 
-    files = [file for file, _ in read]
-    try:
-        if len(files) == 1:
-            return load_plan(files[0])
-        return foreseen(*files, PLANNED[setting], study=STUDY.name, seed=STUDY.seed)
-    except UserError:
-        return None
+
+def is_finished(setting):
+    """Whether all networks of a setting are trained, and all that they predict or are timed on is there."""
+    folder, folds = f"{RESULTS}/{setting}", folds_of(setting)
+    made = [f"{folder}/fold-{fold}/model.pt" for fold in folds]
+    made += [f"{folder}/fold-{fold}/validation{PREDICTIONS}" for fold in folds if (setting, fold) in VALIDATED]
+    made += [f"{folder}/fold-{fold}/timings.csv" for name, fold in timed_runs() if name == setting]
+    return all(map(os.path.exists, [*made, f"{folder}/test-raw" if SEGMENTS else f"{folder}/test.csv"]))
 
 
 def shares(output, part, splits):
-    """Numbers of the jobs that share some cases, and how many there are.
-
-    A finished output keeps the number that it was made of; else the study says it, or the number of cases.
+    """Numbers of the jobs that share the cases of some splits, and how many there are.
 
     Args:
-        output: what is made of their outputs.
+        output: what is made of their outputs; once it is there it keeps the number of jobs that made it.
         part: the output of such a job, up to its number.
-        splits: of the cases: `training`, `test` or both.
     """
     record = recorded(output)
     made_of = [path for path in (record.input if record else ()) if path.startswith(part)]
-    total = len(made_of) or STUDY.shards or max(1, min(MOST_JOBS, math.ceil(known_cases(splits) / CASES_PER_JOB)))
+    cases = Path(f"{RESULTS}/cases.json")
+    total = len(made_of) or STUDY.shards or number_of_shares(cases, DATASET, splits)
     return {"share": range(total), "total": total}
-
-
-def known_cases(splits):
-    """Cases of these splits: as checked or, before that, as the dataset file says; as many as need all jobs if it does not."""
-    path, phantom = Path(f"{RESULTS}/cases.json"), DATASET.source.phantom
-    if path.is_file():
-        return sum(case["split"] in splits for case in json.loads(path.read_text())["cases"])
-    if phantom is not None:
-        return sum(
-            count
-            for name, count in (("training", phantom.training_cases), ("test", phantom.test_cases))
-            if name in splits
-        )
-    return MOST_JOBS * CASES_PER_JOB
 
 
 def preprocessing_shares(preprocessing):

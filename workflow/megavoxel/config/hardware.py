@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ ModelOfGpu = Annotated[
     str, Field(pattern="^[A-Za-z0-9_.]+$", description="allowed: letters, digits, '_' and '.', as Slurm names GPUs")
 ]
 """It reaches a shell unquoted, as part of an option of Slurm's."""
+Reader = Callable[[str], Any]
 Resources = dict[str, Annotated[str | int | float, Field(description="a text or number")]]
 TEXTS = (
     "slurm_account", "slurm_partition", "clusters", "cluster", "slurm_cluster", "qos", "constraint", "slurm_extra",
@@ -158,6 +160,31 @@ class Site:
                         f"{section}.{name}",
                     )
                 _check_resource(name, value, f"{section}.{name}")
+
+    def check_options(self, known: Mapping[str, Reader | None], *, source: str) -> None:
+        """Refuses options that are not known, and values that cannot be read.
+
+        Args:
+            known: by name what reads the text of a value; None: nothing.
+            source: the site's file.
+
+        Raises:
+            UserError: naming the file, the option, and the known one that is nearest.
+        """
+        for name, value in self.options.items():
+            if name not in known:
+                raise UserError(
+                    f"{source}: options.{name}: neither Snakemake nor its Slurm plugin has an option --{name}"
+                    f"{closest(name, known)}"
+                )
+            reader = known[name]
+            if reader is not None and isinstance(value, str | int | float):
+                try:
+                    reader(str(value))
+                except Exception as fault:  # of Snakemake's own kinds as well
+                    raise UserError(
+                        f"{source}: options.{name}: {value!r} is not allowed; Snakemake cannot read it ({fault})"
+                    ) from None
 
     @property
     def asks_by_gres(self) -> bool:

@@ -1,4 +1,4 @@
-"""Cases that are predicted already, for a run that ended before all of its cases were, and is started again."""
+"""Cases that are predicted already, for a run that is started again: the same networks predict none of them again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
-from megavoxel.files import atomic_directory, content_hash, file_sha256, link_file, partial_prefix
+import megavoxel
+from megavoxel.errors import UserError
+from megavoxel.files import (
+    atomic_directory,
+    content_hash,
+    file_sha256,
+    link_file,
+    partial_prefix,
+    read_json,
+    write_json,
+)
 from megavoxel.planning.plan import Plan
 
 MAPS, LOGITS = "maps", "logits"
+CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +36,7 @@ class Finished:
     folder: Path
     """Where they are."""
     networks: str
-    """Hash of plan and weights."""
+    """Hash of plan, weights and program."""
     preprocessed: Path
     """Folder of the preprocessed cases."""
     stage1: tuple[Path, ...]
@@ -36,15 +49,19 @@ class Finished:
         output, weights = Path(arguments.output), [path for path in arguments.weights if path.is_file()]
         return cls(
             folder=arguments.resume or output.with_name(f"{partial_prefix()}{output.name}"),
-            networks=content_hash([plan.prediction_hash, *map(file_sha256, weights)]),
+            networks=content_hash([_program(), plan.prediction_hash, *map(file_sha256, weights)]),
             preprocessed=arguments.preprocessed,
             stage1=tuple(arguments.stage1),
             with_logits=arguments.logits is not None,
         )
 
     def has(self, name: str) -> bool:
-        """Whether a case is finished, from what there is of it now."""
-        return self._place(name).is_dir()
+        """Whether a case is finished, from what there is of it now, and its files are as they were written."""
+        place = self._place(name)
+        try:
+            return place.is_dir() and read_json(place / CHECKSUMS, what="checksums") == _checksums(place)
+        except UserError:
+            return False
 
     @contextmanager
     def adding(self, name: str) -> Iterator[tuple[Path, Path | None]]:
@@ -54,6 +71,7 @@ class Finished:
             for place in places:
                 place.mkdir()
             yield places[0], places[1] if self.with_logits else None
+            write_json(partial / CHECKSUMS, _checksums(partial))
 
     def hand_over(self, name: str, output: Path, logits: Path | None) -> None:
         """Puts the files of a finished case into the folders of all cases."""
@@ -61,16 +79,41 @@ class Finished:
             for path in sorted((self._place(name) / source).iterdir()) if target is not None else ():
                 link_file(path, target / path.name)
 
-    def forget(self, names: Sequence[str]) -> None:
-        """Removes what is kept of cases, of earlier networks as well."""
+    def forget(self, names: Sequence[str], *, linked: bool) -> None:
+        """Removes what is kept of cases, of earlier networks as well.
+
+        Args:
+            linked: whether to keep those whose files are second names of handed over ones, which take no space.
+        """
         for name in names:
+            kept = self._place(name) if linked and self._takes_no_space(name) else None
             for place in self.folder.glob(f"*-{glob.escape(name)}"):
-                shutil.rmtree(place, ignore_errors=True)
+                if place != kept:
+                    shutil.rmtree(place, ignore_errors=True)
         with suppress(OSError):  # another part still has cases there, or there never was one
             self.folder.rmdir()
+
+    def _takes_no_space(self, name: str) -> bool:
+        return all(path.stat().st_nlink > 1 for path in _made(self._place(name)))
 
     def _place(self, name: str) -> Path:
         read = [self.preprocessed / f"{name}.json", self.preprocessed / f"{name}.source"]
         read += [folder / f"{name}.stage1.b2nd" for folder in self.stage1]
         sums = [file_sha256(path) for path in read if path.is_file()]
         return self.folder / f"{content_hash([self.networks, self.with_logits, *sums])}-{name}"
+
+
+def _made(place: Path) -> list[Path]:
+    """Label maps and logits of a finished case."""
+    return sorted(path for path in place.glob("*/*") if path.is_file())
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    return {str(path.relative_to(place)): file_sha256(path) for path in _made(place)}
+
+
+@cache
+def _program() -> str:
+    """Hash of this package and of PyTorch's version: another program may predict something else."""
+    root = Path(megavoxel.__file__).parent
+    return content_hash([version("torch"), *map(file_sha256, sorted(root.rglob("*.py")))])

@@ -63,13 +63,17 @@ class MemoryTracker(TorchDispatchMode):
             return
         size = storage.nbytes()
         self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
+        self._change(size)
         weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.live -= size
+        self._change(-size)
+
+    def _change(self, size: int) -> None:
+        """Counts a storage that has come, or one that has gone: its bytes are negative."""
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
     def _note_convolution(self, function: Any, args: tuple, kwargs: dict, output: Any) -> None:
         self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=output)

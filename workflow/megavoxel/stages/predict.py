@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.evaluation.postprocessing import Postprocessing
     from megavoxel.models.prepare import Reading
 
-OF_A_STUDY = ("cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "collect", "collect_logits")
+OF_A_STUDY = (
+    "cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "keep", "collect", "collect_logits",
+)  # fmt: skip
 NOT_WITH_MODEL = ("plan", "weights", "logits", "stage1_labels", *OF_A_STUDY)
 OF_NEW_SCANS = (
     "modality",
@@ -73,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="where finished cases are kept until all are done; a run that is started again takes them from it",
+    )
+    study.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --resume: keep them there afterwards as well, as second names of the files of the output",
     )
     study.add_argument(
         "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -36,6 +36,8 @@ COLUMNS = (
     "mib_per_image", "seconds_per_image", "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 MIB = 2**20
+TRACED_IMAGES = 1_000_003
+"""A prime above every extent of a weight: a tensor whose size it divides is there for every image."""
 LARGE_BATCHES = (64, 128)
 """Batches whose peaks are those of activations, not of the optimiser's step."""
 BLIND_SPOTS = (
@@ -198,13 +200,59 @@ def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]
 
 
 def _traced(plan: ClassifierPlan, images: int, precision: str) -> StepCost:
-    """A step with so many images; plans that differ in nothing that memory depends on share it."""
+    """A step with so many images; plans that differ in nothing that memory depends on share a trace."""
     keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
-    return _step(Keyed(plan, keys), images, precision)
+    return _step(Keyed(plan, keys), precision).of(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOfImages:
+    """What a step needs, whatever the number of its images: each tensor is there once, or once per image."""
+
+    moments: dict[int, int]
+    """Most bytes of tensors that are there once, by the bytes per image of the others that are there with them."""
+    resident_bytes: int
+    workspace_bytes: int
+    """Per image."""
+    flops: int
+    """Per image."""
+    parameter_bytes: int
+
+    def of(self, images: int) -> StepCost:
+        """The cost of a step with so many images."""
+        return StepCost(
+            peak_bytes=max(once + images * each for each, once in self.moments.items()),
+            resident_bytes=self.resident_bytes,
+            workspace_bytes=images * self.workspace_bytes,
+            flops=images * self.flops,
+            parameter_bytes=self.parameter_bytes,
+        )
+
+
+class ImageTracker(MemoryTracker):
+    """Follows a step of `TRACED_IMAGES` images, and tells what is there once from what is there for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once = self.each = 0
+        self.moments: dict[int, int] = {}
+
+    def reset_peak(self) -> None:
+        """Begins anew at what is live now."""
+        super().reset_peak()
+        self.moments = {self.each: self.once}
+
+    def _change(self, size: int) -> None:
+        super()._change(size)
+        if size % TRACED_IMAGES:
+            self.once += size
+        else:
+            self.each += size // TRACED_IMAGES
+        self.moments[self.each] = max(self.moments.get(self.each, 0), self.once)
 
 
 @cache
-def _step(keyed: Keyed, images: int, precision: str) -> StepCost:
+def _step(keyed: Keyed, precision: str) -> StepOfImages:
     plan = keyed.plan
     with FakeTensorMode():
         network = build_network(plan.network, len(plan.classes))
@@ -215,17 +263,17 @@ def _step(keyed: Keyed, images: int, precision: str) -> StepCost:
             network=network.train(),
             optimizer=build_optimizer(network.parameters(), plan.training),
         )
-        with MemoryTracker() as memory:
+        with ImageTracker() as memory:
             memory.include(network.state_dict().values())
             make_optimizer_state(run)
             resident = sum(tensor.nbytes for tensor in (*network.state_dict().values(), *optimizer_tensors(run)))
-            image = torch.zeros(images, 3, plan.resolution, plan.resolution)
+            image = torch.zeros(TRACED_IMAGES, 3, plan.resolution, plan.resolution)
             memory.reset_peak()
-            train_step(run, image, torch.zeros(images, dtype=torch.int64))
-            return StepCost(
-                peak_bytes=memory.peak,
+            train_step(run, image, torch.zeros(TRACED_IMAGES, dtype=torch.int64))
+            return StepOfImages(
+                moments=memory.moments,
                 resident_bytes=resident,
-                workspace_bytes=memory.largest_convolution,
-                flops=memory.flops,
+                workspace_bytes=memory.largest_convolution // TRACED_IMAGES,
+                flops=memory.flops // TRACED_IMAGES,
                 parameter_bytes=float32_bytes(network),
             )

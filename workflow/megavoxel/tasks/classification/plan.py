@@ -104,14 +104,25 @@ def plan(arguments: argparse.Namespace) -> Sequence[str]:
     return notes
 
 
-def foreseen(cases: Path, _splits: Path, setting: ClassifierSetting, *, study: str, seed: int) -> ClassifierPlan:
-    """The plan of a setting as `plan` would write it, without its notes; the images are not counted.
+def is_planned_alike(
+    path: Path, cases: Path, _splits: Path, setting: ClassifierSetting, *, study: str, seed: int, for_prediction: bool
+) -> bool:
+    """Whether a plan is what `plan` would write of a setting now; the images are not counted.
 
-    Raises:
-        UserError: cases.json is missing or damaged.
+    Args:
+        path: the plan.
+        cases: cases.json.
+        setting: what the study says.
+        study: its name.
+        seed: of the study.
+        for_prediction: whether keys count that only prediction reads.
     """
-    images = load_image_cases(cases)
-    return classifier_plan(setting, study=study, dataset=images.dataset, classes=images.classes, seed=seed)
+    try:
+        plan, images = load_classifier_plan(path), load_image_cases(cases)
+    except UserError:
+        return False
+    new = classifier_plan(setting, study=study, dataset=images.dataset, classes=images.classes, seed=seed)
+    return plan.prediction_hash == new.prediction_hash if for_prediction else plan.hash == new.hash
 
 
 def expected_images(plan: ClassifierPlan) -> int | None:

@@ -14,7 +14,7 @@ from megavoxel.config.study_file import load_study, with_memory
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.files import parse_json
-from megavoxel.planning.plan import Plan, load_preprocessing_plan, save_plan
+from megavoxel.planning.plan import Plan, load_plan, load_preprocessing_plan, save_plan
 from megavoxel.planning.splits import Splits, import_splits, make_splits
 
 
@@ -70,22 +70,29 @@ def plan(arguments: argparse.Namespace) -> Sequence[str]:
     return found.notes
 
 
-def foreseen(cases: Path, preprocessing: Path, setting: Setting, *, study: str, seed: int) -> Plan:
-    """The plan of a setting as `plan` would write it, without what depends on a device.
+def is_planned_alike(
+    path: Path, cases: Path, preprocessing: Path, setting: Setting, *, study: str, seed: int, for_prediction: bool
+) -> bool:
+    """Whether a plan is what `plan` would write of a setting now, but for what depends on a device.
 
     Args:
+        path: the plan.
         cases: cases.json.
         preprocessing: plan of the setting's preprocessing.
         setting: what the study says.
         study: its name.
         seed: of the study.
-
-    Raises:
-        UserError: the setting cannot be planned, or a file is missing or damaged.
+        for_prediction: whether keys count that only prediction reads.
     """
     from megavoxel.planning.planner import plan_setting
 
-    return plan_setting(load_cases(cases), load_preprocessing_plan(preprocessing), setting, study=study, seed=seed)
+    try:
+        plan = load_plan(path)
+        found = load_cases(cases), load_preprocessing_plan(preprocessing)
+        new = plan_setting(*found, setting, study=study, seed=seed)
+    except UserError:
+        return False
+    return plan.prediction_hash == new.prediction_hash if for_prediction else plan.hash == new.hash
 
 
 def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Plan:

@@ -39,7 +39,7 @@ def predict(arguments: argparse.Namespace) -> None:
         _predict_all(plan, names, arguments, kept)
     finally:
         if arguments.resume is None:
-            kept.forget(names)
+            kept.forget(names, linked=False)
 
 
 def _predict_all(plan: Plan, names: Sequence[str], arguments: argparse.Namespace, kept: Finished) -> None:
@@ -56,7 +56,7 @@ def _predict_all(plan: Plan, names: Sequence[str], arguments: argparse.Namespace
     with _folders(arguments) as (output, logits):
         for name in names:
             kept.hand_over(name, output, logits)
-    kept.forget(names)
+    kept.forget(names, linked=arguments.keep)
 
 
 def _predict_cases(
