@@ -126,16 +126,39 @@ class Patients:
     """Layout of a source folder that has a folder per patient, with an image and a mask per label in it."""
 
     image: Annotated[
-        str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder")
+        str, Field(pattern="^[^/]+$", description="shell pattern of the image's file in a patient's folder, or DICOM")
     ]
     """Shell pattern of the image's file, such as `img*`: .nii.gz, .nii, .nrrd, .mha, or .npy (z, y, x). The folder that
-    holds it is a patient's, and its name the case's id, for which `{case}` stands in patterns."""
-    masks: Annotated[dict[str, OneOrMoreTexts], Field(min_length=1)]
+    holds it is a patient's, and its name the case's id, for which `{case}` stands in patterns. `DICOM`:
+    the image is a DICOM series at any depth of a patient's folder, and patients are the folders directly below the
+    source folder; among several series it is the one that the structures were drawn in."""
+    masks: Annotated[dict[str, OneOrMoreTexts], Field(min_length=1)] | None = None
     """Shell patterns of the masks, one or several each, by the names of all `labels`, below a patient's folder:
     `structures/Chiasm*`. Where masks overlap, the later one counts. A label without a mask is unannotated in that
     patient."""
+    structures: Annotated[dict[str, OneOrMoreTexts], Field(min_length=1)] | None = None
+    """In place of masks, names of segments (DICOM SEG) or structures (RTSTRUCT), one or several each, by the names of
+    all `labels`; overlaps and labels that are missing as for masks."""
+    label_map: Text | None = None
+    """In place of masks, shell pattern of one label map with the values of `labels`."""
     spacing: Spacing | None = None
     """Voxel size in mm along z, y, x of .npy files, which do not say it."""
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the image is a DICOM series."""
+        return self.image == "DICOM"
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the labels that have a mask or structure each, in the order in which they are drawn."""
+        return tuple(self.masks or self.structures or ())
+
+    @rule
+    def _one_source_of_labels(self) -> None:
+        given = [key for key in ("masks", "structures", "label_map") if getattr(self, key) is not None]
+        if len(given) != 1:
+            refuse(f"exactly one of masks, structures, label_map is allowed; found {' and '.join(given) or 'none'}")
 
 
 @record
@@ -392,11 +415,16 @@ class Dataset:
     def _patients_have_masks_of_all_labels(self) -> None:
         if self.patients is None:
             return
-        odd = sorted(set(self.labels or ()) ^ set(self.patients.masks))
+        if self.patients.label_map is not None:
+            if not self.labels:
+                refuse("it also needs 'labels' in this file, with the values of the label maps", "patients.label_map")
+            return
+        key = "structures" if self.patients.masks is None else "masks"
+        odd = sorted(set(self.labels or ()) ^ set(self.patients.drawn))
         if odd:
             refuse(
-                f"'labels' and 'masks' must have the same names; only one of them has {', '.join(odd)}",
-                "patients.masks",
+                f"'labels' and '{key}' must have the same names; only one of them has {', '.join(odd)}",
+                f"patients.{key}",
             )
 
     @rule

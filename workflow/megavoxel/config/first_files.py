@@ -101,13 +101,7 @@ def dataset_text(
         lines += ["files: # {case} stands for a case's id, * for anything within a name"]
         lines += ["  images: # one pattern per channel", *(f"    - {_flow(pattern)}" for pattern in files.images)]
         lines += [f"  {_key('label', files.label)}"]
-    if patients is not None:
-        lines += ["patients: # a folder each, whose name is the case's id", f"  {_key('image', patients.image)}"]
-        lines += [
-            "  # Shell patterns below a patient's folder, the largest masks first: where two overlap, the later counts."
-        ]
-        lines += ["  # A label without a mask is unannotated in that patient: it may be there, and nobody drew it."]
-        lines += ["  masks:", *(f"    {_key(_flow(label), _plain(mask))}" for label, mask in patients.masks.items())]
+    lines += _lines_of_patients(patients) if patients is not None else []
     lines += [f"{_key('channels', list(channels))} # CT is normalised as CT, anything else by z-score"]
     lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
     lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
@@ -126,6 +120,18 @@ def dataset_text(
         f"  {_key('spacing', list(declared.spacing))} # mm",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lines_of_patients(patients: Patients) -> list[str]:
+    lines = ["patients: # a folder each, whose name is the case's id", f"  {_key('image', patients.image)}"]
+    if patients.label_map is not None:
+        return [*lines, f"  {_key('label_map', patients.label_map)} # a shell pattern below a patient's folder"]
+    what = "Shell patterns below a patient's folder" if patients.masks else "Names in DICOM SEG or RTSTRUCT files"
+    lines += [f"  # {what}, the largest first: where two overlap, the later one counts."]
+    lines += ["  # A label that a patient does not have is unannotated there: it may be there, and nobody drew it."]
+    drawn = patients.masks or patients.structures
+    lines += ["  masks:" if patients.masks else "  structures:"]
+    return [*lines, *(f"    {_key(_flow(label), _plain(names))}" for label, names in drawn.items())]
 
 
 def study_text(

@@ -15,7 +15,7 @@ NOT_CHECKED = ("description", "licence", "reference", "source", "declared", "nsd
 def fetched_part(dataset: Dataset) -> str:
     """What `fetch` reads: the source, and how that is cut or merged where it is."""
     if dataset.patients:
-        order = list(dataset.patients.masks)
+        order = list(dataset.patients.drawn)
         return _line([dataset.source, dataset.patients, order, dataset.labels, list(dataset.exclude)])
     described = dataset.blocks or dataset.files
     return _line([dataset.source, described] if described else dataset.source)

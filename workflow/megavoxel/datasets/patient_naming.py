@@ -39,13 +39,22 @@ class PatientNames:
     """What images and masks are called."""
 
     image: str
-    """Pattern of the image's file."""
-    masks: dict[str, tuple[str, ...]]
-    """Patterns below a patient's folder by label, in order of the alphabet."""
-    single: dict[str, str]
+    """Pattern of the image's file, or DICOM."""
+    masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Patterns of masks below a patient's folder by label, in order of the alphabet."""
+    structures: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """In place of masks, names of what was drawn in a DICOM series."""
+    label_map: str | None = None
+    """In place of masks, the pattern of a label map."""
+    single: dict[str, str] = field(default_factory=dict)
     """The one patient that has a mask of the label, for labels that no other has."""
-    faults: tuple[str, ...]
+    faults: tuple[str, ...] = ()
     """What is wrong with folders, each led by its name."""
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Masks or structures by label; none where there is a label map."""
+        return self.masks or self.structures
 
 
 def guess_patients(names: Sequence[str], *, image: str | None = None) -> PatientNames | None:
@@ -70,16 +79,16 @@ def guess_patients(names: Sequence[str], *, image: str | None = None) -> Patient
     owners: dict[str, set[str]] = defaultdict(set)
     for home, inside in homes.items():
         for structure in inside.masks:
-            owners[_plain(structure)].add(home.name)
+            owners[plain(structure)].add(home.name)
     if len(homes) > 1 and max(map(len, owners.values())) == 1:
         return None
     pattern = image or _image_pattern(with_masks)
-    masks = {_label(several): _patterns(several) for several in spellings.values()}
+    masks = {label_of(several): _patterns(several) for several in spellings.values()}
     return PatientNames(
         image=pattern,
         masks=dict(sorted(masks.items())),
         single={
-            _label(several): min(owners[plain])
+            label_of(several): min(owners[plain])
             for plain, several in spellings.items()
             if len(owners[plain]) == 1 and len(homes) > 1
         },
@@ -111,13 +120,13 @@ def _mask(file: PurePosixPath) -> tuple[PurePosixPath, str] | None:
         words = words_of(folders[depth])
         if words & MASK_FOLDERS and not words & IMAGE_WORDS:
             home = PurePosixPath(*folders[:depth])
-            return home, _structure(file, home.name)
+            return home, structure_of(file, home.name)
     if len(folders) > 0 and words_of(stem_of(file.name)) & LABEL_WORDS:
-        return file.parent, _structure(file, file.parent.name)
+        return file.parent, structure_of(file, file.parent.name)
     return None
 
 
-def _structure(file: PurePosixPath, patient: str) -> str:
+def structure_of(file: PurePosixPath, patient: str) -> str:
     """What a mask shows, by its name without the patient and words for masks; empty: the name says nothing of it."""
     parts = re.split(r"([-_. ]+)", stem_of(file.name).removeprefix(patient).strip("-_. "))
     while parts and (parts[0].lower() in LABEL_WORDS or not parts[0]):
@@ -134,7 +143,8 @@ def _has_label_map(item: tuple[PurePosixPath, Home]) -> bool:
     return bool({"", home.name, *stems, *(without_words(stem)[1] for stem in stems)} & set(inside.masks))
 
 
-def _plain(structure: str) -> str:
+def plain(structure: str) -> str:
+    """A name without its capitals and signs, by which two spellings are one."""
     return re.sub(r"[^a-z0-9]+", "-", structure.lower())
 
 
@@ -144,16 +154,17 @@ def _spellings(homes: dict[PurePosixPath, Home]) -> dict[str, Counter[tuple[str,
     for home, inside in homes.items():
         for structure, files in inside.masks.items():
             for file in files:
-                found[_plain(structure)][structure, _with_case(file.as_posix(), home.name)] += 1
+                found[plain(structure)][structure, with_case(file.as_posix(), home.name)] += 1
     return found
 
 
-def _with_case(name: str, patient: str) -> str:
+def with_case(name: str, patient: str) -> str:
     """A pattern for a file's name, in which `{case}` stands for the patient."""
     return glob.escape(name).replace(glob.escape(patient), CASE) if patient else glob.escape(name)
 
 
-def _label(spellings: Counter[tuple[str, str]]) -> str:
+def label_of(spellings: Counter[tuple[str, str]]) -> str:
+    """The most common spelling of a label."""
     return max(sorted(spellings), key=lambda spelling: spellings[spelling])[0]
 
 
@@ -163,7 +174,7 @@ def _patterns(spellings: Counter[tuple[str, str]]) -> tuple[str, ...]:
 
 def _image_pattern(homes: dict[PurePosixPath, Home]) -> str:
     """The name that most images have."""
-    found = Counter(_with_case(image.name, home.name) for home, inside in homes.items() for image in inside.images)
+    found = Counter(with_case(image.name, home.name) for home, inside in homes.items() for image in inside.images)
     most = max(found.values())
     common = sorted(pattern for pattern, count in found.items() if count == most)
     if len(common) > 1 and most > 1:

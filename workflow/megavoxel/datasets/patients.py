@@ -1,7 +1,8 @@
 """A folder per patient, with an image and a mask per label: merged into a dataset with one label map per case.
 
 So lie PDDCA (the MICCAI 2015 head-and-neck challenge; Raudaschl et al., Med. Phys. 44:2020, 2017), the arrays of
-AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019) and TotalSegmentator on disk.
+AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019) and TotalSegmentator on disk. The image may be a DICOM series, and
+masks the structures that were drawn in it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.config.dataset import Dataset, Patients
+from megavoxel.datasets.dicom_patients import drawn_series, scans_of, with_structures
 from megavoxel.datasets.folder import visible_files
 from megavoxel.datasets.pairs import CASE
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name, write_json
 from megavoxel.progress import progress
+from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in
+from megavoxel.volumes.formats.dicom import dicom_folders, volume_of_series
 from megavoxel.volumes.grid import Geometry, compare_grids
 from megavoxel.volumes.open import SUFFIXES_WITH_SPACING, open_volume, suffix_of
-from megavoxel.volumes.volume import Hints, Volume, label_type
+from megavoxel.volumes.structures import Structures
+from megavoxel.volumes.volume import Hints, Volume, label_type, whole_numbers
 from megavoxel.volumes.write import write_nifti
 
 LISTED_FAULTS, LISTED_MASKS = 20, 5
@@ -54,6 +59,16 @@ class Patient:
             shown = " or ".join(f"'{pattern}'" for pattern in several)
             raise UserError(f"{shown} matches {' and '.join(matching[:2])}; make the pattern narrower")
         return names[matching[0]] if matching else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedPatient:
+    """A patient whose files were opened by their headers."""
+
+    patient: Patient
+    image: Volume
+    structures: tuple[Structures, ...] = ()
+    """What was drawn in the image, where that is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +140,15 @@ def patients_below(origin: Path, keys: Patients, where: str) -> list[Patient]:
         UserError: there is none, two have one name, or a name cannot be a file's.
     """
     files = [path for path in visible_files(origin) if suffix_of(path.name, SUFFIXES_WITH_SPACING)]
-    homes = sorted({path.parent for path in files if fnmatchcase(path.name, for_case(keys.image, path.parent.name))})
-    homes = [home for home in homes if home.name]
+    if keys.is_dicom:
+        homes = [folder.relative_to(origin) for folder in folders_with_dicom(origin)]
+        what = "folder of a patient with DICOM files"
+    else:
+        matching = {path.parent for path in files if fnmatchcase(path.name, for_case(keys.image, path.parent.name))}
+        homes = [home for home in sorted(matching) if home.name]
+        what = f"folder with an image '{keys.image}' ({', '.join(SUFFIXES_WITH_SPACING)})"
     if not homes:
-        raise UserError(
-            f"{where}: {origin} has no folder with an image '{keys.image}' "
-            f"({', '.join(SUFFIXES_WITH_SPACING)}); correct the pattern under patients.image, or the folder"
-        )
+        raise UserError(f"{where}: {origin} has no {what}; correct the pattern under patients.image, or the folder")
     names = [home.name for home in homes]
     for name in names:
         require_file_name(name, f"{where}: folder")
@@ -152,23 +169,35 @@ def patients_below(origin: Path, keys: Patients, where: str) -> list[Patient]:
     ]
 
 
-def opened_image(patient: Patient, keys: Patients) -> Volume:
-    """The image of a patient, by its header; a spacing in the dataset file is that of arrays without one.
+def folders_with_dicom(folder: Path) -> list[Path]:
+    """The folders directly below a folder that hold DICOM files, at any depth."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inside if dicom_folders(path)]
+
+
+def open_patient(patient: Patient, keys: Patients) -> OpenedPatient:
+    """Opens a patient's image, and what was drawn in it; a spacing in the dataset file is that of arrays.
 
     Raises:
-        UserError: there is none or several, it is damaged, or has several channels.
+        UserError: there is no image or several, one is damaged or has several channels, or structures were drawn in
+            another scan.
     """
+    if keys.is_dicom:
+        scans, structures = scans_of(patient.folder, has_structures=keys.structures is not None)
+        series = drawn_series(scans, structures)
+        return OpenedPatient(patient=patient, image=volume_of_series(series), structures=structures)
     path = patient.file(keys.image)
     if path is None:
         raise UserError(f"there is no image '{keys.image}'")
-    return _opened(path, keys)
+    structures = scans_of(patient.folder, has_structures=True)[1] if keys.structures is not None else ()
+    return OpenedPatient(patient=patient, image=_opened(path, keys), structures=structures)
 
 
-def merge(patient: Patient, grid: Geometry, labels: dict[str, int], keys: Patients) -> tuple[np.ndarray, Merged]:
+def merge(opened: OpenedPatient, labels: dict[str, int], keys: Patients) -> tuple[np.ndarray, Merged]:
     """One label map of all masks; where they overlap, the later one counts.
 
     Args:
-        grid: of the image.
+        opened: the patient.
         labels: values by name.
 
     Returns:
@@ -177,35 +206,72 @@ def merge(patient: Patient, grid: Geometry, labels: dict[str, int], keys: Patien
     Raises:
         UserError: none of the masks is there.
     """
+    grid = opened.image.geometry
+    if keys.label_map is not None:
+        return _from_label_map(opened, labels, keys)
     merged = np.zeros(grid.shape, label_type(max(labels.values())))
     overlap = np.zeros(grid.shape, bool)
     voxels, missing, faults = {}, [], []
-    for label, patterns in keys.masks.items():
+    for label in keys.drawn:
         try:
-            path = patient.file(patterns)
-            if path is None:
-                missing.append(label)
-                continue
-            inside = _read_mask(path, grid, keys)
+            inside = _mask(opened, label, keys)
         except UserError as fault:
             faults.append(str(fault))
+            continue
+        if inside is None:
+            missing.append(label)
             continue
         overlap |= inside & (merged != 0)
         merged[inside] = labels[label]
         voxels[label] = int(np.count_nonzero(inside))
-    if len(missing) == len(keys.masks):
-        named = [patterns if isinstance(patterns, str) else patterns[0] for patterns in keys.masks.values()]
-        more = f" and {len(named) - LISTED_MASKS} more" if len(named) > LISTED_MASKS else ""
-        raise UserError(f"none of its masks is there: {', '.join(named[:LISTED_MASKS])}{more}")
+    if len(missing) == len(keys.drawn):
+        raise UserError(f"none of its masks is there: {_wanted(keys)}")
     count = int(np.count_nonzero(overlap))
     return merged, Merged(voxels=voxels, missing=tuple(missing), overlap=count, faults=tuple(faults))
 
 
+def _wanted(keys: Patients) -> str:
+    named = [names if isinstance(names, str) else names[0] for names in (keys.masks or keys.structures).values()]
+    more = f" and {len(named) - LISTED_MASKS} more" if len(named) > LISTED_MASKS else ""
+    return f"{', '.join(named[:LISTED_MASKS])}{more}"
+
+
+def _mask(opened: OpenedPatient, label: str, keys: Patients) -> np.ndarray | None:
+    """bool (i, j, k) on the image's grid; None: there is no mask of this label."""
+    grid = opened.image.geometry
+    if keys.masks is None:
+        return with_structures(opened.structures, keys.structures[label], grid)
+    path = opened.patient.file(keys.masks[label])
+    return None if path is None else _read_mask(path, grid, keys)
+
+
+def label_map_of(opened: OpenedPatient, keys: Patients) -> Volume:
+    """The label map of a patient, by its header.
+
+    Raises:
+        UserError: there is none, or several, it is damaged, or it lies on another grid than the image.
+    """
+    path = opened.patient.file(keys.label_map)
+    if path is None:
+        raise UserError(f"there is no label map '{keys.label_map}'")
+    return _on_grid(path, opened.image.geometry, keys)
+
+
+def _from_label_map(opened: OpenedPatient, labels: dict[str, int], keys: Patients) -> tuple[np.ndarray, Merged]:
+    volume = label_map_of(opened, keys)
+    array = whole_numbers(volume.voxels(None), volume.path)
+    require_sound(
+        undeclared_faults(values_in(array), volume.path.name, labels, {0}), "name it under 'labels', or correct it"
+    )
+    voxels = {label: int(np.count_nonzero(array == value)) for label, value in labels.items()}
+    return array, Merged(voxels=voxels, missing=(), overlap=0, faults=())
+
+
 def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
-    volume = opened_image(patient, dataset.patients)
-    grid, image = volume.geometry, volume.voxels(None)
-    labels, merged = merge(patient, grid, dataset.labels, dataset.patients)
+    opened = open_patient(patient, dataset.patients)
+    labels, merged = merge(opened, dataset.labels, dataset.patients)
     if not merged.faults:
+        grid, image = opened.image.geometry, opened.image.voxels(None)
         kept = image if image.dtype.type in STORED else image.astype(np.float32)
         write_nifti(folder / f"imagesTr/{patient.name}.nii.gz", kept, grid.affine, grid.unit)
         write_nifti(folder / f"labelsTr/{patient.name}.nii.gz", labels, grid.affine, grid.unit)
@@ -214,10 +280,7 @@ def _write_patient(patient: Patient, folder: Path, dataset: Dataset) -> Merged:
 
 def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
     """bool (i, j, k) on the image's grid."""
-    volume = _opened(path, patients)
-    for _, message in compare_grids(grid, volume.geometry):
-        raise UserError(f"the image and {path.name} lie on different grids: {message}")
-    mask = volume.voxels(None)
+    mask = _on_grid(path, grid, patients).voxels(None)
     inside = mask != 0
     values = mask[inside]
     if values.size and not (values == values[0]).all():
@@ -225,6 +288,14 @@ def _read_mask(path: Path, grid: Geometry, patients: Patients) -> np.ndarray:
             f"{path.name} has several values besides 0, such as {values[0]:g} and {values.max():g}; a mask has one"
         )
     return inside
+
+
+def _on_grid(path: Path, grid: Geometry, patients: Patients) -> Volume:
+    """A mask or label map, which must lie on the image's grid; the axes of its file may lie in another order."""
+    volume = _opened(path, patients)
+    for _, message in compare_grids(grid, volume.geometry):
+        raise UserError(f"the image and {path.name} lie on different grids: {message}")
+    return volume
 
 
 def _opened(path: Path, patients: Patients) -> Volume:

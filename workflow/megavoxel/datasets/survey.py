@@ -13,13 +13,22 @@ import pandas
 
 from megavoxel.config.dataset import Dataset, Files, Source
 from megavoxel.datasets.cases import Case, naming_case
+from megavoxel.datasets.dicom_naming import folder_of_patients, guess_dicom, has_dicom
 from megavoxel.datasets.folder import unused_files, visible_files
 from megavoxel.datasets.layout import read_layout
 from megavoxel.datasets.naming import guess_files
 from megavoxel.datasets.pairs import listed, pairs
 from megavoxel.datasets.patient_naming import guess_patients
 from megavoxel.datasets.patient_survey import survey_patients
-from megavoxel.datasets.surveyed import Asked, Survey, channel_names, sizes_of
+from megavoxel.datasets.surveyed import (
+    Asked,
+    Survey,
+    channel_names,
+    made_up,
+    refuse_images,
+    refuse_unnamed,
+    sizes_of,
+)
 from megavoxel.errors import UserError, faults_listed
 from megavoxel.files import read_json
 from megavoxel.parallel import map_cases
@@ -28,8 +37,6 @@ from megavoxel.volumes.no_scans import is_link_to_nothing
 from megavoxel.volumes.open import SUFFIXES, open_volume, suffix_of
 
 Result = TypeVar("Result")
-MOST_VALUES = 200
-"""Values of label maps above which they are taken to be no label maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ class _Seen:
 
 def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
     """Looks at a folder: a Decathlon or nnU-Net dataset, BIDS with derivatives, images and label maps, or a folder per
-    patient with a mask per label.
+    patient with a mask per label or with DICOM.
 
     Args:
         folder: nothing in it is changed.
@@ -70,13 +77,23 @@ def survey(folder: Path, asked: Asked, *, processes: int = 1) -> Survey:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one with images and label maps")
     root = _described_root(folder) if not (asked.images or asked.label) else None
-    names = [] if root else _volumes(folder)
+    names = [] if root else [path.as_posix() for path in visible_files(folder) if suffix_of(path.name)]
     if root is None and asked.label is None and len(asked.images) <= 1:
         patients = _naming(folder, partial(guess_patients, names, image=next(iter(asked.images), None)))
         if patients is not None:
             return survey_patients(folder, patients, asked, processes=processes)
-    found = _paired(folder, names, asked) if root is None else _described(root, asked)
+    try:
+        found = _paired(folder, names, asked) if root is None else _described(root, asked)
+    except UserError:
+        if root is None and not asked.images and has_dicom(folder):
+            return _survey_dicom(folder, asked, processes)
+        raise
     return _survey_pairs(found, asked, processes)
+
+
+def _survey_dicom(folder: Path, asked: Asked, processes: int) -> Survey:
+    root = folder_of_patients(folder)
+    return survey_patients(root, guess_dicom(root, label=asked.label, processes=processes), asked, processes=processes)
 
 
 def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
@@ -89,7 +106,7 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     look = partial(_looked_at, found.root, found.channels)
     looked = map_cases(look, present, processes=processes, title="reading images and label maps")
     if not (asked.labels or found.labels):
-        _refuse_images({value for one in looked for value in one.values}, found)
+        refuse_images({value for one in looked for value in one.values}, found.root)
     faulty = {case.id for case, one in zip(present, looked, strict=True) if one.faults}
     faults = [*_lacking(absent, unlabelled), *chain(*(one.faults for one in looked))]
     training = [case for case in present if case.id not in faulty]
@@ -100,13 +117,13 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     values = {value: case.id for case, one in reversed(list(zip(training, seen, strict=True))) for value in one.values}
     labels = asked.labels or found.labels
     if labels is not None:
-        _refuse_unnamed(values, labels, found)
+        refuse_unnamed(values, labels, found.root)
     return Survey(
         root=found.root.resolve(),
         layout=found.name,
         files=found.files,
         channels=found.channels,
-        labels=_made_up(values, found) if labels is None else _sorted(labels, values, found),
+        labels=made_up(values, found.root) if labels is None else _sorted(labels, values, found),
         unnamed=labels is None,
         excluded=tuple(sorted(excluded)),
         unused=unused_files(found.root, found.cases),
@@ -167,15 +184,14 @@ def _described(root: Path, asked: Asked) -> _Layout:
     )
 
 
-def _volumes(folder: Path) -> list[str]:
-    """Files of volumes below a folder, relative to it."""
-    visible = [path.as_posix() for path in visible_files(folder)]
-    names = [name for name in visible if suffix_of(name)]
+def _require_volumes(folder: Path, names: Sequence[str]) -> None:
     if not names:
-        kinds = sorted({PurePosixPath(name).suffix for name in visible if PurePosixPath(name).suffix})[:8]
+        visible = visible_files(folder)
+        kinds = sorted({path.suffix for path in visible if path.suffix})[:8]
         there = f"; it has files of the kinds {', '.join(kinds)}, to be converted" if kinds else ""
-        raise UserError(f"{folder}: no images are found: there is no file that ends in {' or '.join(SUFFIXES)}{there}")
-    return names
+        raise UserError(
+            f"{folder}: no images are found: there is no file that ends in {' or '.join(SUFFIXES)}, nor DICOM{there}"
+        )
 
 
 def _naming(folder: Path, work: Callable[[], Result]) -> Result:
@@ -187,6 +203,7 @@ def _naming(folder: Path, work: Callable[[], Result]) -> Result:
 
 
 def _paired(folder: Path, names: Sequence[str], asked: Asked) -> _Layout:
+    _require_volumes(folder, names)
     guess = _naming(folder, partial(guess_files, names, images=asked.images, label=asked.label))
     images, labels = _naming(folder, partial(pairs, folder, guess.files))
     cases = tuple(
@@ -285,31 +302,6 @@ def _refuse_volumes(stored: dict[str, int], channels: tuple[str, ...]) -> None:
     raise UserError(
         f"{total} images for {len(channels)} channels ({', '.join(channels)}); name as many as there are by --channels"
     )
-
-
-def _refuse_unnamed(values: dict[int, str], labels: dict[str, int], found: _Layout) -> None:
-    unnamed = sorted(set(values) - set(labels.values()))
-    if unnamed:
-        where = listed(f"{value} (in {values[value]})" for value in unnamed)
-        named = ", ".join(f"{name}={value}" for name, value in labels.items())
-        raise UserError(
-            f"{found.root}: label maps hold values that have no name: {where}; named are {named}: name all of them by "
-            "--labels NAME=VALUE ..., or where the names come from"
-        )
-
-
-def _made_up(values: dict[int, str], found: _Layout) -> dict[str, int]:
-    if not values:
-        raise UserError(f"{found.root}: all label maps are empty, so that there is nothing to segment")
-    return {f"label-{value}": value for value in sorted(values)}
-
-
-def _refuse_images(values: set[int], found: _Layout) -> None:
-    if len(values) > MOST_VALUES:
-        raise UserError(
-            f"{found.root}: the label maps hold {len(values)} values, so they are most likely no label maps; name "
-            "these by --label PATTERN, or their values by --labels NAME=VALUE ..."
-        )
 
 
 def _sorted(labels: dict[str, int], values: dict[int, str], found: _Layout) -> dict[str, int]:

@@ -11,8 +11,12 @@ import numpy as np
 
 from megavoxel.config.dataset import Files, Patients
 from megavoxel.datasets.naming import MODALITY_WORDS
+from megavoxel.datasets.pairs import listed
+from megavoxel.errors import UserError
 from megavoxel.volumes.open import open_volume
 
+MOST_VALUES = 200
+"""Values of label maps above which they are taken to be no label maps."""
 AIR = -500
 """An image with lower intensities is taken to be CT, in HU."""
 
@@ -46,14 +50,14 @@ class Survey:
     """What images and label maps are called; None: dataset.json or `patients` tells."""
     patients: Patients | None = None
     """What images and masks in folders of patients are called; None: there are no such folders."""
-    channels: tuple[str, ...]
+    channels: tuple[str, ...] = ()
     labels: dict[str, int]
     """Values above 0 by name, in ascending order."""
     unnamed: bool
     """Whether the names of the labels are made up."""
-    excluded: tuple[str, ...]
-    """Ids of the cases without a label map, or whose files are links to nothing."""
-    unused: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    """Ids of the cases that lack a file or have a faulty one."""
+    unused: tuple[str, ...] = ()
     """Files that belong to no case and are not known to be none."""
     training_cases: int
     test_cases: int
@@ -94,6 +98,41 @@ def sizes_of(seen: Sequence[tuple[Sequence[int], Sequence[float]]]) -> dict[str,
         "largest_shape": _whole(np.max(shapes, axis=0)),
         "spacing": tuple(float(f"{size:.6g}") for size in np.median(spacings, axis=0)),
     }
+
+
+def refuse_unnamed(values: dict[int, str], labels: dict[str, int], root: Path) -> None:
+    """Refuses label maps with values that have no name.
+
+    Args:
+        values: those of all label maps but 0, each with a case that has it.
+
+    Raises:
+        UserError: there are some.
+    """
+    unnamed = sorted(set(values) - set(labels.values()))
+    if unnamed:
+        where = listed(f"{value} (in {values[value]})" for value in unnamed)
+        named = ", ".join(f"{name}={value}" for name, value in labels.items())
+        raise UserError(
+            f"{root}: label maps hold values that have no name: {where}; named are {named}: name all of them by "
+            "--labels NAME=VALUE ..., or where the names come from"
+        )
+
+
+def made_up(values: dict[int, str], root: Path) -> dict[str, int]:
+    """Names for values that no file names; raises UserError where all label maps are empty."""
+    if not values:
+        raise UserError(f"{root}: all label maps are empty, so that there is nothing to segment")
+    return {f"label-{value}": value for value in sorted(values)}
+
+
+def refuse_images(values: set[int], root: Path) -> None:
+    """Refuses label maps with so many values that they are most likely images."""
+    if len(values) > MOST_VALUES:
+        raise UserError(
+            f"{root}: the label maps hold {len(values)} values, so they are most likely no label maps; name "
+            "these by --label PATTERN, or their values by --labels NAME=VALUE ..."
+        )
 
 
 def _split(pattern: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Look at a folder of images and label maps, and write a first dataset file and study file for it.
 
 Read are datasets of the Medical Segmentation Decathlon and of nnU-Net (dataset.json), BIDS with derivatives, images
-with label maps by any common names, and a folder per patient with an image and a mask per label (TotalSegmentator,
-PDDCA). Nothing is copied, and nothing in the folder is changed.
+with label maps by any common names, a folder per patient with an image and a mask per label (TotalSegmentator, PDDCA),
+and a folder per patient with a DICOM series and SEG, RTSTRUCT, masks or a label map. Nothing is copied, and nothing in
+the folder is changed.
 """
 
 from __future__ import annotations

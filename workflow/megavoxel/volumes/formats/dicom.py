@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_SCANS = {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "DOC"}
 """Modalities of series that lie beside a scan and are none."""
+DRAWN = {"RTSTRUCT", "SEG"}
+"""Those of series with the structures that somebody drew in a scan."""
 NO_IMAGES = ("9.", "11.", "66", "67", "88.", "104.", "481.", "4.2")
 """Classes of files without an image, such as raw data, reports and plans, behind the following root (PS3.4, B.5)."""
 CLASSES = "1.2.840.10008.5.1.4.1.1."
@@ -51,6 +53,11 @@ class Series:
         """CT, MR, PT, …"""
         return self.headers[0].elements.text(tags.MODALITY)
 
+    @property
+    def frame_of_reference(self) -> str:
+        """UID that all series share whose places are in the same coordinates; empty where it is not stated."""
+        return self.headers[0].elements.text(tags.FRAME_OF_REFERENCE)
+
     @cached_property
     def frames(self) -> tuple[Frame, ...]:
         """Its slices, in no order, each once.
@@ -73,11 +80,15 @@ def open_dicom(folder: Path, hints: Hints) -> Volume:
     Raises:
         UserError: as `chosen_series` and `stack_of`.
     """
-    series = chosen_series(folder, hints.series)
+    return volume_of_series(chosen_series(folder, hints.series), hints)
+
+
+def volume_of_series(series: Series, hints: Hints = Hints()) -> Volume:  # noqa: B008
+    """A series as a volume whose voxels have not been read; raises as `stack_of`."""
     stack = series.stack(hints)
     rows, columns = stack.frames[0].size
     return volume_of(
-        folder,
+        series.folder,
         (columns, rows, len(stack.frames)),
         1,
         stack.affine,
@@ -86,6 +97,20 @@ def open_dicom(folder: Path, hints: Hints) -> Volume:
         is_oriented=stack.is_oriented,
         doubts=stack.doubts,
     )
+
+
+def scans_and_structures(folder: Path, is_known: Callable[[Path], bool]) -> tuple[list[Series], list[Path]]:
+    """The series of images below a folder, and the files with structures that were drawn in them (SEG, RTSTRUCT).
+
+    Args:
+        is_known: whether a file that is not DICOM may lie there.
+
+    Raises:
+        UserError: a file is damaged, or is neither DICOM nor known.
+    """
+    headers = [header for header in _all_headers(folder, is_known) if not header.is_directory]
+    drawn = [header.path for header in headers if header.elements.text(tags.MODALITY) in DRAWN]
+    return _by_series([header for header in headers if not _is_something_else(header)], folder), drawn
 
 
 def dicom_folders(folder: Path) -> list[Path]:
@@ -186,8 +211,13 @@ def _rescaled(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np
 
 
 def _series_below(folder: Path) -> list[Series]:
+    headers = _all_headers(folder, is_no_scan)
+    return _by_series([one for one in headers if not one.is_directory and not _is_something_else(one)], folder)
+
+
+def _by_series(headers: Sequence[Header], folder: Path) -> list[Series]:
     found: dict[str, list[Header]] = {}
-    for header in _headers(folder):
+    for header in headers:
         found.setdefault(header.elements.text(tags.SERIES), []).append(header)
     return [Series(uid=uid, headers=tuple(headers), folder=folder) for uid, headers in found.items()]
 
@@ -219,23 +249,21 @@ def _require_slices(header: Header, folder: Path) -> None:
         raise UserError(f"{folder}: series {uid} has colours; expected grey values: choose another one by --series UID")
 
 
-def _headers(folder: Path) -> Iterator[Header]:
-    """The headers of all images below a folder.
+def _all_headers(folder: Path, is_known: Callable[[Path], bool]) -> Iterator[Header]:
+    """The headers of all DICOM files below a folder.
 
     Raises:
-        UserError: a file is damaged, or neither DICOM nor known to be something else.
+        UserError: a file is damaged, or is neither DICOM nor known to be something else.
     """
     for path in visible_entries(folder):
         if not _is_image_file(path):
-            if not is_no_scan(path):
+            if not is_known(path):
                 raise DamagedFileError(
                     f"{path}: it lies among the slices of a scan and is none that can be read (an empty or damaged "
                     "file, or a link to nothing): bring it again, or move it away if it does not belong to the scan"
                 )
             continue
-        header = read_header(path)
-        if not header.is_directory and not _is_something_else(header):
-            yield header
+        yield read_header(path)
 
 
 def _is_something_else(header: Header) -> bool:

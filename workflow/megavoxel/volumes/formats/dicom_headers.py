@@ -10,6 +10,7 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,13 +43,26 @@ CLASS, IMAGE_TYPE, INSTANCE, MODALITY, DESCRIPTION, SERIES = (
 NUMBER, POSITION, DIRECTIONS, IN_ACQUISITION, IN_SERIES, SLICES = (
     0x00200013, 0x00200032, 0x00200037, 0x00201002, 0x00201209, 0x00540081,
 )  # fmt: skip
+FRAME_OF_REFERENCE = 0x00200052
 THICKNESS, DISTANCE, SPACING, SLOPE, INTERCEPT = 0x00180050, 0x00180088, 0x00280030, 0x00281053, 0x00281052
 SAMPLES, FRAMES, ROWS, COLUMNS, BITS, SIGN = 0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280103
 WANTED = {
     SYNTAX, STORED_CLASS, CLASS, IMAGE_TYPE, INSTANCE, MODALITY, DESCRIPTION, SERIES, NUMBER, POSITION, DIRECTIONS,
     IN_ACQUISITION, IN_SERIES, SLICES, THICKNESS, DISTANCE, SPACING, SLOPE, INTERCEPT, SAMPLES, FRAMES, ROWS, COLUMNS,
-    BITS, SIGN,
+    BITS, SIGN, FRAME_OF_REFERENCE,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class More:
+    """What is read of a file besides the elements of images."""
+
+    values: Iterable[int] = ()
+    """Tags, whose values may be of any length."""
+    sequences: Iterable[int] = ()
+    """Tags of sequences that have some of these."""
+    pixels: bool = False
+    """Whether uncompressed pixels are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +124,8 @@ class Header:
     syntax: str
     """UID of the transfer syntax."""
     has_pixels: bool
+    pixels: bytes | None = None
+    """Uncompressed pixels, where they were asked for."""
 
     @cached_property
     def is_directory(self) -> bool:
@@ -131,15 +147,18 @@ def starts_dicom(path: Path) -> bool:
     return group in (2, 8) and element <= 0x18 and (has_kind or 0 < length <= 64)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, more: More = More()) -> Header:
     """What a file says of its image; its pixels are passed over, and seen to be there to their end.
+
+    Args:
+        more: what else to read.
 
     Raises:
         UserError: the file breaks off, or makes no sense.
     """
     try:
         with path.open("rb") as source:
-            return _Reading(source, path).header()
+            return _Reading(source, path, more).header()
     except (EOFError, OSError, ValueError, zlib.error, struct.error) as fault:
         raise unreadable(path, fault) from None
 
@@ -147,8 +166,10 @@ def read_header(path: Path) -> Header:
 class _Reading:
     """A pass over the elements of a file."""
 
-    def __init__(self, source: BinaryIO, path: Path) -> None:
+    def __init__(self, source: BinaryIO, path: Path, more: More) -> None:
         self.path = path
+        self.long, self.sequences = frozenset(more.values), SEQUENCES.union(more.sequences)
+        self.keeps_pixels, self.kept = more.pixels, None
         self.explicit, self.order = True, "<"
         self.pixels, self.pixel_bytes = False, None
         self._take(source)
@@ -175,7 +196,7 @@ class _Reading:
         elements = Elements(values=meta.values | found.values, sequences=found.sequences, order=self.order)
         if self.pixels:
             self._require_pixels(elements)
-        return Header(path=self.path, elements=elements, syntax=syntax, has_pixels=self.pixels)
+        return Header(path=self.path, elements=elements, syntax=syntax, has_pixels=self.pixels, pixels=self.kept)
 
     def _pass_preamble(self) -> None:
         head = self._peek(PREAMBLE + len(MAGIC))
@@ -213,11 +234,11 @@ class _Reading:
                 break
             if tag in PIXELS and length == UNDEFINED:
                 self._pass_pixels(length)
-            elif kind == b"SQ" or length == UNDEFINED or (tag in SEQUENCES and kind != b"OB"):
+            elif kind == b"SQ" or length == UNDEFINED or (tag in self.sequences and kind != b"OB"):
                 items = self._items(length, depth + 1, explicit=self.explicit and kind != b"UN")
-                if tag in SEQUENCES:
+                if tag in self.sequences:
                     sequences[tag] = items
-            elif tag in WANTED and length <= MOST_VALUE:
+            elif (tag in WANTED and length <= MOST_VALUE) or tag in self.long:
                 values[tag] = self._read(length)
             else:
                 self._skip(length)
@@ -242,7 +263,10 @@ class _Reading:
     def _pass_pixels(self, length: int) -> int | None:
         """Passes over pixels; their bytes, or None where they are compressed, in fragments."""
         if length != UNDEFINED:
-            self._skip(length)
+            if self.keeps_pixels:
+                self.kept = self._read(length)
+            else:
+                self._skip(length)
             return length
         while True:
             tag, _, size = self._head()
