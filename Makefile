@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PEERS := $(VENV)/.peers
+SITE := $(VENV)/.site
 
-.PHONY: demo test test-quick fuzz test-slurm bench bench-tables lint format setup clean
+.PHONY: demo test test-quick fuzz test-slurm bench bench-tables docs lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -51,6 +52,13 @@ bench: $(PEERS) ## installs first what the benchmarks compare with; no other tar
 
 bench-tables: $(INSTALLED) ## the tables of docs/performance.md and docs/results.md, from benchmarks/results
 	$(BIN)/python -m benchmarks.tables
+
+$(SITE): requirements-docs.lock $(INSTALLED)
+	$(PIP) --no-deps --requirement requirements-docs.lock
+	@touch $@
+
+docs: $(SITE) ## the pages as a site in site/, which can be opened from there
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from fake_study import FakeStudy, make_study, report_study
 
 REPOSITORY = Path(__file__).parents[1]
 LONGEST = (
-    "test_faults", "test_workflow", "test_tutorial", "test_pipeline", "test_readme", "test_models", "test_group",
+    "test_faults", "test_tutorial", "test_workflow", "test_pipeline", "test_readme", "test_models", "test_group",
     "test_report_partial", "test_curriculum", "test_classification_study", "test_two_accounts", "test_late_files",
     "test_status", "test_fuzz", "test_report_page",
 )  # fmt: skip

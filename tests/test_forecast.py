@@ -323,6 +323,16 @@ def test_calibrate_refuses_an_unknown_device(tmp_path, capsys):
     assert "has no device 'b'; allowed: a" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("kind", "found"), [("gpu", "cpu"), ("cpu", "cuda:0")])
+def test_calibrate_writes_no_rate_of_another_kind_of_device(tmp_path, capsys, monkeypatch, kind, found):
+    file = tmp_path / "hardware.yaml"
+    file.write_text(json.dumps({"devices": {"a": {"kind": kind, "memory_gib": 8}}}))
+    monkeypatch.setattr("megavoxel.network.device.choose_device", lambda _: torch.device(found))
+    assert main(["calibrate", "a", "--hardware", str(file)]) == 1
+    assert f"a is a device of kind {kind}, and this would measure {found}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(plan):
     whole = replace(plan, patch=(16, 16, 16), inference=Inference(window="whole"))
     keys = {"plan": whole, "networks": 1, "precision": "float32"}

@@ -18,7 +18,8 @@ from stage_server import programs
 
 CHECKED_OUT = (
     "Snakefile", "workflow", "profiles", "slurm", "envs", "containers", "Makefile", "pyproject.toml",
-    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "README.md", "LICENSE",
+    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-docs.lock", "README.md",
+    "LICENSE",
 )  # fmt: skip
 DRY = ("make", "snakemake -n", "snakemake --configfile", "snakemake --profile")
 """Commands that are asked what they would do, by `-n`."""

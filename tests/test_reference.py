@@ -70,6 +70,15 @@ def test_every_row_says_what_is_allowed_and_what_it_means(page):
         assert all(cell.strip() for cell in cells), place
 
 
+def test_no_meaning_begins_with_the_values_that_are_allowed(page):
+    assert [place for place, cells in rows(page).items() if cells[2].startswith("`")] == []
+
+
+def test_the_contents_lead_to_every_heading_in_order(page):
+    _, listed, rest = page.split("<!-- contents:")
+    assert re.findall(r"- \[(.*)\]\(#", listed) == re.findall(r"^##+ (.*)$", rest, re.MULTILINE)
+
+
 def test_every_field_of_the_dataclasses_can_be_written(page):
     table = rows(page)
     for record, title in SECTIONS.items():
@@ -139,8 +148,9 @@ def test_a_stale_page_and_one_without_markers_are_refused(page, tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["reference", "--write"])
     assert reference.main() == 0
     assert target.read_text() == page
-    with pytest.raises(UserError, match=r"the lines .* are missing"):
-        with_reference("# no tables here")
+    for part in ("keys", "contents"):
+        with pytest.raises(UserError, match=rf"the lines <!-- {part}: begin --> .* are missing"):
+            with_reference(page.replace(f"<!-- {part}: end -->", ""))
 
 
 def test_the_examples_of_the_page_are_valid(page):

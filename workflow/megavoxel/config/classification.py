@@ -83,7 +83,7 @@ class ClassifierTraining(Optimisation):
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 where a GPU has it, else float32."""
+    """Numbers in which the network computes. `auto`: bfloat16 on a GPU that has it, else float32."""
     loaders: Annotated[int, between(0, 256)] = 2
     """Processes that decode and augment images, for each worker; 0: the training process itself."""
 
@@ -120,7 +120,7 @@ class Classifier:
     """Keys that a classification setting and its plan share."""
 
     network: ImageNetwork = "resnet50"
-    """`vgg16`, `resnet50`, `densenet169`, or `small`, a network of nine convolutions that a CPU can train."""
+    """Architecture of the classifier; `small` has nine convolutions and can be trained on a CPU."""
     pretrained: bool = False
     """Whether it begins with the study's `weights` of its network, all but the last layer; else with random ones."""
     resolution: Resolution = 224
@@ -209,7 +209,7 @@ class ClassificationKeys(StudyKeys):
     """Keys of a classification study that apply to all of its settings."""
 
     task: Literal["classification"] = "classification"
-    """`classification`."""
+    """Makes it a study of images with a class each."""
     folds: Annotated[int, between(1, 20)] = 1
     """Cross-validation folds; 1: none, all training images train, and only the test split is scored."""
     seed: Seed = 12345
@@ -247,7 +247,7 @@ class ClassificationFile(GivenByCommand, ClassificationKeys):
     study: Name
     """Name of the study: its folder below results/, state/ and logs/."""
     task: Literal["classification"]
-    """`classification`."""
+    """Makes it a study of images with a class each."""
     defaults: WrittenClassifier = field(default_factory=WrittenClassifier)
     """Keys that all settings share; where a setting says something else, the setting counts."""
     settings: Annotated[dict[Name, WrittenClassifier | None], Field(min_length=1)] | None = None

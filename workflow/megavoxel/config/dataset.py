@@ -98,9 +98,9 @@ class Source:
     url: Address | None = None
     """Address of a tar or zip archive with one dataset.json."""
     sha256: Sha256 | None = None
-    """Its SHA-256, 64 hexadecimal digits."""
+    """SHA-256 of the archive at `url`."""
     md5: Md5 | None = None
-    """Its MD5, 32 hexadecimal digits, where the publisher gives no better one."""
+    """MD5 of the archive, where the publisher gives no better checksum."""
     checksum: Literal["unpublished"] | None = None
     """In place of both, where the publisher gives neither: the SHA-256 of the first download is recorded in
     data/archives.tsv, and later ones must have the same."""
@@ -201,7 +201,7 @@ class TableColumns:
     label: Text = "label"
     """Name of its class."""
     split: Text = "split"
-    """`training` or `test`; the column may be missing."""
+    """Its split, `training` or `test`; the column may be missing."""
     patient: Text = "patient"
     """The patient of the image. Images of a patient stay together. Without this column, each image is a patient's
     own."""
@@ -227,7 +227,7 @@ class Classification:
     """A CSV file below the source folder with a line per image; None: the folder of an image names its class. Lines of
     other classes are left out and counted."""
     columns: Annotated[TableColumns, needs(table="it needs 'table' beside it")] = field(default_factory=TableColumns)
-    """Its columns."""
+    """Names of the columns of the table."""
     test_list: Text | None = None
     """A text file below the source folder with the test images, a name per line; in place of a column `split`."""
     test_per_class: Annotated[

@@ -52,7 +52,7 @@ class DeviceKeys:
     """One kind of device, and the job that uses one of it."""
 
     kind: Literal["cpu", "gpu"]
-    """Kind of device: `cpu` or `gpu`."""
+    """Whether jobs on it compute on the processor, or ask for GPUs."""
     memory_gib: Positive | None = None
     """Memory of the device in GiB; None for the host's own."""
     overhead_gib: NotNegative = 1.0

@@ -1,6 +1,7 @@
-"""`python -m megavoxel.config.reference --write`: JSON schemas for editors, and the tables of keys in config/README.md.
+"""`python -m megavoxel.config.reference --write`: JSON schemas for editors; contents and tables of config/README.md.
 
-Both come from the records: what is allowed and assumed from their fields, meanings from the strings under the fields.
+Schemas and tables come from the records: what is allowed and assumed from their fields, meanings from the strings under
+the fields.
 `--check` exits with 1 where a file is out of date.
 """
 
@@ -26,7 +27,8 @@ from megavoxel.files import write_text
 
 PAGE = Path("config/README.md")
 SCHEMAS = Path("workflow/schemas")
-BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
+CONTENTS, KEYS = "contents", "keys"
+"""Names of the parts of the page that are written here, in their markers."""
 COMMAND = "python -m megavoxel.config.reference --write"
 FILES = {
     "study": study.StudyFile,
@@ -146,16 +148,28 @@ def reference() -> str:
 
 
 def with_reference(page: str) -> str:
-    """The page with the tables between its two markers as they should be.
+    """The page with its contents and the tables between their markers as they should be.
 
     Raises:
-        UserError: the markers are missing.
+        UserError: markers are missing.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{PAGE}: the lines {BEGIN} and {END} are missing; put them where the tables go")
-    return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
+    page = _with_part(page, KEYS, reference())
+    return _with_part(page, CONTENTS, contents(page))
+
+
+def contents(page: str) -> str:
+    """Links to the headings of a page, as a list in Markdown."""
+    headings = re.findall(r"^(##+) (.*)$", page, re.MULTILINE)
+    return "\n".join(f"{'    ' * (len(marks) - 2)}- [{title}](#{_anchor(title)})" for marks, title in headings)
+
+
+def _with_part(page: str, name: str, text: str) -> str:
+    begin, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"{PAGE}: the lines {begin} and {end} are missing; put them where the {name} go")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 @cache
@@ -206,13 +220,16 @@ def _meaning(record: type, key: str, node: Node, schema: Node) -> str:
 
 
 def _for_readers(text: str) -> str:
-    sentence = re.sub(r"\bNone\b", "left out", text).rstrip(".") + "."
+    sentence = re.sub(r"\bNone\b", "left out", re.sub(r"(?<=\. )None\b", "Left out", text)).rstrip(".") + "."
     return sentence[:1].upper() + sentence[1:]
 
 
 def _link(title: str) -> str:
-    anchor = re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
-    return f"[{title[:1].lower()}{title[1:]}](#{anchor})"
+    return f"[{title[:1].lower()}{title[1:]}](#{_anchor(title)})"
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
 
 
 def main() -> int:

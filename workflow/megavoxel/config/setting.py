@@ -81,7 +81,8 @@ class Preprocessing(Interpolation):
     spacing: Spacing | None = None
     """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
     resolution: Literal["full", "low"] = "full"
-    """`full`, or `low`: the spacing of nnU-Net's low-resolution stage, for large cases; not beside `spacing`."""
+    """Resolution of the network's grid; `low` is the spacing of nnU-Net's low-resolution stage, for large cases. Not
+    beside `spacing`."""
     transpose: Transposition | None = None
     """Order of axes: network axis n is axis transpose[n] of (z, y, x); None: the coarsest first, the others as they
     are."""
@@ -89,8 +90,8 @@ class Preprocessing(Interpolation):
         Literal["ct", "z-score"] | IntensityRange | None,
         Field(description="ct, z-score, or a fixed range as in {range: [-21, 89]}"),
     ] = None
-    """`ct` (foreground percentiles of the dataset), `z-score` (of each image), or a fixed range as in `{range: [-21,
-    89]}`; None: by the channel's name."""
+    """Scaling of intensities: `ct` by the foreground of the whole dataset, `z-score` by mean and standard deviation of
+    each image, or a fixed range as in `{range: [-21, 89]}`; None: by the channel's name."""
 
 
 @record
@@ -98,14 +99,14 @@ class NetworkParts:
     """Keys of a network that a setting and its plan share."""
 
     architecture: Literal["unet"] = "unet"
-    """Name of the architecture: `unet`, the 3D U-Net, by default nnU-Net's."""
+    """Kind of network: the 3D U-Net, by default nnU-Net's."""
     decoder_features: Several[Channels] | None = None
     """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
     convolutions_per_level: Annotated[int, between(1, 8)] = 2
     """3D convolutions per level, in the encoder and in the decoder."""
     norm: Norm = "instance"
-    """`instance` (nnU-Net) or `batch`, whose statistics are of the samples that go through together on one device: with
-    accumulation, or several devices, they are not those of the whole batch."""
+    """Normalisation after each convolution: `instance` (nnU-Net) or `batch`, whose statistics are of the samples that
+    go through together on one device: with accumulation, or several devices, they are not those of the whole batch."""
     pooling: Pooling = "stride"
     """Downsampling to the next level: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
     upsampling: Upsampling = "transposed"
@@ -201,7 +202,7 @@ ParallelOrAuto = Annotated[Literal["auto"] | Parallel | None, AfterValidator(_wi
 
 @record
 class Inference:
-    """The sliding window."""
+    """Prediction of whole images by a sliding window."""
 
     window: Patch | None = None
     """Voxels per axis of a window; `whole`: one window that holds the whole image, and no less than the patch; None:
@@ -228,8 +229,8 @@ class Expansion:
     ]
     """Size of the expanded patch per axis, as a multiple of the patch; one number stands for all axes."""
     order: ExpansionOrder = "sequential"
-    """`sequential`: forward and backward pass of one patch, then of the other; `joint`: both forward, then both
-    backward. The gradients are the same; sequential needs less memory."""
+    """Order of passes. `sequential`: forward and backward pass of one patch, then of the other; `joint`: both forward,
+    then both backward. The gradients are the same; sequential needs less memory."""
 
 
 @record

@@ -78,7 +78,7 @@ class Timing:
     warm_up: Annotated[int, between(0, 1000)] = 1
     """Predictions of the first case before the clock is read."""
     split: Literal["test", "validation"] = "test"
-    """`test`, or `validation`: the cases of each fold by its own network."""
+    """Cases that are predicted; those of `validation` by the network of their fold."""
 
 
 @record
@@ -130,9 +130,9 @@ class SegmentationKeys(StudyKeys):
     """Keys of a segmentation study that apply to all of its settings."""
 
     task: Literal["segmentation", "classification"] = "segmentation"
-    """`segmentation`; a study of `classification` has keys of its own."""
+    """What the networks learn; a study of `classification` has other keys than these."""
     folds: Annotated[int, between(2, 20)] = 5
-    """Cross-validation folds."""
+    """Parts into which the training cases are divided for cross-validation; each is validated once."""
     seed: Seed = 12345
     """Seed of the splits, of the weights and of every random patch."""
     shards: Annotated[int, between(1, 1000)] | None = None

@@ -30,16 +30,17 @@ class Optimisation:
     epochs: Count = 1000
     """Epochs; after each one the validation patches are scored and the learning rate is set."""
     optimizer: Literal["sgd", "adamw", "adam", "rmsprop"] = "sgd"
-    """`sgd` (Nesterov), `adamw`, `adam` or `rmsprop`."""
+    """Rule by which a step changes the weights, of PyTorch; `sgd` has Nesterov momentum, as in nnU-Net."""
     learning_rate: Positive = 0.01
     """Initial learning rate."""
     learning_rate_rule: Literal["constant", "linear", "sqrt"] = "constant"
-    """Scaling of the learning rate with the batch of all devices: `constant`, or `linear` or `sqrt` in batch /
-    learning_rate_batch."""
+    """How the learning rate depends on the batch of all devices: not at all, or times (batch / learning_rate_batch) or
+    the square root of that."""
     learning_rate_batch: Count = 2
     """The batch that `learning_rate` is meant for; only `linear` and `sqrt` look at it."""
     schedule: Literal["poly", "cosine", "constant"] = "poly"
-    """`poly` (1 - epoch/epochs)^0.9, `cosine` or `constant`; stepped per epoch."""
+    """Course of the learning rate over the epochs: `poly` falls as (1 - epoch / epochs)^0.9, `cosine` as half a cosine
+    wave, both to 0."""
     warmup_epochs: CountOrNone = 0
     """Epochs of linear rise to the initial learning rate."""
     momentum: Fraction = 0.99
@@ -63,7 +64,8 @@ class Training(Optimisation):
     gradient_clip: Positive = 12.0
     """Largest L2 norm of all gradients together."""
     loss: Literal["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"] = "dice_ce"
-    """`dice_ce`, `dice_focal`, `dice_topk`, `dice_perimeter`, `dice` or `cross_entropy`."""
+    """Function that training minimises: Dice alone, cross-entropy alone (`ce`), or the sum of Dice and another: focal
+    loss, cross-entropy of the worst voxels, difference of surface areas."""
     focal_gamma: NotNegative = 2.0
     """Exponent of `dice_focal`."""
     topk_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
@@ -92,7 +94,8 @@ class Training(Optimisation):
     """Epochs without a better pseudo-Dice after which training stops, with the weights of its last epoch; the learning
     rate falls as over all `epochs`. None: it takes all of them."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`float32`, `bfloat16`, `float16` or `auto` (a short measurement on the CPU; bfloat16 where a GPU has it)."""
+    """Numbers in which convolutions compute. `auto`: bfloat16 on a GPU that has it, float16 on others; on a CPU the
+    faster one by a short measurement."""
     workers: Annotated[int, between(0, 64)] = 2
     """Processes that load and augment patches; 0: the training process itself."""
 

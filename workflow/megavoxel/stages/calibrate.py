@@ -8,20 +8,21 @@ import platform
 from pathlib import Path
 
 from megavoxel.config.hardware import OWN, load_device, update_device
+from megavoxel.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
     parser.add_argument("name", help="device of the hardware file, or of your own ones")
     parser.add_argument("--hardware", type=Path, default=Path("config/hardware.yaml"), help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
+    parser.add_argument("--device", default="auto", help="auto (default: of the device's kind), cpu, cuda, cuda:0, …")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
     parser.add_argument("--dry-run", action="store_true", help="only print what was measured")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints, writes."""
-    load_device(arguments.hardware, arguments.name, source="megavoxel calibrate")
+    kind = load_device(arguments.hardware, arguments.name, source="megavoxel calibrate").kind
 
     import torch
 
@@ -29,7 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.network.device import choose_device, set_threads
 
     set_threads(arguments.threads)
-    device = choose_device(arguments.device)
+    device = choose_device("cpu" if arguments.device == "auto" and kind == "cpu" else arguments.device)
+    if (device.type == "cpu") != (kind == "cpu"):
+        raise UserError(
+            f"{arguments.name} is a device of kind {kind}, and this would measure {device}: call it on a machine on "
+            f"which PyTorch sees {arguments.name}"
+        )
     measured = calibrate(device).keys()
     threads = torch.get_num_threads()
     on_cpu = f"{threads} thread{'s' if threads > 1 else ''}"
