@@ -108,6 +108,28 @@ def test_yaml_that_nobody_writes_is_refused(tmp_path, text, words):
         read_yaml(tmp_path / "some.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study: a\ndataset: b\n  folds: 1\n", "line 3, column 8: mapping values are not allowed in this context"),
+        ("a: 1\nb: [1, 2\nc: 3\n", "line 3, column 2: did not find expected ',' or ']' (while parsing a flow sequence"),
+        ("a: 1\nb: 'x\nc: 2\n", "begins in line 2"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' is there twice in one mapping"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1: found a tab character that violates indentation"),
+        ("a: 1\nb: 12:30\n", "line 2: '12:30' is a number to the base of 60"),
+        ("a:\n- *b\n", "line 2: the alias *b stands before or within what it names"),
+    ],
+)
+def test_broken_yaml_names_its_line(tmp_path, text, words):
+    (tmp_path / "some.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_yaml(tmp_path / "some.yaml")
+    message = str(refused.value)
+    assert message.startswith(f"{tmp_path / 'some.yaml'}: cannot be read as YAML")
+    assert words in message
+    assert "\n" not in message
+
+
 def test_aliases_that_say_the_same_twice_are_read(tmp_path):
     (tmp_path / "some.yaml").write_text("a: &a {b: 1}\nc: *a\n")
     assert read_yaml(tmp_path / "some.yaml") == {"a": {"b": 1}, "c": {"b": 1}}

@@ -32,6 +32,17 @@ def test_the_stages_of_the_contract_are_there():
     assert set(promised.split()) <= set(cli.STAGES)
 
 
+def test_help_of_predict_begins_with_the_everyday_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    shown = capsys.readouterr().out
+    groups = ["every day:", "scans that do not say all", "networks of a study in", "cases of a study,"]
+    assert [shown.index(group) for group in groups] == sorted(shown.index(group) for group in groups)
+    everyday = shown[shown.index(groups[0]) : shown.index(groups[1])]
+    assert all(option in everyday for option in ("--model", "--input", "--output", "--pictures"))
+    assert "--splits" not in everyday
+
+
 def test_help_and_version_need_no_stage(capsys):
     for option, word in (("--help", "postprocess"), ("--version", __version__)):
         with pytest.raises(SystemExit) as ended:

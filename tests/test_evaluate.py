@@ -96,6 +96,24 @@ def test_a_float32_affine_does_not_decide_what_is_within_the_tolerance(tmp_path)
     assert values(output)["a", "1", "NSD"] == 1.0
 
 
+def test_what_is_there_is_scored_when_asked_and_what_is_missing_is_said(folders, tmp_path, capsys):
+    predictions, _ = folders
+    (predictions / "b.nii.gz").unlink()
+    output = tmp_path / "scores.csv"
+    assert evaluate(*folders, "--tolerance", "1", "--output", output) == 1
+    assert "missing for 1 of the cases to score: b; " in capsys.readouterr().err
+    assert not output.exists()
+    assert evaluate(*folders, "--tolerance", "1", "--output", output, "--existing") == 0
+    assert "1 of 3 cases have no prediction and are not scored, so means are over the other 2; missing: b\n" in (
+        capsys.readouterr().out
+    )
+    assert {case for case, _, _ in values(output)} == {"a", "c"}
+    for name in "ac":
+        (predictions / f"{name}.nii.gz").unlink()
+    assert evaluate(*folders, "--tolerance", "1", "--output", output, "--existing") == 1
+    assert "missing for 3 of the cases to score: a, b, c; " in capsys.readouterr().err
+
+
 def test_all_missing_predictions_are_named(folders, tmp_path, capsys):
     for name in ("a", "c"):
         (folders[0] / f"{name}.nii.gz").unlink()

@@ -29,7 +29,7 @@ from megavoxel.forecast.pipeline_step import staged_window
 from megavoxel.forecast.prediction import WholeImages
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
-from megavoxel.forecast.table import COLUMNS, partitions, plan_study, spread, table
+from megavoxel.forecast.table import COLUMNS, partitions, plan_study, shown, spread, table
 from megavoxel.network.architectures import whole_program
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan
@@ -162,7 +162,7 @@ def estimate(files, *options) -> int:
 
 @pytest.mark.slow
 def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
-    assert estimate(files, "--output", str(files / "plan.tsv")) == 0
+    assert estimate(files, "--output", str(files / "plan.tsv"), "--explain") == 0
     rows = pd.read_csv(files / "plan.tsv", sep="\t").set_index("setting")
     assert ["setting", *rows.columns] == list(COLUMNS)
     assert list(rows.index) == list(STUDY["settings"])
@@ -182,6 +182,26 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     assert 0 < float(step[1]) < rows.loc["plain", "peak_gib"]
     # At 10 TFLOP a second, steps alone take less than all hours.
     assert 0 < 250 * 1000 * float(step[2]) / 10 / 3600 < rows.loc["plain", "hours_per_fold"]
+
+
+def test_what_is_printed_of_a_plan_is_its_table_with_hours_and_minutes():
+    rows = pd.DataFrame(
+        {
+            "setting": ["short", "long", "none"],
+            "hours_per_fold": [0.004, 30.508, None],
+            "gpu_hours": [0.02, 152.4, None],
+            "fits": ["yes", "yes", "no"],
+            "reason": ["plain", "plain", "it needs 90 GiB"],
+        }
+    )
+    lines = shown(rows).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["setting", "h:min_per_fold", "gpu_h:min", "fits"],
+        ["short", "<0:01", "0:01", "yes"],
+        ["long", "30:30", "152:24", "yes"],
+        ["none", "no"],
+    ]
+    assert lines[4:] == ["none: it needs 90 GiB"]
 
 
 def test_a_precision_without_a_rate_is_said_beside_the_missing_hours(files):

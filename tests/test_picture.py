@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -15,6 +17,7 @@ from PIL import Image
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.errors import UserError
+from megavoxel.files import read_json
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading
@@ -151,7 +154,34 @@ def test_prediction_writes_pictures_on_demand_also_later(tmp_path):
         assert len(left) == 1
         label_scans(left, predictor, job)
         assert (tmp_path / "out/RAS-image.png").is_file() == pictures
+        assert (tmp_path / "out/volumes.csv").is_file() == pictures
     assert not unfinished(find_scans([image]), job)
+
+
+def test_volumes_are_written_per_case_and_for_all_cases_of_a_folder(tmp_path):
+    image, _ = write_scan(tmp_path)
+    rules = preprocessing_plan(channels=("MR",), spacing=SPACING[::-1])
+    plan = tiny_plan(preprocessing=rules, patch=(4, 8, 8))
+    output = tmp_path / "out"
+    labelling = Labelling(output=output, model={"model": "tiny"}, postprocessing=None, reading=Reading(), pictures=True)
+    predictor = CasePredictor(plan, [Halves()], "float32", torch.device("cpu"))
+    for name in ("a", "b"):  # one call after the other
+        shutil.copy(image, tmp_path / f"{name}.nii.gz")
+        label_scans(find_scans([tmp_path / f"{name}.nii.gz"]), predictor, labelling)
+    expected = []
+    for name in ("a", "b"):
+        labels = np.asarray(nibabel.load(output / f"{name}.nii.gz").dataobj)
+        found = read_json(output / f"{name}.volumes.json", what="volumes")
+        assert found["case"] == name
+        for label, value in plan.preprocessing.labels.items():
+            voxels = int((labels == value).sum())
+            # A voxel has 8 mm³.
+            assert found["labels"][label] == {"voxels": voxels, "ml": pytest.approx(voxels * 0.008)}
+            expected.append((name, label, voxels))
+    table = pd.read_csv(output / "volumes.csv")
+    assert list(table.columns) == ["case", "label", "voxels", "ml"]
+    assert list(table[["case", "label", "voxels"]].itertuples(index=False, name=None)) == expected
+    assert sum(voxels for _, _, voxels in expected) > 0
 
 
 def test_a_picture_of_a_file_that_is_not_there_is_refused(tmp_path):

@@ -59,8 +59,21 @@ def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
 
 
 def _unreadable(where: str, fault: Exception) -> UserError:
-    detail = " ".join(str(fault).split())[:500]
-    return UserError(f"{where}: cannot be read as YAML ({detail})")
+    """The error for a text that is no YAML, with the line, where one is to blame."""
+    mark = getattr(fault, "problem_mark", None)
+    if mark is None:
+        detail = " ".join(str(fault).split())[:500]
+        return UserError(f"{where}: cannot be read as YAML ({detail})")
+    begin = fault.context_mark
+    around = f" ({fault.context}{f', which begins in line {begin.line + 1}' if begin else ''})" if fault.context else ""
+    return UserError(
+        f"{where}: cannot be read as YAML: line {mark.line + 1}, column {mark.column + 1}: "
+        f"{_one_line(fault.problem)}{around}; correct it there or in the lines before"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 @dataclass(kw_only=True)
@@ -96,7 +109,9 @@ def _require_modest(text: str) -> None:
             open_parts.append(_Part(anchor=event.anchor, keys=keys))
         elif isinstance(event, AliasEvent):
             if event.anchor not in anchors:
-                raise ValueError(f"the alias *{event.anchor} stands before or within what it names; {TOO_MUCH}")
+                raise ValueError(
+                    f"{_line(event)}the alias *{event.anchor} stands before or within what it names; {TOO_MUCH}"
+                )
             _add(open_parts, anchors[event.anchor])
         elif isinstance(event, ScalarEvent):
             part = _scalar(event, open_parts[-1])
@@ -108,12 +123,18 @@ def _require_modest(text: str) -> None:
 
 def _scalar(event: Event, around: _Part) -> _Part:
     if not event.style and SIXTIES.fullmatch(event.value):
-        raise ValueError(f"{shown(event.value, 50)} is a number to the base of 60; put it in quotes")
+        raise ValueError(f"{_line(event)}{shown(event.value, 50)} is a number to the base of 60; put it in quotes")
     if around.keys is not None and around.expects_key and event.value != "<<":
         if event.value in around.keys:
-            raise ValueError(f"the key {shown(event.value, 100)} is there twice in one mapping; remove one")
+            raise ValueError(
+                f"{_line(event)}the key {shown(event.value, 100)} is there twice in one mapping; remove one"
+            )
         around.keys.add(event.value)
     return _Part(size=1 + len(event.value) // LETTERS, levels=0)
+
+
+def _line(event: Event) -> str:
+    return f"line {event.start_mark.line + 1}: "
 
 
 def _add(open_parts: list[_Part], part: _Part) -> None:

@@ -126,8 +126,11 @@ def check_same_grid(pair: Pair, predicted: Geometry, reference: Geometry) -> Non
         )
 
 
-def match_folders(predictions: Path, references: Path, *, allow_extra: bool) -> list[Pair]:
+def match_folders(predictions: Path, references: Path, *, allow_extra: bool, existing: bool = False) -> list[Pair]:
     """Pairs of two folders by file name, in order of their names.
+
+    Args:
+        existing: leave out references without a prediction, and say which.
 
     Raises:
         UserError: a folder is missing, `references` is empty, a prediction is missing, or there is one too many.
@@ -138,27 +141,39 @@ def match_folders(predictions: Path, references: Path, *, allow_extra: bool) -> 
     wanted = label_maps(references)
     if not wanted:
         raise UserError(f"{references}: there are no *{SUFFIX} files, or label maps in other formats, to score against")
-    found = check_complete(predictions, wanted, known=wanted, allow_extra=allow_extra)
-    return [Pair(case=name, prediction=found[name], reference=reference) for name, reference in wanted.items()]
+    found = check_complete(predictions, wanted, known=wanted, allow_extra=allow_extra, existing=existing)
+    return [
+        Pair(case=name, prediction=found[name], reference=reference)
+        for name, reference in wanted.items()
+        if name in found
+    ]
 
 
 def check_complete(
-    predictions: Path, needed: Iterable[str], *, known: Iterable[str], allow_extra: bool
+    predictions: Path, needed: Iterable[str], *, known: Iterable[str], allow_extra: bool, existing: bool = False
 ) -> dict[str, Path]:
     """The label maps of a folder of predictions, by case.
 
     A folder that lacks a case of `needed`, or holds a case that is not in `known`, is refused.
 
+    Args:
+        existing: say which cases of `needed` are missing in place of refusing the folder, if any are there.
+
     Raises:
         UserError: names all such cases.
     """
     found = label_maps(predictions)
-    present = set(found)
-    missing, extra = sorted(set(needed) - present), sorted(present - set(known))
-    if missing:
+    present, wanted = set(found), set(needed)
+    missing, extra = sorted(wanted - present), sorted(present - set(known))
+    if missing and existing and len(missing) < len(wanted):
+        print(
+            f"{predictions}: {len(missing)} of {len(wanted)} cases have no prediction and are not scored, so means are "
+            f"over the other {len(wanted) - len(missing)}; missing: {', '.join(missing)}"
+        )
+    elif missing:
         raise UserError(
             f"{predictions}: predictions are missing for {len(missing)} of the cases to score: {', '.join(missing)}; "
-            "predict them first, a mean over the rest would be another quantity"
+            "predict them first, since a mean over the rest is another quantity; --existing scores those that are there"
         )
     if extra and not allow_extra:
         raise UserError(
@@ -222,21 +237,23 @@ def label_values(paths: Sequence[Path], *, processes: int = 1) -> list[int]:
 
 
 def select_pairs(
-    cases: Cases, splits: Splits, *, split: str, fold: str, predictions: Path, allow_extra: bool
+    cases: Cases, splits: Splits, *, split: str, fold: str, predictions: Path, allow_extra: bool, existing: bool = False
 ) -> Selection:
     """The labelled cases of a split with their predictions `CASE.nii.gz`; labels that are not annotated are skipped.
 
     Args:
         split: `validation` or `test`.
         fold: number of a fold, or `all`; validation then means the validation cases of all folds.
+        existing: leave out cases without a prediction, and say which.
 
     Raises:
         UserError: there is no such fold, a prediction is missing, or there is one too many.
     """
     names = split_cases(splits, split=split, fold=fold)
     labelled = [name for name in names if cases.case(name).label is not None]
-    found = check_complete(predictions, labelled, known=names, allow_extra=allow_extra) if labelled else {}
-    pairs = tuple(_pair(cases, name, found[name], cases.case(name).unannotated) for name in labelled)
+    options = {"known": names, "allow_extra": allow_extra, "existing": existing}
+    found = check_complete(predictions, labelled, **options) if labelled else {}
+    pairs = tuple(_pair(cases, name, found[name], cases.case(name).unannotated) for name in labelled if name in found)
     return Selection(pairs=pairs, unlabelled=tuple(name for name in names if name not in set(labelled)))
 
 

@@ -30,6 +30,8 @@ COLUMNS = (
     "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 WHOLE_NUMBERS = ("batch", "gpus", "data", "pipeline", "accumulate")
+HOURS = {"hours_per_fold": "h:min_per_fold", "gpu_hours": "gpu_h:min"}
+"""Columns of hours, and what they are called where they are shown as h:min."""
 FORECAST_NUMBERS = ("peak_gib", "hours_per_fold", "gpu_hours")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
@@ -39,6 +41,11 @@ BLIND_SPOTS = (
     "hours_per_fold: training and prediction of the validation cases at the device's sustained rate, with data loading "
     "keeping up; gpu_hours: of all folds of the setting. Both rates and overheads come from config/hardware.yaml; "
     "'megavoxel calibrate' measures them."
+)
+
+WHAT_IT_LEAVES_OUT = (
+    "Forecasts; 'megavoxel estimate --explain' says how they come about, the column 'reason' of plan.tsv why a setting "
+    "is run as it is."
 )
 
 
@@ -68,9 +75,7 @@ def plan_study(
         processes: settings that are looked at at once; the result does not depend on it.
     """
     work = partial(_plan, study=study, cases=cases, fingerprint=fingerprint, device=device)
-    return map_cases(
-        work, study.settings, processes=processes, title="settings forecast", unit="setting", describe=_done
-    )
+    return map_cases(work, study.settings, processes=processes, title="settings forecast", unit="setting")
 
 
 def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> tuple[Plan, Choice]:
@@ -98,6 +103,24 @@ def table(planned: Sequence[PlannedSetting]) -> pandas.DataFrame:
     rows = pandas.DataFrame([_row(setting) for setting in planned], columns=COLUMNS)
     # Types of their own for what a row may lack: whole numbers stay whole.
     return rows.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(FORECAST_NUMBERS, "Float64"))
+
+
+def shown(rows: pandas.DataFrame) -> str:
+    """The rows of `plan.tsv` for the reader: hours as h:min, and reasons only of settings that do not fit."""
+    printed = rows.drop(columns="reason").astype(object)
+    for column in HOURS:
+        printed[column] = [_clock(hours) for hours in rows[column]]
+    text = printed.fillna("").rename(columns=HOURS).to_string(index=False)
+    unfit = rows[rows["fits"] == "no"]
+    return "\n".join([text, *(f"{row.setting}: {row.reason}" for row in unfit.itertuples())])
+
+
+def _clock(hours: float | None) -> str:
+    """Hours as h:min; empty where they are not known."""
+    if pandas.isna(hours):
+        return ""
+    minutes = round(float(hours) * 60)
+    return f"{minutes // 60}:{minutes % 60:02}" if minutes else "<0:01"
 
 
 def describe(planned: PlannedSetting) -> str:
@@ -146,12 +169,6 @@ def _without_hours(forecast: Forecast) -> list[str]:
         return []
     rate = "float32" if forecast.precision == "float32" else "half"
     return [f"no hours: config/hardware.yaml has no {rate} rate (teraflops) for {forecast.device.name}"]
-
-
-def _done(setting: Setting, planned: PlannedSetting) -> str:
-    """A line of progress."""
-    cuts = f" and {len(planned.partitions)} partitions" if planned.partitions else ""
-    return f"{setting.name}: {'no plan' if planned.choice is None else 'forecast'}{cuts}"
 
 
 def _row(planned: PlannedSetting) -> dict[str, object]:

@@ -43,7 +43,7 @@ class Labelling:
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
     pictures: bool = False
-    """Whether CASE.png is written, too."""
+    """Whether CASE.png and the volumes of its labels are written, too."""
 
     def label_map(self, scan: Scan) -> Path:
         """Written last: a scan that has it is finished, but for what was not asked for then."""
@@ -57,12 +57,16 @@ class Labelling:
         """None where nobody asked for it."""
         return self.output / f"{scan.case}.png" if self.pictures else None
 
+    def volumes(self, scan: Scan) -> Path | None:
+        """None where nobody asked for it."""
+        return self.output / f"{scan.case}.volumes.json" if self.pictures else None
+
     def finished(self, scan: Scan) -> bool:
         """Whether all files of a scan are there."""
         if scan.fault:
             return False
         logits = None if self.logits is None else self.logits / f"{scan.case}.json"
-        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), logits)
+        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), self.volumes(scan), logits)
         return all(path is None or path.is_file() for path in files)
 
 
@@ -95,6 +99,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
         UserError: the faults of all scans that could not be labelled, after the others were.
     """
     from megavoxel.forecast.prediction import WholeImages
+    from megavoxel.models.volumes import collect_volumes
 
     write_json(labelling.output / RECORD, labelling.model)  # not before, since the model may have been refused
     whole_images = WholeImages.of(predictor)
@@ -104,6 +109,8 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
             fault = _fault_of(scan, predictor, whole_images, labelling)
             faults += [fault] if fault else []
             shown.advance(line=printable(f"case {scan.case}{': not labelled, see below' if fault else ''}"))
+    if labelling.pictures:
+        collect_volumes(labelling.output)
     if faults:
         _refuse(faults, scans)
 
@@ -147,6 +154,7 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
     from megavoxel.inference.logits import open_logits
     from megavoxel.models.outputs import postprocess_in_place, write_label_map, write_probabilities
     from megavoxel.models.prepare import in_unit_of, open_scan, prepared
+    from megavoxel.models.volumes import write_volumes
     from megavoxel.reporting.picture import write_picture
 
     plan = predictor.plan.preprocessing
@@ -166,7 +174,8 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
         postprocess_in_place(labels, labelling.postprocessing, plan.labels)
         if picture := labelling.picture(scan):
             modality = labelling.reading.modality or volumes[0].modality or plan.channels[0]
-            write_picture(picture, volumes[0], labels, plan.labels, title=scan.case, modality=modality)
+            sizes = write_picture(picture, volumes[0], labels, plan.labels, title=scan.case, modality=modality)
+            write_volumes(labelling.volumes(scan), scan.case, sizes)
         write_label_map(volumes[0], labels, labelling.label_map(scan))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,18 @@ WIDTH, MOST_HEIGHT = 9.0, 7.0
 MM3_PER_ML = 1000.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelVolume:
+    """How large a label is in a case."""
+
+    voxels: int
+    ml: float
+    """Millilitres."""
+
+
 def write_picture(
     path: Path, image: Volume, labels: Path, names: Mapping[str, int], *, title: str, modality: str
-) -> None:
+) -> dict[str, LabelVolume]:
     """Writes a .png of axial, coronal and sagittal slice, each the one with most labelled voxels, else the middle one.
 
     As a radiologist sees them: the patient's right is on the left, in the sagittal slice the front is.
@@ -42,6 +52,9 @@ def write_picture(
         labels: label map on the grid of the image.
         modality: of the image; decides about its window.
 
+    Returns:
+        How large each label is, by its name.
+
     Raises:
         UserError: a file cannot be read.
     """
@@ -51,13 +64,15 @@ def write_picture(
     places = [int(count.argmax()) if count.any() else len(count) // 2 for count in marked]
     maps = slices_at(label_map.label_slabs(), places, shape)
     greys = slices_at((slab for slab in image.image_slabs() if slab.channel == 0), places, shape)
-    millilitres = math.prod(spacing) / MM3_PER_ML
-    texts = {name: f"{name}: {_three_digits(voxels[value] * millilitres)} mL" for name, value in names.items()}
+    voxel = math.prod(spacing) / MM3_PER_ML
+    volumes = {name: LabelVolume(voxels=voxels[value], ml=voxels[value] * voxel) for name, value in names.items()}
+    texts = {name: f"{name}: {_three_digits(volume.ml)} mL" for name, volume in volumes.items()}
     with figure_style():
         figure = picture_figure(greys, maps, spacing, names, modality)
         figure.suptitle(title)
         label_legend(figure, names, texts)
         save_figure(figure, path)
+    return volumes
 
 
 def counted(slabs: Iterable[FileSlab], shape: Sequence[int]) -> tuple[list[np.ndarray], Counter[int]]:

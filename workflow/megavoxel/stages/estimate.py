@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="settings at once; default: all cores"
     )
     parser.add_argument("--output", type=Path, help="where plan.tsv goes; default: it is printed only")
+    parser.add_argument(
+        "--explain", action="store_true", help="also why each setting is run as it is, and what the numbers leave out"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

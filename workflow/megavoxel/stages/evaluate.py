@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
     parser.add_argument("--allow-extra", action="store_true", help="leave out predictions that are not to be scored")
+    parser.add_argument(
+        "--existing", action="store_true", help="score the predictions that are there, and say which are missing"
+    )
     parser.add_argument("--setting", help="first column of the score file (two folders: name of PREDICTIONS)")
     folders = parser.add_argument_group("two folders")
     folders.add_argument("--tolerance", nargs="+", metavar="MM", help="tolerance of NSD in mm, or NAME=MM per label")
@@ -93,7 +96,12 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
         )
-    pairs = match_folders(arguments.predictions, arguments.references, allow_extra=arguments.allow_extra)
+    pairs = match_folders(
+        arguments.predictions,
+        arguments.references,
+        allow_extra=arguments.allow_extra,
+        existing=arguments.existing,
+    )
     for pair in pairs:  # before voxels are read, which are more than the file seems to hold where it packs well
         require_comparable(pair)
     if arguments.labels:

@@ -45,67 +45,79 @@ OF_NEW_SCANS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the stage's options."""
+    """Adds the stage's options, those of every day first."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--plan", type=Path, help="plan.json of the setting")
-    parser.add_argument("--weights", type=Path, nargs="+", help="model.pt of one or several folds")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="DIR",
-        help="in place of --plan and --weights: a folder of 'megavoxel export'",
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the label maps CASE.nii.gz; of a classifier, a CSV"
-    )
-    parser.add_argument("--logits", type=Path, help="folder for the logits, which an ensemble needs")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
-    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
-    study = parser.add_argument_group("cases of a study")
-    study.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
-    study.add_argument("--cases", type=Path, help="cases.json, for a classifier")
-    study.add_argument("--splits", type=Path, help="splits.json of the study")
-    study.add_argument("--split", choices=["validation", "test"], help="which cases")
-    study.add_argument("--fold", type=int, help="the fold of --split validation")
-    study.add_argument("--stage1", type=Path, nargs="+", default=[], help="folder that 'megavoxel stage1' wrote")
-    study.add_argument("--part", type=int, default=0, help="which share of the cases, counted from 0; default: 0")
-    study.add_argument("--parts", type=int, default=1, help="number of shares; default: 1")
-    study.add_argument(
-        "--resume",
-        type=Path,
-        metavar="FOLDER",
-        help="where finished cases are kept until all are done; a run that is started again takes them from it",
-    )
-    study.add_argument(
-        "--keep",
-        action="store_true",
-        help="with --resume: keep them there afterwards as well, as second names of the files of the output",
-    )
-    study.add_argument(
-        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"
-    )
-    study.add_argument(
-        "--collect-logits", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --logits of all parts"
-    )
-    _add_arguments_of_new_scans(parser.add_argument_group("new scans"))
+    parser.usage = "megavoxel predict --model DIR --input SCAN [SCAN ...] --output FOLDER [--pictures] [options below]"
+    _add_everyday(parser.add_argument_group("every day"))
+    _add_odd_scans(parser.add_argument_group("scans that do not say all of themselves"))
+    _add_networks(parser.add_argument_group("networks of a study in place of --model"))
+    _add_cases(parser.add_argument_group("cases of a study, as Snakemake runs it"))
 
 
-def _add_arguments_of_new_scans(scans: argparse._ArgumentGroup) -> None:
-    scans.add_argument(
+def _add_everyday(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", type=Path, metavar="DIR", help="a folder that 'megavoxel export' wrote")
+    group.add_argument(
         "--input",
         type=Path,
         nargs="+",
+        metavar="SCAN",
         help=".nii.gz, .nii, .nrrd, .mha, folders of them, a folder per case, and DICOM folders; finished cases are "
         "skipped. For a classifier: images, or folders of images",
     )
-    scans.add_argument(
+    group.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="gets a label map per scan, in the scan's format; of a classifier, a CSV file",
+    )
+    group.add_argument(
+        "--pictures",
+        action="store_true",
+        help="also CASE.png (three slices with the labels), CASE.volumes.json, and volumes.csv of all cases, in mL",
+    )
+    group.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
+    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
+    group.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
+    group.add_argument(
         "--large-voxels",
         type=int,
         metavar="N",
         help="scans of N voxels and more go block by block, whatever the memory; default: 134217728 (512 x 512 x 512)",
     )
-    scans.add_argument("--modality", help="what all of them are, where the plan's dataset has several: CT, MR, …")
-    scans.add_argument(
+    group.add_argument(
+        "--leave-out", action="store_true", help="say what is no scan and leave it out, without an error at the end"
+    )
+
+
+def _add_odd_scans(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--modality", help="what all of them are, where the plan's dataset has several: CT, MR, …")
+    group.add_argument("--any-modality", action="store_true", help="take scans of another modality than the model's")
+    group.add_argument(
+        "--series", nargs="+", default=[], metavar="UID", help="which DICOM series, where a folder has several"
+    )
+    group.add_argument(
+        "--incomplete-series", action="store_true", help="take DICOM series that seem to lack slices at their ends"
+    )
+    group.add_argument(
+        "--assume-orientation", metavar="RAS", help="where the axes i, j, k run in scans that do not say it"
+    )
+    group.add_argument(
+        "--assume-spacing",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="voxel size in mm along the axes i, j, k in scans that do not say it",
+    )
+    group.add_argument(
+        "--one-file-per-case", action="store_true", help="a number at the end of a file's name is no channel's"
+    )
+
+
+def _add_networks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--plan", type=Path, help="plan.json of the setting")
+    group.add_argument("--weights", type=Path, nargs="+", help="model.pt of one or several folds")
+    group.add_argument(
         "--stage1-labels",
         type=Path,
         nargs="+",
@@ -113,30 +125,34 @@ def _add_arguments_of_new_scans(scans: argparse._ArgumentGroup) -> None:
         metavar="FOLDER",
         help="for the second stage of a cascade: label maps of the scans by each first-stage setting",
     )
-    scans.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
-    scans.add_argument("--pictures", action="store_true", help="also CASE.png: three slices, labels, volumes in mL")
-    scans.add_argument("--any-modality", action="store_true", help="take scans of another modality than the model's")
-    scans.add_argument(
-        "--series", nargs="+", default=[], metavar="UID", help="which DICOM series, where a folder has several"
+    group.add_argument("--logits", type=Path, help="folder for the logits, which an ensemble needs")
+
+
+def _add_cases(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
+    group.add_argument("--cases", type=Path, help="cases.json, for a classifier")
+    group.add_argument("--splits", type=Path, help="splits.json of the study")
+    group.add_argument("--split", choices=["validation", "test"], help="which cases")
+    group.add_argument("--fold", type=int, help="the fold of --split validation")
+    group.add_argument("--stage1", type=Path, nargs="+", default=[], help="folder that 'megavoxel stage1' wrote")
+    group.add_argument("--part", type=int, default=0, help="which share of the cases, counted from 0; default: 0")
+    group.add_argument("--parts", type=int, default=1, help="number of shares; default: 1")
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="where finished cases are kept until all are done; a run that is started again takes them from it",
     )
-    scans.add_argument(
-        "--assume-orientation", metavar="RAS", help="where the axes i, j, k run in scans that do not say it"
+    group.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --resume: keep them there afterwards as well, as second names of the files of the output",
     )
-    scans.add_argument(
-        "--assume-spacing",
-        type=float,
-        nargs=3,
-        metavar=("X", "Y", "Z"),
-        help="voxel size in mm along the axes i, j, k in scans that do not say it",
+    group.add_argument(
+        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"
     )
-    scans.add_argument(
-        "--incomplete-series", action="store_true", help="take DICOM series that seem to lack slices at their ends"
-    )
-    scans.add_argument(
-        "--leave-out", action="store_true", help="say what is no scan and leave it out, without an error at the end"
-    )
-    scans.add_argument(
-        "--one-file-per-case", action="store_true", help="a number at the end of a file's name is no channel's"
+    group.add_argument(
+        "--collect-logits", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --logits of all parts"
     )
 
 

@@ -20,7 +20,7 @@ from megavoxel.forecast.duration import speed_of, step_seconds
 from megavoxel.forecast.memory import Foretold, device_at_hand, memory_advice, require_memory
 from megavoxel.forecast.setting import peak_gib
 from megavoxel.forecast.step import CPU, GIB, Keyed, StepCost, float32_bytes, gib, make_optimizer_state
-from megavoxel.forecast.table import save_table
+from megavoxel.forecast.table import WHAT_IT_LEAVES_OUT, save_table, shown
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.parallel import map_cases
@@ -142,8 +142,8 @@ def forecast(arguments: argparse.Namespace, study: ClassificationStudy, device: 
         save_table(arguments.output, rows)
     memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {dataset.classification.class_count} classes")
-    print(rows.to_string(index=False, na_rep=""))
-    print(BLIND_SPOTS)
+    print(shown(rows))
+    print(BLIND_SPOTS if arguments.explain else WHAT_IT_LEAVES_OUT)
 
 
 def _row(

@@ -17,7 +17,16 @@ from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.memory import Foretold, advice_for_training, check_fits, device_at_hand
 from megavoxel.forecast.setting import step_costs
 from megavoxel.forecast.step import GIB, gib
-from megavoxel.forecast.table import BLIND_SPOTS, describe, partition_table, plan_study, save_table, table
+from megavoxel.forecast.table import (
+    BLIND_SPOTS,
+    WHAT_IT_LEAVES_OUT,
+    describe,
+    partition_table,
+    plan_study,
+    save_table,
+    shown,
+    table,
+)
 from megavoxel.network.device import choose_precision
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.fingerprint import load_fingerprint
@@ -48,12 +57,13 @@ def forecast(arguments: argparse.Namespace, study: Study, device: Device, datase
             save_table(arguments.output.with_name("partitions.tsv"), cuts)
     memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
     print(f"{study.name} on {device.name} ({memory}); {len(cases.of_split('training'))} training cases")
-    print(rows.drop(columns="reason").astype(object).fillna("").to_string(index=False))
-    print("\n".join(map(describe, planned)))
+    print(shown(rows))
+    if arguments.explain:
+        print("\n".join(map(describe, planned)))
     if study.partitions:
         print("pipelines: tensors of each stage in GiB, fullest over mean, peak with overheads, memories that will do")
         print(cuts.drop(columns="first_blocks").to_string(index=False))
-    print(BLIND_SPOTS)
+    print(BLIND_SPOTS if arguments.explain else WHAT_IT_LEAVES_OUT)
 
 
 def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, described: Device | None) -> Foretold:

@@ -26,6 +26,7 @@ def score(arguments: argparse.Namespace) -> None:
         fold=arguments.fold,
         predictions=arguments.predictions,
         allow_extra=arguments.allow_extra,
+        existing=arguments.existing,
     )
     targets, metrics = targets_of(cases, arguments.nsd_tolerance or ()), metrics_wanted(arguments)
     rows = score_pairs(selection.pairs, targets, metrics, processes=arguments.processes)
