@@ -24,7 +24,8 @@ rule fetch:
         mem_mb=by_attempt(2000),
         runtime=by_attempt(30),
     params:
-        reads=fetched_part(DATASET),
+        # By a function: `{case}` in a pattern of the dataset file is no wildcard.
+        reads=lambda wildcards: fetched_part(DATASET),
         dataset=dataset_file,
         folder=subpath(output.description, parent=True),
         mirror=lambda wildcards, output: f"--mirror {shlex.quote(MIRROR)}" if MIRROR else "",
@@ -76,7 +77,7 @@ rule check:
         mem_mb=by_attempt(8000),
         runtime=by_attempt(60),
     params:
-        reads=checked_part(DATASET),
+        reads=lambda wildcards: checked_part(DATASET),
         dataset=dataset_file,
         folder=subpath(input.description, parent=True),
     shell:
