@@ -350,6 +350,21 @@ def test_label_maps_that_are_images_are_refused(work, tmp_path, phantoms, capsys
             ["sub-*/ses-*/anat/{case}_T1w.nii.gz"],
             "derivatives/m/sub-*/ses-*/anat/{case}_dseg.nii.gz",
         ),
+        (
+            "images/a_t2.nrrd images/b_t2.nrrd labels/a_organs.nrrd labels/b_organs.nrrd",
+            ["images/{case}_t2.nrrd"],
+            "labels/{case}_organs.nrrd",
+        ),
+        (
+            "images/a_venous.mha images/b_venous.mha labels/a-1_x.mha labels/b-1_x.mha",
+            ["images/{case}_venous.mha"],
+            "labels/{case}-1_x.mha",
+        ),
+        (
+            "images/a_late.mha images/b_late.mha labels/a_late.mha labels/b_late.mha",
+            ["images/{case}.mha"],
+            "labels/{case}.mha",
+        ),
     ],
 )
 def test_common_namings_are_recognised(names, images, label):

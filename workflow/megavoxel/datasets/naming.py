@@ -60,6 +60,7 @@ def guess_files(names: Sequence[str], *, images: Sequence[str] = (), label: str 
     """
     if label is None:
         label = _guess_label(names, images)
+        label = _with_shared_ending(label, names, images)
     cases = matching(names, label)
     if not cases:
         raise UserError(f"--label '{label}' matches no file; the first files are {_some(names)}")
@@ -123,6 +124,8 @@ def _guess_images(names: Sequence[str], label: str, cases: set[str]) -> tuple[st
             return tuple(sorted(numbered))
         fitting = numbered
     if not fitting:
+        fitting = {pattern: found for pattern, found in _without_shared_endings(groups).items() if found & cases}
+    if not fitting:
         raise UserError(
             f"no images are found for the {len(cases)} label maps '{label}', such as that of the case "
             f"'{min(cases)}'; the other files are {_some(images) or 'none'}: name the images by --image PATTERN, such "
@@ -134,6 +137,34 @@ def _guess_images(names: Sequence[str], label: str, cases: set[str]) -> tuple[st
             "which become channels in that order if they lie on the same grid"
         )
     return tuple(fitting)
+
+
+def _with_shared_ending(label: str, names: Sequence[str], images: Sequence[str]) -> str:
+    """The pattern of the label maps, with what all of their ids end with where only the rest are ids of images."""
+    labels = matching(names, label)
+    others = [name for name in names if name not in set(labels.values()) and not is_label_map(name)]
+    groups: Groups = {pattern: set(matching(names, pattern)) for pattern in images} or _groups(others)
+    known = set().union(*groups.values(), *_by_channel(groups).values(), *_without_shared_endings(groups).values())
+    ending = _shared_ending(set(labels))
+    shorter = {case.removesuffix(ending) for case in labels}
+    return label.replace(CASE, CASE + ending) if shorter & known and not known & set(labels) else label
+
+
+def _without_shared_endings(groups: Groups) -> Groups:
+    """The groups whose ids end alike (`a_venous`, `b_venous`), with the ending in the pattern."""
+    endings = {pattern: _shared_ending(cases) for pattern, cases in groups.items()}
+    return {
+        pattern.replace(CASE, CASE + ending): {case.removesuffix(ending) for case in groups[pattern]}
+        for pattern, ending in endings.items()
+        if ending
+    }
+
+
+def _shared_ending(cases: set[str]) -> str:
+    """What several ids end with, from a separator on; empty: nothing, or it is all of an id."""
+    first = min(cases, default="")
+    endings = [first[match.start() :] for match in re.finditer(r"[-_. ]", first) if len(cases) > 1]
+    return next((end for end in endings if all(case.endswith(end) and case != end for case in cases)), "")
 
 
 def _groups(names: Iterable[str]) -> Groups:
