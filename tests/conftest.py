@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,19 @@ def real_data() -> Path:
     if not (folder / "hippocampus" / "dataset.json").is_file():
         pytest.skip(f"no real images: {folder} has no hippocampus/dataset.json; set MEGAVOXEL_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright; the test is skipped where one of them is absent."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra 'dev')")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from fake_study import FakeStudy
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import table_text
-from megavoxel.reporting.page import read_findings
+from megavoxel.reporting.notices import read_findings
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.stored import load_stored
 from megavoxel.tasks.classification.scores import read_probabilities, write_probabilities

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,40 +12,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from browsing import faults_of
+
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra 'dev')")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; on Debian: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 SCORES, COMPARISON = "#scores table", "#comparison table"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def page(browser, reported) -> Iterator[playwright.Page]:
     """The page with its viewer ready; ends with an error where the page complained or asked the network."""
     opened = browser.new_page(viewport={"width": 1300, "height": 850})
-    faults: list[str] = []
-    opened.on("console", lambda message: faults.append(message.text))
-    opened.on("pageerror", lambda fault: faults.append(str(fault)))
-    opened.on("request", lambda request: faults.append(request.url) if is_foreign(request.url) else None)
+    faults = faults_of(opened)
     opened.goto((reported.results / "report/index.html").as_uri())
     opened.wait_for_function("document.querySelector('#view-status').textContent.includes('shown with')")
     yield opened
     opened.close()
     assert not faults
-
-
-def is_foreign(address: str) -> bool:
-    return not address.startswith(("file:", "data:", "blob:"))
 
 
 def column(page: playwright.Page, table: str, number: int) -> list[str]:

@@ -146,7 +146,7 @@ def test_the_heads_say_what_is_measured_and_what_is_forecast(written, tables):
             "Peak, measured (GiB)",
             "Peak, forecast (GiB)",
         ]
-        assert [cell.strip() for cell in rows[0].strip("|").split("|")][-2:] == ["1.5", "1.88"]
+        assert [cell.strip() for cell in rows[0].strip("|").split("|")][-2:] == ["1.50", "1.88"]
         assert "Peak, measured (GiB)" in (written[0] / f"report/tables/{name}.tex").read_text()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from fake_study import ENSEMBLES, SETTINGS, TOLERANCES, FakeStudy, make_plan, report_study
 from megavoxel.cli import main
 from megavoxel.datasets.cases import load_cases
+from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
-from megavoxel.planning.plan import save_plan
+from megavoxel.planning.needs import JobNeeds, Needs
+from megavoxel.planning.plan import load_plan, save_plan
+from megavoxel.reporting.stored import read_forecast
 
 TABLES = ("summary", "comparison", "labels", "sweeps", "cost", "inference_time", "published")
 FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "sweep-patch")
@@ -119,10 +123,12 @@ def test_cost_against_values_worked_out_by_hand(reported):
 
 
 @pytest.mark.slow
-def test_the_forecast_stands_beside_the_measured_memory(fake):
-    # As 'snakemake plan' writes it: a setting that cannot be planned has no forecast.
-    lines = ["setting\tpatch\tpeak_gib\tfits", "small\t8x8x8\t0.75\tyes", "large\t\t\tno"]
-    (fake.results / "plan.tsv").write_text("\n".join(lines) + "\n")
+def test_the_forecast_beside_the_measured_memory_is_that_of_the_plan(fake):
+    job = JobNeeds(minutes=1.0, memory_gib=2.0, cpus=None)
+    path = fake.results / "small/plan.json"
+    save_plan(path, replace(load_plan(path), needs=Needs(training=job, prediction=job, device_gib=0.75)))
+    # What 'snakemake plan' wrote of another version of the study counts for nothing.
+    (fake.results / "plan.tsv").write_text("setting\tpeak_gib\nsmall\t135\nlarge\t135\n")
     assert report_study(fake, "--tables-only") == 0
     cost = table(fake, "cost").set_index("setting")
     assert cost.loc["small", "device_forecast_gib"] == 0.75
@@ -131,10 +137,10 @@ def test_the_forecast_stands_beside_the_measured_memory(fake):
     assert re.search(r"\| 0\.59 +\| 0\.75 +\| 0\.833", (fake.results / "report/tables/cost.md").read_text())
 
 
-def test_a_damaged_forecast_is_named(fake, capsys):
-    (fake.results / "plan.tsv").write_text("setting\tpatch\nsmall\t8x8x8\n")
-    assert report_study(fake, "--tables-only") == 1
-    assert "plan.tsv: cannot be read as a forecast" in capsys.readouterr().err
+def test_a_damaged_forecast_is_named(tmp_path):
+    (tmp_path / "plan.tsv").write_text("setting\tpatch\nsmall\t8x8x8\n")
+    with pytest.raises(UserError, match=r"plan\.tsv: cannot be read as a forecast"):
+        read_forecast(tmp_path / "plan.tsv")
 
 
 def test_markdown_and_latex_show_the_same_rounded_numbers(reported):

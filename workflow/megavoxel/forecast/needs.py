@@ -43,6 +43,7 @@ def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: 
             memory_gib=round(BESIDE_GIB + predicting, 2),
             cpus=None,
         ),
+        device_gib=round(forecast.peak_gib, 3),
     )
 
 

@@ -34,6 +34,8 @@ class Needs:
     """Training of a fold."""
     prediction: JobNeeds
     """Prediction of a fold's validation cases, or of all test cases by the networks of all folds: what takes longer."""
+    device_gib: float | None = None
+    """Memory of a device, the larger of training and prediction, in GiB: `peak_gib` of plan.tsv; None: not known."""
 
 
 def memory_mb(needs: JobNeeds | None, device: Device, *, attempt: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+import megavoxel
 from megavoxel.reporting.stored import Stored
 
 MISSING, NONE = "not recorded", "none"
@@ -37,6 +38,18 @@ def differing(stored: Stored) -> list[str]:
         for key, values in _entries(stored, SAME).items()
         if len(values) > 1
     ]
+
+
+def results_date(stored: Stored) -> str:
+    """The last date on which one of the runs was written, as `2026-11-30` (UTC); empty where none is recorded."""
+    found = _entries(stored, ("written",)).get("written", {})
+    return max([value for value in found if value[:1].isdigit()], default="")
+
+
+def results_versions(stored: Stored) -> list[str]:
+    """The versions of megavoxel that made the runs; the one that makes the page where none is recorded."""
+    found = [value for value in _entries(stored, ("code.version",)).get("code.version", {}) if value[:1].isdigit()]
+    return sorted(found) or [megavoxel.__version__]
 
 
 def without_manifest(stored: Stored) -> list[str]:

@@ -11,14 +11,17 @@ import pandas as pd
 from megavoxel.reporting import tables
 from megavoxel.reporting.classification import tables as classification
 from megavoxel.reporting.classification.figures import write_figures
+from megavoxel.reporting.classification.verdict import classification_verdict
 from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
-from megavoxel.reporting.page import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS, Report, Section, write_page
+from megavoxel.reporting.page import Report, Section, write_page
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
+from megavoxel.reporting.sections import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS
 from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.verdict import segmentation_verdict
 from megavoxel.reporting.viewer import build_viewer
 
 Tables = dict[str, pd.DataFrame]
@@ -54,8 +57,9 @@ class Parts:
     """By table, the function that rounds its numbers to texts."""
     figures: Callable[[Inputs, Tables], None]
     """Writes the figures that need nothing but what is stored, from tables with full numbers."""
-    pictures: Callable[[Inputs, Tables], Report]
-    """Writes the figures of images and of training; returns what the page is made of, from tables as shown."""
+    pictures: Callable[[Inputs, Tables, Tables], Report]
+    """Writes the figures of images and of training; returns what the page is made of, from tables with full numbers
+    and the same as shown."""
     sections: Sequence[Section]
 
 
@@ -99,7 +103,7 @@ def write_report(
     parts.figures(inputs, numbers)
     print(f"figures: {inputs.figures}", flush=True)
     if not tables_only:
-        write_page(parts.pictures(inputs, shown), parts.sections)
+        write_page(parts.pictures(inputs, numbers, shown), parts.sections)
         print(f"page: {inputs.report / 'index.html'}", flush=True)
 
 
@@ -110,13 +114,31 @@ def _score_figures(inputs: Inputs, _: Tables) -> None:
     write_sweep_figures(inputs.stored, inputs.figures)
 
 
-def _pictures(inputs: Inputs, shown: Tables) -> Report:
+def _pictures(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:
     stored = inputs.stored
     write_training_figure(stored, inputs.figures)
     write_overlays(stored, stored.cases, inputs.figures / "overlays")
     comparisons = write_comparisons(stored, stored.cases, inputs.figures / "comparisons")
     viewer = build_viewer(stored, stored.cases, processes=inputs.processes)
-    return Report(stored=stored, tables=shown, folder=inputs.report, comparisons=comparisons, viewer=viewer)
+    return Report(
+        stored=stored,
+        numbers=numbers,
+        tables=shown,
+        folder=inputs.report,
+        verdict=segmentation_verdict(stored),
+        comparisons=comparisons,
+        viewer=viewer,
+    )
+
+
+def _classification_page(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:
+    return Report(
+        stored=inputs.stored,
+        numbers=numbers,
+        tables=shown,
+        folder=inputs.report,
+        verdict=classification_verdict(inputs.stored, numbers["summary"], numbers["confusion"]),
+    )
 
 
 SEGMENTATION = Parts(
@@ -130,6 +152,6 @@ CLASSIFICATION = Parts(
     numbers=lambda inputs: classification.numbers(inputs.stored, inputs.published),
     showing=classification.SHOWN,
     figures=lambda inputs, numbers: write_figures(inputs.stored, numbers, inputs.figures),
-    pictures=lambda inputs, shown: Report(stored=inputs.stored, tables=shown, folder=inputs.report),
+    pictures=_classification_page,
     sections=CLASSIFICATION_SECTIONS,
 )

@@ -193,7 +193,7 @@ def cost(stored: Stored) -> pd.DataFrame:
 
     `hours` is training time summed over folds, `devices` the number that a run used, `device_hours` each fold's hours
     times its devices. `peak_memory_mib` is the largest of any fold on one device in all of training: what PyTorch
-    allocated on a GPU, what the process held on the CPU. `device_forecast_gib` is what plan.tsv forecasts of a device,
+    allocated on a GPU, what the process held on the CPU. `device_forecast_gib` is what plan.json forecasts of a device,
     libraries and prediction included. The last column, such as `dsc`, is the mean of the summary on the split that is
     named beside it: test where it is scored.
     """

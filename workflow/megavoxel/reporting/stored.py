@@ -61,7 +61,7 @@ class Stored:
     manifests: dict[str, dict[int, dict[str, Any]]]
     """By setting and fold; only those that exist."""
     forecast: pd.DataFrame
-    """plan.tsv by setting; empty where there is none."""
+    """plan.tsv of a classification study by setting; empty where there is none."""
     missing: tuple[str, ...] = ()
     """A line about each part of the study that is not there."""
     ignored: tuple[str, ...] = ()
@@ -93,8 +93,9 @@ class Stored:
 
     @property
     def device_forecast_gib(self) -> dict[str, float]:
-        """Forecast memory of a device by plan.tsv, in GiB by setting; settings without a forecast are left out."""
-        return self.forecast["peak_gib"].dropna().to_dict() if len(self.forecast) else {}
+        """Forecast memory of a device by plan.json, in GiB by setting; settings without a forecast are left out."""
+        needs = {setting: plan.needs for setting, plan in self.plans.items() if plan.needs is not None}
+        return {setting: own.device_gib for setting, own in needs.items() if own.device_gib is not None}
 
     def folder(self, model: str) -> Path:
         """Folder of a setting or an ensemble."""
@@ -130,6 +131,11 @@ class StoredClassification(Stored):
     def metrics(self) -> tuple[Metric, ...]:
         """All that a classifier is scored by."""
         return tuple(CLASSIFICATION_METRICS.values())
+
+    @property
+    def device_forecast_gib(self) -> dict[str, float]:
+        """Nothing: the plan of a classifier has no forecast."""
+        return {}
 
     def cell_plan(self, cell: str) -> ClassifierPlan:
         """The plan of a cell's first repeat."""
@@ -191,7 +197,7 @@ def load_stored(
         "plans": {setting: load(results / setting / "plan.json") for setting in study.settings},
         "histories": _by_setting(study, _histories(folders, manifests, columns)),
         "manifests": _by_setting(study, manifests),
-        "forecast": read_forecast(results / "plan.tsv"),
+        "forecast": read_forecast(results / "plan.tsv") if study.classifies else pd.DataFrame(),
         "missing": tuple(missing),
         "ignored": (*others, *extra),
     }

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ DISTINCT_COLOURS = 10
 PHOTO_QUALITY = 80
 WIDEST = 16383
 """Pixels along a side of a WebP picture."""
+CSS_PIXELS_PER_INCH = 104
+WIDE = 800
+"""CSS pixels from which on a figure has no other one beside it."""
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
@@ -70,35 +74,51 @@ def save_figure(figure: Figure, *paths: Path) -> None:
             figure.savefig(partial, dpi=DPI, metadata=METADATA[path.suffix])
 
 
-def drawing_uri(path: Path) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A figure as the page embeds it."""
+
+    uri: str
+    width: int
+    height: int
+    """CSS pixels at which its letters are as large as those of the page."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it takes the width of the page by itself."""
+        return self.width > WIDE
+
+
+def drawing(path: Path) -> Embedded:
     """A PNG file without loss, as lines and letters need it.
 
     Raises:
         UserError: the file is missing.
     """
-    return _uri(path, lossless=True, method=3)
+    return _embedded(path, lossless=True, method=3)
 
 
-def photo_uri(path: Path) -> str:
+def photo(path: Path) -> Embedded:
     """A PNG file of slices, with a loss that is hard to see.
 
     Raises:
         UserError: the file is missing.
     """
-    return _uri(path, quality=PHOTO_QUALITY, method=4)
+    return _embedded(path, quality=PHOTO_QUALITY, method=4)
 
 
-def _uri(path: Path, **options: Any) -> str:
+def _embedded(path: Path, **options: Any) -> Embedded:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: this figure is missing; run 'megavoxel report' without --tables-only") from None
     with Image.open(io.BytesIO(content)) as picture:
+        width, height = (round(CSS_PIXELS_PER_INCH * side / DPI) for side in picture.size)
         if max(picture.size) > WIDEST:
-            return _encoded("png", content)
+            return Embedded(uri=_encoded("png", content), width=width, height=height)
         stream = io.BytesIO()
         picture.convert("RGB").save(stream, "WEBP", **options)
-    return _encoded("webp", stream.getvalue())
+    return Embedded(uri=_encoded("webp", stream.getvalue()), width=width, height=height)
 
 
 def _encoded(kind: str, content: bytes) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,12 @@ def rounded(value: float) -> str:
     return number(value, ".3f")
 
 
-def three_digits(value: float) -> str:
-    """Three significant digits."""
-    return number(value, ".3g")
+def evenly(values: Iterable[float]) -> Callable[[float], str]:
+    """Writes the numbers of a column with one number of decimals: three significant digits of the largest, and at least
+    one of the smallest that is not 0."""
+    sizes = [math.floor(math.log10(abs(value))) for value in values if not pd.isna(value) and value]
+    decimals = max(2 - max(sizes), -min(sizes), 0) if sizes else 0
+    return partial(number, form=f".{decimals}f")
 
 
 def four_digits(value: float) -> str:
@@ -178,7 +182,9 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "Setting": "setting", "Patch": ("patch", lambda patch: patch.replace("x", " × ")), "Batch": "batch",
         "Parameters": ("parameters", partial(number, form=",d")), "Epochs": "epochs", "Folds": "folds",
-        "Devices": "devices", "Training (h)": ("hours", three_digits), "Device-hours": ("device_hours", three_digits),
+        "Devices": "devices",
+        "Training (h)": ("hours", evenly(table["hours"])),
+        "Device-hours": ("device_hours", evenly(table["device_hours"])),
         "Peak of the job (GiB)": ("peak_memory_mib", lambda mib: number(mib / MIB_PER_GIB, ".2f")),
         "Forecast of the job (GiB)": ("device_forecast_gib", partial(number, form=".2f")),
         f"{metric.head} ({table['split'].iloc[0]})": (metric.key, rounded),
@@ -219,7 +225,7 @@ def show_published(table: pd.DataFrame, write: Callable[[float], str] = four_dig
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """A shown table with peak memory, measured and forecast, where one of its rows has it."""
     stated = {head: table[name] for name, head in PEAK_HEADS.items() if name in table and table[name].notna().any()}
-    return shown.assign(**{head: peaks.map(three_digits) for head, peaks in stated.items()})
+    return shown.assign(**{head: peaks.map(evenly(peaks)) for head, peaks in stated.items()})
 
 
 def _with_peaks_shown(write: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], pd.DataFrame]:

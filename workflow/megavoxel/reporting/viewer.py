@@ -25,6 +25,7 @@ from megavoxel.reporting.viewer_size import (
     box_around,
     budget_for,
     grey,
+    limits_of,
     map_bytes,
     marked_box,
     mosaic_columns,
@@ -190,7 +191,8 @@ def encoded_case(job: Job, *, cases: Cases, models: Sequence[str], voxels: int) 
         `id`; `shape` (z, y, x) and `voxel_mm` of the small grid; `picture`: the image as WebP, all axial slices from
         the feet up in rows of `columns`, each with its array's rows (y) and columns (x); `models`: whose maps follow
         the reference; `maps`: a zlib stream with a byte per voxel and map, 0 for background and n for the n-th label by
-        value. Both in base64. `unannotated`: names of labels.
+        value. Both in base64. `range`: the intensities that are black and white in the picture; `window`: those that
+        are so at first. `unannotated`: names of labels.
     """
     return naming_case(lambda case: _encode(case, job.predictions, cases, models, voxels), job.case)
 
@@ -205,6 +207,8 @@ def _encode(
     reduction = reduction_of(box_around([box for box, _ in cuts], shape, spacing), spacing, voxels)
     maps = [_numbered(sampled(cut, box or NOWHERE, reduction), cases) for box, cut in cuts]
     image = averaged(first_channel(cases, case), reduction)
+    window = window_of(image, case.modality or cases.channels[0])
+    limits = limits_of(image, window)
     return {
         "id": case.id,
         "shape": reduction.shape,
@@ -212,7 +216,9 @@ def _encode(
         "columns": mosaic_columns(reduction.shape),
         "models": own,
         "unannotated": list(case.unannotated),
-        "picture": _base64(picture_bytes(grey(image, window_of(image, case.modality or cases.channels[0])))),
+        "window": [float(f"{value:.6g}") for value in window],
+        "range": [float(f"{value:.6g}") for value in limits],
+        "picture": _base64(picture_bytes(grey(image, limits))),
         "maps": _base64(map_bytes(maps)),
     }
 

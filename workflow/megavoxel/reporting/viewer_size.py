@@ -44,8 +44,8 @@ Box = tuple[slice, slice, slice]
 MARGIN_MM = 10.0
 COARSER = 1.02
 """Factor by which the voxel size grows until the grid is small enough."""
-QUALITY = 50
-"""Quality of WebP pictures, 0 to 100."""
+QUALITY = 65
+"""Quality of WebP pictures, 0 to 100: of twice the window, whose faults are seen twice as large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +195,14 @@ def grey(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Intensities as 0 to 255, between those that are shown black and white."""
     low, high = window
     return (np.clip((image - low) / (high - low), 0.0, 1.0) * 255).round().astype(np.uint8)
+
+
+def limits_of(image: np.ndarray, window: tuple[float, float]) -> tuple[float, float]:
+    """Intensities that are stored black and white, so that a reader can widen the window: twice as far apart as those
+    of the window, but no farther than the image's own, and never within the window."""
+    low, high = window
+    margin = (high - low) / 2
+    return min(low, max(low - margin, float(image.min()))), max(high, min(high + margin, float(image.max())))
 
 
 def mosaic_columns(shape: Sequence[int]) -> int:

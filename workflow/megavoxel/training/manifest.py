@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def write_outputs(folder: Path, run: Run, data: RunData, *, forecast_gib: float)
 
 
 def build_manifest(run: Run, data: RunData, *, forecast_gib: float) -> dict[str, Any]:
-    """Versions, seeds, checksums, hardware and cost of a run.
+    """Versions, seeds, checksums, hardware and cost of a run, and the date (UTC) on which its files were `written`.
 
     Args:
         forecast_gib: forecast of the peak memory that `training/memory.py` measures.
@@ -46,6 +47,7 @@ def build_manifest(run: Run, data: RunData, *, forecast_gib: float) -> dict[str,
         "plan_hash": run.plan.hash,
         "run_key": data.key(run.plan),
         "seed": run.plan.seed,
+        "written": datetime.now(UTC).date().isoformat(),
         "code": {"version": megavoxel.__version__, "commit": code_commit()},
         "container": running_image(),
         "versions": {"python": platform.python_version(), **package_versions()},

@@ -12,19 +12,21 @@ from megavoxel.reporting import tables
 from megavoxel.reporting.statistics import holm, mean_interval, paired_p
 from megavoxel.reporting.stored import Predictions, StoredClassification
 from megavoxel.reporting.tables import (
+    evenly,
     number,
     p_value,
     rounded,
     show,
     signed,
     signed_with_interval,
-    three_digits,
     with_interval,
 )  # fmt: skip
 from megavoxel.tasks.classification.metrics import METRICS, confusion, intervals, values
 
 ACCURACY = "accuracy"
 KEYS = ("network", "resolution", "images_per_class", "workers", "data_partition")
+FORECAST_KEYS = ("network", "resolution", "images_per_class", "workers", "batch")
+"""What a line of plan.tsv and a plan agree in, if the one was made for the other."""
 MIB_PER_GIB = 1024
 COLUMNS = [
     "network", "resolution", "images_per_class", "workers", "partition", "learning_rate", "repeats", "images", "serial",
@@ -91,7 +93,8 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
 
     `seconds` is a run's training, `ms_per_image` that by images that all workers were shown. `peak_gib` is the most
     that PyTorch allocated for tensors on one worker, the largest of all runs; `forecast_gib` the same, forecast.
-    `forecast_ms_per_image` is that of plan.tsv, for the device that the study names; NaN without that file.
+    `forecast_ms_per_image` is that of plan.tsv, for the device that the study names; NaN without that file, or where it
+    was made for another plan.
     """
     rows = []
     for name, settings in stored.definition.cells.items():
@@ -111,7 +114,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
                 "runs": len(manifests),
                 "seconds": float(np.mean(seconds)),
                 "ms_per_image": 1000 * float(np.mean(np.array(seconds) / np.array(shown))),
-                "forecast_ms_per_image": _forecast_ms(stored, settings[0], plan.workers),
+                "forecast_ms_per_image": _forecast_ms(stored, settings[0]),
                 "peak_gib": max(manifest["peak_memory"].get("gib", np.nan) for manifest in manifests),
                 "forecast_gib": max(manifest["peak_memory"]["forecast_gib"] for manifest in manifests),
                 "process_gib": max(manifest["peak_memory_mib"] for manifest in manifests) / MIB_PER_GIB,
@@ -206,10 +209,18 @@ def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:
     return one.workers == 1 and all(getattr(one, key) == getattr(two, key) for key in same)
 
 
-def _forecast_ms(stored: StoredClassification, setting: str, workers: int) -> float:
-    """Forecast milliseconds by images that all workers are shown: those of plan.tsv are of each worker's own."""
-    seconds = stored.forecast.get("seconds_per_image", pd.Series(dtype=float)).get(setting, np.nan)
-    return 1000 * float(seconds) / workers
+def _forecast_ms(stored: StoredClassification, setting: str) -> float:
+    """Forecast milliseconds by images that all workers are shown: those of plan.tsv are of each worker's own.
+
+    NaN where plan.tsv has no line of the setting, or one that was made for another plan of it.
+    """
+    if setting not in stored.forecast.index:
+        return np.nan
+    row, plan = stored.forecast.loc[setting], stored.plans[setting]
+    wanted = {key: getattr(plan, key) for key in FORECAST_KEYS}
+    if any(row.get(key) != value and not (pd.isna(row.get(key)) and value is None) for key, value in wanted.items()):
+        return np.nan
+    return 1000 * float(row.get("seconds_per_image", np.nan)) / plan.workers
 
 
 def _images(manifest: dict) -> int:
@@ -280,8 +291,9 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
         "Setting": "cell", "Resolution": "resolution", "Images per class": ("images_per_class", _or_all),
         "Workers": "workers", "Batch per worker": "batch", "Epochs": "epochs",
         "Parameters": ("parameters", partial(number, form=",d")), "Published weights": "published_weights",
-        "Runs": "runs", "Training (s)": ("seconds", three_digits), "ms per image": ("ms_per_image", three_digits),
-        "The same, forecast": ("forecast_ms_per_image", three_digits),
+        "Runs": "runs", "Training (s)": ("seconds", evenly(table["seconds"])),
+        "ms per image": ("ms_per_image", evenly(table["ms_per_image"])),
+        "The same, forecast": ("forecast_ms_per_image", evenly(table["forecast_ms_per_image"])),
         "Peak of a worker, tensors (GiB)": ("peak_gib", rounded), "The same, forecast (GiB)": ("forecast_gib", rounded),
         "Peak of a process or GPU (GiB)": ("process_gib", rounded),
     }  # fmt: skip

@@ -70,28 +70,37 @@ function written(value) {
   return typeof value === "number" ? value.toFixed(3) : value;
 }
 
+function showCase(id, model) {
+  document.dispatchEvent(new CustomEvent("show-case", { detail: { id, model } }));
+  byId("viewer").scrollIntoView();
+  byId("view-case").focus({ preventScroll: true });
+}
+
 function showButton(line) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Show";
   button.setAttribute("aria-label", `Show slices of ${line.id}, ${line.model}`);
-  button.addEventListener("click", () => {
-    document.dispatchEvent(new CustomEvent("show-case", { detail: { id: line.id, model: line.model } }));
-    byId("viewer").scrollIntoView();
-    byId("view-case").focus({ preventScroll: true });
-  });
+  button.addEventListener("click", () => showCase(line.id, line.model));
   return button;
 }
 
+const isNumber = (column) => typeof column.key === "number";
+
 function rowOf(line) {
   const row = document.createElement("tr");
+  row.setAttribute("role", "row");
   COLUMNS.forEach((column, index) => {
     const cell = document.createElement(index ? "td" : "th");
     if (!index) cell.scope = "row";
     cell.textContent = written(line[column.key]);
+    cell.className = isNumber(column) ? "right" : "";
+    cell.dataset.head = column.title;
+    cell.setAttribute("role", index ? "cell" : "rowheader");
     row.append(cell);
   });
   const last = row.insertCell();
+  last.setAttribute("role", "cell");
   last.append(VIEWED.has(line.id) ? showButton(line) : "not in the viewer");
   return row;
 }
@@ -116,6 +125,7 @@ function sortBy(column, heading) {
 function headingOf(column) {
   const heading = document.createElement("th");
   heading.scope = "col";
+  heading.className = isNumber(column) ? "right" : "";
   const sorted = order.direction === 1 ? "ascending" : "descending";
   heading.setAttribute("aria-sort", column.key === order.key ? sorted : "none");
   const button = document.createElement("button");
@@ -129,6 +139,10 @@ function headingOf(column) {
 function makeHead() {
   const last = document.createElement("td");
   table.tHead.insertRow().append(...COLUMNS.map(headingOf), last);
+  table.classList.add("blocks");
+  table.setAttribute("role", "table");
+  for (const part of [table.tHead, table.tBodies[0]]) part.setAttribute("role", "rowgroup");
+  table.tHead.rows[0].setAttribute("role", "row");
 }
 
 function fill(id, options) {
@@ -175,6 +189,12 @@ function begin() {
     everything = true;
     listCases();
   });
+  for (const link of document.querySelectorAll("a[data-case]")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      showCase(link.dataset.case, link.dataset.model);
+    });
+  }
   makeHead();
   listCases();
 }

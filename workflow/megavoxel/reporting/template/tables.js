@@ -89,8 +89,26 @@ function exportOf(holder, table) {
   return button;
 }
 
+/** Each cell gets the head of its column, which a phone shows in place of the row of heads, and the roles of a table,
+    which a row that is laid out as a block would lose. */
+function makeBlocks(table) {
+  const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+  table.classList.add("blocks");
+  table.setAttribute("role", "table");
+  for (const part of [table.tHead, table.tBodies[0]]) part.setAttribute("role", "rowgroup");
+  for (const row of table.rows) row.setAttribute("role", "row");
+  for (const heading of table.tHead.rows[0].cells) heading.setAttribute("role", "columnheader");
+  for (const row of table.tBodies[0].rows) {
+    for (const cell of row.cells) {
+      cell.setAttribute("role", cell.cellIndex ? "cell" : "rowheader");
+      cell.dataset.head = heads[cell.cellIndex];
+    }
+  }
+}
+
 function furnish(holder) {
   const table = holder.querySelector("table");
+  makeBlocks(table);
   makeSortable(table);
   const tools = document.createElement("div");
   tools.className = "tools";
@@ -99,4 +117,13 @@ function furnish(holder) {
   holder.prepend(tools);
 }
 
+/** A figure that is wider than its column can be moved sideways, with the keyboard as well. */
+function makeMovable(pan) {
+  if (pan.scrollWidth <= pan.clientWidth) return;
+  pan.tabIndex = 0;
+  pan.setAttribute("role", "region");
+  pan.setAttribute("aria-label", `Figure: ${pan.firstElementChild.alt}`);
+}
+
 document.querySelectorAll("div.table").forEach(furnish);
+document.querySelectorAll("div.pan").forEach(makeMovable);
