@@ -145,6 +145,29 @@ def test_evil_names_in_a_zip_are_refused(tmp_path, target, name):
     assert everything_below(tmp_path) == ["deep", "deep/target", "evil.zip"]
 
 
+@pytest.mark.parametrize("pack", [pack_tar, pack_zip])
+@pytest.mark.parametrize(
+    "names", [("Task/a", "Task/a/b"), ("Task/a/b", "Task/a"), ("Task/.",), ("Task/a/b/c", "Task/a")]
+)
+def test_a_name_of_a_file_and_of_a_folder_is_refused(tmp_path, target, pack, names):
+    archive = pack(tmp_path / "odd.archive", {"Task/dataset.json": b"{}"} | dict.fromkeys(names, b"x"))
+    with pytest.raises(UserError, match=r"odd\.archive: '\w+' is the name of a file in it and of a folder"):
+        extract_dataset(archive, target)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_file_without_a_name_is_refused(tmp_path, target, kind):
+    archive = tmp_path / "odd.archive"
+    if kind == "tar":
+        pack_tar(archive, {"Task/dataset.json": b"{}", "": b"x"})
+    else:
+        with zipfile.ZipFile(archive, "w") as source:
+            source.writestr("x", b"x")
+            source.filelist[0].filename = ""  # zipfile itself refuses to write such a name
+    with pytest.raises(UserError, match=r"odd\.archive: a file in it has no name"):
+        extract_dataset(archive, target)
+
+
 def test_a_symlink_in_a_zip_is_refused(tmp_path, target):
     with zipfile.ZipFile(pack_zip(tmp_path / "evil.zip", CONTENT), "a") as packed:
         link = zipfile.ZipInfo("Task/link")

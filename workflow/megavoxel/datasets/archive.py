@@ -186,7 +186,7 @@ def _extract_tar(allowance: _Allowance, source: tarfile.TarFile, target: Path) -
         if hasattr(tarfile, "data_filter"):  # in Python 3.12, and later versions of 3.11
             tarfile.data_filter(member, str(target))
         allowance.take(member.name, member.size)
-        _write(target / name, source.extractfile(member))
+        _write(archive, target / name, source.extractfile(member))
     if source.fileobj.tell() < source.offset + tarfile.BLOCKSIZE:
         raise EOFError("its end mark is missing")
     while rest := source.fileobj.read(PIECE):  # to the end, where a compressed file has its checksum
@@ -209,7 +209,7 @@ def _copy_for_links(
         allowance.take(link.name, found.size, is_link=True)
         written = target / _safe_name(allowance.archive, found.name)
         content = written.open("rb") if written.is_file() else source.extractfile(found)
-        _write(target / _safe_name(allowance.archive, link.name), content)
+        _write(allowance.archive, target / _safe_name(allowance.archive, link.name), content)
 
 
 def _led_to(link: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
@@ -244,7 +244,7 @@ def _extract_zip(allowance: _Allowance, source: zipfile.ZipFile, target: Path) -
             raise UserError(
                 f"{archive}: '{member.filename}': {fault}; extract the archive and name its folder"
             ) from None
-        _write(target / name, content, LZMA_PIECE if member.compress_type == zipfile.ZIP_LZMA else PIECE)
+        _write(archive, target / name, content, LZMA_PIECE if member.compress_type == zipfile.ZIP_LZMA else PIECE)
 
 
 def _opened(source: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
@@ -265,6 +265,8 @@ def _opened(source: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
 
 def _safe_name(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
+    if not name:
+        raise UserError(f"{archive}: a file in it has no name; it is damaged: delete it and fetch it again")
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{archive}: '{name}' leads out of the archive's folder; nothing was extracted")
     for part in path.parts if not _is_hidden(path) else ():
@@ -276,9 +278,16 @@ def _is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith(".") for part in name.parts) or "__MACOSX" in name.parts
 
 
-def _write(path: Path, content: IO[bytes], piece: int = PIECE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with content, path.open("wb") as written:
+def _write(archive: Path, path: Path, content: IO[bytes], piece: int = PIECE) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.open("wb")
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise UserError(
+            f"{archive}: '{path.name}' is the name of a file in it and of a folder; it is damaged: delete it and "
+            "fetch it again"
+        ) from None
+    with content, written:
         shutil.copyfileobj(content, written, piece)
 
 
