@@ -282,6 +282,24 @@ def label_one(path: Path, output: Path, large_voxels: int = LARGE_VOXELS) -> Non
     label_scans(unfinished(find_scans([path]), labelling), predictor, labelling)
 
 
+@pytest.mark.parametrize(("name", "voxels"), [("a.nii.gz", "a.nii.gz"), ("a.mhd", "a.raw")])
+def test_a_scan_that_changed_since_it_was_labelled_is_labelled_again(tmp_path, capsys, name, voxels):
+    path, output = tmp_path / "in" / name, tmp_path / "out"
+    write(path, scan())
+    label_one(path, output)
+    (labels,) = (file for file in output.iterdir() if file.name != "prediction.json")
+    first, stamp = labels.read_bytes(), labels.stat().st_mtime_ns
+    label_one(path, output)
+    assert "1 of 1 cases are there already" in capsys.readouterr().out
+    assert labels.stat().st_mtime_ns == stamp
+    header = path.read_bytes()
+    write(path, nibabel.Nifti1Image(np.asanyarray(scan().dataobj)[::-1], scan().affine, scan().header))
+    assert name == voxels or path.read_bytes() == header
+    label_one(path, output)
+    assert "there already" not in capsys.readouterr().out
+    assert labels.read_bytes() != first
+
+
 def test_a_scan_that_memory_does_not_hold_is_refused_by_its_header_and_read_in_parts(tmp_path, monkeypatch):
     path = tmp_path / "a.nii.gz"
     write(path, scan())

@@ -1,11 +1,14 @@
-"""Cases that are predicted already, for a run that is started again: the same networks predict none of them again."""
+"""Cases that are predicted already, for a run that is started again: the same networks predict none of them again.
+
+A finished case is known by `key_of` what it was made from, so that it is made again where any of that has changed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import glob
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -29,9 +32,14 @@ MAPS, LOGITS = "maps", "logits"
 CHECKSUMS = "checksums.json"
 
 
+def key_of(facts: Sequence[object], files: Iterable[Path]) -> str:
+    """A hash of all that a prediction depends on: facts that JSON can hold, and the contents of files."""
+    return content_hash([*facts, *map(file_sha256, files)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A folder per finished case, whose name has a hash of everything that the prediction of the case depends on."""
+    """The finished cases of a study: a folder for each, whose name has its key."""
 
     folder: Path
     """Where they are."""
@@ -49,7 +57,7 @@ class Finished:
         output, weights = Path(arguments.output), [path for path in arguments.weights if path.is_file()]
         return cls(
             folder=arguments.resume or output.with_name(f"{partial_prefix()}{output.name}"),
-            networks=content_hash([_program(), plan.prediction_hash, *map(file_sha256, weights)]),
+            networks=key_of([_program(), plan.prediction_hash], weights),
             preprocessed=arguments.preprocessed,
             stage1=tuple(arguments.stage1),
             with_logits=arguments.logits is not None,
@@ -99,8 +107,8 @@ class Finished:
     def _place(self, name: str) -> Path:
         read = [self.preprocessed / f"{name}.json", self.preprocessed / f"{name}.source"]
         read += [folder / f"{name}.stage1.b2nd" for folder in self.stage1]
-        sums = [file_sha256(path) for path in read if path.is_file()]
-        return self.folder / f"{content_hash([self.networks, self.with_logits, *sums])}-{name}"
+        key = key_of([self.networks, self.with_logits], filter(Path.is_file, read))
+        return self.folder / f"{key}-{name}"
 
 
 def _made(place: Path) -> list[Path]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError, printable
 from megavoxel.evaluation.postprocessing import Postprocessing
-from megavoxel.files import read_json, write_json
+from megavoxel.files import read_json, scratch_directory, write_json
+from megavoxel.inference.finished import key_of
 from megavoxel.models.scans import RECORD, Scan
 from megavoxel.progress import progress
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.network.first_stage import ImageWithFirstStage
     from megavoxel.planning.plan import Plan
     from megavoxel.preprocessing.store import CaseProperties
+
+
+SCANS = "scans"
+"""Entry of the record with the key of each scan by its case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Labelling:
     """Whether CASE.png and the volumes of its labels are written, too."""
 
     def label_map(self, scan: Scan) -> Path:
-        """Written last: a scan that has it is finished, but for what was not asked for then."""
+        """Written last of the files of a scan."""
         return self.output / f"{scan.case}{scan.suffix}"
 
     def probability_map(self, scan: Scan) -> Path | None:
@@ -61,30 +65,52 @@ class Labelling:
         """None where nobody asked for it."""
         return self.output / f"{scan.case}.volumes.json" if self.pictures else None
 
-    def finished(self, scan: Scan) -> bool:
-        """Whether all files of a scan are there."""
-        if scan.fault:
+    def finished(self, scan: Scan, made: Mapping[str, str]) -> bool:
+        """Whether all files of a scan are there, made from the scan as it is.
+
+        Args:
+            made: the key of each scan by its case, as it was when it was labelled.
+        """
+        if scan.fault or scan.case not in made:
             return False
         logits = None if self.logits is None else self.logits / f"{scan.case}.json"
         files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), self.volumes(scan), logits)
-        return all(path is None or path.is_file() for path in files)
+        return all(path is None or path.is_file() for path in files) and made[scan.case] == key_of([], scan.contents)
+
+    def made(self) -> dict[str, str]:
+        """The key of each scan that was labelled by case; empty where the folder is new.
+
+        Raises:
+            UserError: the folder has other content, or label maps of another model.
+        """
+        folder, record = self.output, self.output / RECORD
+        if not record.is_file():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(
+                    f"{folder}: has content already and is not replaced; name a new folder, or empty this one"
+                )
+            return {}
+        found = read_json(record, what="record of a prediction")
+        made = found.pop(SCANS, {}) if isinstance(found, dict) else {}
+        if found != self.model or not isinstance(made, dict):
+            raise UserError(
+                f"{folder}: its label maps were made by another model, or another state of this one; name a new folder"
+            )
+        return made
+
+    def note(self, made: Mapping[str, str]) -> None:
+        """Writes down the keys of scans that have been labelled, beside those that are there."""
+        write_json(self.output / RECORD, {**self.model, SCANS: self.made() | dict(made)})
 
 
 def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
-    """The scans whose files are not there yet in a folder of label maps, which may be new.
+    """The scans that are not finished in a folder of label maps, which may be new.
 
     Raises:
         UserError: the folder has other content, or label maps of another model.
     """
-    folder, record = labelling.output, labelling.output / RECORD
-    if record.is_file():
-        if read_json(record, what="record of a prediction") != labelling.model:
-            raise UserError(
-                f"{folder}: its label maps were made by another model, or another state of this one; name a new folder"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: has content already and is not replaced; name a new folder, or empty this one")
-    left = [scan for scan in scans if not labelling.finished(scan)]
+    made = labelling.made()
+    left = [scan for scan in scans if not labelling.finished(scan, made)]
     if len(left) < len(scans):
         print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
     if left and all(scan.fault for scan in left):
@@ -101,13 +127,17 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     from megavoxel.forecast.prediction import WholeImages
     from megavoxel.models.volumes import collect_volumes
 
-    write_json(labelling.output / RECORD, labelling.model)  # not before, since the model may have been refused
+    labelling.note({})  # not before, since the model may have been refused
     whole_images = WholeImages.of(predictor)
     faults = []
     with progress("predict", len(scans)) as shown:
         for scan in scans:
+            key = key_of([], scan.contents)
             fault = _fault_of(scan, predictor, whole_images, labelling)
-            faults += [fault] if fault else []
+            if fault:
+                faults.append(fault)
+            else:
+                labelling.note({scan.case: key})
             shown.advance(line=printable(f"case {scan.case}{': not labelled, see below' if fault else ''}"))
     if labelling.pictures:
         collect_volumes(labelling.output)
@@ -158,10 +188,7 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
     from megavoxel.reporting.picture import write_picture
 
     plan = predictor.plan.preprocessing
-    scratch = labelling.output / f".case-{scan.case}"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
-    scratch.mkdir(parents=True)
-    try:
+    with scratch_directory(labelling.output) as scratch:
         volumes = in_unit_of(plan, scan.case, open_scan(scan, plan.channels, labelling.reading))
         image, properties = prepared(scan, volumes, predictor.plan, labelling.reading, scratch)
         whole_images.check(scan.case, image.shape[1:])
@@ -177,5 +204,3 @@ def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labe
             sizes = write_picture(picture, volumes[0], labels, plan.labels, title=scan.case, modality=modality)
             write_volumes(labelling.volumes(scan), scan.case, sizes)
         write_label_map(volumes[0], labels, labelling.label_map(scan))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

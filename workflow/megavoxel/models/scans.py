@@ -12,7 +12,7 @@ from megavoxel.errors import UserError, printable
 from megavoxel.files import require_file_name
 from megavoxel.volumes.formats.dicom import dicom_folders, parts_of_one_series
 from megavoxel.volumes.no_scans import is_link_to_nothing, is_no_scan, visible_entries
-from megavoxel.volumes.open import SUFFIXES, is_data_of_header, label_suffix_of, stem_of, suffix_of
+from megavoxel.volumes.open import SUFFIXES, data_files_of, is_data_of_header, label_suffix_of, stem_of, suffix_of
 
 RECORD = "prediction.json"
 """In a folder of label maps that 'megavoxel predict' wrote: by what they were made."""
@@ -30,6 +30,13 @@ class Scan:
     """Folder with DICOM files in it or below it."""
     fault: str | None = None
     """Why there is nothing to label; such an entry has neither files nor a folder."""
+
+    @property
+    def contents(self) -> list[Path]:
+        """All files that it is read from."""
+        if self.dicom is not None:
+            return sorted(filter(Path.is_file, self.dicom.rglob("*")))
+        return [part for file in self.files for part in (file, *data_files_of(file))]
 
     @property
     def suffix(self) -> str:

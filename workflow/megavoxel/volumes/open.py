@@ -57,10 +57,13 @@ def is_data_of_header(path: Path) -> bool:
     """Whether a header beside a file says that its voxels lie in that file."""
     own = path.resolve()
     headers = [other for other in path.parent.iterdir() if other.name.lower().endswith(DETACHED) and other.is_file()]
-    return any(own in _files_of(header) for header in headers)
+    return any(own in data_files_of(header) for header in headers)
 
 
-def _files_of(header: Path) -> tuple[Path, ...]:
+def data_files_of(header: Path) -> tuple[Path, ...]:
+    """The files in which the voxels of a header lie; empty for files of other kinds, and for faulty headers."""
+    if not header.name.lower().endswith(DETACHED):
+        return ()
     try:
         return read_header(header).files
     except UserError:  # it is told when the volume of this header is opened
