@@ -28,7 +28,6 @@ from megavoxel.models.scans import find_scans
 from megavoxel.volumes.grid import compare_grids
 from megavoxel.volumes.no_scans import is_no_scan
 from megavoxel.volumes.open import open_volume, read_labels
-from megavoxel.volumes.slabs import LARGE_VOXELS
 from megavoxel.volumes.volume import Hints
 from megavoxel.volumes.write import write_labels
 from test_new_scans import Threshold, assert_in_place, label, scan, threshold_plan, write
@@ -274,9 +273,9 @@ def test_logits_that_are_not_finite_are_an_error_of_the_case(tmp_path, value, la
     assert names(tmp_path / "out") == ["prediction.json"]
 
 
-def label_one(path: Path, output: Path, large_voxels: int = LARGE_VOXELS) -> None:
+def label_one(path: Path, output: Path, **said: object) -> None:
     plan = threshold_plan("image")
-    reading = Reading(any_modality=True, large_voxels=large_voxels)
+    reading = Reading(any_modality=True, **said)
     labelling = Labelling(output=output, model={}, postprocessing=None, reading=reading)
     predictor = CasePredictor(plan, [Threshold()], "float32", torch.device("cpu"))
     label_scans(unfinished(find_scans([path]), labelling), predictor, labelling)
@@ -292,6 +291,8 @@ def test_a_scan_that_changed_since_it_was_labelled_is_labelled_again(tmp_path, c
     label_one(path, output)
     assert "1 of 1 cases are there already" in capsys.readouterr().out
     assert labels.stat().st_mtime_ns == stamp
+    label_one(path, output, modality="MR")
+    assert "there already" not in capsys.readouterr().out
     header = path.read_bytes()
     write(path, nibabel.Nifti1Image(np.asanyarray(scan().dataobj)[::-1], scan().affine, scan().header))
     assert name == voxels or path.read_bytes() == header

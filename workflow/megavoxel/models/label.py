@@ -75,7 +75,16 @@ class Labelling:
             return False
         logits = None if self.logits is None else self.logits / f"{scan.case}.json"
         files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), self.volumes(scan), logits)
-        return all(path is None or path.is_file() for path in files) and made[scan.case] == key_of([], scan.contents)
+        return all(path is None or path.is_file() for path in files) and made[scan.case] == self.key(scan)
+
+    def key(self, scan: Scan) -> str:
+        """Says what a scan is labelled from: its files, what the user says of them, and labels of the first stage."""
+        said = [self.reading.modality, self.reading.orientation, self.reading.sides, self.reading.series]
+        return key_of(said, [*scan.contents, *filter(Path.is_file, self.first_stage_maps(scan))])
+
+    def first_stage_maps(self, scan: Scan) -> list[Path]:
+        """The label maps of the first stage, by setting."""
+        return [folder / f"{scan.case}{scan.suffix}" for folder in self.first_stage]
 
     def made(self) -> dict[str, str]:
         """The key of each scan that was labelled by case; empty where the folder is new.
@@ -132,7 +141,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     faults = []
     with progress("predict", len(scans)) as shown:
         for scan in scans:
-            key = key_of([], scan.contents)
+            key = labelling.key(scan)
             fault = _fault_of(scan, predictor, whole_images, labelling)
             if fault:
                 faults.append(fault)
@@ -175,8 +184,7 @@ def _with_first_stage(
 
     if not plan.stage1:
         return image
-    paths = [folder / f"{scan.case}{scan.suffix}" for folder in labelling.first_stage]
-    labels = first_stage_classes(paths, properties, plan, labelling.reading.hints)
+    labels = first_stage_classes(labelling.first_stage_maps(scan), properties, plan, labelling.reading.hints)
     return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
