@@ -41,6 +41,13 @@ def test_every_test_that_a_page_names_exists(repository, page):
             assert any(word in name for name in names), (path, word)
 
 
+def test_each_promise_of_the_page_about_files_names_the_tests_that_hold_it(repository):
+    text = (repository / "docs/security.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]  # behind its head
+    assert len(rows) > 20
+    assert [row.split("|")[1].strip() for row in rows if "::test_" not in row.split("|")[3]] == []
+
+
 def test_names_are_found_in_both_forms(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/page.md").write_text(
