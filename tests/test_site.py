@@ -162,6 +162,18 @@ def test_a_wrong_site_file_is_told_in_one_line(checkout, site, named):
     assert line.startswith(f"Error: slurm/site.yaml: {named}")
 
 
+@pytest.mark.parametrize(("asked", "named"), [("all", "predict_test"), ("preprocess, train", "train")])
+def test_arrays_of_jobs_that_ask_for_different_things_are_refused(checkout, asked, named):
+    words = ("--configfile", "study.yaml")
+    by_site = dry_run(checkout, SITE | {"options": {"slurm-array-jobs": asked}}, *words)
+    by_user = dry_run(checkout, SITE, *words, "--slurm-array-jobs", asked)
+    for done in (by_site, by_user):
+        assert done.returncode != 0
+        assert f"Error: slurm-array-jobs: jobs of {named} differ by setting" in done.stdout + done.stderr
+    equal = dry_run(checkout, SITE | {"options": {"slurm-array-jobs": "preprocess,evaluate_validation"}}, *words)
+    assert equal.returncode == 0, equal.stdout + equal.stderr
+
+
 def test_a_site_that_knows_gres_alone_is_asked_by_it_for_all_devices(checkout):
     site = {**SITE, "gpu": {**SITE["gpu"], "ask_by": "gres"}}
     jobs = jobs_of(dry_run(checkout, site, "--configfile", "study.yaml"))
@@ -175,9 +187,16 @@ def test_a_site_that_knows_gres_alone_is_asked_by_it_for_all_devices(checkout):
         assert not {"gpu", "gpu_model", "ask_by"} & set(resources)
 
 
+def written_in(folder: Path) -> dict[Path, int]:
+    """Files of a folder by the time of their last change, but for those that Python compiles, which need not be."""
+    files = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {path: path.lstat().st_mtime_ns for path in files if path.is_file()}
+
+
 def test_the_profile_finds_site_package_and_configuration_from_any_folder(checkout, tmp_path):
-    """By its path, by a link to the checkout, and where nothing in the checkout may be written."""
+    """By its path and by a link to the checkout, in which nothing is written, so that it may be read-only."""
     (checkout / "slurm/site.yaml").write_text(yaml.safe_dump(SITE))
+    before = written_in(checkout)
     (tmp_path / "linked").symlink_to(checkout)
     shutil.copy(checkout / "study.yaml", tmp_path)
     for root in (checkout, tmp_path / "linked"):
@@ -190,6 +209,7 @@ def test_the_profile_finds_site_package_and_configuration_from_any_folder(checko
         training = {setting: resources for name, setting, resources in jobs_of(done) if name == "train"}
         assert training["plain"]["gpu_model"] == "a100"
         assert training["plain"]["slurm_account"] == "lab"
+    assert written_in(checkout) == before
     (checkout / "slurm/site.yaml").write_text("all: cpu")
     done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert f"Error: {tmp_path}/linked/slurm/site.yaml: all: expected a mapping" in done.stdout + done.stderr

@@ -8,6 +8,33 @@ from megavoxel.planning.patch import WHOLE, predicting_devices
 GPU_MODEL = SITE.gpu.get("gpu_model", DEVICE.gpu_model) if DEVICE.gpus else None
 OWN_KEYS = ("gpu_model", "ask_by")
 ADDED_FOR_GPUS = {name: value for name, value in SITE.gpu.items() if DEVICE.gpus and name not in OWN_KEYS}
+# Rules whose jobs ask for what the plan of their setting needs.
+BY_SETTING = {
+    *("train", "predict_validation", "predict_validation_for_ensembles"),
+    *("predict_test", "predict_test_for_ensembles", "time_prediction"),
+}
+
+
+def refuse_unequal_arrays(site, words):
+    """Ends where job arrays are asked for that Slurm would give too little: all tasks get what the first one asks for.
+
+    Args:
+        site: of the cluster, whose options may ask for arrays.
+        words: of the command line, which may as well.
+    """
+    given = [after for word, after in zip(words, words[1:]) if word == "--slurm-array-jobs"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--slurm-array-jobs=")]
+    asked = re.split("[,;] *", str((given or [site.options.get("slurm-array-jobs", "")])[-1]))
+    unequal = sorted(BY_SETTING if "all" in asked else BY_SETTING.intersection(asked))
+    if unequal and len(SETTINGS) > 1:
+        sys.exit(
+            f"Error: slurm-array-jobs: jobs of {unequal[0]} differ by setting, and Slurm gives all tasks of an array what "
+            "the first one asks for; name rules of equal jobs, such as preprocess, evaluate_validation, ensemble_validation"
+        )
+
+
+if workflow.is_main_process:
+    refuse_unequal_arrays(SITE, sys.argv)
 
 
 def by_attempt(amount):

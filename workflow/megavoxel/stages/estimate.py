@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=Path, help="cases.json of the dataset; default: what its file declares")
     parser.add_argument("--fingerprint", type=Path, help="fingerprint.json of the dataset, with --cases")
     parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="settings at once; default: all cores"
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="settings of label maps at once; default: all cores",
     )
     parser.add_argument("--output", type=Path, help="where plan.tsv goes; default: it is printed only")
     parser.add_argument(

@@ -67,20 +67,19 @@ def image_bytes(plan: ClassifierPlan, precision: str) -> float:
     return (many - few) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
 
 
-def forecast_study(
-    study: ClassificationStudy, classes: int | tuple[str, ...], device: Device, *, processes: int = 1
-) -> pandas.DataFrame:
+def forecast_study(study: ClassificationStudy, classes: int | tuple[str, ...], device: Device) -> pandas.DataFrame:
     """The rows of `plan.tsv`, in the order of the study.
+
+    One process traces all: it makes each network once, and another one would first import PyTorch for as long.
 
     Args:
         classes: of its dataset: their names, or how many.
-        processes: networks that are traced at once, each at one resolution, for all settings with it together.
     """
     together: dict[tuple[str, int], list[ClassifierSetting]] = {}
     for setting in study.settings:
         together.setdefault((setting.network, setting.resolution), []).append(setting)
     work = partial(_rows, study=study, classes=placeholder_classes(study, classes), device=device)
-    found = map_cases(work, list(together.values()), processes=processes, title="networks traced", unit="resolution")
+    found = map_cases(work, list(together.values()), title="networks traced", unit="resolution")
     rows = {row["setting"]: row for group in found for row in group}
     table = pandas.DataFrame([rows[setting.name] for setting in study.settings], columns=COLUMNS)
     return table.astype({"images_per_class": "Int64", "hours_per_fold": "Float64", "gpu_hours": "Float64"})
@@ -93,7 +92,7 @@ def precision_of(plan: ClassifierPlan, device: Device) -> str:
 
 
 def _rows(settings: list[ClassifierSetting], **keys: Any) -> list[dict[str, object]]:
-    """Settings that one process looks at, which traces a step once for all that are alike."""
+    """Settings whose step is traced once."""
     return [_row(setting, **keys) for setting in settings]
 
 
@@ -137,7 +136,7 @@ def forecast(arguments: argparse.Namespace, study: ClassificationStudy, device: 
     """
     if dataset.classification is None:
         raise UserError(f"{study.name}: dataset {dataset.name} has no 'classification' in its file, the study needs it")
-    rows = forecast_study(study, dataset.classification.classes, device, processes=arguments.processes)
+    rows = forecast_study(study, dataset.classification.classes, device)
     if arguments.output is not None:
         save_table(arguments.output, rows)
     memory = gib(device.limit_gib) if device.limit_gib else "no memory stated"
@@ -201,7 +200,7 @@ def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]
 
 def _traced(plan: ClassifierPlan, images: int, precision: str) -> StepCost:
     """A step with so many images; plans that differ in nothing that memory depends on share a trace."""
-    keys = (plan.network, len(plan.classes), plan.resolution, plan.training.optimizer, plan.training.momentum > 0)
+    keys = (plan.resolution, plan.network, len(plan.classes), plan.training.optimizer, plan.training.momentum > 0)
     return _step(Keyed(plan, keys), precision).of(images)
 
 
@@ -254,7 +253,36 @@ class ImageTracker(MemoryTracker):
 @cache
 def _step(keyed: Keyed, precision: str) -> StepOfImages:
     plan = keyed.plan
-    with FakeTensorMode():
+    fake = _fake_run(Keyed(plan, keyed.key[1:]), precision)
+    run = fake.run
+    with fake.mode, ImageTracker() as memory:
+        run.optimizer.zero_grad(set_to_none=True)  # of the resolution before
+        resident = [*run.network.state_dict().values(), *optimizer_tensors(run)]
+        memory.include(resident)
+        image = torch.zeros(TRACED_IMAGES, 3, plan.resolution, plan.resolution)
+        memory.reset_peak()
+        train_step(run, image, torch.zeros(TRACED_IMAGES, dtype=torch.int64))
+        return StepOfImages(
+            moments=memory.moments,
+            resident_bytes=sum(tensor.nbytes for tensor in resident),
+            workspace_bytes=memory.largest_convolution // TRACED_IMAGES,
+            flops=memory.flops // TRACED_IMAGES,
+            parameter_bytes=float32_bytes(run.network),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeRun:
+    """A run without data whose tensors are fake, to be used in their mode; it serves all resolutions."""
+
+    mode: FakeTensorMode
+    run: Run
+
+
+@cache
+def _fake_run(keyed: Keyed, precision: str) -> FakeRun:
+    plan, mode = keyed.plan, FakeTensorMode()
+    with mode:
         network = build_network(plan.network, len(plan.classes))
         run = Run(
             plan=plan,
@@ -263,17 +291,5 @@ def _step(keyed: Keyed, precision: str) -> StepOfImages:
             network=network.train(),
             optimizer=build_optimizer(network.parameters(), plan.training),
         )
-        with ImageTracker() as memory:
-            memory.include(network.state_dict().values())
-            make_optimizer_state(run)
-            resident = sum(tensor.nbytes for tensor in (*network.state_dict().values(), *optimizer_tensors(run)))
-            image = torch.zeros(TRACED_IMAGES, 3, plan.resolution, plan.resolution)
-            memory.reset_peak()
-            train_step(run, image, torch.zeros(TRACED_IMAGES, dtype=torch.int64))
-            return StepOfImages(
-                moments=memory.moments,
-                resident_bytes=resident,
-                workspace_bytes=memory.largest_convolution // TRACED_IMAGES,
-                flops=memory.flops // TRACED_IMAGES,
-                parameter_bytes=float32_bytes(network),
-            )
+        make_optimizer_state(run)
+    return FakeRun(mode=mode, run=run)
