@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# On a terminal, pip says what it downloads; in a log, only what goes wrong.
+PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check
+# make TORCH=cpu: the build of PyTorch for machines without a GPU. Of one version, pip takes that with a suffix (+cpu).
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
 
@@ -14,11 +17,15 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements.lock requirements-hashed.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "megavoxel needs Python 3.11, 3.12 or 3.13; call make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (about 2 GB with the CPU build of PyTorch, more with CUDA), with $$($(PYTHON) --version)"
 	@# One that works is brought up to date in place: jobs on a cluster may be using it.
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "1 of 3: the packages of requirements-hashed.lock"
 	$(PIP) --no-deps --require-hashes --requirement requirements-hashed.lock
 	@# Only PyTorch is left: each machine takes the build that its package index has.
-	$(PIP) --requirement requirements.lock
+	@echo "2 of 3: PyTorch$(if $(TORCH_INDEX), for CPUs)"
+	$(PIP) $(TORCH_INDEX) --requirement requirements.lock
+	@echo "3 of 3: megavoxel itself, from this folder"
 	$(PIP) --no-deps --editable .
 	@touch $@
 

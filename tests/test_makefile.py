@@ -38,13 +38,14 @@ def checkout(repository, tmp_path) -> Path:
     return tmp_path
 
 
-def setup(checkout: Path) -> list[str]:
+def setup(checkout: Path, *options: str) -> list[str]:
     """What Python was asked for by `make setup`."""
     # Not those of a make that called these tests.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    command = ["make", "setup", "PYTHON=./base-python"]
+    command = ["make", "setup", "PYTHON=./base-python", *options]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    (checkout / "said").write_text(done.stdout)
     return (checkout / "calls").read_text().splitlines()
 
 
@@ -81,3 +82,19 @@ def test_all_packages_but_pytorch_are_held_to_their_checksums_first(checkout):
     asked = [call for call in setup(checkout) if call.startswith("python -m pip install")]
     assert asked[0].endswith("--no-deps --require-hashes --requirement requirements-hashed.lock")
     assert asked[1].endswith("--requirement requirements.lock")
+
+
+def test_the_steps_are_said(checkout):
+    setup(checkout)
+    said = (checkout / "said").read_text()
+    assert said.startswith("setting up .venv (about ")
+    assert [said.index(f"\n{step} of 3: ") for step in (1, 2, 3)] == sorted(
+        said.index(f"{n} of 3") - 1 for n in (1, 2, 3)
+    )
+
+
+def test_the_build_of_pytorch_for_cpus_is_taken_where_it_is_asked_for(checkout):
+    asked = [call for call in setup(checkout, "TORCH=cpu") if call.startswith("python -m pip install")]
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert [index in call for call in asked] == [False, True, False]
+    assert "2 of 3: PyTorch for CPUs\n" in (checkout / "said").read_text()

@@ -40,6 +40,8 @@ ASK_BY = ("gpus", "gres")
 
 OWN = Path("config/hardware.local.yaml")
 """Devices that users have added or changed; a file of its own, so that an update of the workflow leaves it alone."""
+SHIPPED = Path(__file__).with_name("hardware.yaml")
+"""The hardware file that is part of the package; in a checkout a link to config/hardware.yaml."""
 OWN_HEAD = "# Devices of this site, beside those of config/hardware.yaml; keys given here replace those given there."
 
 
@@ -222,6 +224,14 @@ def load_hardware(path: Path) -> dict[str, Device]:
         values = _with_own(values, read_yaml(own), str(own))
         devices = _devices(values, str(own))
     return devices
+
+
+def bring_hardware(path: Path) -> bool:
+    """Writes the hardware file that megavoxel comes with where there is none; returns whether it was written."""
+    if path.exists():
+        return False
+    write_text(path, SHIPPED.read_text(encoding="utf-8"))
+    return True
 
 
 def own_files(path: Path) -> list[Path]:

@@ -24,6 +24,7 @@ SOURCES = (
     "containers/*.def",
     "workflow/megavoxel/**/*",
     "workflow/schemas/*",
+    "config/hardware.yaml",
 )
 
 PACKAGES = "/opt/megavoxel/packages.txt"

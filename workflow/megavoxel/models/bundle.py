@@ -32,8 +32,9 @@ USAGE = f"""\
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS
 
 from the bundle's folder: SCANS is a folder of scans, and label maps appear in `eval/`, or where `--output_dir` says. It
-needs `pip install 'megavoxel[bundle]=={__version__}'`: reading, resampling and the way back to the scan's grid
-are megavoxel's own, so that label maps are those of `megavoxel predict` in every voxel. `network_def` alone takes
+needs megavoxel with its extra `bundle`, as `pip install 'megavoxel-{__version__}-py3-none-any.whl[bundle]'`: reading,
+resampling and the way back to the scan's grid are megavoxel's own, so that label maps are those of `megavoxel predict`
+in every voxel. `network_def` alone takes
 preprocessed windows."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from megavoxel import __version__
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import Metric, metrics_in
@@ -166,6 +167,8 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
         f"**Intended use.** {INTENDED_USE}",
         "## Use",
         usage,
+        "## The program that reads it",
+        program_text(model),
         "## Input and output",
         _format(model, plan),
         "## Training",
@@ -174,6 +177,21 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
         *_scores(model.scores),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def program_text(model: ModelDescription) -> str:
+    """How a reader of a model gets the program for it, in Markdown."""
+    commits = " or ".join(sorted({fold.commit[:12] for fold in model.folds if fold.commit}))
+    source = f"a checkout{f' of commit {commits}' if commits else ''}"
+    wheel = f"megavoxel-{__version__}-py3-none-any.whl"
+    return (
+        f"megavoxel {__version__}, for Python 3.11 to 3.13. `python -m pip wheel --no-deps .` in {source} makes the "
+        f"wheel `{wheel}`, or whoever made the model has it. On the machine with the scans:\n\n"
+        f"    python3 -m venv megavoxel\n    megavoxel/bin/pip install {wheel}\n"
+        "    megavoxel/bin/megavoxel predict --help\n\n"
+        f"or, without installing it, `pipx run --spec {wheel} megavoxel predict …`. Where there is no GPU, "
+        "`--extra-index-url https://download.pytorch.org/whl/cpu` takes a small build of PyTorch."
+    )
 
 
 def _input(model: ModelDescription) -> str:

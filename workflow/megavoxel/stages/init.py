@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megavoxel.datasets.surveyed import Survey
 
 CONFIG = Path("config")
+HARDWARE = CONFIG / "hardware.yaml"
 LEAST_CASES = 2
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="gets datasets/NAME.yaml, studies/NAME.yaml; default: %(default)s",
     )
-    parser.add_argument("--hardware", type=Path, default=CONFIG / "hardware.yaml", help="default: %(default)s")
+    parser.add_argument("--hardware", type=Path, default=HARDWARE, help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="replace these files where they are there")
     parser.add_argument(
         "--image",
@@ -81,13 +82,15 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.config.dataset import Declared, load_dataset
     from megavoxel.config.fields import CHARACTERS
     from megavoxel.config.first_files import dataset_text, study_text
-    from megavoxel.config.hardware import load_device
+    from megavoxel.config.hardware import bring_hardware, load_device
     from megavoxel.config.study_file import load_study
     from megavoxel.datasets.survey import survey
     from megavoxel.datasets.surveyed import Asked
     from megavoxel.files import write_text
     from megavoxel.planning.larger_patch import larger_patch
 
+    if arguments.hardware == HARDWARE and bring_hardware(arguments.hardware):
+        print(f"written: {HARDWARE}, the devices that are known")
     device = load_device(arguments.hardware, _device_name(arguments), source="--gpu")
     asked = Asked(
         images=tuple(arguments.image),
