@@ -129,4 +129,4 @@ def test_the_next_attempt_has_more_memory(said):
 
 def test_the_job_of_a_second_snakemake_trains_nothing_twice(jobs, said):
     words = jobs["orphan"].words()
-    assert f"going on after epoch {EPOCHS} of {EPOCHS}" in words
+    assert f"going on after epoch {EPOCHS} (of {EPOCHS} epochs)" in words

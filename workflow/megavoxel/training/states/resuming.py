@@ -47,7 +47,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
         run.losses = _own_losses(run, state.get("losses"))
     if run.group.leads:
-        print(f"going on after {run.progress} of {run.plan.training.epochs}", flush=True)
+        print(f"going on after {run.progress} (of {run.plan.training.epochs} epochs)", flush=True)
 
 
 def _require_sound_optimizer(optimizer: torch.optim.Optimizer) -> None:
