@@ -230,6 +230,24 @@ def test_a_study_without_its_images_says_how_to_build_them(calls, repository, tm
 
 
 @pytest.mark.slow
+def test_folders_outside_of_the_working_directory_are_mounted(calls, repository, tmp_path):
+    """Of a checkout elsewhere, and of results that are a link to another disk."""
+    checkout, work, disk = (tmp_path / name for name in ("checkout", "work", "disk"))
+    for folder in (checkout, work, disk):
+        folder.mkdir()
+    put_images(linked_checkout(repository, checkout), "cpu")
+    (work / "results").symlink_to(disk)
+    program = tmp_path / "bin/apptainer"
+    program.write_text(
+        program.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "$APPTAINER_BIND" > {tmp_path}/bind\n')
+    )
+    done = snakemake(checkout, work, "--sdm", "apptainer", "--until", "fetch")
+    assert done.returncode != 0  # the stand-in runs nothing
+    mounted = (tmp_path / "bind").read_text().strip().split(",")
+    assert mounted == sorted(map(str, {disk, repository / "config", repository / "config/datasets"}))
+
+
+@pytest.mark.slow
 def test_every_rule_with_a_container_has_it_as_an_input(calls, repository, tmp_path):
     put_images(tmp_path, "cpu", "gpu")
     study = yaml.safe_load((repository / "config/config.yaml").read_text()) | {"hardware": "a100-80"}

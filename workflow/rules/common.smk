@@ -276,7 +276,7 @@ def index_of_wheels(wildcards, output):
 
 
 def enter_containers(images, lock):
-    """Makes sure that the images are there, and tells Apptainer of GPUs and of data outside of the working directory."""
+    """Makes sure that the images are there, and tells Apptainer of GPUs and of folders outside of the working directory."""
     missing = [image for image in images if not os.path.exists(image)]
     if missing:
         sys.exit(f"Error: {missing[0]} is not there; build it first, without --sdm apptainer: snakemake images")
@@ -284,12 +284,17 @@ def enter_containers(images, lock):
         warn_of_doubtful_images(images, lock)
     if DEVICE.gpus:
         os.environ.update(APPTAINER_NV="1")
-    outside = [
-        os.path.realpath(folder)
-        for folder in (MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""))
-        if folder and os.path.isdir(folder)
-    ]
-    os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *outside])))
+    os.environ.update(APPTAINER_BIND=",".join(filter(None, [os.environ.get("APPTAINER_BIND"), *folders_outside()])))
+
+
+def folders_outside():
+    """Folders that stages read or write and that do not lie in the working directory, behind links as well."""
+    read = [MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""), CONFIG_FOLDER]
+    read += [os.path.dirname(path) for path in (DATASET_FILE, *(found.file for found in WEIGHTS.values())) if path]
+    written = [RESULTS, DATA, LOGS, JOBS, STATE]
+    folders = [os.path.realpath(folder) for folder in (*read, *written, *map(os.path.dirname, written)) if folder]
+    here = Path.cwd().resolve()
+    return sorted({folder for folder in folders if os.path.isdir(folder) and not Path(folder).is_relative_to(here)})
 
 
 def warn_of_doubtful_images(images, lock):
