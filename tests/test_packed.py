@@ -94,3 +94,20 @@ def test_a_sound_nrrd_is_read_and_a_wrong_checksum_refused_in_any_order_of_bytes
     path.write_bytes(path.read_bytes()[:-8] + b"\0\0\0\0" + packed[-4:])
     with pytest.raises(UserError, match=r"a\.nrrd"):
         open_volume(path).image()
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+def test_a_stream_that_goes_on_far_behind_its_voxels_is_refused_without_reading_all_of_it(tmp_path, name, monkeypatch):
+    path = tmp_path / name
+    {"a.nii.gz": nifti, "a.nrrd": nrrd}[name](path)
+    sound = voxels_of(path)
+    begin = path.read_bytes()
+    path.write_bytes(begin + gzip.compress(bytes(1000)))
+    assert np.array_equal(voxels_of(path), sound)
+    path.write_bytes(begin + gzip.compress(bytes(8 * 2**20)))
+    read = []
+    real = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda *given: read.append(len(found := real(*given))) or found)
+    with pytest.raises(UserError, match=r"a\..*it goes on behind the \d+ bytes that its header claims"):
+        voxels_of(path)
+    assert sum(read) < 2 * 2**20

@@ -220,8 +220,9 @@ def _stored(file: nibabel.Nifti1Image, path: Path, *, scaled: bool = True) -> It
         UserError: the file is damaged or cut.
     """
     header = file.dataobj
+    length = header.offset + math.prod(header.shape) * header.dtype.itemsize
     try:
-        with whole_stream(path) as stream:
+        with whole_stream(path, length) as stream:
             scaling = (header.slope, header.inter) if scaled else ()
             # A disk that fails under a mapped file ends the process without a word.
             yield ArrayProxy(stream, (header.shape, header.dtype, header.offset, *scaling), mmap=False)

@@ -14,16 +14,21 @@ import numpy as np
 from megavoxel.volumes.volume import unreadable
 
 PART = 2**16
+SPARE = 2**20
+"""Bytes that may lie behind voxels, beside as many again as they have."""
 TRAILER_BYTES = 8
 """At the end of a gzip stream: the CRC-32 of its content, and the length of that (RFC 1952)."""
 
 
 @contextmanager
-def whole_stream(path: Path) -> Iterator[BinaryIO]:
+def whole_stream(path: Path, length: int) -> Iterator[BinaryIO]:
     """A file opened for reading, unpacked where its name ends in `.gz`, and then read to its end after the block.
 
+    Args:
+        length: bytes that it unpacks to by its header.
+
     Raises:
-        EOFError, OSError, zlib.error: after the block: the gzip stream is damaged or cut.
+        EOFError, OSError, zlib.error: after the block: the gzip stream is damaged or cut, or much longer than `length`.
     """
     is_packed = path.name.lower().endswith(".gz")
     with path.open("rb") as source:
@@ -32,13 +37,18 @@ def whole_stream(path: Path) -> Iterator[BinaryIO]:
             return
         with gzip.GzipFile(fileobj=source) as stream:
             yield stream
-            finish(stream)
+            _finish(stream, length)
 
 
-def finish(stream: gzip.GzipFile) -> None:
-    """Reads a gzip stream to its end, where Python compares its checksum."""
+def _finish(stream: gzip.GzipFile, length: int) -> None:
+    """Reads a gzip stream to its end, where Python compares its checksum.
+
+    Raises:
+        EOFError, OSError, zlib.error: it is damaged or cut, or is longer than a small file should make anybody wait.
+    """
     while stream.read(PART):
-        pass
+        if stream.tell() > 2 * length + SPARE:
+            raise EOFError(f"it goes on behind the {length} bytes that its header claims")
 
 
 def require_whole_gzip(path: Path, begin: int, voxels: np.ndarray) -> None:
@@ -62,6 +72,6 @@ def require_whole_gzip(path: Path, begin: int, voxels: np.ndarray) -> None:
                 return
             source.seek(begin)
             with gzip.GzipFile(fileobj=source) as stream:
-                finish(stream)
+                _finish(stream, voxels.nbytes)
     except (EOFError, OSError, zlib.error) as fault:
         raise unreadable(path, fault) from None
