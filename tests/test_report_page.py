@@ -116,7 +116,7 @@ def test_the_page_begins_with_what_is_best_by_how_much_at_what_cost_and_what_to_
     # Two runs of small on one device, and two of large on four and five: 40 minutes each.
     assert "Training it took 7 h 20 min of device time in 4 runs, with a peak of 1.62 GiB on one device" in begin
     assert "both, large and small cannot be told apart: they differ in fewer than six cases" in begin
-    assert "In test (1 case), both is best as well: 1.000." in begin
+    assert "In test (1 case), both is best as well, with 1.000." in begin
     assert "Look at the cases that both does worst: case_1 (validation, 0.500), case_0 (validation, 1.000)" in begin
     assert "1 thing that speaks against these numbers" in begin
 

@@ -15,7 +15,7 @@ from megavoxel.reporting.provenance import results_date, results_versions
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import evenly
 from megavoxel.reporting.verdict import deciding_split, segmentation_verdict
-from megavoxel.reporting.words import duration, gibibytes, joined, numeric
+from megavoxel.reporting.words import duration, gibibytes, joined, numeric, some
 
 SCORES = {
     "best": [0.90, 0.80, 0.85, 0.95, 0.70, 0.75],
@@ -65,6 +65,7 @@ def test_models_are_told_apart_where_the_interval_excludes_zero_and_six_cases_di
     assert (worse.difference, worse.low, worse.high) == pytest.approx((0.1, 0.1, 0.1))
     assert {gap.name for gap in verdict.together} == {"alike", "same"}
     assert [(gap.name, gap.changed) for gap in verdict.undecided] == [("hardly", 3)]
+    assert verdict.equals == ["same"]
     # Without a baseline, the second best is what the difference is told to.
     assert verdict.against.name == "same"
 
@@ -159,7 +160,15 @@ def test_numbers_of_a_column_have_one_number_of_decimals():
 
 @pytest.mark.parametrize(
     ("hours", "words"),
-    [(0.01, "36 s"), (0.2, "12 min"), (3.0833, "3 h 05 min"), (1.9999, "2 h 00 min"), (240, "240 h")],
+    [
+        (0.0001, "0.4 s"),
+        (0.01, "36 s"),
+        (0.99999, "1 h 00 min"),
+        (0.2, "12 min"),
+        (3.0833, "3 h 05 min"),
+        (1.9999, "2 h 00 min"),
+        (240, "240 h"),
+    ],
 )
 def test_hours_are_said_as_people_say_them(hours, words):
     assert duration(hours) == words
@@ -167,7 +176,9 @@ def test_hours_are_said_as_people_say_them(hours, words):
 
 def test_words_of_sentences():
     assert (gibibytes(0.0368), gibibytes(11.04)) == ("38 MiB", "11 GiB")
+    assert some(["a", "b", "c", "d"]) == "a, b, c and d"
+    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 others"
     assert joined(["a"]) == "a"
     assert joined(["a", "b", "c"]) == "a, b and c"
     frame = pd.DataFrame({"Model": ["1"], "DSC": ["0.9 ± 0.1"], "Patch": ["8 × 8"], "p": ["< 0.001"], "none": ["–"]})
-    assert numeric(frame) == [False, True, False, True, False]
+    assert numeric(frame) == [False, True, False, True, True]

@@ -27,7 +27,17 @@ from megavoxel.tasks.classification.metrics import RESAMPLES
 SCRIPTS = ("tables.js", "print.js")
 CASE_SCRIPTS = ("cases.js", "viewer.js")
 """Where single cases are shown."""
-FILTERS = (words.listed, words.joined, words.duration, words.gibibytes, words.numeric, words.score, words.signed_score)
+FILTERS = (
+    words.duration,
+    words.gibibytes,
+    words.joined,
+    words.listed,
+    words.numeric,
+    words.score,
+    words.signed_score,
+    words.some,
+    words.spoken,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

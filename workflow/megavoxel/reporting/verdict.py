@@ -115,6 +115,11 @@ class Verdict:
         return next((gap for gap in self.gaps if gap.name == self.baseline), self.gaps[0] if self.gaps else None)
 
     @property
+    def equals(self) -> list[str]:
+        """Models with the same mean as the best."""
+        return [gap.name for gap in self.gaps if round(gap.value - self.value, EQUAL_DECIMALS) == 0]
+
+    @property
     def apart(self) -> list[Gap]:
         """Models whose intervals say that they differ from the best."""
         return [gap for gap in self.gaps if gap.is_apart]

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.tables import NONE, number, rounded, signed
 
 NAMES_SHOWN = 12
 """Names of a list that stand in a sentence; the others are counted."""
+FIRST_NAMES = 3
 NUMBER = re.compile(r"(< ?)?[+−-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?( (±|\[|to ).*)?")
 """A number, alone or with what says how sure it is."""
 MINUTE, HOUR, LONG_HOURS = 60, 3600, 100
-MIB_PER_GIB, LEAST_GIB = 1024, 0.1
+MIB_PER_GIB = 1024
+FEW_SECONDS = 10
 
 
 def listed(names: Sequence[str]) -> str:
@@ -31,24 +34,36 @@ def joined(names: Sequence[str], word: str = "and") -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours in the units that people say: `45 s`, `12 min`, `3 h 05 min`, `240 h`."""
-    seconds = round(hours * HOUR)
+    """Hours in the units that people say: `0.3 s`, `45 s`, `12 min`, `3 h 05 min`, `240 h`."""
+    seconds = hours * HOUR
     if seconds < MINUTE:
-        return f"{seconds} s"
-    if seconds < HOUR:
-        return f"{seconds / MINUTE:.0f} min"
+        return f"{seconds:.1f} s" if seconds < FEW_SECONDS else f"{seconds:.0f} s"
     whole, minutes = divmod(round(seconds / MINUTE), 60)
+    if not whole:
+        return f"{minutes} min"
     return f"{whole} h {minutes:02d} min" if whole < LONG_HOURS else f"{hours:.0f} h"
 
 
 def gibibytes(gib: float) -> str:
     """Memory in GiB with three significant digits, or in whole MiB where it is small."""
-    return f"{number(gib, '.3g')} GiB" if gib >= LEAST_GIB else f"{gib * MIB_PER_GIB:.0f} MiB"
+    return f"{number(gib, '.3g')} GiB" if gib >= 1 else f"{gib * MIB_PER_GIB:.0f} MiB"
 
 
 def score(value: float) -> str:
     """A value of a metric."""
     return rounded(value)
+
+
+def spoken(metric: Metric) -> str:
+    """A metric's name within a sentence, with its unit."""
+    return metric.title if metric.title.lower() == metric.shown.lower() else metric.head
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names in a sentence, with the number of the others."""
+    if len(names) <= FIRST_NAMES + 1:
+        return joined(names)
+    return f"{', '.join(names[:FIRST_NAMES])} and {len(names) - FIRST_NAMES} others"
 
 
 def signed_score(value: float) -> str:
@@ -57,9 +72,10 @@ def signed_score(value: float) -> str:
 
 
 def numeric(frame: pd.DataFrame) -> list[bool]:
-    """Whether a column of texts holds numbers, so that it stands to the right; never so for the first one."""
-    found = []
-    for place in range(frame.shape[1]):
-        texts = [text for text in frame.iloc[:, place].astype(str) if text != NONE]
-        found.append(place > 0 and bool(texts) and all(map(NUMBER.fullmatch, texts)))
-    return found
+    """Whether a column of texts holds nothing but numbers and dashes, so that it stands to the right; never so for the
+    first one."""
+    columns = [frame.iloc[:, place].astype(str) for place in range(frame.shape[1])]
+    return [
+        place > 0 and all(text == NONE or NUMBER.fullmatch(text) for text in texts)
+        for place, texts in enumerate(columns)
+    ]
