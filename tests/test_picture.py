@@ -22,6 +22,7 @@ from megavoxel.inference.predict import CasePredictor
 from megavoxel.models.label import Labelling, label_scans, unfinished
 from megavoxel.models.prepare import Reading
 from megavoxel.models.scans import find_scans
+from megavoxel.models.volumes import collect_volumes
 from megavoxel.reporting.picture import counted, picture_figure, slices_at, write_picture
 from megavoxel.volumes import slabs
 from megavoxel.volumes.open import open_volume, read_geometry
@@ -182,6 +183,9 @@ def test_volumes_are_written_per_case_and_for_all_cases_of_a_folder(tmp_path):
     assert list(table.columns) == ["case", "label", "voxels", "ml"]
     assert list(table[["case", "label", "voxels"]].itertuples(index=False, name=None)) == expected
     assert sum(voxels for _, _, voxels in expected) > 0
+    (output / "volumes.csv").unlink()
+    collect_volumes(output)
+    pd.testing.assert_frame_equal(pd.read_csv(output / "volumes.csv"), table)
 
 
 def test_a_picture_of_a_file_that_is_not_there_is_refused(tmp_path):

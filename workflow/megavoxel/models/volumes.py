@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas
 
@@ -11,7 +12,9 @@ from megavoxel.config.records import to_plain
 from megavoxel.csv_files import write_csv
 from megavoxel.errors import expect
 from megavoxel.files import read_json, write_json
-from megavoxel.reporting.picture import LabelVolume
+
+if TYPE_CHECKING:  # which loads matplotlib
+    from megavoxel.reporting.picture import LabelVolume
 
 SUFFIX = ".volumes.json"
 TABLE = "volumes.csv"
