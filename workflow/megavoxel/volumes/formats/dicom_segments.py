@@ -71,7 +71,7 @@ class _Segments:
             if inside is not None and inside.any():
                 voxels = _voxels(inside, frame, grid, f"{self.path.name}: '{name}'")
                 mask[tuple(voxels.T)] = True
-                slices |= set(voxels[:, 2].tolist())
+                slices |= set(np.unique(voxels[:, 2]).tolist())
         require_all_slices(slices, f"{self.path.name}: '{name}'")
         return mask
 
