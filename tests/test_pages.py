@@ -60,6 +60,12 @@ def test_tutorial_and_how_to_pages_show_commands_only_in_blocks_that_tests_run(r
             assert block.language == "sh" or not lines, f"{page.name}: {lines}"
 
 
+def test_the_readme_shows_no_commands_but_those_that_tests_run(repository):
+    text = re.sub(r"```.*?```", "", (repository / "README.md").read_text().replace("\\\n", ""), flags=re.DOTALL)
+    first = {line.split()[0] for line in re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)}
+    assert {word for word in first if not word.startswith("results/")} == {"make", "megavoxel", "snakemake", ".", "git"}
+
+
 def test_a_wrong_command_is_found():
     assert faults("megavoxel predict --modle x", set()) == ["--modle"]
     assert faults("megavoxel predickt", set()) == ["predickt"]
