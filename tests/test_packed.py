@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +29,17 @@ def nrrd(path: Path) -> int:
     return path.read_bytes().index(b"\n\n") + 12
 
 
+def metaimage(path: Path) -> int:
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), path, useCompression=True)
+    return path.read_bytes().index(b"LOCAL\n") + 10
+
+
+def detached(path: Path) -> int:
+    """The voxels beside a header."""
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), path.with_suffix(".mhd"), useCompression=True)
+    return 2
+
+
 def voxels_of(path: Path) -> np.ndarray:
     return np.concatenate([slab.voxels for slab in open_volume(path).image_slabs()])
 
@@ -43,7 +56,7 @@ def cut_voxels_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("voxels_of", [voxels_of, whole_voxels_of, cut_voxels_of])
-@pytest.mark.parametrize(("write", "name"), [(nifti, "a.nii.gz"), (nrrd, "a.nrrd")])
+@pytest.mark.parametrize(("write", "name"), [(nifti, "a.nii.gz"), (nrrd, "a.nrrd"), (metaimage, "a.mha")])
 def test_no_flipped_bit_of_a_compressed_stream_is_taken(tmp_path, write, name, voxels_of):
     path = tmp_path / name
     first = write(path)
@@ -56,6 +69,25 @@ def test_no_flipped_bit_of_a_compressed_stream_is_taken(tmp_path, write, name, v
             voxels_of(path)
     path.write_bytes(whole)
     assert np.array_equal(voxels_of(path), expected)
+
+
+@pytest.mark.parametrize("order", ["False", "True"])
+def test_compressed_voxels_beside_their_header_are_compared_as_well(tmp_path, order):
+    """In either order of bytes; the checksum is that of the bytes in the file."""
+    detached(tmp_path / "a.zraw")
+    header = (tmp_path / "a.mhd").read_text()
+    if order == "True":
+        packed = zlib.compress(VOXELS.astype(">i2").tobytes())
+        (tmp_path / "a.zraw").write_bytes(packed)
+        header = re.sub("CompressedDataSize = .*", f"CompressedDataSize = {len(packed)}", header)
+        header = header.replace("ByteOrderMSB = False", "ByteOrderMSB = True")
+        (tmp_path / "a.mhd").write_text(header)
+    assert np.array_equal(open_volume(tmp_path / "a.mhd").image()[0, :, ::-1, ::-1], VOXELS)
+    whole = (tmp_path / "a.zraw").read_bytes()
+    for place in np.linspace(2, len(whole) - 1, 20).astype(int):
+        (tmp_path / "a.zraw").write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"a\.(zraw|mhd)"):
+            open_volume(tmp_path / "a.mhd").image()
 
 
 def test_a_stream_in_several_parts_is_read(tmp_path):

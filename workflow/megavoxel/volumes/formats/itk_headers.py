@@ -57,6 +57,8 @@ class Header:
     """As they are written, without space around them."""
     files: tuple[Path, ...]
     """The files with the voxels, where they are not in this one."""
+    length: int
+    """Bytes of the text."""
 
     @property
     def lower(self) -> list[str]:
@@ -86,6 +88,17 @@ class Header:
         with self.path.open("rb") as source:
             end = END_OF_NRRD.search(source.read(HEADER_BYTES + 1))
         return [(self.path, end.end())] if end else []
+
+    @property
+    def zlib_streams(self) -> list[tuple[Path, int, int | None]]:
+        """Files with compressed voxels of a MetaImage, the byte at which the stream begins, and its bytes if stated."""
+        if not self.is_packed_meta:
+            return []
+        if len(self.files) > 1:
+            return [(file, 0, None) for file in self.files]
+        sizes = [int(value) for value in self.values("compresseddatasize") if value.isdecimal()]
+        file, begin = (self.files[0], 0) if self.files else (self.path, self.length)
+        return [(file, begin, sizes[0] if sizes and sizes[0] > 0 else None)]
 
     @property
     def states_sides(self) -> bool:
@@ -130,7 +143,7 @@ def read_header(path: Path) -> Header:
             "copy it again"
         )
     files = [file for name in names if name and name.upper() != "LOCAL" for file in _files(path, own.parent, name)]
-    header = Header(path=own, kind=kind, lines=lines, files=tuple(files))
+    header = Header(path=own, kind=kind, lines=lines, files=tuple(files), length=len(found))
     if _harms(header, names):
         raise DamagedFileError(f"{path}: its header makes no sense; the file is damaged: copy it again")
     return header

@@ -14,6 +14,10 @@ import numpy as np
 from megavoxel.volumes.volume import unreadable
 
 PART = 2**16
+ADLER_BYTES = 4
+"""At the end of a zlib stream: the Adler-32 of its content (RFC 1950)."""
+ZLIB_OR_GZIP = 47
+"""For zlib: the form of a stream is told by its beginning."""
 SPARE = 2**20
 """Bytes that may lie behind voxels, beside as many again as they have."""
 TRAILER_BYTES = 8
@@ -75,3 +79,38 @@ def require_whole_gzip(path: Path, begin: int, voxels: np.ndarray) -> None:
                 _finish(stream, voxels.nbytes)
     except (EOFError, OSError, zlib.error) as fault:
         raise unreadable(path, fault) from None
+
+
+def require_whole_zlib(path: Path, begin: int, size: int | None, voxels: np.ndarray) -> None:
+    """Compares what a library unpacked of a zlib stream, which MetaImage has, with the checksum of the stream.
+
+    Args:
+        begin: byte at which the stream begins.
+        size: bytes of the stream; None: it ends with the file.
+        voxels: all of them, in the order of memory.
+
+    Raises:
+        UserError: the stream is damaged or cut.
+    """
+    end = path.stat().st_size if size is None else begin + size
+    try:
+        with path.open("rb") as source:
+            source.seek(end - ADLER_BYTES)
+            if source.read(ADLER_BYTES) == zlib.adler32(voxels.data).to_bytes(ADLER_BYTES, "big"):
+                return
+            source.seek(begin)
+            _unpack(source, voxels.nbytes)
+    except (EOFError, OSError, ValueError, zlib.error) as fault:
+        raise unreadable(path, fault) from None
+
+
+def _unpack(source: BinaryIO, length: int) -> None:
+    stream, unpacked = zlib.decompressobj(wbits=ZLIB_OR_GZIP), 0
+    while not stream.eof:
+        packed = stream.unconsumed_tail or source.read(PART)
+        part = stream.decompress(packed, PART)
+        unpacked += len(part)
+        if not packed and not part:
+            raise EOFError("its compressed voxels end too early")
+        if unpacked > 2 * length + SPARE:
+            raise EOFError(f"it goes on behind the {length} bytes that its header claims")
