@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks.made import call
 from benchmarks.measure import REPOSITORY, Row, in_process, larger_is_better, seconds_of, smaller_is_better
+from megavoxel.config.setting import Checkpointing
 
 LEAST, MOST = 0.85, 1.15
 SETTINGS, BOUND_SECONDS = 20, 30.0
@@ -34,12 +35,12 @@ class Configuration:
     levels: int
     features: int
     precision: str
-    checkpointing: bool
+    checkpointing: Checkpointing
 
     @property
     def title(self) -> str:
         """One line of the table."""
-        extra = ", checkpointing" if self.checkpointing else ""
+        extra = "" if self.checkpointing == "none" else f", checkpointing of {self.checkpointing}"
         return f"forecast of peak memory: {self.name}, {self.size}³ x {self.batch}, {self.precision}{extra}"
 
 
@@ -51,7 +52,7 @@ CONFIGURATIONS = [
         (("shallow (3 levels, 32 features)", 3, 32), ("deep (5 levels, 16 features)", 5, 16)),
         (48, 64),
         ("float32", "bfloat16"),
-        (False, True),
+        ("none", "norms", "blocks"),
     )
 ]
 

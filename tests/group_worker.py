@@ -66,7 +66,9 @@ def ways(processes: int) -> dict[str, Plan]:
     for loss, batch_dice, accumulate in itertools.product(LOSSES, (False, True), (1, 2, 4)):
         if BATCH // processes % accumulate == 0:
             keys = {"loss": loss, "batch_dice": batch_dice, "gradient_clip": 0.5}
-            parallel = Parallel(data=processes, accumulate=accumulate, checkpointing=accumulate == 2)
+            parallel = Parallel(
+                data=processes, accumulate=accumulate, checkpointing="blocks" if accumulate == 2 else "none"
+            )
             name = f"{loss}, batch_dice {batch_dice}, accumulate {accumulate}"
             plans[name] = replace(tiny_plan(batch=BATCH, training=keys), parallel=parallel)
             if loss == "dice_ce":

@@ -37,7 +37,7 @@ CUTS = {1: (), 2: (0, 7), 3: (0, 4, 12), 4: (0, 3, 8, 13)}
 WAYS = {
     "instance norm": {},
     "one head": {"network": {"deep_supervision": False}},
-    "checkpointing": {"parallel": {"checkpointing": True}},
+    "checkpointing": {"parallel": {"checkpointing": "blocks"}},
     "batch norm": {"network": {"norm": "batch"}},
     "nearest and max": {"network": {"upsampling": "nearest", "pooling": "max"}},
     "batch_dice": {"training": {"batch_dice": True}},

@@ -10,7 +10,9 @@ import pytest
 from forecast_plan import WORKLOAD, device, needs, plan_of_some_size
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
+from megavoxel.errors import UserError
 from megavoxel.forecast.choice import choose
+from megavoxel.forecast.pipeline import blocks_by_saving
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import gib
 
@@ -40,15 +42,42 @@ def test_accumulation_is_cheaper_than_checkpointing(plan):
     assert choice.reason.startswith(f"accumulation over 2 parts: plain needs {gib(needs(plan))}")
 
 
-def test_checkpointing_where_one_sample_is_too_large(plan):
-    least, single = needs(plan, accumulate=4, checkpointing=True), needs(plan, accumulate=4)
-    choice = choose(plan, device(memory_gib=(least + single) / 2), WORKLOAD, fixed=None)
-    assert choice.forecast.parallel == Parallel(accumulate=4, checkpointing=True)
+def test_checkpointing_of_norms_where_one_sample_is_too_large(plan):
+    least, single = needs(plan, accumulate=4, checkpointing="norms"), needs(plan, accumulate=4)
+    choice = choose(plan, device(memory_gib=(least + single) / 2, most_devices=8), WORKLOAD, fixed=None)
+    assert choice.forecast.parallel == Parallel(accumulate=4, checkpointing="norms")
     assert "accumulation over 4 parts needs" in choice.reason
 
 
+def test_of_the_blocks_the_fewest_that_make_a_step_fit_are_computed_again(plan):
+    names = blocks_by_saving(plan, Parallel(accumulate=4), "bfloat16")
+    exact = {count: needs(plan, accumulate=4, checkpointing=tuple(names[:count])) for count in range(1, len(names))}
+    room = next(low + 1e-6 for low, high in zip(list(exact.values())[1:], exact.values(), strict=False) if low < high)
+    fewest = min(count for count, needed in exact.items() if needed <= room)
+    for fixed in (None, Parallel(accumulate=4, checkpointing="auto")):
+        choice = choose(plan, device(memory_gib=room), WORKLOAD, fixed=fixed)
+        assert choice.fits
+        assert choice.forecast.parallel == Parallel(accumulate=4, checkpointing=tuple(names[:fewest]))
+
+
+@pytest.mark.parametrize("room", ["none", "norms", "blocks"])
+def test_as_little_is_computed_again_as_fits(plan, room):
+    fixed = Parallel(accumulate=4, checkpointing="auto")
+    choice = choose(plan, device(memory_gib=needs(plan, accumulate=4, checkpointing=room)), WORKLOAD, fixed=fixed)
+    assert choice.fits
+    taken = choice.forecast.parallel.checkpointing
+    assert taken == room if room != "blocks" else taken not in ("none", "norms")
+
+
+def test_a_block_that_the_network_does_not_have_is_refused(plan):
+    with pytest.raises(
+        UserError, match=r"checkpointing: the network has no convolution 'encoder0_convolution9' \(did you"
+    ):
+        choose(plan, device(), WORKLOAD, fixed=Parallel(checkpointing=("encoder0_convolution9",)))
+
+
 def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
-    single = needs(plan, accumulate=4, checkpointing=True)
+    single = needs(plan, accumulate=4, checkpointing="blocks")
     stages = needs(plan, pipeline=4, accumulate=4)
     assert stages < single
     choice = choose(plan, device(memory_gib=(stages + single) / 2, most_devices=4), WORKLOAD, fixed=None)

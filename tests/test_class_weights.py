@@ -21,7 +21,7 @@ from megavoxel.planning.planner import plan_setting
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.class_weights import class_voxels, class_weights, inverse_frequency, softmax_of_inverse
-from megavoxel.training.loss import build_loss, cross_entropy_loss, dice_loss, focal_loss
+from megavoxel.training.loss import build_loss, cross_entropy, dice, focal
 
 CPU = torch.device("cpu")
 
@@ -66,18 +66,16 @@ def test_the_loss_is_pytorchs_weighted_cross_entropy_over_all_voxels():
     logits, target = samples()
     weights = torch.tensor([0.5, 2.0, 0.25])
     expected = F.cross_entropy(logits, target, weight=weights, reduction="none").sum() / target.numel()
-    torch.testing.assert_close(cross_entropy_loss(logits, target, weights=weights), expected)
+    torch.testing.assert_close(cross_entropy(weights=weights)(logits, target), expected)
     by_hand = F.cross_entropy(logits, target, reduction="none") * weights[target]
-    torch.testing.assert_close(cross_entropy_loss(logits, target, weights=weights), by_hand.mean())
+    torch.testing.assert_close(cross_entropy(weights=weights)(logits, target), by_hand.mean())
     # PyTorch's own mean divides by the weights that the batch happens to have: another number.
     assert abs(F.cross_entropy(logits, target, weight=weights) - expected) > 0.01
 
 
 def test_equal_weights_give_the_plain_cross_entropy():
     logits, target = samples()
-    torch.testing.assert_close(
-        cross_entropy_loss(logits, target, weights=torch.ones(3)), cross_entropy_loss(logits, target)
-    )
+    torch.testing.assert_close(cross_entropy(weights=torch.ones(3))(logits, target), cross_entropy()(logits, target))
 
 
 @pytest.mark.parametrize("name", ["dice_ce", "dice_focal", "cross_entropy"])
@@ -99,7 +97,7 @@ def test_dice_has_no_weights():
     logits, target = samples()
     weights = torch.tensor([0.1, 0.4, 2.5])
     both = build_loss(Training(loss="dice_ce", batch_dice=False), class_weights=weights)(logits, target)
-    torch.testing.assert_close(both, dice_loss(logits, target) + cross_entropy_loss(logits, target, weights=weights))
+    torch.testing.assert_close(both, dice()(logits, target) + cross_entropy(weights=weights)(logits, target))
 
 
 def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
@@ -158,9 +156,9 @@ def test_the_focal_loss_is_weighted_by_the_class_of_the_voxel():
     weights = torch.tensor([0.5, 2.0, 0.25])
     own = logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
     by_hand = (-weights[target] * (1 - own) ** 2 * own.log()).mean()
-    torch.testing.assert_close(focal_loss(logits, target, gamma=2.0, weights=weights), by_hand)
+    torch.testing.assert_close(focal(gamma=2.0, weights=weights)(logits, target), by_hand)
     both = build_loss(Training(loss="dice_focal", batch_dice=False), class_weights=weights)(logits, target)
-    torch.testing.assert_close(both, dice_loss(logits, target) + by_hand)
+    torch.testing.assert_close(both, dice()(logits, target) + by_hand)
 
 
 def test_weights_that_are_numbers_go_through_files_and_are_counted(tmp_path):

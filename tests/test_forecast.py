@@ -168,7 +168,7 @@ def test_plan_tsv_of_a_dataset_that_is_only_declared(files, capsys):
     assert list(rows.index) == list(STUDY["settings"])
     assert list(rows["fits"]) == ["yes", "yes", "yes", "no"]
     assert rows.loc["odd", "accumulate"] == 2
-    assert rows.loc["chosen", "accumulate"] > 1 or rows.loc["chosen", "checkpointing"] == "yes"
+    assert rows.loc["chosen", "accumulate"] > 1 or rows.loc["chosen", "checkpointing"] != "none"
     assert "plain needs" in rows.loc["chosen", "reason"]
     assert "batch 3 cannot be cut" in rows.loc["broken", "reason"]
     assert rows.loc["plain", "gpu_hours"] == pytest.approx(5 * rows.loc["plain", "hours_per_fold"], rel=0.01)
@@ -267,7 +267,7 @@ def test_plan_json_and_plan_tsv_agree(files, setting):
     assert plan_stage(files, setting, "--study", str(files / "study.yaml"), "--setting", setting, *hardware) == 0
     by_hand = load_plan(files / "plan.json")
     assert by_hand.parallel.accumulate == row["accumulate"]
-    assert by_hand.parallel.checkpointing == (row["checkpointing"] == "yes")
+    assert by_hand.parallel.checkpointing == row["checkpointing"]
     if setting == "chosen":
         assert by_hand.notes[-1] == f"parallel: {row['reason']}"
     gpu = load_device(files / "hardware.yaml", "small", source="test")
@@ -397,14 +397,14 @@ def test_a_window_through_a_pipeline_has_the_workspace_of_the_fullest_stage(plan
     assert staged < alone
 
 
-def test_partitions_are_listed_once_more_with_checkpointing_where_a_memory_is_too_small(plan):
+def test_partitions_are_listed_again_with_checkpointing_where_a_memory_is_too_small(plan):
     found = partitions(plan, Partitions(gpus=(4, 2, 64), memory_gib=(16, 1e-3)), device(), WORKLOAD)
     assert [(cut.gpus, cut.checkpointing, cut.micro_batches) for cut in found] == [
-        (2, False, 4), (2, True, 4), (4, False, 4), (4, True, 4),
+        (gpus, checkpointing, 4) for gpus in (2, 4) for checkpointing in ("none", "norms", "blocks")
     ]  # fmt: skip
     assert {cut.fits_gib for cut in found} == {(16,)}
     roomy = partitions(plan, Partitions(gpus=(2,), memory_gib=(16,)), device(), WORKLOAD)
-    assert [(cut.gpus, cut.checkpointing) for cut in roomy] == [(2, False)]
+    assert [(cut.gpus, cut.checkpointing) for cut in roomy] == [(2, "none")]
 
 
 def test_a_partition_is_that_of_a_pipeline_that_trains(plan):

@@ -14,8 +14,8 @@ from megavoxel.training.loss import (
     LOSSES,
     SMOOTH,
     build_loss,
-    cross_entropy_loss,
-    dice_loss,
+    cross_entropy,
+    dice,
     downsample_target,
     supervised_loss,
     supervision_weights,
@@ -32,15 +32,15 @@ def test_dice_of_a_line_of_voxels_worked_out_by_hand():
     target = torch.tensor([0, 1, 2, 2])[None, None, None]
     # class 1: predicted 2, reference 1, both 1: 2/3; class 2: predicted 1, reference 2, both 1: 2/3
     expected = 1 - (2 + SMOOTH) / (3 + SMOOTH)
-    assert dice_loss(logits, target).item() == pytest.approx(expected, abs=1e-6)
+    assert dice()(logits, target).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_batch_dice_sums_over_samples_before_the_ratio():
     logits = torch.cat([sure_logits([1, 1, 1, 0], 2), sure_logits([0, 0, 0, 0], 2)])
     target = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])[:, None, None]
     # together: predicted 3, reference 4, both 3; alone: 1 and 0
-    assert dice_loss(logits, target, batch=True).item() == pytest.approx(1 - 6 / 7, abs=1e-5)
-    assert dice_loss(logits, target).item() == pytest.approx(0.5, abs=1e-4)
+    assert dice(batch=True)(logits, target).item() == pytest.approx(1 - 6 / 7, abs=1e-5)
+    assert dice()(logits, target).item() == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -50,7 +50,7 @@ def test_dice_equals_monais(batch):
     monai = DiceLoss(
         include_background=False, to_onehot_y=True, softmax=True, batch=batch, smooth_nr=SMOOTH, smooth_dr=SMOOTH
     )
-    torch.testing.assert_close(dice_loss(logits, target, batch=batch), monai(logits, target[:, None]))
+    torch.testing.assert_close(dice(batch=batch)(logits, target), monai(logits, target[:, None]))
 
 
 def test_dice_ce_equals_monais():
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_finite_differences(name, batch_dice):
 
 
 def test_cross_entropy_of_uniform_logits_is_the_logarithm_of_the_classes():
-    value = cross_entropy_loss(torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.long))
+    value = cross_entropy()(torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.long))
     assert value.item() == pytest.approx(torch.tensor(4.0).log().item())
 
 
@@ -100,10 +100,10 @@ def test_levels_are_weighted_and_added():
     logits = [torch.randn(1, 2, 4, 4, 4), torch.randn(1, 2, 2, 2, 2)]
     target = torch.randint(0, 2, (1, 4, 4, 4))
     strides = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
-    expected = 2 / 3 * cross_entropy_loss(logits[0], target) + 1 / 3 * cross_entropy_loss(
+    expected = 2 / 3 * cross_entropy()(logits[0], target) + 1 / 3 * cross_entropy()(
         logits[1], target[:, 1::2, 1::2, 1::2]
     )
-    torch.testing.assert_close(supervised_loss(cross_entropy_loss, logits, target, strides), expected)
+    torch.testing.assert_close(supervised_loss(cross_entropy(), logits, target, strides), expected)
 
 
 def test_every_loss_that_a_study_can_name_is_there():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import product
 
 import pytest
@@ -23,12 +22,12 @@ from megavoxel.training.class_weights import softmax_of_inverse
 from megavoxel.training.loss import (
     SMOOTH,
     build_loss,
-    cross_entropy_loss,
-    dice_loss,
-    focal_loss,
+    cross_entropy,
+    dice,
+    focal,
     perimeter_loss,
     supervised_loss,
-    topk_loss,
+    topk,
 )
 from megavoxel.training.patches import TRAINING, PatchDataset
 from megavoxel.training.step import train_step
@@ -65,17 +64,17 @@ def test_dice_by_hand_is_the_mean_over_the_annotated_labels():
     logits = F.one_hot(torch.tensor([0, 1, 1, 2]), 3).T.double()[None, :, None, None] * 100
     target = torch.tensor([0, 1, 0, 0])[None, None, None]
     one = 1 - (2 + SMOOTH) / (3 + SMOOTH)
-    assert dice_loss(logits, target, NO_CUBE).item() == pytest.approx(one, abs=1e-9)
-    assert dice_loss(logits, target, EVERYTHING).item() == pytest.approx((one + 1) / 2, abs=1e-4)
-    both = dice_loss(logits.repeat(2, 1, 1, 1, 1), target.repeat(2, 1, 1, 1), torch.cat([NO_CUBE, EVERYTHING]))
+    assert dice()(logits, target, NO_CUBE).item() == pytest.approx(one, abs=1e-9)
+    assert dice()(logits, target, EVERYTHING).item() == pytest.approx((one + 1) / 2, abs=1e-4)
+    both = dice()(logits.repeat(2, 1, 1, 1, 1), target.repeat(2, 1, 1, 1), torch.cat([NO_CUBE, EVERYTHING]))
     assert both.item() == pytest.approx((one + (one + 1) / 2) / 2, abs=1e-4), "the mean over samples"
 
 
 def test_cross_entropy_by_hand_is_zero_at_unknown_voxels_and_divided_by_all():
     logits = torch.zeros(1, 3, 1, 1, 4, dtype=torch.float64)
     target = torch.tensor([0, 1, 0, 0])[None, None, None]
-    assert cross_entropy_loss(logits, target, NO_CUBE).item() == pytest.approx(torch.tensor(3.0).log().item() / 4)
-    assert cross_entropy_loss(logits, target, EVERYTHING).item() == pytest.approx(torch.tensor(3.0).log().item())
+    assert cross_entropy()(logits, target, NO_CUBE).item() == pytest.approx(torch.tensor(3.0).log().item() / 4)
+    assert cross_entropy()(logits, target, EVERYTHING).item() == pytest.approx(torch.tensor(3.0).log().item())
 
 
 def test_a_sample_without_any_annotation_has_the_loss_zero_and_no_gradient():
@@ -86,10 +85,10 @@ def test_a_sample_without_any_annotation_has_the_loss_zero_and_no_gradient():
 
 
 VOXEL_LOSSES = [
-    cross_entropy_loss,
-    partial(focal_loss, gamma=2.0),
-    partial(focal_loss, gamma=0.5),
-    partial(topk_loss, percent=100.0),
+    cross_entropy(),
+    focal(gamma=2.0),
+    focal(gamma=0.5),
+    topk(percent=100.0),
 ]
 
 
@@ -115,8 +114,8 @@ def test_top_k_takes_the_worst_of_the_known_voxels():
     logits[0, 2] = torch.tensor([9.0, 0.0, 0.0, 3.0])
     target = torch.tensor([0, 1, 1, 0])[None, None, None]
     # The worst voxel is the first, which is unknown; of half the voxels both known ones are left, with log 3 each.
-    assert topk_loss(logits, target, NO_CUBE, percent=50).item() == pytest.approx(torch.tensor(3.0).log().item())
-    assert topk_loss(logits, target, EVERYTHING, percent=25).item() == pytest.approx(
+    assert topk(percent=50)(logits, target, NO_CUBE).item() == pytest.approx(torch.tensor(3.0).log().item())
+    assert topk(percent=25)(logits, target, EVERYTHING).item() == pytest.approx(
         F.cross_entropy(logits[..., :1], target[..., :1]).item()
     )
 
@@ -138,7 +137,7 @@ def test_dice_of_the_annotated_label_is_monais(batch):
     classes[classes == 2] = 0
     monai = DiceLoss(include_background=False, batch=batch, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
     ball = logits.softmax(dim=1)[:, :2], F.one_hot(classes, 3).movedim(-1, 1)[:, :2]
-    ours = dice_loss(logits, classes, NO_CUBE.repeat(2, 1), batch=batch)
+    ours = dice(batch=batch)(logits, classes, NO_CUBE.repeat(2, 1))
     torch.testing.assert_close(ours, monai(*ball))
 
 
@@ -147,8 +146,8 @@ def test_batch_dice_sums_a_label_over_the_samples_that_have_it():
     loss = build_loss(Training(loss="dice", batch_dice=True), annotated=TABLE)(logits, target)
     hidden = classes.clone()
     hidden[0, hidden[0] == 2] = 0
-    ball = dice_loss(logits, hidden, NO_CUBE.repeat(2, 1), batch=True)
-    cube = dice_loss(logits[1:], classes[1:], torch.tensor([[False, True]]), batch=True)
+    ball = dice(batch=True)(logits, hidden, NO_CUBE.repeat(2, 1))
+    cube = dice(batch=True)(logits[1:], classes[1:], torch.tensor([[False, True]]))
     torch.testing.assert_close(loss, (ball + cube) / 2)
 
 

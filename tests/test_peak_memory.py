@@ -83,7 +83,7 @@ def check_forecast(plan: Plan, fold: VolumeData, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("parallel", [{}, {"checkpointing": True}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("parallel", [{}, {"checkpointing": "blocks"}, {"accumulate": 2}], ids=str)
 def test_the_forecast_is_the_tracked_peak_of_training(fold, tmp_path, optimizer, parallel):
     check_forecast(plan_of(parallel=parallel, optimizer=optimizer), fold, tmp_path)
 
@@ -122,7 +122,7 @@ def test_the_first_step_counts_the_optimisers_state_as_later_ones_find_it(fold):
 
 
 def test_tracking_leaves_every_bit_of_a_step_as_it_is(fold):
-    plan = plan_of(parallel={"checkpointing": True})
+    plan = plan_of(parallel={"checkpointing": "blocks"})
     runs = [start_run(plan, fold, CPU) for _ in range(2)]
     losses = [
         step(run.network.train() and run, *batch_of(plan))

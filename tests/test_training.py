@@ -87,8 +87,8 @@ def test_accumulation_and_checkpointing_change_nothing(fold, tmp_path, loss):
     for keys in (
         {"accumulate": 2},
         {"accumulate": 4},
-        {"checkpointing": True},
-        {"accumulate": 2, "checkpointing": True},
+        {"checkpointing": "blocks"},
+        {"accumulate": 2, "checkpointing": "blocks"},
     ):
         other = train(replace(plan, parallel=Parallel(**keys)), fold, tmp_path / str(keys), CPU)
         for key in ("training_loss", "validation_loss"):

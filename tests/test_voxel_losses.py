@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import log
 
 import numpy as np
@@ -16,18 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.training.loss import (
     downsample_target,
-    focal_loss,
+    focal,
     perimeter_loss,
     soft_surface,
     supervised_loss,
     supervision_weights,
-    topk_loss,
+    topk,
 )
 
 LOSSES = {
-    "focal": partial(focal_loss, gamma=2.0),
-    "focal with a broken gamma": partial(focal_loss, gamma=0.5),
-    "topk": partial(topk_loss, percent=10.0),
+    "focal": focal(gamma=2.0),
+    "focal with a broken gamma": focal(gamma=0.5),
+    "topk": topk(percent=10.0),
     "perimeter": perimeter_loss,
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -64,19 +63,19 @@ def test_focal_of_four_voxels_worked_out_by_hand():
     # probability of class 1: 0.5, 0.9, 0.2, 0.25; of the voxel's own class 0.5, 0.9, 0.8, 0.25
     logits, target = logits_of([0.5, 0.9, 0.2, 0.25], (1, 2, 2)), torch.tensor([1, 1, 0, 1]).reshape(1, 1, 2, 2)
     expected = -(0.5**2 * log(0.5) + 0.1**2 * log(0.9) + 0.2**2 * log(0.8) + 0.75**2 * log(0.25)) / 4
-    assert focal_loss(logits, target, gamma=2.0).item() == pytest.approx(expected, rel=1e-12)
+    assert focal(gamma=2.0)(logits, target).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
 def test_focal_is_monais_times_the_number_of_classes(gamma):
     logits, target = random_case(classes=4)
     monai = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=gamma)(logits, target[:, None])
-    torch.testing.assert_close(focal_loss(logits, target, gamma=gamma), 4 * monai)
+    torch.testing.assert_close(focal(gamma=gamma)(logits, target), 4 * monai)
 
 
 def test_focal_without_focus_is_the_cross_entropy():
     logits, target = random_case()
-    torch.testing.assert_close(focal_loss(logits, target, gamma=0.0), F.cross_entropy(logits, target))
+    torch.testing.assert_close(focal(gamma=0.0)(logits, target), F.cross_entropy(logits, target))
 
 
 # Top-k
@@ -89,20 +88,20 @@ def test_topk_takes_the_worst_voxels_of_each_sample():
     target = torch.ones(2, 2, 2, 2, dtype=torch.long)
     # a quarter of eight voxels is two: 0.2 and 0.3 of the hard sample, 0.92 and 0.93 of the easy one
     expected = -(log(0.2) + log(0.3) + log(0.92) + log(0.93)) / 4
-    assert topk_loss(logits, target, percent=25).item() == pytest.approx(expected, rel=1e-12)
+    assert topk(percent=25)(logits, target).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("percent", "counted"), [(1, [0.2]), (37, [0.2, 0.3]), (38, [0.2, 0.3, 0.4])])
 def test_topk_rounds_down_to_whole_voxels_but_to_one_at_least(percent, counted):
     logits = logits_of([0.9, 0.2, 0.7, 0.6, 0.5, 0.4, 0.3, 0.8], (2, 2, 2))
     expected = -sum(log(probability) for probability in counted) / len(counted)
-    value = topk_loss(logits, torch.ones(1, 2, 2, 2, dtype=torch.long), percent=percent)
+    value = topk(percent=percent)(logits, torch.ones(1, 2, 2, 2, dtype=torch.long))
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_topk_of_all_voxels_is_the_cross_entropy():
     logits, target = random_case()
-    torch.testing.assert_close(topk_loss(logits, target, percent=100), F.cross_entropy(logits, target))
+    torch.testing.assert_close(topk(percent=100)(logits, target), F.cross_entropy(logits, target))
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args")
@@ -113,7 +112,7 @@ def test_topk_of_one_sample_is_nnunets(percent):
     )
     logits, target = random_case(batch=1)
     expected = theirs.TopKLoss(k=percent)(logits, target[:, None])
-    torch.testing.assert_close(topk_loss(logits, target, percent=percent), expected)
+    torch.testing.assert_close(topk(percent=percent)(logits, target), expected)
 
 
 # Perimeter

@@ -171,6 +171,10 @@ class Network(NetworkParts):
         refuse(f"{len(features)} numbers of channels; give {wanted}", "decoder_features")
 
 
+Checkpointing = Literal["none", "norms", "blocks", "auto"] | Annotated[tuple[str, ...], Field(min_length=1)]
+"""What is computed again in the backward pass; a tuple names blocks. A plan has no `auto`."""
+
+
 @record
 class Parallel:
     """How a training step is spread over devices and time. It changes neither the batch nor what is learnt."""
@@ -183,8 +187,10 @@ class Parallel:
     """Equal parts in which a batch goes through the stages of a pipeline."""
     accumulate: Parts = 1
     """Equal parts of a device's share whose gradients are summed one after the other."""
-    checkpointing: bool = False
-    """Whether blocks are run again in the backward pass instead of keeping their activations."""
+    checkpointing: Checkpointing = "none"
+    """What is computed again in the backward pass instead of being kept for it. `norms`: norms, activation functions
+    and joins. `blocks`: also all convolutions but one per level of the encoder and of the decoder. A list of blocks:
+    norms and the convolutions of these blocks. `auto`: as little as fits the device."""
 
     @property
     def devices(self) -> int:

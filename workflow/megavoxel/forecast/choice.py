@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.setting import Parallel
-from megavoxel.errors import UserError
+from megavoxel.config.setting import Checkpointing, Parallel
+from megavoxel.errors import UserError, closest
 from megavoxel.forecast.duration import Workload
+from megavoxel.forecast.pipeline import blocks_by_saving
+from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages
 from megavoxel.forecast.step import gib
+from megavoxel.network.segmentation import convolution_names
 from megavoxel.planning.plan import Plan
+
+LESS_AND_LESS: tuple[Checkpointing, ...] = ("none", "norms", "blocks")
+"""Kinds of checkpointing, each with less memory and more work than the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | 
     if fixed is None:
         return search.cheapest()
     check_parallel(plan, fixed)
-    forecast = forecast_setting(plan, fixed, device, workload)
+    forecast = search.with_least_recomputation(fixed)
+    fixed = forecast.parallel
     too_many = device.kind == "gpu" and fixed.devices > device.most_devices
     if fits(forecast) and not too_many:
         return Choice(
@@ -80,11 +88,33 @@ class Search:
             best = plain
         else:
             best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
+        if best is not None and best.parallel.checkpointing == "blocks":
+            best = self._with_fewest_blocks(best)
         if best is None:
             least = min(self.seen, key=lambda forecast: forecast.peak_gib)
             return Choice(forecast=least, fits=False, reason=too_large(least, None), next_option="")
         option = next_option(self.plan, best.parallel, self.device)
         return Choice(forecast=best, fits=True, reason=why(best, self.seen), next_option=option)
+
+    def with_least_recomputation(self, fixed: Parallel) -> Forecast:
+        """The way that a study fixes; of `checkpointing: auto` the least that fits, or all where nothing fits."""
+        if fixed.checkpointing != "auto":
+            return self._look(fixed)
+        for checkpointing in LESS_AND_LESS:
+            forecast = self._look(replace(fixed, checkpointing=checkpointing))
+            if fits(forecast):
+                break
+        return self._with_fewest_blocks(forecast) if forecast.parallel.checkpointing == "blocks" else forecast
+
+    def _with_fewest_blocks(self, whole: Forecast) -> Forecast:
+        """The way that recomputes the fewest blocks and fits, where `whole` recomputes all of them.
+
+        Blocks are taken in the order of the bytes that this saves.
+        """
+        names = blocks_by_saving(self.plan, whole.parallel, whole.precision)
+        ways = [replace(whole.parallel, checkpointing=tuple(names[:count])) for count in range(1, len(names))]
+        place = bisect_left(ways, True, key=lambda way: fits(self._look(way)))
+        return self._look(ways[place]) if place < len(ways) else whole
 
     def _look(self, parallel: Parallel) -> Forecast:
         forecast = forecast_setting(self.plan, parallel, self.device, self.workload)
@@ -103,11 +133,10 @@ class Search:
         return min(fitting, key=cost, default=None)
 
     def _by_data(self) -> Iterator[Parallel]:
-        """One device, then several by data, without and with checkpointing, each with the fewest parts that fit."""
+        """One device, then several by data; each without checkpointing and with it, in the fewest parts that fit."""
         devices = [count for count in powers_of_two(self.device.most_devices) if self.plan.common_batch % count == 0]
-        for checkpointing in (False, True):
-            for data in devices:
-                yield self._with_fewest_parts(Parallel(data=data, checkpointing=checkpointing))
+        for data, checkpointing in itertools.product(devices, LESS_AND_LESS):
+            yield self._with_fewest_parts(Parallel(data=data, checkpointing=checkpointing))
 
     def _with_fewest_parts(self, whole: Parallel) -> Parallel:
         """A device's share in the fewest parts that fit; in the most parts where none fit.
@@ -135,7 +164,7 @@ class Search:
         batch = self.plan.common_batch
         whole = self.plan.expanded_patch is not None
         stages = powers_of_two(1 if whole else min(self.device.most_devices, most_stages(self.plan)))[1:]
-        for count, checkpointing in itertools.product(stages, (False, True)):
+        for count, checkpointing in itertools.product(stages, LESS_AND_LESS):
             for parts in (parts for parts in range(min(batch, 2 * count), 0, -1) if batch % parts == 0):
                 accumulate = batch // parts
                 if accumulate > 1 and self.plan.training.batch_dice:
@@ -190,9 +219,9 @@ def several_jobs(forecast: Forecast) -> str:
 
 
 def _is_slower_twin(forecast: Forecast, seen: Sequence[Forecast]) -> bool:
-    """Whether a way with checkpointing has a twin without it that fits."""
+    """Whether a way with checkpointing has a twin with less of it that fits."""
     same = [other for other in seen if other.parallel.data == forecast.parallel.data and fits(other)]
-    return forecast.parallel.checkpointing and any(not other.parallel.checkpointing for other in same)
+    return any(_recomputed(other.parallel) < _recomputed(forecast.parallel) for other in same)
 
 
 def too_large(forecast: Forecast, other: Forecast | None) -> str:
@@ -242,6 +271,8 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
         _check_parts(phase.batch, parallel, where)
     if parallel.pipeline == 1 and parallel.micro_batches > 1:
         raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
+    if not isinstance(parallel.checkpointing, str):
+        _check_blocks(plan, parallel.checkpointing, f"{where}.checkpointing")
     if parallel.pipeline > most_stages(plan):
         most = most_stages(plan)
         raise UserError(
@@ -258,6 +289,16 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
             "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
             "to false"
         )
+
+
+def _check_blocks(plan: Plan, names: Sequence[str], where: str) -> None:
+    allowed = convolution_names(fake_network(plan.network).program)
+    for name in names:
+        if name not in allowed:
+            raise UserError(
+                f"{where}: the network has no convolution '{name}'{closest(name, allowed)}; allowed: none, norms, "
+                f"blocks, auto, or a list of {', '.join(allowed)}"
+            )
 
 
 def _check_parts(batch: int, parallel: Parallel, where: str) -> None:
@@ -281,14 +322,30 @@ def describe(parallel: Parallel) -> str:
         f"a pipeline over {parallel.pipeline} devices" if parallel.pipeline > 1 else "",
         f"{parallel.micro_batches} micro-batches" if parallel.micro_batches > 1 else "",
         f"accumulation over {parallel.accumulate} parts" if parallel.accumulate > 1 else "",
-        "checkpointing" if parallel.checkpointing else "",
+        ""
+        if parallel.checkpointing == "none"
+        else f"checkpointing of {describe_checkpointing(parallel.checkpointing)}",
     ]
     return " with ".join(word for word in words if word) or "plain"
 
 
-def effort(parallel: Parallel) -> tuple[int, bool, int]:
+def describe_checkpointing(checkpointing: Checkpointing) -> str:
+    """What is computed again, in a word or a few."""
+    if isinstance(checkpointing, str):
+        return checkpointing
+    return f"norms and {len(checkpointing)} block{'s' if len(checkpointing) > 1 else ''}"
+
+
+def effort(parallel: Parallel) -> tuple[int, float, int]:
     """Effort to sort by: devices first, then checkpointing and accumulation."""
-    return (parallel.devices, parallel.checkpointing, parallel.accumulate)
+    return (parallel.devices, _recomputed(parallel), parallel.accumulate)
+
+
+def _recomputed(parallel: Parallel) -> float:
+    """How much is computed again, to compare ways by; a list of blocks is between all norms and all blocks."""
+    if isinstance(parallel.checkpointing, str):
+        return float(LESS_AND_LESS.index(parallel.checkpointing))
+    return LESS_AND_LESS.index("norms") + 0.5
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -301,18 +358,18 @@ def next_option(plan: Plan, parallel: Parallel, device: Device) -> str:
     for key, value in _with_less_memory(plan, parallel):
         option = replace(parallel, **{key: value})
         if option.devices <= max(device.most_devices, parallel.devices) and _can_be(plan, option):
-            return f"parallel.{key}: {str(value).lower()}"
+            return f"parallel.{key}: {value}"
     return "a smaller patch"
 
 
-def _with_less_memory(plan: Plan, parallel: Parallel) -> Iterator[tuple[str, int | bool]]:
+def _with_less_memory(plan: Plan, parallel: Parallel) -> Iterator[tuple[str, int | str]]:
     """Single keys of `parallel` that lower what a device needs, from mild to harsh; not all of them can be."""
     samples = plan.common_batch // parallel.parts
     factor = next((factor for factor in range(2, samples + 1) if samples % factor == 0), None)
     if factor is not None:
         yield "accumulate", parallel.accumulate * factor
-    if not parallel.checkpointing:
-        yield "checkpointing", True
+    if parallel.checkpointing != "blocks":
+        yield "checkpointing", "norms" if parallel.checkpointing == "none" else "blocks"
     if factor is not None:
         yield "micro_batches", parallel.micro_batches * factor
     yield "pipeline", parallel.pipeline * 2

@@ -24,6 +24,7 @@ from megavoxel.forecast.pipeline_step import (
     with_micro_batches,
 )
 from megavoxel.forecast.step import StepCost, StepKey, anonymous, optimizer_bytes
+from megavoxel.network.segmentation import computed_again
 from megavoxel.planning.plan import Plan
 
 CostOfStage = Callable[[int, int], float]
@@ -127,6 +128,25 @@ def least_peak_cut(plan: Plan, parallel: Parallel, precision: str) -> tuple[int,
 
     bound, sent = partial(_least_bytes, key, profile_of(key)), cache(partial(sent_bytes, key))
     return least_cut(peak, bound, sent, len(fake_network(plan.network).program), parallel.pipeline)
+
+
+def blocks_by_saving(plan: Plan, parallel: Parallel, precision: str) -> list[str]:
+    """Names of the blocks that `checkpointing: blocks` computes again, those that save the most bytes first.
+
+    Arguments as for `stage_costs`. In a curriculum the phase with the most voxels in a step counts.
+    """
+    kept = [
+        profile_of(_step_key(largest_phase(plan), replace(parallel, checkpointing=checkpointing), precision)).kept
+        for checkpointing in ("norms", "blocks")
+    ]
+    program = fake_network(plan.network).program
+    saved = {block.name: norms - blocks for block, norms, blocks in zip(program, *kept, strict=True)}
+    return sorted(computed_again(program, "blocks"), key=lambda name: (-saved[name], name))
+
+
+def largest_phase(plan: Plan) -> Plan:
+    """The phase of a curriculum with the most voxels in a step; else the plan."""
+    return max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
 
 
 def begins_of(plan: Plan, parallel: Parallel, precision: str) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ from megavoxel.network.partition import (
     transfer_specs,
 )
 from megavoxel.network.program import Program, RunState
-from megavoxel.network.segmentation import SegmentationNetwork, entering_state
+from megavoxel.network.segmentation import SegmentationNetwork, computed_again, entering_state
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.pipeline import forward_and_backward
@@ -107,6 +107,7 @@ def _profile(key: StepKey) -> Profile:
     with fake.mode, MemoryTracker() as memory:
         state = fake.network.enter(_image(plan))
         specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}
+        again = computed_again(fake.program, plan.parallel.checkpointing)
         activations, kept, shared, risen, weights = [], [], [], [], []
         for block in fake.program:
             activations.append(spec_of(state.activation))
@@ -114,9 +115,7 @@ def _profile(key: StepKey) -> Profile:
             memory.reset_peak()
             inputs, outputs = set(waiting), set(waiting) - set(block.pops) | ({block.stash} - {None})
             with autocast(key.precision):
-                state = Program([block], inputs=inputs, outputs=outputs).run(
-                    state, checkpointing=plan.parallel.checkpointing
-                )
+                state = Program([block], inputs=inputs, outputs=outputs).run(state, again=again)
             state.logits.clear()
             specs |= {name: spec_of(state.stashed[name]) for name in outputs - inputs}
             kept.append(memory.live - before)
@@ -131,7 +130,7 @@ def _profile(key: StepKey) -> Profile:
 
 def bytes_of_casts(module: nn.Module, key: StepKey) -> int:
     """Bytes of the copies of weights in a lower precision that all micro-batches share for their backward passes."""
-    if key.precision == "float32" or key.plan.parallel.checkpointing:
+    if key.precision == "float32":
         return 0
     size = Precision(name=key.precision, reason="forecast").dtype.itemsize
     # Those of convolutions and linear layers. Norms stay in float32, and no backward pass needs a bias.
@@ -222,7 +221,7 @@ def run_of_stage(key: StepKey, profile: Profile, begin: int, end: int, peers: Pe
     stages = _cut_around(plan.network, begin, end)
     stage = next(stage for stage in stages if stage.blocks.start == begin)
     fake.network.program = stage.part_of(fake.program)
-    fake.network.checkpointing = plan.parallel.checkpointing
+    fake.network.again = computed_again(fake.program, plan.parallel.checkpointing)
     run = new_run(plan, key.precision, fake.network)
     run.pipeline = PipelineMember(
         stage=stage,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
-from megavoxel.forecast.pipeline import begins_of, least_peak_cut, stage_costs
+from megavoxel.forecast.pipeline import begins_of, largest_phase, least_peak_cut, stage_costs
 from megavoxel.forecast.pipeline_step import fake_network, staged_window
 from megavoxel.forecast.step import GIB, StepCost, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
@@ -119,8 +118,7 @@ def cut_of(plan: Plan, parallel: Parallel, device: Device) -> tuple[int, ...]:
 
     In a curriculum the phase with the most voxels in a step counts.
     """
-    largest = max(plan.by_phase(), key=lambda phase: phase.batch * math.prod(phase.patch))
-    return least_peak_cut(largest, parallel, precision_on(plan, device))
+    return least_peak_cut(largest_phase(plan), parallel, precision_on(plan, device))
 
 
 def describe_stages(plan: Plan, forecast: Forecast) -> str:

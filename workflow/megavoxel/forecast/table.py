@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.setting import Parallel, Setting
+from megavoxel.config.setting import Checkpointing, Parallel, Setting
 from megavoxel.config.study import Partitions, Study
 from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import Choice, choose
+from megavoxel.forecast.choice import LESS_AND_LESS, Choice, choose, describe_checkpointing
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, cut_of, describe_stages, forecast_setting, most_stages
@@ -185,7 +185,7 @@ def _row(planned: PlannedSetting) -> dict[str, object]:
         "data": parallel.data,
         "pipeline": parallel.pipeline,
         "accumulate": parallel.accumulate,
-        "checkpointing": "yes" if parallel.checkpointing else "no",
+        "checkpointing": describe_checkpointing(parallel.checkpointing),
         "peak_gib": round(forecast.peak_gib, 1),
         "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
         "gpu_hours": None if device_hours is None or not gpu else float(f"{device_hours * planned.folds:.3g}"),
@@ -202,7 +202,7 @@ class Partition:
     gpus: int
     """Stages, one on each."""
     micro_batches: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     first_blocks: tuple[str, ...]
     """Name of the first block of each stage."""
     stage_gib: tuple[float, ...]
@@ -223,7 +223,7 @@ class Partition:
             "setting": self.setting,
             "gpus": self.gpus,
             "micro_batches": self.micro_batches,
-            "checkpointing": "yes" if self.checkpointing else "no",
+            "checkpointing": describe_checkpointing(self.checkpointing),
             "stage_gib": " ".join(f"{gib:.3g}" for gib in self.stage_gib),
             "fullest_of_mean": round(self.fullest_of_mean, 2),
             "peak_gib": round(self.peak_gib, 1),
@@ -233,7 +233,7 @@ class Partition:
 
 
 def partitions(plan: Plan, keys: Partitions, device: Device, workload: Workload) -> list[Partition]:
-    """For each number of GPUs the network's stages, and once more with checkpointing where a memory is too small.
+    """For each number of GPUs the network's stages, and again with checkpointing as long as a memory is too small.
 
     Args:
         plan: the setting; its own `parallel` does not count.
@@ -244,7 +244,7 @@ def partitions(plan: Plan, keys: Partitions, device: Device, workload: Workload)
     for gpus in sorted(set(keys.gpus)):
         if gpus > most_stages(plan) or plan.expanded_patch is not None:
             continue
-        for checkpointing in (False, True):
+        for checkpointing in LESS_AND_LESS:
             found.append(_partition(plan, keys, device, workload, gpus, checkpointing))
             if found[-1].fits_gib == tuple(sorted(keys.memory_gib)):
                 break
@@ -257,7 +257,7 @@ def partition_table(found: Sequence[Partition]) -> pandas.DataFrame:
 
 
 def _partition(
-    plan: Plan, keys: Partitions, device: Device, workload: Workload, gpus: int, checkpointing: bool
+    plan: Plan, keys: Partitions, device: Device, workload: Workload, gpus: int, checkpointing: Checkpointing
 ) -> Partition:
     batch = plan.common_batch
     parts = max(parts for parts in range(1, min(batch, 2 * gpus) + 1) if batch % parts == 0)

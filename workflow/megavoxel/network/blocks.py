@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavoxel.network.recomputation import has_channels_last, memory_format_of, remember
+
 NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
 
 
@@ -28,6 +30,43 @@ class ConvolutionNormActivation(nn.Sequential):
             NORMS[norm](channels_out, eps=1e-5, affine=True),
             InPlaceLeakyReLU(0.01),
         )
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to `channels_out` channels."""
+        _, norm, function = self
+        convolved = self._convolved(activation)
+        remember(convolved, self._convolved, activation, convolution=True)
+        normed = norm(convolved)
+        # Before the activation function, which works in place.
+        remember(normed, self._activated, convolved, relaid=isinstance(norm, nn.InstanceNorm3d))
+        return function(normed)
+
+    def _convolved(self, activation: Tensor) -> Tensor:
+        convolved = self[0](activation)
+        # Instance norm reads channels first. Made here, that is the only copy that is kept.
+        return convolved if isinstance(self[1], nn.BatchNorm3d) else _ChannelsFirst.apply(convolved)
+
+    def _activated(self, convolved: Tensor) -> Tensor:
+        norm = self[1]
+        if isinstance(norm, nn.BatchNorm3d) and norm.training:
+            # Its running statistics have taken in this batch already.
+            normed = F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        else:
+            normed = norm(convolved)
+        return self[2](normed)
+
+
+class _ChannelsFirst(torch.autograd.Function):
+    """Lays a tensor with channels first, and its gradient as the tensor was."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.memory_format = memory_format_of(tensor)
+        return tensor.contiguous() if has_channels_last(tensor) else tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=ctx.memory_format)
 
 
 class InPlaceLeakyReLU(nn.Module):
@@ -57,13 +96,17 @@ class _LeakyReLU(torch.autograd.Function):
         # The detached tensor counts changes together with its source: whoever kept that for the backward pass fails.
         result = F.leaky_relu_(activation.detach(), slope)
         ctx.save_for_backward(result)
-        ctx.slope = slope
+        ctx.slope, ctx.memory_format = slope, memory_format_of(result)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        return torch.ops.aten.leaky_relu_backward(gradient, result, ctx.slope, True), None
+        # Laid as the norm left its result: on a CPU, PyTorch 2.13.0 works out a wrong gradient of instance norm for a
+        # single sample whose own gradient has channels last.
+        found = torch.empty_like(gradient, memory_format=ctx.memory_format)
+        torch.ops.aten.leaky_relu_backward.grad_input(gradient, result, ctx.slope, True, grad_input=found)
+        return found, None
 
 
 class UpsampleAndJoin(nn.Module):

@@ -2,21 +2,23 @@
 
 A block takes the running activation and what it *pops*, and leaves a new activation. It may *stash* that activation
 under a name, for a later block to pop (a skip connection), and it may *emit* logits. Running the list is the network;
-running part of it, with the stash handed on, is a pipeline stage; running its blocks again in the backward pass is
-activation checkpointing. The vocabulary of stash and pop is torchgpipe's (Kim et al., arXiv:2004.09910, section 3.2).
+running part of it, with the stash handed on, is a pipeline stage. The vocabulary of stash and pop is torchgpipe's
+(Kim et al., arXiv:2004.09910, section 3.2).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from megavoxel.network.recomputation import computing_again, has_channels_last, remember
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,11 @@ class Place:
     level: int
     """Counted from 0, the finest."""
     kind: Literal["pooling", "convolution", "excitation", "upsampling", "logits"]
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether the block is computed in a fraction of a convolution's time."""
+        return self.side != "head" and self.kind in ("pooling", "excitation", "upsampling")
 
 
 class Block(nn.Module):
@@ -59,9 +66,17 @@ class Block(nn.Module):
         self.emits = emits
         self.place = place
 
+    @property
+    def is_excitation(self) -> bool:
+        """Whether it weighs the channels of its input."""
+        return self.place is not None and self.place.kind == "excitation"
+
     def forward(self, activation: Tensor, *popped: Tensor) -> Tensor:
         """The module's output."""
-        return self.module(activation, *popped)
+        output = self.module(activation, *popped)
+        if self.place is not None and self.place.is_cheap:
+            remember(output, self.module, activation, *popped, relaid=True)
+        return output
 
 
 @dataclass(kw_only=True)
@@ -111,20 +126,24 @@ class Program(nn.Module):
         """Number of the first block for which a condition holds."""
         return next(number for number, block in enumerate(self) if holds(block))
 
-    def run(self, state: RunState, *, start: int = 0, stop: int | None = None, checkpointing: bool = False) -> RunState:
+    def run(
+        self, state: RunState, *, start: int = 0, stop: int | None = None, again: Container[str] | None = None
+    ) -> RunState:
         """Runs the blocks from `start` to before `stop` on `state`, which is changed and returned.
 
         Args:
             state: the activation, what earlier blocks stashed, and the logits emitted so far.
             start: number of the first block to run.
             stop: number of the first block that is not run any more; None: all to the end.
-            checkpointing: whether each block's inner activations are computed again in the backward pass.
+            again: names of the blocks whose convolution is computed again in the backward pass, as norms and other
+                cheap operations of all blocks are then; None: nothing is computed again.
         """
-        for block in itertools.islice(self, start, stop):
+        last = any(map(has_channels_last, self.parameters()))
+        for block, following in itertools.islice(itertools.pairwise([*self, None]), start, stop):
             popped = [state.stashed.pop(name) for name in block.pops]
-            if checkpointing and torch.is_grad_enabled():
-                output = checkpoint(block, state.activation, *popped, use_reentrant=False)
-            else:
+            # The sums of an excitation depend on the order in which voxels lie.
+            relaid = last and not (following is not None and following.is_excitation)
+            with _computing_again(block, again, channels_last=relaid):
                 output = block(state.activation, *popped)
             if block.emits is not None:
                 state.logits[block.emits] = output
@@ -134,9 +153,15 @@ class Program(nn.Module):
                 state.stashed[block.stash] = output
         return state
 
-    def forward(self, image: Tensor, *, checkpointing: bool = False) -> Mapping[str, Tensor]:
+    def forward(self, image: Tensor, *, again: Container[str] | None = None) -> Mapping[str, Tensor]:
         """Logits by the name of the head that emits them."""
-        return self.run(RunState(activation=image), checkpointing=checkpointing).logits
+        return self.run(RunState(activation=image), again=again).logits
+
+
+def _computing_again(block: Block, again: Container[str] | None, *, channels_last: bool) -> AbstractContextManager:
+    if again is None or not torch.is_grad_enabled():
+        return nullcontext()
+    return computing_again(convolutions=block.name in again, channels_last=channels_last)
 
 
 def _check(blocks: list[Block], inputs: set[str], outputs: set[str]) -> None:

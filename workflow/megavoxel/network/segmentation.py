@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavoxel.config.setting import Checkpointing
 from megavoxel.network.architectures import whole_program
 from megavoxel.network.blocks import initialise
-from megavoxel.network.program import RunState, head_name, prior_name
+from megavoxel.network.program import Block, Program, RunState, head_name, prior_name
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import EXPANDED_LEVEL, shape_of
 
@@ -43,10 +44,10 @@ class SegmentationNetwork(nn.Module):
     Args:
         plan: the network.
         seed: seed of the initial weights; the global random state is left alone.
-        checkpointing: whether blocks are run again in the backward pass instead of keeping their activations.
+        checkpointing: what is computed again in the backward pass instead of being kept for it.
     """
 
-    def __init__(self, plan: NetworkPlan, *, seed: int = 0, checkpointing: bool = False) -> None:
+    def __init__(self, plan: NetworkPlan, *, seed: int = 0, checkpointing: Checkpointing = "none") -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -54,7 +55,8 @@ class SegmentationNetwork(nn.Module):
             self.program.apply(initialise)
         self.plan = plan
         self.shape = shape_of(plan)
-        self.checkpointing = checkpointing
+        self.again = computed_again(self.program, checkpointing)
+        """Blocks whose convolution is computed again; None: nothing is, not even norms."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits per supervised decoder level, full resolution first.
@@ -66,7 +68,7 @@ class SegmentationNetwork(nn.Module):
             (batch, classes, ceil(z / s), …) for each supervised level, s being the level's stride. In evaluation mode
             the first one only.
         """
-        state = self.program.run(self.enter(image), checkpointing=self.checkpointing)
+        state = self.program.run(self.enter(image), again=self.again)
         return list(self.logits_by_level(state, image.shape[2:]).values())
 
     def forward_expanded(self, image: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class SegmentationNetwork(nn.Module):
             state = self.program.run(self.enter(image), stop=second)
         popped = {name for block in list(self.program)[second:stop] for name in block.pops}
         state.stashed = {name: tensor for name, tensor in state.stashed.items() if name in popped}
-        state = self.program.run(state, start=second, stop=stop, checkpointing=self.checkpointing)
+        state = self.program.run(state, start=second, stop=stop, again=self.again)
         return self.cropped(state.logits[head_name(EXPANDED_LEVEL)], EXPANDED_LEVEL, image.shape[2:])
 
     def enter(self, image: Tensor) -> RunState:
@@ -125,6 +127,34 @@ class SegmentationNetwork(nn.Module):
         if not any(missing):
             return image
         return F.pad(image, [amount for extra in reversed(missing) for amount in (0, extra)])
+
+
+def computed_again(program: Program, checkpointing: Checkpointing) -> frozenset[str] | None:
+    """Names of the blocks whose convolution is computed again; None: nothing is, not even norms.
+
+    With `blocks` each level keeps one convolution of its encoder, the last, whose output skips to the decoder, and one
+    of its decoder, the first, whose input is larger than those of the others.
+    """
+    if checkpointing == "none":
+        return None
+    if checkpointing == "norms":
+        return frozenset()
+    if checkpointing != "blocks":
+        return frozenset(checkpointing)
+    levels: dict[tuple[str, int], list[str]] = {}
+    for block in _convolutions(program):
+        levels.setdefault((block.place.side, block.place.level), []).append(block.name)
+    parts = (names[:-1] if side == "encoder" else names[1:] for (side, _), names in levels.items())
+    return frozenset(name for part in parts for name in part)
+
+
+def convolution_names(program: Program) -> list[str]:
+    """Names of the blocks that `checkpointing` can list, in the order of the program."""
+    return [block.name for block in _convolutions(program)]
+
+
+def _convolutions(program: Program) -> list[Block]:
+    return [block for block in program if block.place is not None and block.place.kind == "convolution"]
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -5,16 +5,20 @@ Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers.
 says which labels are annotated in the case of a sample; None: all are. `training/annotation.py` says what that changes,
 and how the target of a batch carries it.
 
+Dice, cross-entropy, focal and top k loss are functions of sums over voxels (`SumLoss`), which are worked out slab by
+slab (`training/slabs.py`): for all that are added up at once, so that one gradient is made.
+
 Focal, top k and perimeter loss are those that Sato and Kido (Large Batch and Patch Size Training, AMOS 2022, Table 3)
 add to Dice. Each is a mean over samples of a value of that sample alone: the loss of a batch is the mean of those of
-its equal parts, so it does not depend on how a batch is divided among devices. They take logits of 16 bits as float32,
-leave float64 as it is, and make nothing as large as classes × volume in integers.
+its equal parts, so it does not depend on how a batch is divided among devices. They take logits of 16 bits as float32
+and leave float64 as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,30 +27,80 @@ from torch.utils.checkpoint import checkpoint
 
 from megavoxel.config.training import Training
 from megavoxel.training.annotation import UNKNOWN, decode_target, mean_of_known, without_unknown
+from megavoxel.training.slabs import map_over_slabs, sums_over_slabs
+
+SMOOTH = 1e-5
+Loss = Callable[[Tensor, Tensor], Tensor]
+Completion = Callable[[Tensor], Tensor]
+"""Takes the Dice sums of a part of a batch and gives those of the batch."""
 
 
-def focal_loss(
-    logits: Tensor, target: Tensor, known: Tensor | None = None, *, gamma: float, weights: Tensor | None = None
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class SumLoss:
+    """A loss that is a function of sums over the voxels of each sample.
+
+    Called as a function of logits, target and known labels, it gives its value.
+    """
+
+    sums: Callable[..., Tensor]
+    """Gives sums (rows, batch, columns) from logits, target, known labels and, where there is one, the map."""
+    value: Callable[[Tensor, Tensor | None, int], Tensor]
+    """Gives the loss from these sums, the known labels and the number of voxels of a sample."""
+    extra: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+    """Gives a map (batch, z, y, x) that depends on more than a slab, from logits, target and known labels."""
+
+    def __call__(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        """The loss alone, a scalar."""
+        return total_loss([self], logits, target, known)
+
+
+def total_loss(parts: Sequence[SumLoss], logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+    """The sum of several losses, a scalar; their sums over voxels are worked out together."""
+    maps = [None if part.extra is None else part.extra(logits, target, known) for part in parts]
+    given = [one for one in maps if one is not None]
+
+    def all_sums(own: Tensor, classes: Tensor, *beside: Tensor) -> Tensor:
+        left = iter(beside)
+        found = [
+            part.sums(own, classes, known, *(() if one is None else (next(left),)))
+            for part, one in zip(parts, maps, strict=True)
+        ]
+        shapes[:] = [sums.shape for sums in found]
+        return torch.cat([sums.flatten() for sums in found])
+
+    shapes: list[torch.Size] = []
+    sums = sums_over_slabs(all_sums, logits, target, *given)
+    split = sums.split([shape.numel() for shape in shapes])
+    voxels = target[0].numel()
+    values = (part.value(own.view(shape), known, voxels) for part, own, shape in zip(parts, split, shapes, strict=True))
+    return torch.stack(list(values)).sum()
+
+
+def focal(*, gamma: float, weights: Tensor | None = None) -> SumLoss:
     """Mean over all voxels of −w (1 − p)^gamma log p, p and w being probability and weight of the voxel's own class.
 
     The focal loss of Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4; with weights Eq. 5, whose
     alpha they are) for many classes, background included. MONAI's `FocalLoss(use_softmax=True, to_onehot_y=True)` is
     this divided by the number of classes: it takes the mean over classes too, of which all but the voxel's own add
-    zero. It also makes the one-hot target and several more maps of classes × volume, which this does without.
+    zero.
 
     Args:
         gamma: how much less sure voxels count, at least 0. At 0 this is the cross-entropy.
         weights: (classes), of the type of the logits; None: all are 1.
     """
-    entropy = _voxel_cross_entropy(logits, target, known)
-    # 1 − p without rounding. Never quite 0: there a gamma below 1 has an infinite slope, and the gradient is no number.
-    doubt = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
-    focal = doubt.pow(gamma) * entropy
-    return focal.mean() if weights is None else (focal * weights[target.long()]).mean()
+
+    def sums(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+        entropy = _voxel_cross_entropy(logits, target, known)
+        # 1 − p without rounding. Never quite 0: there a gamma below 1 has an infinite slope, and the gradient is no
+        # number.
+        doubt = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
+        terms = doubt.pow(gamma) * entropy
+        return _sum_of_samples(terms if weights is None else terms * weights[target.long()])
+
+    return SumLoss(sums=sums, value=_mean_over_voxels)
 
 
-def topk_loss(logits: Tensor, target: Tensor, known: Tensor | None = None, *, percent: float) -> Tensor:
+def topk(*, percent: float) -> SumLoss:
     """Mean cross-entropy of the worst voxels of each sample, mean over samples.
 
     Sato and Kido cite Lapin et al. (Loss Functions for Top-k Error, CVPR 2016), whose k counts classes. The loss of
@@ -59,9 +113,32 @@ def topk_loss(logits: Tensor, target: Tensor, known: Tensor | None = None, *, pe
         percent: share of a sample's voxels that count, above 0 and at most 100, rounded down to whole voxels, but to
             one at least. At 100 this is the cross-entropy.
     """
-    entropy = _voxel_cross_entropy(logits, target, known).flatten(start_dim=1)
-    worst = max(1, int(entropy.shape[1] * percent / 100))
-    return entropy.topk(worst, dim=1, sorted=False).values.mean()
+
+    def counted(voxels: int) -> int:
+        return max(1, int(voxels * percent / 100))
+
+    def worst(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+        entropy = map_over_slabs(partial(_voxel_cross_entropy, known=known), logits, target)
+        flat = entropy.flatten(start_dim=1)
+        places = flat.topk(counted(flat.shape[1]), dim=1, sorted=False).indices
+        return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).view_as(entropy)
+
+    def sums(logits: Tensor, target: Tensor, known: Tensor | None, counts: Tensor) -> Tensor:
+        return _sum_of_samples(_voxel_cross_entropy(logits, target, known) * counts)
+
+    def value(sums: Tensor, _: Tensor | None, voxels: int) -> Tensor:
+        return sums.mean() / counted(voxels)
+
+    return SumLoss(sums=sums, value=value, extra=worst)
+
+
+def _sum_of_samples(terms: Tensor) -> Tensor:
+    """(1, batch, 1) of (batch, z, y, x)."""
+    return terms.flatten(start_dim=1).sum(dim=1)[None, :, None]
+
+
+def _mean_over_voxels(sums: Tensor, _: Tensor | None, voxels: int) -> Tensor:
+    return sums.mean() / voxels
 
 
 def perimeter_loss(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -82,7 +159,7 @@ def perimeter_loss(logits: Tensor, target: Tensor, known: Tensor | None = None) 
 
     It says how much surface there must be and not where: a loss beside Dice, not in its place.
     """
-    probabilities = _at_least_float32(logits).softmax(dim=1)
+    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     # Pooling keeps 18 maps of a class for the backward pass. Computed again there, only one class at a time has them.
     errors = [
         checkpoint(_surface_error, map_of_class, target == number, use_reentrant=False, preserve_rng_state=False)
@@ -129,19 +206,7 @@ def _pooled(volume: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tens
 def _voxel_cross_entropy(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
     """(batch, z, y, x), 0 at unknown voxels."""
     target = without_unknown(target.long(), known)
-    return F.cross_entropy(_at_least_float32(logits), target, ignore_index=UNKNOWN, reduction="none")
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-SMOOTH = 1e-5
-Loss = Callable[[Tensor, Tensor], Tensor]
-MaskedLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""A loss of logits, classes, and the annotated labels of each sample."""
-Completion = Callable[[Tensor], Tensor]
-"""Takes the Dice sums of a part of a batch and gives those of the batch."""
+    return F.cross_entropy(logits, target, ignore_index=UNKNOWN, reduction="none")
 
 
 def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -149,7 +214,7 @@ def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) 
 
     Returns:
         intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1). With `known` a third,
-        which is 1, follows: the number of samples in the sums. All three are 0 where the label is not annotated.
+        follows: the number of voxels in the sums. All three are 0 where the label is not annotated.
     """
     probabilities = logits.softmax(dim=1)[:, 1:]
     reference = _one_hot(target.long(), logits.shape[1])[:, 1:]
@@ -157,27 +222,22 @@ def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) 
     cardinality = (probabilities.sum(dim=(2, 3, 4))) + reference.sum(dim=(2, 3, 4))
     if known is None:
         return torch.stack([intersection, cardinality])
-    return torch.stack([intersection, cardinality, torch.ones_like(cardinality)]).where(known, logits.new_zeros(()))
+    voxels = torch.full_like(cardinality, target[0].numel())
+    return torch.stack([intersection, cardinality, voxels]).where(known, logits.new_zeros(()))
 
 
 def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
-    """The sums of all samples together (2 or 3, classes - 1).
+    """`soft_dice_sums` of all samples together (2 or 3, classes - 1).
 
     Args:
         target: (batch, z, y, x), as `encode_target` gives it.
         annotated: as `annotation_table` gives it.
     """
-    return soft_dice_sums(logits, *decode_target(target, annotated)).sum(dim=1)
+    classes, known = decode_target(target, annotated)
+    return sums_over_slabs(partial(soft_dice_sums, known=known), logits, classes).sum(dim=1)
 
 
-def dice_loss(
-    logits: Tensor,
-    target: Tensor,
-    known: Tensor | None = None,
-    *,
-    batch: bool = False,
-    complete: Completion | None = None,
-) -> Tensor:
+def dice(*, batch: bool = False, complete: Completion | None = None) -> SumLoss:
     """One minus the soft Dice of the foreground classes, smooth 1e-5, as in nnU-Net.
 
     Where labels are not annotated: the mean over samples of the mean over the annotated labels of one minus the Dice.
@@ -188,15 +248,18 @@ def dice_loss(
         batch: whether sums run over the whole batch before the ratio is taken.
         complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, classes - 1) of all parts.
     """
-    sums = soft_dice_sums(logits, target, known)
-    if batch:
-        sums = sums.sum(dim=1)
-        sums = sums if complete is None else complete(sums)
-    intersection, cardinality, *samples = sums
-    dice = (2 * intersection + SMOOTH) / (cardinality + SMOOTH)
-    if known is None:
-        return 1 - dice.mean()
-    return mean_of_known(1 - dice, known) if not batch else mean_of_known(1 - dice[None], samples[0][None] > 0)
+
+    def value(sums: Tensor, known: Tensor | None, _: int) -> Tensor:
+        if batch:
+            sums = sums.sum(dim=1)
+            sums = sums if complete is None else complete(sums)
+        intersection, cardinality, *voxels = sums
+        found = (2 * intersection + SMOOTH) / (cardinality + SMOOTH)
+        if known is None:
+            return 1 - found.mean()
+        return mean_of_known(1 - found, known) if not batch else mean_of_known(1 - found[None], voxels[0][None] > 0)
+
+    return SumLoss(sums=soft_dice_sums, value=value)
 
 
 def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
@@ -208,9 +271,7 @@ def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
     return whole + parts * (part - part.detach())
 
 
-def cross_entropy_loss(
-    logits: Tensor, target: Tensor, known: Tensor | None = None, *, weights: Tensor | None = None
-) -> Tensor:
+def cross_entropy(*, weights: Tensor | None = None) -> SumLoss:
     """Mean over all voxels of the cross-entropy, times the weight of the voxel's own class, 0 at unknown voxels.
 
     PyTorch divides by the sum of the weights that a batch happens to have. Here voxels are counted: the loss of a batch
@@ -219,10 +280,12 @@ def cross_entropy_loss(
     Args:
         weights: (classes), of the type of the logits; None: all are 1.
     """
-    if weights is None and known is None:
-        return F.cross_entropy(logits, target.long())
-    target = without_unknown(target.long(), known)
-    return F.cross_entropy(logits, target, weight=weights, ignore_index=UNKNOWN, reduction="none").mean()
+
+    def sums(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+        target = without_unknown(target.long(), known)
+        return _sum_of_samples(F.cross_entropy(logits, target, weight=weights, ignore_index=UNKNOWN, reduction="none"))
+
+    return SumLoss(sums=sums, value=_mean_over_voxels)
 
 
 def _one_hot(target: Tensor, classes: int) -> Tensor:
@@ -242,13 +305,12 @@ LOSSES = {
 """The parts that are added up (`_parts`), by the study's key `training.loss`."""
 
 
-def _parts(training: Training, complete: Completion | None, weights: Tensor | None) -> dict[str, MaskedLoss]:
+def _parts(training: Training, complete: Completion | None, weights: Tensor | None) -> dict[str, SumLoss]:
     return {
-        "dice": partial(dice_loss, batch=training.batch_dice, complete=complete),
-        "cross_entropy": partial(cross_entropy_loss, weights=weights),
-        "focal": partial(focal_loss, gamma=training.focal_gamma, weights=weights),
-        "topk": partial(topk_loss, percent=training.topk_percent),
-        "perimeter": perimeter_loss,
+        "dice": dice(batch=training.batch_dice, complete=complete),
+        "cross_entropy": cross_entropy(weights=weights),
+        "focal": focal(gamma=training.focal_gamma, weights=weights),
+        "topk": topk(percent=training.topk_percent),
     }
 
 
@@ -262,16 +324,17 @@ def build_loss(
 
     Args:
         training: the loss, its keys, and `batch_dice`.
-        complete: see `dice_loss`.
+        complete: see `dice`.
         class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
     """
-    known_parts = _parts(training, complete, class_weights)
-    parts = [known_parts[name] for name in LOSSES[training.loss]]
+    names, parts = LOSSES[training.loss], _parts(training, complete, class_weights)
+    of_sums = [parts[name] for name in names if name in parts]
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         classes, known = decode_target(target, annotated)
-        return reduce(torch.add, (part(logits, classes, known) for part in parts))
+        total = total_loss(of_sums, logits, classes, known)
+        return total + perimeter_loss(logits, classes, known) if "perimeter" in names else total
 
     return loss
 
@@ -299,14 +362,14 @@ def downsample_target(target: Tensor, stride: Sequence[int]) -> Tensor:
 def levels_with_targets(
     logits: Sequence[Tensor], target: Tensor, strides: Sequence[Sequence[int]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Logits in float32 and the target at their resolution, per level.
+    """Logits and the target at their resolution, per level.
 
     Args:
         logits: one tensor per level, full resolution first.
         target: (batch, z, y, x) at full resolution.
         strides: per level and axis, voxels of the image per voxel of the level.
     """
-    return [(level.float(), downsample_target(target, stride)) for level, stride in zip(logits, strides, strict=False)]
+    return [(level, downsample_target(target, stride)) for level, stride in zip(logits, strides, strict=False)]
 
 
 def supervised_loss(

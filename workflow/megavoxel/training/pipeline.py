@@ -186,7 +186,7 @@ def _run_micro_batch(
         own = arrivals.pop(None).wait().long() if None in arrivals else None
         state = _arrived_state(member, arrivals, gradients)
     with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
-        state = run.network.program.run(state, checkpointing=run.network.checkpointing)
+        state = run.network.program.run(state, again=run.network.again)
     roots = _send(member, state)
     own = own if member.stage.number in member.head_stages else None
     return Held(gradients=gradients, roots=roots, logits=_own_logits(run, state), target=own)
@@ -231,8 +231,7 @@ def _gradient_of(member: PipelineMember, transfer: Transfer) -> Tensor:
 
 
 def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
-    emitted = run.network.logits_by_level(state, run.plan.patch)
-    return {level: logits.float() for level, logits in emitted.items()}
+    return run.network.logits_by_level(state, run.plan.patch)
 
 
 def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:

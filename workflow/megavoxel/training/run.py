@@ -91,7 +91,7 @@ class Run:
         return self.group if self.pipeline is None else self.pipeline.replicas
 
     def loss(self, complete: Completion | None = None) -> Loss:
-        """The loss that the plan names, with the run's class weights and annotations; `complete` as for `dice_loss`."""
+        """The loss that the plan names, with the run's class weights and annotations; `complete` as for `dice`."""
         return build_loss(self.plan.training, complete, class_weights=self.class_weights, annotated=self.annotated)
 
     def mean_loss(self, own: float) -> float:
