@@ -124,7 +124,9 @@ def test_a_model_says_what_it_was_trained_on_and_how_good_it_was(results, model)
 @pytest.mark.slow
 def test_some_folds_make_a_model_without_the_scores_of_all(results, model, scans, tmp_path, capsys):
     export(results / "only" / "fold-1", "--to", tmp_path / "one", "--dataset", results.parents[1] / "dataset.yaml")
-    assert "note: fold 0 of the study's splits.json: not in this model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: fold 0 of the study's splits.json: not in this model" in said
+    assert f"next:\n  megavoxel predict --model {tmp_path / 'one'} --input SCANS" in said
     found = json.loads((tmp_path / "one/model.json").read_text())
     assert [fold["fold"] for fold in found["folds"]] == [1]
     assert {mean["split"] for mean in found["scores"]} == {"validation"}

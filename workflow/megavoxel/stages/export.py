@@ -10,6 +10,7 @@ For MONAI:
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.to}: {description.name}, {_named(runs.folds)}", flush=True)
     if left_out := folds_left_out(runs):
         print(f"note: {_named(left_out)} of the study's splits.json: not in this model", flush=True)
+    if arguments.format != "bundle":
+        model = shlex.quote(str(arguments.to))
+        print(f"next:\n  megavoxel predict --model {model} --input SCANS --output labelled --pictures", flush=True)
 
 
 def _named(folds: Sequence[int]) -> str:
