@@ -80,6 +80,7 @@ def start_snakemake(
     *arguments: str,
     name: str | None = None,
     environment: dict[str, str] | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen:
     """`snakemake --profile slurm` in a checkout; what it prints goes to NAME.log there, by default the study's name."""
     name = name or definition["study"]
@@ -92,6 +93,7 @@ def start_snakemake(
         return subprocess.Popen(
             [BIN / "snakemake", *arguments, "--profile", "slurm", "--configfile", file.name],
             cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            umask=umask,
         )  # fmt: skip
 
 

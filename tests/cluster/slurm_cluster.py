@@ -83,7 +83,7 @@ class Cluster:
             self._start_accounting()
         self.start_controller()
         for node in NODES:
-            self._daemon("slurmd", "-N", node)
+            self.start_node(node)
         _wait("the nodes", lambda: set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(NODES))
 
     def start_controller(self) -> None:
@@ -94,6 +94,14 @@ class Cluster:
     def stop_controller(self) -> None:
         """Ends the controller; jobs go on."""
         _end(self.folder / "run" / "slurmctld.pid")
+
+    def start_node(self, node: str) -> None:
+        """Starts the daemon of a node."""
+        self._daemon("slurmd", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """Kills the daemon of a node, as a fault of the machine would; jobs that it has started go on."""
+        os.kill(int((self.folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
 
     def stop(self) -> None:
         """Cancels all jobs and ends the daemons that this cluster started, and no others."""

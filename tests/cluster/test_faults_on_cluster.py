@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from training_job import EPOCHS, UNDISTURBED, Job, run_here, until
 
-FAULTS = ("cancelled", "timed", "tight", "orphan", "requeued")
+FAULTS = ("cancelled", "timed", "tight", "orphan", "requeued", "daemon")
 SCORED = ("cancelled", "requeued")
 
 
@@ -34,6 +34,7 @@ def said(jobs) -> dict[str, str]:
         "tight": leave_alone,
         "orphan": kill_snakemake_and_start_again,
         "requeued": requeue,
+        "daemon": kill_the_daemon_of_its_node,
     }
     with ThreadPoolExecutor() as pool:
         words = {name: pool.submit(fault, jobs[name], jobs[name].start()) for name, fault in faults.items()}
@@ -77,6 +78,17 @@ def requeue(job: Job, running: subprocess.Popen) -> str:
     return job.finish(running)
 
 
+def kill_the_daemon_of_its_node(job: Job, running: subprocess.Popen) -> str:
+    """The job goes on meanwhile, and the daemon finds it when it is started again."""
+    process = job.pause()
+    node = job.cluster.run("squeue", "--noheader", f"--jobs={job.number()}", "--format=%N").strip()
+    job.cluster.kill_node(node)
+    os.kill(process, signal.SIGCONT)
+    time.sleep(5)
+    job.cluster.start_node(node)
+    return job.finish(running)
+
+
 def is_waited_for(job: Job, process: int) -> bool:
     """Whether another job waits by now; the paused process is let go for a moment, so that it gives signs of life."""
     os.kill(process, signal.SIGCONT)
@@ -113,9 +125,14 @@ def test_a_job_that_ended_too_early_is_tried_again(said, fault, state):
     assert "Trying to restart job" in said[fault]
 
 
-def test_a_job_that_slurm_begins_again_is_submitted_once(said):
-    assert said["requeued"].count("has been submitted") == 1
-    assert "Trying to restart job" not in said["requeued"]
+@pytest.mark.parametrize("fault", ["requeued", "daemon"])
+def test_a_job_that_slurm_keeps_is_submitted_once(said, fault):
+    assert said[fault].count("has been submitted") == 1
+    assert "Trying to restart job" not in said[fault]
+
+
+def test_a_job_does_not_notice_that_the_daemon_of_its_node_was_killed(jobs, said):
+    assert "going on" not in jobs["daemon"].words()
 
 
 @pytest.mark.parametrize("fault", ["cancelled", "timed", "requeued"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +29,24 @@ SITE = {
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory) -> Path:
-    """The checkout of the two studies, which ran at the same time from the moment that their dataset was there."""
+def other_disk() -> Iterator[Path]:
+    """A folder on another file system than the checkout."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, other_disk, tmp_path_factory) -> Path:
+    """The checkout of the two studies, which ran at the same time from the moment that their dataset was there.
+
+    Their results lie on another file system, and others may not read what they make.
+    """
     folder = check_out(tmp_path_factory.mktemp("study"), SITE)
-    finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch"), folder / "spread.log")
+    (folder / "results").symlink_to(other_disk)
+    finish(start_snakemake(cluster, folder, SPREAD, "--until", "fetch", umask=0o027), folder / "spread.log")
     both = [
-        (start_snakemake(cluster, folder, CASCADE), CASCADE),
-        (start_snakemake(cluster, folder, SPREAD), SPREAD),
+        (start_snakemake(cluster, folder, CASCADE, umask=0o027), CASCADE),
+        (start_snakemake(cluster, folder, SPREAD, umask=0o027), SPREAD),
     ]
     for process, definition in both:
         finish(process, folder / f"{definition['study']}.log", minutes=40)
@@ -96,6 +109,15 @@ def test_whole_images_are_predicted_by_the_pipeline_of_training_over_its_nodes(f
         (job,) = [line for line in jobs if f"Comment=rule_{rule}_wildcards_whole" in line]
         assert "NumNodes=2 " in job
         assert "TresPerNode=gres:gpu:pretended:2" in job.split()
+
+
+def test_what_jobs_make_has_the_permissions_that_the_user_asked_for(finished):
+    made = [*(finished / "results").rglob("*"), *(finished / "state").rglob("*"), *(finished / "logs").rglob("*")]
+    assert not [path for path in made if path.stat().st_mode & 0o027]
+
+
+def test_nothing_is_kept_twice_where_results_lie_on_another_file_system(finished):
+    assert not list((finished / "state").glob("*/*/predicted/**/*.nii.gz"))
 
 
 def test_light_steps_are_no_jobs_and_test_scores_share_one_with_post_processing(finished, cluster):

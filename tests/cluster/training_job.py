@@ -18,7 +18,7 @@ from slurm_cluster import Cluster
 from megavoxel.network.tensor_files import load_tensors
 
 UNDISTURBED = "undisturbed"
-SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "requeued", "restarted")
+SETTINGS = (UNDISTURBED, "cancelled", "timed", "tight", "orphan", "requeued", "daemon", "restarted")
 TIGHT_GIB = 0.46
 """What the plan of one of them says of its memory, which is too little."""
 EPOCHS = 8
