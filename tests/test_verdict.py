@@ -113,7 +113,8 @@ def test_runs_that_contradict_their_plan_forecast_or_folds_are_odd():
     stored = stored_of({"a": [0.9, 0.3, 0.9, 0.3], "b": [0.9, 0.8, 0.9, 0.8]})
     plan = stored.plans["a"].hash
     stored.manifests["a"] = {
-        0: {"plan_hash": plan, "peak_memory": {"gib": 0.6, "forecast_gib": 0.55}},
+        # Four times the forecast, but by what convolutions and libraries take.
+        0: {"plan_hash": plan, "peak_memory": {"gib": 0.6, "forecast_gib": 0.15}},
         1: {"plan_hash": "other", "peak_memory": {"gib": 0.6, "forecast_gib": 135.0}},
     }
     lines = odd_runs(stored)

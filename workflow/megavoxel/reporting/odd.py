@@ -10,9 +10,9 @@ from megavoxel.reporting.stored import Stored
 
 BEHIND = 2.0
 """How many times worse than the median of a setting's other folds the mean score of an odd one is."""
-STEP_TIMES, JOB_TIMES = 1.5, 3.0
-"""How many times a measured peak and its forecast may differ: of a step's tensors, and of a whole job, of which a
-forecast cannot see what libraries and the C library keep."""
+FAR_TIMES, FAR_GIB = 2.0, 4.0
+"""A measured peak is far from its forecast if it is so many times as large or small, and so much more or less: what
+convolutions on a GPU take beside tensors, and what libraries keep, is no contradiction."""
 MIB_PER_GIB = 1024
 
 
@@ -39,16 +39,20 @@ def _other_memory(stored: Stored) -> Iterator[str]:
     for setting, manifests in stored.manifests.items():
         for fold, manifest in manifests.items():
             peak = manifest.get("peak_memory") or {}
-            pairs = [("tensors of a step", peak.get("gib"), peak.get("forecast_gib"), STEP_TIMES)]
+            pairs = [("tensors of a step", peak.get("gib"), peak.get("forecast_gib"))]
             if "peak_memory_mib" in manifest:
                 job = manifest["peak_memory_mib"] / MIB_PER_GIB
-                pairs.append(("the job", job, stored.device_forecast_gib.get(setting), JOB_TIMES))
-            for what, measured, foreseen, times in pairs:
-                if measured and foreseen and not 1 / times <= measured / foreseen <= times:
+                pairs.append(("the job", job, stored.device_forecast_gib.get(setting)))
+            for what, measured, foreseen in pairs:
+                if measured and foreseen and _is_far(measured, foreseen):
                     yield (
                         f"{setting}, fold {fold}: the peak memory of {what} was {measured:.2f} GiB, and its forecast "
                         f"{foreseen:.2f} GiB: plan.json may be of another device or version than the run"
                     )
+
+
+def _is_far(measured: float, foreseen: float) -> bool:
+    return max(measured, foreseen) > FAR_TIMES * min(measured, foreseen) and abs(measured - foreseen) > FAR_GIB
 
 
 def _behind(stored: Stored) -> Iterator[str]:
