@@ -143,3 +143,41 @@ def test_a_stream_that_goes_on_far_behind_its_voxels_is_refused_without_reading_
     with pytest.raises(UserError, match=r"a\..*it goes on behind the \d+ bytes that its header claims"):
         voxels_of(path)
     assert sum(read) < 2 * 2**20
+
+
+PACKED = zlib.compress(VOXELS.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "is_sound"),
+    [
+        (PACKED, len(PACKED), True),
+        (PACKED + b"behind", len(PACKED), True),
+        (PACKED, None, False),  # ITK does not look for the end of the stream
+        (PACKED, len(PACKED) - 99, False),
+        (zlib.compress(VOXELS.tobytes()[:-100]), None, False),
+        (zlib.compress(VOXELS.tobytes() + bytes(100)), None, False),
+        (b"no stream" * 20, None, False),
+    ],
+)
+def test_what_itk_makes_of_a_metaimage_is_what_its_stream_holds(tmp_path, content, size, is_sound):
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), tmp_path / "a.mha", useCompression=True)
+    header = (tmp_path / "a.mha").read_bytes().split(b"LOCAL\n")[0]
+    stated = b"" if size is None else b"CompressedDataSize = %d\n" % size
+    header = re.sub(rb"CompressedDataSize = [^\n]*\n", stated, header)
+    (tmp_path / "a.mha").write_bytes(header + b"LOCAL\n" + content)
+    if is_sound:
+        assert np.array_equal(open_volume(tmp_path / "a.mha").image()[0, :, ::-1, ::-1], VOXELS)
+    else:
+        with pytest.raises(UserError, match=r"a\.mha: cannot be read to its end"):
+            open_volume(tmp_path / "a.mha").image()
+
+
+def test_compressed_slices_of_a_metaimage_that_itk_cannot_unpack_are_refused(tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.zraw").write_bytes(zlib.compress(VOXELS[6 * number : 6 * number + 6].tobytes()))
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), tmp_path / "a.mhd", useCompression=True)
+    header = re.sub("CompressedDataSize = .*\n", "", (tmp_path / "a.mhd").read_text())
+    (tmp_path / "a.mhd").write_text(header.replace("a.zraw", "LIST\n0.zraw\n1.zraw"))
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        open_volume(tmp_path / "a.mhd").image()

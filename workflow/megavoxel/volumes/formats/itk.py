@@ -19,7 +19,7 @@ import numpy as np
 from megavoxel.errors import UserError
 from megavoxel.memory import free_memory
 from megavoxel.volumes.formats.itk_headers import Header, read_header
-from megavoxel.volumes.formats.packed import require_whole_gzip, require_whole_zlib
+from megavoxel.volumes.formats.packed import require_unpacked, require_whole_gzip
 from megavoxel.volumes.grid import assumed_affine, geometry_of, require_right_angles
 from megavoxel.volumes.volume import DamagedFileError, Format, Hints, Planes, Volume
 
@@ -192,8 +192,8 @@ def _read(path: Path, text: Header) -> Image:
     image = itk_result(path, lambda: itk.ReadImage(_own_path(path)))
     for file, begin in text.gzip_streams:
         require_whole_gzip(file, begin, itk.GetArrayViewFromImage(image))
-    for file, begin, size in text.zlib_streams:
-        require_whole_zlib(file, begin, size, itk.GetArrayViewFromImage(image))
+    if text.zlib_streams:
+        require_unpacked(text.zlib_streams, itk.GetArrayViewFromImage(image))
     return image
 
 

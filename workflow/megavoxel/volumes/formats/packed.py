@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -81,36 +81,45 @@ def require_whole_gzip(path: Path, begin: int, voxels: np.ndarray) -> None:
         raise unreadable(path, fault) from None
 
 
-def require_whole_zlib(path: Path, begin: int, size: int | None, voxels: np.ndarray) -> None:
-    """Compares what a library unpacked of a zlib stream, which MetaImage has, with the checksum of the stream.
+def require_unpacked(streams: Sequence[tuple[Path, int, int | None]], voxels: np.ndarray) -> None:
+    """Compares what ITK unpacked of a MetaImage with what its streams hold: ITK goes on where unpacking fails.
+
+    Where the voxels do not have the checksum behind the only stream, all streams are unpacked once more: the bytes of a
+    number may be in the other order.
 
     Args:
-        begin: byte at which the stream begins.
-        size: bytes of the stream; None: it ends with the file.
+        streams: file, byte at which a stream of zlib or gzip begins, and its bytes; None: it ends with the file.
         voxels: all of them, in the order of memory.
 
     Raises:
-        UserError: the stream is damaged or cut.
+        UserError: a stream is damaged or cut, or holds something else than the voxels.
     """
-    end = path.stat().st_size if size is None else begin + size
+    found, (path, begin, size) = zlib.adler32(voxels.data), streams[0]
     try:
         with path.open("rb") as source:
-            source.seek(end - ADLER_BYTES)
-            if source.read(ADLER_BYTES) == zlib.adler32(voxels.data).to_bytes(ADLER_BYTES, "big"):
+            source.seek((path.stat().st_size if size is None else begin + size) - ADLER_BYTES)
+            if len(streams) == 1 and source.read(ADLER_BYTES) == found.to_bytes(ADLER_BYTES, "big"):
                 return
-            source.seek(begin)
-            _unpack(source, voxels.nbytes)
+        held = 1  # the Adler-32 of nothing
+        for path, begin, _ in streams:
+            with path.open("rb") as source:
+                source.seek(begin)
+                held = _unpacked(source, held, voxels.nbytes)
+        if held not in (found, zlib.adler32(voxels.byteswap().data)):
+            raise ValueError("its header says something else of its compressed voxels than they are")
     except (EOFError, OSError, ValueError, zlib.error) as fault:
         raise unreadable(path, fault) from None
 
 
-def _unpack(source: BinaryIO, length: int) -> None:
+def _unpacked(source: BinaryIO, held: int, length: int) -> int:
+    """The Adler-32 of what a stream holds behind something whose Adler-32 is `held`."""
     stream, unpacked = zlib.decompressobj(wbits=ZLIB_OR_GZIP), 0
     while not stream.eof:
         packed = stream.unconsumed_tail or source.read(PART)
         part = stream.decompress(packed, PART)
-        unpacked += len(part)
+        held, unpacked = zlib.adler32(part, held), unpacked + len(part)
         if not packed and not part:
             raise EOFError("its compressed voxels end too early")
         if unpacked > 2 * length + SPARE:
             raise EOFError(f"it goes on behind the {length} bytes that its header claims")
+    return held
