@@ -250,7 +250,7 @@ def test_after_a_change_is_run_there_is_nothing_to_do(finished):
     assert finished.jobs() == set()
 
 
-@pytest.mark.parametrize("key", [{"accumulate": 1}, {"data": 2}, {"checkpointing": True}])
+@pytest.mark.parametrize("key", [{"accumulate": 1}, {"data": 2}, {"checkpointing": "blocks"}])
 def test_another_way_of_running_a_finished_setting_runs_nothing(finished, key):
     finished.study["settings"]["spread"]["parallel"] = key
     assert finished.jobs() == set()
