@@ -84,7 +84,9 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(commands, clone):
     assert {path.name for path in (clone / "predicted").iterdir()} == {
         f"{scan}.nii.gz",
         f"{scan}.png",
+        f"{scan}.volumes.json",
         "prediction.json",
+        "volumes.csv",
     }
     with (clone / "results/abdomen/scores.csv").open() as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"validation"}
