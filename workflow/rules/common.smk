@@ -153,6 +153,20 @@ def split_option(wildcards):
     return f"--split validation --fold {wildcards.fold}" if wildcards.get("fold") else "--split test"
 
 
+def tolerance_option(wildcards):
+    """What `evaluate` is told of the tolerances of NSD."""
+    if not SEGMENTS:
+        return ""
+    tolerances = DATASET.nsd_tolerance_mm
+    words = [f"{name}={mm}" for name, mm in tolerances.items()] if isinstance(tolerances, dict) else [str(tolerances)]
+    return f"--nsd-tolerance {shlex.join(words)}"
+
+
+def recorded_tolerances_option(wildcards, output):
+    """What the collection of scores is told of these tolerances, and where to record them."""
+    return f"{tolerance_option(wildcards)} --tolerances {shlex.quote(output.tolerances)}" if SEGMENTS else ""
+
+
 def name_of(wildcards):
     """What scores call a setting or an ensemble."""
     return wildcards.model.removeprefix("ensembles/")

@@ -10,20 +10,6 @@ if not SEGMENTS:
         evaluate_test,
 
 
-def tolerance_option(wildcards):
-    """What `evaluate` is told of the tolerances of NSD."""
-    if not SEGMENTS:
-        return ""
-    tolerances = DATASET.nsd_tolerance_mm
-    words = [f"{name}={mm}" for name, mm in tolerances.items()] if isinstance(tolerances, dict) else [str(tolerances)]
-    return f"--nsd-tolerance {shlex.join(words)}"
-
-
-def recorded_tolerances_option(wildcards, output):
-    """What the collection of scores is told of these tolerances, and where to record them."""
-    return f"{tolerance_option(wildcards)} --tolerances {shlex.quote(output.tolerances)}" if SEGMENTS else ""
-
-
 # The tolerances of NSD that scores were worked out with.
 TOLERANCES = {"tolerances": f"{RESULTS}/tolerances.json"} if SEGMENTS else {}
 
