@@ -9,8 +9,10 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_info
 
 from megavoxel import parallel
 from megavoxel.errors import UserError
@@ -49,6 +51,17 @@ def test_results_keep_their_order_over_processes(eager):
 def test_little_work_stays_in_this_process():
     results = map_cases(square_and_process, range(8), processes=2, title="squares")
     assert {process for _, process in results} == {os.getpid()}
+
+
+def blas_threads(number: int) -> set[int]:
+    assert np.eye(2)[number % 2] @ [1, 1] == 1
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_matrices_are_multiplied_by_one_thread_in_every_process(eager):
+    before = blas_threads(0)
+    assert map_cases(blas_threads, range(4), processes=2, title="threads") == [{1}] * 4
+    assert blas_threads(0) == before
 
 
 @pytest.mark.parametrize("bad", [0, 5])

@@ -15,6 +15,8 @@ from functools import partial
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from megavoxel.errors import UserError
 from megavoxel.progress import progress
 
@@ -38,10 +40,13 @@ def map_cases(
 ) -> list[Result]:
     """Returns `[work(item) for item in items]`, in that order with any number of processes.
 
+    Products of matrices are computed by one thread each, here as in other processes: how BLAS divides them among
+    threads changes the last digits, and results must not depend on the number of cores.
+
     Args:
         work: a function of a module, or a `functools.partial` of one, which can be sent to other processes.
         items: the arguments of `work`.
-        processes: how many run at once; if several do, each computes with one thread.
+        processes: how many run at once; of several, each computes with one thread in all.
         title: shown beside the progress.
         unit: what an item is.
         describe: makes a line about each finished item; None: a log gets about ten lines in all.
@@ -50,7 +55,7 @@ def map_cases(
         UserError: a process was killed. Errors of `work` are raised as well.
     """
     results: list[Result] = []
-    with progress(title, len(items), unit=unit) as shown:
+    with progress(title, len(items), unit=unit) as shown, threadpool_limits(1, user_api="blas"):
         for result in _results(work, items, processes, title):
             item = items[len(results)]
             results.append(result)
