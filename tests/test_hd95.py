@@ -157,7 +157,7 @@ def test_figures_and_page_show_it(study):
     assert (study.results / "report/figures/hd95_by_label.png").is_file()
     page = (study.results / "report/index.html").read_text()
     assert "HD95: 95th percentile of the Hausdorff distance" in page
-    assert "HD95 per label, drawn as the DSC." in page
+    assert "<figcaption>HD95 (mm) per label</figcaption>" in page
     assert "A lower value is better." in page
     data = json.loads(page.split('id="case-data">')[1].split("</script>")[0])
     assert data["metrics"] == ["DSC", "NSD", "HD95 (mm)"]

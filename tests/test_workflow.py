@@ -84,10 +84,11 @@ def test_the_forecast_is_printed_each_time_without_data(repository, tmp_path):
     for _ in range(2):
         done = snakemake(repository, tmp_path, "plan", "--configfile", "study.yaml")
         assert done.returncode == 0, done.stderr
-        assert "chosen: plain training fits" in done.stdout
+        assert re.search(r"^ *chosen .* yes$", done.stdout, re.MULTILINE), done.stdout
     with (tmp_path / "results/tiny/plan.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["setting"] for row in rows] == list(auto)
+    assert rows[-1]["reason"] == "plain training fits"
     assert not (tmp_path / "data").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,21 +102,24 @@ def require_unpacked(streams: Sequence[tuple[Path, int, int | None]], voxels: np
             if len(streams) == 1 and source.read(ADLER_BYTES) == found.to_bytes(ADLER_BYTES, "big"):
                 return
         held = 1  # the Adler-32 of nothing
-        for path, begin, _ in streams:
+        for path, begin, size in streams:
             with path.open("rb") as source:
                 source.seek(begin)
-                held = _unpacked(source, held, voxels.nbytes)
+                held = _unpacked(source, size, held, voxels.nbytes)
         if held not in (found, zlib.adler32(voxels.byteswap().data)):
             raise ValueError("its header says something else of its compressed voxels than they are")
     except (EOFError, OSError, ValueError, zlib.error) as fault:
         raise unreadable(path, fault) from None
 
 
-def _unpacked(source: BinaryIO, held: int, length: int) -> int:
-    """The Adler-32 of what a stream holds behind something whose Adler-32 is `held`."""
-    stream, unpacked = zlib.decompressobj(wbits=ZLIB_OR_GZIP), 0
+def _unpacked(source: BinaryIO, size: int | None, held: int, length: int) -> int:
+    """The Adler-32 of what a stream of `size` bytes holds behind something whose Adler-32 is `held`."""
+    stream, unpacked, left = zlib.decompressobj(wbits=ZLIB_OR_GZIP), 0, math.inf if size is None else size
     while not stream.eof:
-        packed = stream.unconsumed_tail or source.read(PART)
+        packed = stream.unconsumed_tail
+        if not packed:
+            packed = source.read(int(min(PART, left)))
+            left -= len(packed)
         part = stream.decompress(packed, PART)
         held, unpacked = zlib.adler32(part, held), unpacked + len(part)
         if not packed and not part:
