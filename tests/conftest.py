@@ -66,3 +66,13 @@ def reported(scored) -> FakeStudy:
     """The same after `megavoxel report`, with the pixels that figures have."""
     assert report_study(scored, dpi=150) == 0
     return scored
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, repository) -> Path:
+    """An empty working directory with a hardware file."""
+    folder = tmp_path / "work"
+    (folder / "config").mkdir(parents=True)
+    shutil.copy(repository / "config/hardware.yaml", folder / "config")
+    monkeypatch.chdir(folder)
+    return folder

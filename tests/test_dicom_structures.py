@@ -202,16 +202,6 @@ def test_broken_files_are_drawn_or_refused_in_one_line(tmp_path, content):
             assert "\n" not in str(fault)  # noqa: PT017
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch, repository) -> Path:
-    """An empty working directory with a hardware file."""
-    folder = tmp_path / "work"
-    (folder / "config").mkdir(parents=True)
-    shutil.copy(repository / "config/hardware.yaml", folder / "config")
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def init(folder: Path, *options: str) -> int:
     return main(["init", str(folder), "--name", "new", "--processes", "1", *options])
 

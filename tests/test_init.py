@@ -28,16 +28,6 @@ def phantoms(tmp_path_factory) -> Path:
     return make_phantoms(tmp_path_factory.mktemp("phantoms"))
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch, repository) -> Path:
-    """An empty working directory with a hardware file."""
-    folder = tmp_path / "work"
-    (folder / "config").mkdir(parents=True)
-    shutil.copy(repository / "config/hardware.yaml", folder / "config")
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def init(folder: Path, *options: str) -> int:
     return main(["init", str(folder), "--name", "new", "--processes", "1", *options])
 

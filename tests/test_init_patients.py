@@ -27,16 +27,6 @@ BOXES = {"liver": np.s_[1:6, 1:7, 1:8], "spleen": np.s_[0:3, 0:2, 5:9], "lesion"
 """(z, y, x); the lesion lies in the liver, the spleen shares 2 x 1 x 3 voxels with it."""
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch, repository) -> Path:
-    """An empty working directory with a hardware file."""
-    folder = tmp_path / "work"
-    (folder / "config").mkdir(parents=True)
-    shutil.copy(repository / "config/hardware.yaml", folder / "config")
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def write(path: Path, array: np.ndarray, spacing: Sequence[float] = (1.5, 1.5, 3.0)) -> None:
     """A volume (z, y, x) in the format of the file's name, by ITK."""
     image = SimpleITK.GetImageFromArray(array)

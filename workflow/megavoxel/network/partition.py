@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
 from megavoxel.network.program import Block, Program, RunState
+from megavoxel.network.recomputation import has_channels_last
 from megavoxel.network.segmentation import entering_state
 from megavoxel.planning.plan import NetworkPlan
 from megavoxel.planning.topology import shape_of
@@ -143,7 +144,7 @@ def spec_of(tensor: Tensor) -> TensorSpec:
         shape=tuple(tensor.shape),
         dtype=tensor.dtype,
         needs_gradient=tensor.requires_grad,
-        channels_last=not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d),
+        channels_last=has_channels_last(tensor),
     )
 
 

@@ -138,7 +138,7 @@ class Program(nn.Module):
             again: names of the blocks whose convolution is computed again in the backward pass, as norms and other
                 cheap operations of all blocks are then; None: nothing is computed again.
         """
-        last = any(map(has_channels_last, self.parameters()))
+        last = again is not None and any(map(has_channels_last, self.parameters()))
         for block, following in itertools.islice(itertools.pairwise([*self, None]), start, stop):
             popped = [state.stashed.pop(name) for name in block.pops]
             # The sums of an excitation depend on the order in which voxels lie.
@@ -153,9 +153,9 @@ class Program(nn.Module):
                 state.stashed[block.stash] = output
         return state
 
-    def forward(self, image: Tensor, *, again: Container[str] | None = None) -> Mapping[str, Tensor]:
+    def forward(self, image: Tensor) -> Mapping[str, Tensor]:
         """Logits by the name of the head that emits them."""
-        return self.run(RunState(activation=image), again=again).logits
+        return self.run(RunState(activation=image)).logits
 
 
 def _computing_again(block: Block, again: Container[str] | None, *, channels_last: bool) -> AbstractContextManager:

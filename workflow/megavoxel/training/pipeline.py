@@ -104,7 +104,7 @@ class Held:
     roots: list[Tensor]
     """Scalars that the backward pass begins from, besides the loss."""
     logits: dict[int, Tensor]
-    """Logits of the stage's own heads, by level: float32 (samples, classes, z, y, x) without padding."""
+    """Logits of the stage's own heads, by level: (samples, classes, z, y, x) without padding."""
     target: Tensor | None
     """int64 (samples, z, y, x), where the stage has heads."""
 
