@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 import drawn_by_others
-from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
-from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.datasets.dicom_patients import drawn_series, open_structures, scans_of, with_structures
 from megavoxel.errors import UserError
 from megavoxel.volumes.formats.dicom import volume_of_series
 from megavoxel.volumes.volume import Volume
 from megavoxel.volumes.write import write_nifti
+from new_dataset import checked, init
 from structure_files import AXIAL, OBLIQUE, SAGITTAL, Scan, write_contours, write_segments
 
 BROKEN = 150
@@ -200,18 +199,6 @@ def test_broken_files_are_drawn_or_refused_in_one_line(tmp_path, content):
                 structures.draw(name, grid)
         except UserError as fault:
             assert "\n" not in str(fault)  # noqa: PT017
-
-
-def init(folder: Path, *options: str) -> int:
-    return main(["init", str(folder), "--name", "new", "--processes", "1", *options])
-
-
-def checked(work: Path) -> Cases:
-    """The cases that `fetch` and `check` make of the dataset file as it was written."""
-    dataset = ["--dataset", "config/datasets/new.yaml"]
-    assert main(["fetch", *dataset, "--output", "data/new"]) == 0
-    assert main(["check", *dataset, "--data", "data/new", "--checks", "checks.csv", "--output", "cases.json"]) == 0
-    return load_cases(work / "cases.json")
 
 
 def patient_scan(name: str) -> Scan:

@@ -17,9 +17,9 @@ from megavoxel.cli import main
 from megavoxel.config.dataset import load_dataset
 from megavoxel.config.hardware import load_device
 from megavoxel.config.study_file import load_study
-from megavoxel.datasets.cases import load_cases
 from megavoxel.datasets.naming import guess_files
 from megavoxel.errors import UserError
+from new_dataset import checked, init
 from workflow_runs import snakemake
 
 
@@ -28,23 +28,11 @@ def phantoms(tmp_path_factory) -> Path:
     return make_phantoms(tmp_path_factory.mktemp("phantoms"))
 
 
-def init(folder: Path, *options: str) -> int:
-    return main(["init", str(folder), "--name", "new", "--processes", "1", *options])
-
-
 def refused(capsys: pytest.CaptureFixture, folder: Path, *options: str) -> str:
     """What is said of a folder for which nothing is written."""
     assert init(folder, *options) == 1
     assert not Path("config/datasets/new.yaml").exists()
     return capsys.readouterr().err
-
-
-def checked(work: Path) -> object:
-    """The cases that `fetch` and `check` make of the dataset file."""
-    dataset = ["--dataset", "config/datasets/new.yaml"]
-    assert main(["fetch", *dataset, "--output", "data/new"]) == 0
-    assert main(["check", *dataset, "--data", "data/new", "--checks", "checks.csv", "--output", "cases.json"]) == 0
-    return load_cases(work / "cases.json")
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
 from megavoxel.config.first_files import study_text
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Setting
-from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.datasets.patient_naming import guess_patients
 from megavoxel.errors import UserError
 from megavoxel.planning.larger_patch import larger_patch
 from megavoxel.planning.spacing import times
+from new_dataset import checked, init
 
 SHAPE = (9, 8, 7)
 """Columns, rows and slices."""
@@ -56,23 +55,11 @@ def totalsegmentator(root: Path, names: Sequence[str] = ("s0001", "s0002", "s000
     return root
 
 
-def init(folder: Path, *options: str) -> int:
-    return main(["init", str(folder), "--name", "new", "--processes", "1", *options])
-
-
 def refused(capsys: pytest.CaptureFixture, folder: Path, *options: str) -> list[str]:
     """The lines that are said of a folder for which nothing is written."""
     assert init(folder, *options) == 1
     assert not Path("config/datasets/new.yaml").exists()
     return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("reading")]
-
-
-def checked(work: Path) -> Cases:
-    """The cases that `fetch` and `check` make of the dataset file as it was written."""
-    dataset = ["--dataset", "config/datasets/new.yaml"]
-    assert main(["fetch", *dataset, "--output", "data/new"]) == 0
-    assert main(["check", *dataset, "--data", "data/new", "--checks", "checks.csv", "--output", "cases.json"]) == 0
-    return load_cases(work / "cases.json")
 
 
 @pytest.mark.parametrize(
