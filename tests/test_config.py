@@ -137,7 +137,7 @@ def test_an_unknown_key_of_any_record_is_refused_with_the_nearest_name(record):
         from_plain(record, {f"{key}s": 1}, where="x", at=("a",))
 
 
-GIVEN_BY_COMMAND = {"mirror", "debian_mirror", "cpu_index", "gpu_index"}
+GIVEN_BY_COMMAND = {"device", "mirror", "debian_mirror", "cpu_index", "gpu_index"}
 """Keys that are given as `--config KEY=…`: rules read them, a study does not hold them."""
 
 

@@ -80,9 +80,29 @@ def jobs_of(done: subprocess.CompletedProcess) -> list[tuple[str, str, dict[str,
 
 
 @pytest.fixture(scope="module")
-def jobs(checkout) -> list[tuple[str, str, dict[str, str]]]:
+def printed(checkout) -> subprocess.CompletedProcess:
+    """The study at the site, with the commands of its jobs."""
+    return dry_run(checkout, SITE, "-p", "--configfile", "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def jobs(printed) -> list[tuple[str, str, dict[str, str]]]:
     """All jobs of the study at the site."""
-    return jobs_of(dry_run(checkout, SITE, "--configfile", "study.yaml"))
+    return jobs_of(printed)
+
+
+def devices_of(done: subprocess.CompletedProcess) -> set[str]:
+    """Devices that the commands of a dry run name, of jobs that train or predict."""
+    commands = re.findall(r"^.*megavoxel (?:train|predict|time) --plan .*$", done.stdout + done.stderr, re.MULTILINE)
+    assert len(commands) > 6
+    return {re.search(r" --device (\w+) ", command)[1] for command in commands}
+
+
+def test_jobs_on_gpus_name_them_unless_the_study_is_tried_on_the_processor(checkout, printed):
+    assert devices_of(printed) == {"cuda"}
+    tried = dry_run(checkout, SITE, "-p", "--configfile", "study.yaml", "--config", "device=cpu")
+    assert devices_of(tried) == {"cpu"}
+    assert sorted(map(str, jobs_of(tried))) == sorted(map(str, jobs_of(printed)))
 
 
 def test_what_the_site_has_for_gpus_goes_to_all_jobs_on_gpus_and_to_no_other(jobs):

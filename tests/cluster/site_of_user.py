@@ -45,6 +45,7 @@ def study(name: str, settings: dict, *, hardware: str = "pretended", **training:
         "study": name,
         "dataset": "phantom.yaml",
         "hardware": hardware,
+        "device": "cpu",  # the GPUs that these jobs are granted are pretended
         "folds": 2,
         "defaults": defaults,
         "settings": settings,

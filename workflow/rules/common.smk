@@ -65,6 +65,7 @@ PLAN = f"{RESULTS}/{{setting}}/plan.json"
 TRAINING_PLAN = f"{STATE}/{{setting}}/plan.json"
 CHECKSUMS = f"{DATA}/checksums.tsv"
 MIRROR = config.get("mirror", "")
+STUDY_DEVICE = config.get("device", "auto")
 CONTAINERS = os.path.relpath(ROOT / "containers")
 CPU_IMAGE = f"{CONTAINERS}/images/cpu.sif"
 # Training and prediction: a study for CPUs needs no second image.
@@ -146,6 +147,12 @@ def collected_logits_option(wildcards, input, output):
         return ""
     made = [f"{part}/logits" for part in input.parts]
     return f"--collect-logits {shlex.join(made)} --logits {shlex.quote(output.logits)}"
+
+
+def device_of_job(wildcards, output):
+    """Where a job of the study's device computes: on a GPU that must be there, unless the study is tried without."""
+    device = "cuda" if DEVICE.gpus and STUDY_DEVICE == "auto" else STUDY_DEVICE
+    return f"--device {device}"
 
 
 def split_option(wildcards):

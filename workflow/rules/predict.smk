@@ -37,6 +37,7 @@ rule predict_validation:
         samples=samples_option,
         stage1=first_stage_option,
         launcher=launcher,
+        device=device_of_job,
         folder=lambda wildcards, output: output.predictions,
         part=split_option,
         cases=lambda wildcards, output: resuming_option(wildcards),
@@ -44,7 +45,7 @@ rule predict_validation:
     shell:
         "{params.launcher} megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "{params.part} {params.samples} {params.stage1} {params.cases} --output {params.folder:q} {params.logits} "
-        "--threads {resources.cpus_per_task} > {log:q} 2>&1"
+        "{params.device} --threads {resources.cpus_per_task} > {log:q} 2>&1"
 
 
 use rule predict_validation as predict_validation_for_ensembles with:

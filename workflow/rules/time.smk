@@ -29,6 +29,7 @@ rule time_prediction:
         samples=samples_option,
         stage1=first_stage_option,
         launcher=launcher,
+        device=device_of_job,
         split=STUDY.timing.split if STUDY.timing else "test",
         repeats=STUDY.timing.repeats if STUDY.timing else 1,
         warm_up=STUDY.timing.warm_up if STUDY.timing else 0,
@@ -36,8 +37,7 @@ rule time_prediction:
         "{params.launcher} megavoxel time --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
         "--split {params.split} --fold {wildcards.fold} {params.samples} {params.stage1} "
         "--repeats {params.repeats} --warm-up {params.warm_up} --output {output.timings:q} "
-        "--threads {resources.cpus_per_task} "
-        "> {log:q} 2>&1"
+        "{params.device} --threads {resources.cpus_per_task} > {log:q} 2>&1"
 
 
 rule collect_timings:

@@ -35,9 +35,10 @@ rule train:
         terminal=lambda wildcards, output: terminal_option(f"{wildcards.setting}, fold {wildcards.fold}"),
         hardware=lambda wildcards, output: shlex.join([os.path.relpath(CONFIG_FOLDER / "hardware.yaml"), DEVICE.name]),
         launcher=launcher,
+        device=device_of_job,
     # Slurm tells all processes of a job to end. The shell must outlive training, which has a state to write.
     shell:
         "trap : TERM USR1; {params.launcher} megavoxel train --plan {input.plan:q} {params.samples} "
         "--splits {input.splits:q} --fold {wildcards.fold} {params.stage1} {params.weights} --checksums {input.checksums:q} "
-        "--state {params.state:q} --output {params.folder:q} --hardware {params.hardware} {params.terminal} "
-        "--threads {resources.cpus_per_task} > {log:q} 2>&1"
+        "--state {params.state:q} --output {params.folder:q} --hardware {params.hardware} {params.device} "
+        "{params.terminal} --threads {resources.cpus_per_task} > {log:q} 2>&1"

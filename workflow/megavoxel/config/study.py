@@ -99,6 +99,9 @@ class GivenByCommand:
 
     mirror: Text | None = None
     """A folder that is looked at before any URL; usually given as --config mirror=DIR."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where jobs of the study's device compute: a study for GPUs that is tried on the processor is given --config
+    device=cpu. Without it, such jobs end with an error where PyTorch sees no GPU."""
     debian_mirror: Text | None = None
     """Address of a Debian mirror for `snakemake images`, given as --config debian_mirror=ADDRESS; without it, where a
     Debian machine's own packages come from."""

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args, run
 
 from megavoxel.errors import INTERRUPTED, UserError, printable
-from megavoxel.network.device import usable_threads
+from megavoxel.network.device import choose_device, usable_threads
 
 FIRST_PORT, PORTS = 20000, 10000
 """Where the processes of several nodes meet: a port by the job's number, so that jobs that share a node differ."""
@@ -35,14 +35,13 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
         processes: how many, over all nodes.
 
     Raises:
-        UserError: there are fewer GPUs, or the nodes cannot have equal shares.
+        UserError: there are fewer GPUs, a GPU cannot be used, or the nodes cannot have equal shares.
     """
     nodes = nodes_of_step(os.environ)
     if processes % nodes:
         raise UserError(f"setting {setting}: parallel asks for {processes} devices, which {nodes} nodes cannot share")
     here = processes // nodes
-    on_gpus = arguments.device.startswith("cuda") or (arguments.device == "auto" and torch.cuda.is_available())
-    if on_gpus and torch.cuda.device_count() < here:
+    if choose_device(arguments.device).type == "cuda" and torch.cuda.device_count() < here:
         raise UserError(
             f"setting {setting}: parallel asks for {here} devices on a node, PyTorch sees {torch.cuda.device_count()} "
             "GPUs here; ask for as many in the job, or lower parallel.data"

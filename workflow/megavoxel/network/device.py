@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 PROBE_VOXELS = 48**3
 PROBE_REPEATS = 5
 CPU_INFO = Path("/proc/cpuinfo")
+GRANTED_BY_SLURM = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+"""Variables with which Slurm names the GPUs of a job."""
+ON_THE_PROCESSOR = "to try it on the processor instead: --device cpu, in a study snakemake --config device=cpu"
+"""What helps where a GPU cannot be used."""
+KERNELS = r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?"
+"""Names of `torch.cuda.get_arch_list()`, such as sm_90 and compute_120."""
 UNSOUND_EXTENT = 2
 """Voxels along an axis of a level up to which a CPU's bfloat16 convolutions have been seen to read memory that is not
 theirs: oneDNN's gradients of weights in PyTorch 2.13.0, on an AMD EPYC with avx512_bf16 and without AMX."""
@@ -57,19 +64,64 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device called `name`, or the GPU where there is one.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, Slurm gave this job a GPU that PyTorch does not see, or PyTorch has no
+            kernels for the GPU.
     """
+    asked = f"--device {name or 'auto'}"
     if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        granted = next((variable for variable in GRANTED_BY_SLURM if os.environ.get(variable)), None)
+        if granted is None and not torch.cuda.is_available():
+            return torch.device("cpu")
+        name, asked = "cuda", f"{asked}: Slurm gave this job a GPU ({granted})"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:0, …") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"--device {name}: PyTorch sees no GPU here; use --device cpu, or check the driver and the job's GPU"
-        )
+        raise UserError(f"{asked}: not a device; allowed: auto, cpu, cuda, cuda:0, …") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"{asked}: PyTorch sees no GPU here ({_reason_for_no_gpu()}); {ON_THE_PROCESSOR}")
+        require_kernels(device)
     return device
+
+
+def _reason_for_no_gpu() -> str:
+    """PyTorch's own words."""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        return " ".join(str(error).split()).rstrip(".")
+    return "without a reason"
+
+
+def require_kernels(device: torch.device) -> None:
+    """Refuses a GPU for whose compute capability this build of PyTorch has no kernels.
+
+    Kernels of a capability run on GPUs of the same first number and of no lower second one; code for a virtual GPU
+    (`compute_120`) is compiled for any later one.
+
+    Raises:
+        UserError: with the build that has them.
+    """
+    found = torch.cuda.get_device_capability(device)
+    kernels = [match for name in torch.cuda.get_arch_list() if (match := re.fullmatch(KERNELS, name))]
+    built = [(match["kind"], (int(match["major"]), int(match["minor"]))) for match in kernels]
+    runs = [own[0] == found[0] and own <= found if kind == "sm" else own <= found for kind, own in built]
+    if any(runs) or not built:  # a build for AMD's GPUs names none of these
+        return
+    has = ", ".join(f"{major}.{minor}" for major, minor in sorted({own for _, own in built}))
+    raise UserError(
+        f"{torch.cuda.get_device_name(device)} has compute capability {found[0]}.{found[1]}, and this build of PyTorch "
+        f"({torch.__version__}) supports {has}; install {_build_for(found)}; {ON_THE_PROCESSOR}"
+    )
+
+
+def _build_for(capability: tuple[int, int]) -> str:
+    if capability < (7, 5):
+        return (
+            f"the build for CUDA 12.6, which supports 5.0 to 9.0: pip install torch=={torch.__version__.split('+')[0]} "
+            "--index-url https://download.pytorch.org/whl/cu126"
+        )
+    return "a build of PyTorch that supports it (https://pytorch.org/get-started)"
 
 
 def set_threads(count: int | None) -> None:

@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hardware",
         nargs=2,
         metavar=("FILE", "NAME"),
-        help="hardware file and the device in it that this is, for what is said of memory",
+        help="hardware file and the device in it that this is, for what is said of memory; where it is a GPU, --device "
+        "auto means cuda",
     )
     parser.add_argument(
         "--terminal", metavar="NAME", help="show the epochs also on the terminal of this job, if any, headed by NAME"
@@ -71,6 +72,12 @@ def _train(arguments: argparse.Namespace) -> None:
     from megavoxel.training.states.lock import held, wait_for_others
 
     task = task_of(arguments.plan, what="plan")
+    described = arguments.hardware and load_device(
+        Path(arguments.hardware[0]), arguments.hardware[1], source="--hardware"
+    )
+    if described and described.kind == "gpu" and arguments.device == "auto":
+        arguments.device = "cuda"  # a processor in its place would be days too slow, and nobody would be told
+    device = choose_device(local_device(arguments.device))
     plan, data = task.data(arguments)
     devices, states = plan.parallel.devices, arguments.state / data.key(plan)
     if devices > 1 and not is_member():
@@ -79,10 +86,6 @@ def _train(arguments: argparse.Namespace) -> None:
     code_commit()  # by Git, which a worker with private data cannot start once it trains
     set_threads(arguments.threads)
     keep_freed_memory()
-    device = choose_device(local_device(arguments.device))
-    described = arguments.hardware and load_device(
-        Path(arguments.hardware[0]), arguments.hardware[1], source="--hardware"
-    )
     foretold = task.check_fits(plan, data, device, described)
     # The others of a group wait for its leader to join them, for some minutes; whom to wait for longer was seen above.
     own_states = held(states, patience=PATIENCE if is_member() else math.inf) if is_leader() else nullcontext()
