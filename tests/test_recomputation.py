@@ -13,7 +13,7 @@ from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import training_step
 from megavoxel.network import recomputation
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.network.recomputation import computing_again, remember
+from megavoxel.network.recomputation import computing_again, noted, remembered
 from megavoxel.network.segmentation import SegmentationNetwork, computed_again, convolution_names
 from megavoxel.planning.plan import NetworkPlan
 
@@ -117,8 +117,7 @@ def test_a_remembered_tensor_is_made_once_for_functions_that_follow_one_another(
 
     start = torch.ones(4, requires_grad=True)
     with computing_again():
-        twice = doubled(start)
-        remember(twice, doubled, start)
+        twice = remembered(doubled, start)
         result = (twice.exp() + twice.square() * twice.sin()).sum()
     del twice
     calls.clear()
@@ -127,6 +126,20 @@ def test_a_remembered_tensor_is_made_once_for_functions_that_follow_one_another(
     plain = torch.ones(4, requires_grad=True)
     (plain.mul(2).exp() + plain.mul(2).square() * plain.mul(2).sin()).sum().backward()
     assert torch.equal(start.grad, plain.grad)
+
+
+def test_a_function_that_runs_again_is_given_what_it_noted():
+    asked = []
+
+    def plus_what_others_say(tensor):
+        return tensor + noted(lambda: asked.append("?") or float(len(asked)))
+
+    start = torch.ones(2, requires_grad=True)
+    with computing_again():
+        remembered(plus_what_others_say, start).square().sum().backward()
+    assert asked == ["?"]
+    assert start.grad.tolist() == [4.0, 4.0]
+    assert plus_what_others_say(start).tolist() == [3.0, 3.0]
 
 
 def nnunet(patch: tuple[int, ...], classes: int, levels: int = 6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -180,9 +181,12 @@ class Parallel:
     """How a training step is spread over devices and time. It changes neither the batch nor what is learnt."""
 
     data: Parts = 1
-    """Devices, or groups of `pipeline` devices, that share each batch."""
+    """Devices, or groups of devices of a `pipeline` or of `space`, that share each batch."""
     pipeline: Parts = 1
     """Devices that share one network, a stage each."""
+    space: Triple[Parts] = (1, 1, 1)
+    """Tiles per axis (z, y, x) that each patch is cut into. Each is held by a device of its own; the devices exchange
+    the rims of their tiles, and what is learnt is what one device would learn from whole patches."""
     micro_batches: Parts = 1
     """Equal parts in which a batch goes through the stages of a pipeline."""
     accumulate: Parts = 1
@@ -195,7 +199,12 @@ class Parallel:
     @property
     def devices(self) -> int:
         """Devices of a training job."""
-        return self.data * self.pipeline
+        return self.data * self.pipeline * self.tiles
+
+    @property
+    def tiles(self) -> int:
+        """Devices that hold a patch together, a tile each."""
+        return math.prod(self.space)
 
     @property
     def parts(self) -> int:

@@ -101,15 +101,17 @@ def joined_group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator
         torch.distributed.destroy_process_group()
 
 
-def subgroups(group: Group, ranks: Sequence[Sequence[int]]) -> Group:
+def subgroups(group: Group, ranks: Sequence[Sequence[int]], *, backend: str | None = None) -> Group:
     """This process's group of several that all processes make together.
 
     Args:
+        group: all processes, with the device of what they exchange.
         ranks: of each part's processes; every process is in exactly one.
+        backend: `gloo`, which exchanges tensors in host memory; None: that of the group.
     """
     own = Group(device=group.device)
     for part in ranks:
-        processes = torch.distributed.new_group(list(part))
+        processes = torch.distributed.new_group(list(part), backend=backend)
         if group.rank in part:
             _KEPT.append(processes)
             own = Group(rank=list(part).index(group.rank), size=len(part), device=group.device, processes=processes)

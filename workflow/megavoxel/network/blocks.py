@@ -8,9 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megavoxel.network.recomputation import has_channels_last, memory_format_of, remember
+from megavoxel.network.recomputation import has_channels_last, memory_format_of, remembered, runs_again
 
-NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
+
+class BatchNorm(nn.BatchNorm3d):
+    """Batch norm whose running statistics take in a batch once, also where it is computed again."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to the same."""
+        if not (self.training and runs_again()):
+            return super().forward(activation)
+        return F.batch_norm(activation, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+NORMS = {"instance": nn.InstanceNorm3d, "batch": BatchNorm}
 
 
 class ConvolutionNormActivation(nn.Sequential):
@@ -34,12 +45,10 @@ class ConvolutionNormActivation(nn.Sequential):
     def forward(self, activation: Tensor) -> Tensor:
         """(batch, channels, z, y, x) to `channels_out` channels."""
         _, norm, function = self
-        convolved = self._convolved(activation)
-        remember(convolved, self._convolved, activation, convolution=True)
-        normed = norm(convolved)
-        # Before the activation function, which works in place.
-        remember(normed, self._activated, convolved, relaid=isinstance(norm, nn.InstanceNorm3d))
-        return function(normed)
+        convolved = remembered(self._convolved, activation, convolution=True)
+        # The activation function works in place, so that it is part of what is computed again.
+        relaid = isinstance(norm, nn.InstanceNorm3d)
+        return function(remembered(norm, convolved, again=self._activated, relaid=relaid))
 
     def _convolved(self, activation: Tensor) -> Tensor:
         convolved = self[0](activation)
@@ -47,13 +56,7 @@ class ConvolutionNormActivation(nn.Sequential):
         return convolved if isinstance(self[1], nn.BatchNorm3d) else _ChannelsFirst.apply(convolved)
 
     def _activated(self, convolved: Tensor) -> Tensor:
-        norm = self[1]
-        if isinstance(norm, nn.BatchNorm3d) and norm.training:
-            # Its running statistics have taken in this batch already.
-            normed = F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-        else:
-            normed = norm(convolved)
-        return self[2](normed)
+        return self[2](self[1](convolved))
 
 
 class _ChannelsFirst(torch.autograd.Function):

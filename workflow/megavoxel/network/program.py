@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from megavoxel.network.recomputation import computing_again, has_channels_last, remember
+from megavoxel.network.recomputation import computing_again, has_channels_last, remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,9 @@ class Block(nn.Module):
 
     def forward(self, activation: Tensor, *popped: Tensor) -> Tensor:
         """The module's output."""
-        output = self.module(activation, *popped)
         if self.place is not None and self.place.is_cheap:
-            remember(output, self.module, activation, *popped, relaid=True)
-        return output
+            return remembered(self.module, activation, *popped, relaid=True)
+        return self.module(activation, *popped)
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,8 @@ A tensor that follows from others is *remembered* together with the function tha
 `computing_again`, autograd keeps this recipe in place of every remembered tensor. The graph is that of the plain
 network and runs in the same order, so gradients are equal to the bit. That cheap operations are worth computing again
 is from Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv:1604.06174, section 4).
+
+What a function learns from other processes is *noted* when it first runs, so that it asks nobody when it runs again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +37,7 @@ class Recipe:
     Args:
         function: called with the inputs.
         inputs: tensors, or the recipes of such as are remembered themselves. The first is made right before this one.
+        notes: what the function noted when it first ran.
         device_type: of the tensor.
         convolution: whether the function is a convolution.
         channels_last: whether the tensor is laid with channels last.
@@ -43,6 +47,7 @@ class Recipe:
         self,
         function: Callable[..., Tensor],
         inputs: tuple[Tensor | Recipe, ...],
+        notes: list[Any],
         device_type: str,
         *,
         convolution: bool,
@@ -50,6 +55,7 @@ class Recipe:
     ) -> None:
         self.function, self.inputs, self.convolution = function, inputs, convolution
         self.channels_last = channels_last
+        self.notes = notes
         self.device_type = device_type
         self.autocast = (torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
         self.waiting = 0
@@ -69,7 +75,8 @@ class Recipe:
         enabled, kind = self.autocast
         first, *others = self.inputs
         given = [_ingredient(first, keep=keep), *(_ingredient(other, keep=False) for other in others)]
-        with torch.no_grad(), torch.autocast(self.device_type, kind, enabled=enabled):
+        repeated = _Notes(self.notes, repeats=True)
+        with torch.no_grad(), torch.autocast(self.device_type, kind, enabled=enabled), repeated.used():
             result = self.function(*given)
             if self.channels_last:
                 result = result.contiguous(memory_format=torch.channels_last_3d)
@@ -94,6 +101,31 @@ _RECIPES = WeakIdKeyDictionary()
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active", default=None)
 
 
+class _Notes:
+    """What one run of a remembered function notes, or is given again."""
+
+    def __init__(self, told: list[Any], *, repeats: bool) -> None:
+        self.told, self.repeats = told, repeats
+        self._left = iter(told)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        before = _NOTES.set(self)
+        try:
+            yield
+        finally:
+            _NOTES.reset(before)
+
+    def next(self, make: Callable[[], Any]) -> Any:
+        if self.repeats:
+            return next(self._left)
+        self.told.append(make())
+        return self.told[-1]
+
+
+_NOTES: ContextVar[_Notes | None] = ContextVar("notes", default=None)
+
+
 @contextmanager
 def computing_again(*, convolutions: bool = False, channels_last: bool = False) -> Iterator[None]:
     """Autograd keeps recipes in place of remembered tensors.
@@ -111,26 +143,51 @@ def computing_again(*, convolutions: bool = False, channels_last: bool = False) 
         _ACTIVE.reset(before)
 
 
-def remember(
-    made: Tensor, function: Callable[..., Tensor], *inputs: Tensor, convolution: bool = False, relaid: bool = False
-) -> None:
-    """Notes that `function` makes a tensor, bit for bit, from `inputs`; without effect outside of `computing_again`.
+def remembered(
+    function: Callable[..., Tensor],
+    *inputs: Tensor,
+    again: Callable[..., Tensor] | None = None,
+    convolution: bool = False,
+    relaid: bool = False,
+) -> Tensor:
+    """What `function` makes from `inputs`; inside of `computing_again` with the recipe.
 
     Args:
-        made: its storage must hold nothing else. What changes it in place later must be part of the function.
-        function: called in the backward pass, with tensors without gradients.
+        function: the storage of what it makes must hold nothing else.
         inputs: kept for as long as the recipe, unless they have recipes of their own.
+        again: called in the backward pass, with tensors without gradients, and gives the same to the bit; None:
+            `function`. What changes the tensor in place after this call must be part of it.
         convolution: whether the function is a convolution.
         relaid: whether the tensor may lie with channels last where it did not.
     """
     active = _ACTIVE.get()
     if active is None or (convolution and not active.convolutions):
-        return
+        return function(*inputs)
+    notes: list[Any] = []
+    with _Notes(notes, repeats=False).used():
+        made = function(*inputs)
     given = tuple(_RECIPES.get(tensor.untyped_storage()) or tensor.detach() for tensor in inputs)
-    channels_last = relaid and active.channels_last
     _RECIPES[made.untyped_storage()] = Recipe(
-        function, given, made.device.type, convolution=convolution, channels_last=channels_last
+        again or function,
+        given,
+        notes,
+        made.device.type,
+        convolution=convolution,
+        channels_last=relaid and active.channels_last,
     )
+    return made
+
+
+def noted(make: Callable[[], Any]) -> Any:
+    """What `make` gives; where a remembered function runs again, what it gave the first time."""
+    notes = _NOTES.get()
+    return make() if notes is None else notes.next(make)
+
+
+def runs_again() -> bool:
+    """Whether a remembered function is running in a backward pass."""
+    notes = _NOTES.get()
+    return notes is not None and notes.repeats
 
 
 def has_channels_last(tensor: Tensor) -> bool:

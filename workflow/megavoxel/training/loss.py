@@ -36,6 +36,27 @@ Completion = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class TiledPatch:
+    """A level of a patch of which logits and target are a tile.
+
+    The loss of a tile is that of the patch. Its gradient is that of its own voxels times the number of tiles, so that
+    the mean over the tiles is the gradient of the patch.
+    """
+
+    total: Callable[[Tensor], Tensor]
+    """Gives the sum of the tensors of all tiles, without a gradient."""
+    tiles: int
+    voxels: int
+    """Of the patch at this level."""
+    rank: int = 0
+    """Number of this tile."""
+
+    def sums(self, own: Tensor) -> Tensor:
+        """Sums over the voxels of the patch, from those of this tile."""
+        return sums_of_whole(own, self.total(own.detach()), self.tiles)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SumLoss:
     """A loss that is a function of sums over the voxels of each sample.
 
@@ -46,17 +67,32 @@ class SumLoss:
     """Gives sums (rows, batch, columns) from logits, target, known labels and, where there is one, the map."""
     value: Callable[[Tensor, Tensor | None, int], Tensor]
     """Gives the loss from these sums, the known labels and the number of voxels of a sample."""
-    extra: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
-    """Gives a map (batch, z, y, x) that depends on more than a slab, from logits, target and known labels."""
+    extra: Callable[[Tensor, Tensor, Tensor | None, TiledPatch | None], Tensor] | None = None
+    """Gives a map (batch, z, y, x) that depends on more than a slab, from logits, target, known labels and what the
+    tile is a part of."""
 
     def __call__(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         """The loss alone, a scalar."""
         return total_loss([self], logits, target, known)
 
 
-def total_loss(parts: Sequence[SumLoss], logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
-    """The sum of several losses, a scalar; their sums over voxels are worked out together."""
-    maps = [None if part.extra is None else part.extra(logits, target, known) for part in parts]
+def total_loss(
+    parts: Sequence[SumLoss],
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor | None,
+    tiled: TiledPatch | None = None,
+) -> Tensor:
+    """The sum of several losses, a scalar; their sums over voxels are worked out together.
+
+    Args:
+        parts: the losses.
+        logits: (batch, classes, z, y, x).
+        target: (batch, z, y, x).
+        known: bool (batch, classes - 1), the annotated labels; None: all are.
+        tiled: what logits and target are a tile of; None: they are whole.
+    """
+    maps = [None if part.extra is None else part.extra(logits, target, known, tiled) for part in parts]
     given = [one for one in maps if one is not None]
 
     def all_sums(own: Tensor, classes: Tensor, *beside: Tensor) -> Tensor:
@@ -70,8 +106,10 @@ def total_loss(parts: Sequence[SumLoss], logits: Tensor, target: Tensor, known: 
 
     shapes: list[torch.Size] = []
     sums = sums_over_slabs(all_sums, logits, target, *given)
+    if tiled is not None:
+        sums = tiled.sums(sums)
     split = sums.split([shape.numel() for shape in shapes])
-    voxels = target[0].numel()
+    voxels = target[0].numel() if tiled is None else tiled.voxels
     values = (part.value(own.view(shape), known, voxels) for part, own, shape in zip(parts, split, shapes, strict=True))
     return torch.stack(list(values)).sum()
 
@@ -117,9 +155,11 @@ def topk(*, percent: float) -> SumLoss:
     def counted(voxels: int) -> int:
         return max(1, int(voxels * percent / 100))
 
-    def worst(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+    def worst(logits: Tensor, target: Tensor, known: Tensor | None, tiled: TiledPatch | None) -> Tensor:
         entropy = map_over_slabs(partial(_voxel_cross_entropy, known=known), logits, target)
         flat = entropy.flatten(start_dim=1)
+        if tiled is not None:
+            return largest_of_tiles(flat, counted(tiled.voxels), tiled).view_as(entropy)
         places = flat.topk(counted(flat.shape[1]), dim=1, sorted=False).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).view_as(entropy)
 
@@ -130,6 +170,39 @@ def topk(*, percent: float) -> SumLoss:
         return sums.mean() / counted(voxels)
 
     return SumLoss(sums=sums, value=value, extra=worst)
+
+
+def largest_of_tiles(values: Tensor, count: int, tiled: TiledPatch) -> Tensor:
+    """Which values are among the `count` largest of each sample over all tiles; of equal ones those of lower ranks.
+
+    The numbers of values are counted by their leading 16 bits over all tiles, then by the next 16 of those in question,
+    and so on, so that tiles need not see one another's values.
+
+    Args:
+        values: (batch, voxels of the tile), float32 or float64, not negative: their bits are in their order.
+        count: at most the voxels of the patch.
+        tiled: what the tile is a part of.
+    """
+    width = 32 if values.dtype == torch.float32 else 64
+    bits = values.view(torch.int32 if width == 32 else torch.int64)
+    result = torch.empty_like(values, dtype=torch.bool)
+    prefix, left = torch.zeros(len(values), dtype=bits.dtype, device=bits.device), [count] * len(values)
+    for shift in range(width - 16, -1, -16):
+        for sample, own in enumerate(bits):
+            same = own if shift + 16 == width else own[own >> (shift + 16) == prefix[sample]]
+            digits = ((same >> shift) & 0xFFFF).long()
+            above = tiled.total(torch.bincount(digits, minlength=2**16)).flip(0).cumsum(0)
+            place = int(torch.searchsorted(above, left[sample]))
+            left[sample] -= int(above[place - 1]) if place else 0
+            prefix[sample] = (prefix[sample] << 16) + (2**16 - 1 - place)
+    for sample, own in enumerate(bits):
+        result[sample] = own > prefix[sample]
+        ties = (own == prefix[sample]).nonzero().flatten()
+        of_all = torch.zeros(tiled.tiles, dtype=torch.int64, device=bits.device)
+        of_all[tiled.rank] = len(ties)
+        before = int(tiled.total(of_all)[: tiled.rank].sum())
+        result[sample, ties[: max(0, left[sample] - before)]] = True
+    return result
 
 
 def _sum_of_samples(terms: Tensor) -> Tensor:
@@ -319,6 +392,7 @@ def build_loss(
     complete: Completion | None = None,
     class_weights: Tensor | None = None,
     annotated: Tensor | None = None,
+    tiled: TiledPatch | None = None,
 ) -> Loss:
     """The loss that `training.loss` names: a function of logits and a target as `encode_target` gives it.
 
@@ -327,13 +401,15 @@ def build_loss(
         complete: see `dice`.
         class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
+        tiled: what logits and target are a tile of; None: they are whole. Not for `perimeter`, which is no function of
+            sums over voxels.
     """
     names, parts = LOSSES[training.loss], _parts(training, complete, class_weights)
     of_sums = [parts[name] for name in names if name in parts]
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         classes, known = decode_target(target, annotated)
-        total = total_loss(of_sums, logits, classes, known)
+        total = total_loss(of_sums, logits, classes, known, tiled)
         return total + perimeter_loss(logits, classes, known) if "perimeter" in names else total
 
     return loss

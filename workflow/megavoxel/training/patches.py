@@ -234,12 +234,22 @@ class SampleNumbers(torch.utils.data.Sampler):
         return len(self.starts) * self.share.samples
 
 
-def patch_loader(dataset: PatchDataset, share: Share, *, workers: int, pin: bool) -> DataLoader:
-    """A process's share of the batches: images (samples, channels, z, y, x), targets (samples, z, y, x)."""
+def patch_loader(
+    dataset: PatchDataset, share: Share, *, workers: int, pin: bool, numbers: Sequence[int] | None = None
+) -> DataLoader:
+    """A process's share of the batches: images (samples, channels, z, y, x), targets (samples, z, y, x).
+
+    Args:
+        dataset: patches by number.
+        share: the samples that come together, and which.
+        workers: processes that prepare them; 0: this one.
+        pin: whether they lie in pinned memory.
+        numbers: of the samples; None: those of the share.
+    """
     return DataLoader(
         dataset,
         batch_size=share.samples,
-        sampler=SampleNumbers(share, len(dataset)),
+        sampler=SampleNumbers(share, len(dataset)) if numbers is None else numbers,
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import PipelineMember
+from megavoxel.distributed.space import SpaceMember
 from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
-from megavoxel.training.loss import Completion, Loss, build_loss
+from megavoxel.training.loss import Completion, Loss, TiledPatch, build_loss
 
 Part = tuple[Tensor, Tensor]
 """Image and target of some samples."""
@@ -69,6 +71,8 @@ class Run:
     """The network where it is one of several, whose gradients it averages."""
     pipeline: PipelineMember | None = None
     """The process's place in a pipeline, of whose network it holds a stage; None: it holds the whole network."""
+    space: SpaceMember | None = None
+    """The process's tile of each patch; None: it holds whole patches."""
     class_weights: Tensor | None = None
     """float32 (classes), of cross-entropy or focal loss (`training.class_weights`), on the run's device; None: all
     are 1."""
@@ -87,12 +91,33 @@ class Run:
 
     @property
     def replicas(self) -> Group:
-        """The processes that hold the same weights, and share each batch."""
+        """The processes that hold the same weights, whose gradients are averaged."""
         return self.group if self.pipeline is None else self.pipeline.replicas
 
-    def loss(self, complete: Completion | None = None) -> Loss:
-        """The loss that the plan names, with the run's class weights and annotations; `complete` as for `dice`."""
-        return build_loss(self.plan.training, complete, class_weights=self.class_weights, annotated=self.annotated)
+    @property
+    def sharers(self) -> Group:
+        """The processes that share each batch: of those that hold tiles of a patch together, one."""
+        return self.replicas if self.space is None else self.space.sharers
+
+    def loss(self, complete: Completion | None = None, *, stride: Sequence[int] | None = None) -> Loss:
+        """The loss that the plan names, with the run's class weights and annotations.
+
+        Args:
+            complete: as for `dice`.
+            stride: of the level, where the run holds tiles.
+        """
+        return build_loss(
+            self.plan.training,
+            complete,
+            class_weights=self.class_weights,
+            annotated=self.annotated,
+            tiled=None if self.space is None else self._level(stride),
+        )
+
+    def _level(self, stride: Sequence[int]) -> TiledPatch:
+        exchange = self.space.exchange
+        tiling = exchange.tiling
+        return TiledPatch(total=exchange.sum, tiles=tiling.count, voxels=tiling.voxels(stride), rank=tiling.rank)
 
     def mean_loss(self, own: float) -> float:
         """Loss of the whole batch: the heads of a pipeline add up, replicas are averaged."""
@@ -112,6 +137,7 @@ class Run:
         return {
             "epoch": self.epoch,
             "losses": self.group.sum(torch.stack(self.losses)).cpu() if self.losses else None,
+            "replicas": self.replicas.size,
             "history": self.history,
             "peak_memory": self.peak_memory,
             "precision": {"name": self.precision.name, "reason": self.precision.reason},

@@ -70,7 +70,8 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
 
     Args:
         run: with a group whose processes all take this step.
-        image: float32 (batch / processes, channels, z, y, x), of the plan's `sampled_patch`.
+        image: float32 (batch / processes, channels, z, y, x), of the plan's `sampled_patch` or, where processes hold
+            tiles of a patch, of this one's tile.
         target: int64 classes (batch / processes, z, y, x), as `encode_target` gives them.
     """
     run.optimizer.zero_grad(set_to_none=True)
@@ -104,13 +105,23 @@ def losses_by_level(run: Run, passes: Sequence[Pass]) -> Loss | Sequence[Loss]:
         run: the network, and the group that shares the batch.
         passes: the same pass of every part.
     """
-    processes = run.group.size
-    if not run.plan.training.batch_dice or (len(passes) == 1 and processes == 1):
+    processes = run.sharers.size
+    if run.plan.training.batch_dice and len(passes) * processes > 1:
+        return _with_sums_of_batch(run, passes)
+    if run.space is None:
         return run.loss()
+    return [run.loss(stride=stride) for stride in _strides(run, passes[0])]
+
+
+def _with_sums_of_batch(run: Run, passes: Sequence[Pass]) -> list[Loss]:
+    processes, strides = run.sharers.size, _strides(run, passes[0])
     if len(passes) == 1:
-        return run.loss(lambda sums: sums_of_whole(sums, run.group.sum(sums), processes))
-    count = len(passes) * processes
-    return [run.loss(partial(sums_of_whole, whole=whole, parts=count)) for whole in _dice_sums(run, passes)]
+        alone = lambda sums: sums_of_whole(sums, run.sharers.sum(sums), processes)  # noqa: E731
+        complete = [alone] * len(strides)
+    else:
+        count = len(passes) * processes
+        complete = [partial(sums_of_whole, whole=whole, parts=count) for whole in _dice_sums(run, passes)]
+    return [run.loss(one, stride=stride) for one, stride in zip(complete, strides, strict=True)]
 
 
 def loss_of_pass(run: Run, one: Pass, losses: Loss | Sequence[Loss]) -> tuple[Tensor, Tensor]:
@@ -151,7 +162,10 @@ def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
     for one in passes:
         levels = levels_with_targets(*_forward(run, run.network, one), _strides(run, one))
         totals.append([dice_sums_of_batch(*level, run.annotated) for level in levels])
-    return [run.group.sum(torch.stack(level).sum(dim=0)) for level in zip(*totals, strict=True)]
+    whole = [torch.stack(level).sum(dim=0) for level in zip(*totals, strict=True)]
+    if run.space is not None:
+        whole = [run.space.exchange.sum(sums) for sums in whole]
+    return [run.sharers.sum(sums) for sums in whole]
 
 
 def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor], Tensor]:
@@ -163,8 +177,9 @@ def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor
 
 def _strides(run: Run, one: Pass) -> Sequence[tuple[int, ...]]:
     """Strides of the levels that a pass has logits of."""
-    strides = run.network.shape.logits_strides
-    return strides[EXPANDED_LEVEL : EXPANDED_LEVEL + 1] if one.expanded else strides
+    shape = run.network.shape
+    levels = shape.supervised_levels if run.network.training else shape.supervised_levels[:1]
+    return [shape.logits_strides[level] for level in ((EXPANDED_LEVEL,) if one.expanded else levels)]
 
 
 def _gradients_averaged(run: Run, *, last: bool) -> AbstractContextManager:

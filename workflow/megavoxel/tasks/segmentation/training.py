@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import join_pipeline
+from megavoxel.distributed.space import join_space
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
 from megavoxel.network.device import TYPES, Precision, choose_precision
@@ -32,6 +33,7 @@ from megavoxel.training.states.checkpoint import load_state
 from megavoxel.training.states.lock import Lock
 from megavoxel.training.states.resuming import precision_of, take_up
 from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of, replicated, train_step
+from megavoxel.training.tiles import TileLoader
 
 
 def train(
@@ -97,6 +99,7 @@ def start_run(
         load_start(network, weights, plan)
     member = join_pipeline(network, plan, group, precision)
     network = network.to(device, memory_format=torch.channels_last_3d)
+    space = join_space(network, plan, group)
     weights_of_classes = class_weights(plan, data.preprocessed, data.training)
     run = Run(
         plan=plan,
@@ -106,8 +109,9 @@ def start_run(
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
-        replica=replicated(network, group) if member is None else None,
+        replica=replicated(network, group) if member is None and space is None else None,
         pipeline=member,
+        space=space,
         class_weights=None if weights_of_classes is None else weights_of_classes.to(device),
         annotated=annotation_table(plan, device),
     )
@@ -136,7 +140,8 @@ def load_start(network: SegmentationNetwork, weights: dict[str, Tensor], plan: P
 def training_batches(run: Run, data: VolumeData) -> Iterable[Part]:
     """This process's share of all batches that the run has still to see.
 
-    Images are (batch / processes, channels, z, y, x), targets (batch / processes, z, y, x).
+    Images are (batch / processes, channels, z, y, x), targets (batch / processes, z, y, x); with `parallel.space` this
+    process's tile of each.
     """
     training = run.plan.training
     count = training.epochs * training.iterations_per_epoch * run.plan.batch
@@ -157,11 +162,11 @@ def loader(run: Run, data: VolumeData, stream: int, count: int, first_iteration:
         count=count,
         first_stage=data.first_stage,
     )
-    share = Share(
-        first_iteration=first_iteration, batch=run.plan.batch, rank=run.replicas.rank, ranks=run.replicas.size
-    )
-    workers = run.plan.training.workers if stream == TRAINING else 0
-    return patch_loader(dataset, share, workers=workers, pin=run.device.type == "cuda")
+    share = Share(first_iteration=first_iteration, batch=run.plan.batch, rank=run.sharers.rank, ranks=run.sharers.size)
+    workers, pin = run.plan.training.workers if stream == TRAINING else 0, run.device.type == "cuda"
+    if run.space is not None:
+        return TileLoader(dataset, share, run.space, workers=workers, pin=pin)
+    return patch_loader(dataset, share, workers=workers, pin=pin)
 
 
 def _samples(run: Run, data: VolumeData) -> Samples:

@@ -45,7 +45,8 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         _require_sound_optimizer(run.optimizer)
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
-        run.losses = _own_losses(run, state.get("losses"))
+        _require(isinstance(state["replicas"], int) and state["replicas"] > 0, "replicas")
+        run.losses = _own_losses(run, state.get("losses"), state["replicas"])
     if run.group.leads:
         print(f"going on after {run.progress} (of {run.plan.training.epochs} epochs)", flush=True)
 
@@ -62,11 +63,14 @@ def _require(is_sound: bool, key: str) -> None:
         raise ValueError(f"'{key}'")
 
 
-def _own_losses(run: Run, losses: Tensor | None) -> list[Tensor]:
-    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0."""
+def _own_losses(run: Run, losses: Tensor | None, replicas: int) -> list[Tensor]:
+    """Losses of a state, which are sums over all processes: the leading one goes on with them, the others with 0.
+
+    Their mean over the replicas is the loss of a step, so that they grow with the number of replicas.
+    """
     if losses is None:
         return []
-    losses = losses.to(run.device, torch.float64)
+    losses = losses.to(run.device, torch.float64) * (run.replicas.size / replicas)
     return list(losses if run.group.leads else torch.zeros_like(losses))
 
 

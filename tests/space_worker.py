@@ -1,0 +1,142 @@
+"""What each process of a tiled patch does in tests/test_space.py: a training step in float64, whose results it saves.
+
+RANK=… WORLD_SIZE=… python tests/space_worker.py FOLDER SPACE DATA
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from helpers import tiny_plan
+from megavoxel.config.setting import Parallel
+from megavoxel.distributed.group import Group, joined_group
+from megavoxel.distributed.space import join_space
+from megavoxel.network.device import Precision
+from megavoxel.network.segmentation import SegmentationNetwork
+from megavoxel.planning.plan import Plan
+from megavoxel.planning.tiling import even_tiling
+from megavoxel.planning.topology import shape_of
+from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
+from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
+
+CPU = torch.device("cpu")
+BATCH = 2
+FLAT = {
+    "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+}
+WAYS = {
+    "plain": {},
+    "odd cells": {"patch": (20, 20, 28)},
+    "padded": {"patch": (19, 21, 18)},
+    "flat": {"patch": (7, 23, 20), "network": FLAT},
+    "norms again": {"parallel": {"checkpointing": "norms"}},
+    "blocks again": {"parallel": {"checkpointing": "blocks"}},
+    "accumulation": {"parallel": {"accumulate": 2}},
+    "batch dice": {"training": {"batch_dice": True}},
+    "batch dice in parts": {"training": {"batch_dice": True}, "parallel": {"accumulate": 2}},
+    "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
+    "unannotated labels, each sample": {"unannotated": {"a case": ("cube",)}},
+    "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
+    "top k": {"training": {"loss": "dice_topk", "topk_percent": 7.5}},
+    "batch norm": {"network": {"norm": "batch"}},
+    "batch norm, blocks again": {"network": {"norm": "batch"}, "parallel": {"checkpointing": "blocks"}},
+    "excitation": {"network": {"squeeze_excitation": 2}},
+    "excitation, norms again": {"network": {"squeeze_excitation": 2}, "parallel": {"checkpointing": "norms"}},
+    "wide kernels": {
+        "patch": (24, 32, 40),
+        "network": {"kernels": ((5, 7, 9), (3, 5, 7), (3, 3, 5)), "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 3))},
+    },
+    "coarse first level": {
+        "patch": (32, 32, 32),
+        "network": {"strides": ((2, 2, 2), (2, 2, 2), (2, 1, 2))},
+    },
+    "nearest and max": {"network": {"upsampling": "nearest", "pooling": "max"}},
+    "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
+}
+
+
+def plan_of(way: str, *, space: tuple[int, ...] = (1, 1, 1), data: int = 1) -> Plan:
+    """Three levels with two heads."""
+    changes = WAYS[way]
+    training = {"gradient_clip": 1e6, "precision": "float32", **changes.get("training", {})}
+    plan = tiny_plan(batch=BATCH, training=training)
+    levels = {"features": (4, 6, 8), "kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))}
+    network = replace(plan.network, **levels | changes.get("network", {}))
+    parallel = Parallel(**{"space": space, "data": data, **changes.get("parallel", {})})
+    return replace(
+        plan, patch=changes.get("patch", (16, 24, 16)), network=network, parallel=parallel,
+        unannotated=changes.get("unannotated", {}),
+    )  # fmt: skip
+
+
+def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tiles differ in their means; every second sample is of a case without some annotation, where there are such."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(BATCH, plan.network.input_channels, *plan.patch, generator=generator, dtype=torch.float64)
+    image += torch.linspace(0, 4, plan.patch[0], dtype=torch.float64)[:, None, None]
+    target = (image[:, 0] > 2).long() + (torch.rand(BATCH, *plan.patch, generator=generator) > 0.7).long()
+    if plan.unannotated:
+        target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
+    return image, target
+
+
+def started(plan: Plan, group: Group, kind: torch.dtype) -> Run:
+    network = SegmentationNetwork(plan.network, seed=1, checkpointing=plan.parallel.checkpointing)
+    network = network.to(kind).to(memory_format=torch.channels_last_3d).train()
+    weights = plan.training.class_weights
+    return Run(
+        plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
+        optimizer=build_optimizer(network.parameters(), plan.training), group=group,
+        space=join_space(network, plan, group), annotated=annotation_table(plan),
+        class_weights=None if isinstance(weights, str) else torch.tensor(weights, dtype=kind),
+    )  # fmt: skip
+
+
+def own_part(run: Run, tensor: torch.Tensor) -> torch.Tensor:
+    """This process's samples, and its tile of each."""
+    share = BATCH // run.sharers.size
+    own = tensor[run.sharers.rank * share : (run.sharers.rank + 1) * share]
+    return own if run.space is None else own[(..., *run.space.exchange.tiling.tile)]
+
+
+def step_of(plan: Plan, group: Group, kind: torch.dtype = torch.float64) -> dict[str, object]:
+    """Loss, finest logits of the process's tile, gradients, and the running statistics of batch norm."""
+    run = started(plan, group, kind)
+    image, target = (own_part(run, tensor) for tensor in batch_of(plan))
+    seen: list[torch.Tensor] = []
+    run.network.register_forward_hook(lambda _, __, logits: seen.append(logits[0].detach()))
+    loss = train_step(run, image.to(kind), target)
+    return {
+        "loss": run.mean_loss(loss.item()),
+        "logits": torch.cat(seen[-plan.parallel.accumulate :]),
+        "gradients": {name: parameter.grad for name, parameter in run.network.named_parameters()},
+        "statistics": dict(run.network.named_buffers()),
+        "sent": 0 if run.space is None else run.space.exchange.sent_bytes,
+    }
+
+
+def tile_of(plan: Plan, rank: int) -> tuple[slice, ...]:
+    """The part of a patch that a process holds."""
+    stride = shape_of(plan.network).divisor
+    return even_tiling(plan.patch, stride, plan.parallel.space, rank % plan.parallel.tiles).tile
+
+
+def main() -> None:
+    """Joins the group, takes a step in all ways, and saves them."""
+    torch.set_num_threads(1)
+    folder, space, data = Path(sys.argv[1]), tuple(map(int, sys.argv[2].split(","))), int(sys.argv[3])
+    with joined_group(CPU) as group:
+        results = {way: step_of(plan_of(way, space=space, data=data), group) for way in WAYS}
+        results["float32"] = step_of(plan_of("plain", space=space, data=data), group, torch.float32)
+        torch.save(results, folder / f"{group.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
