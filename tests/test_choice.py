@@ -77,12 +77,23 @@ def test_a_block_that_the_network_does_not_have_is_refused(plan):
 
 
 def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
-    single = needs(plan, accumulate=4, checkpointing="blocks")
-    stages = needs(plan, pipeline=4, accumulate=4)
+    whole = replace(plan, training=replace(plan.training, loss="dice_perimeter"))
+    single = needs(whole, accumulate=4, checkpointing="blocks")
+    stages = needs(whole, pipeline=4, accumulate=4)
     assert stages < single
-    choice = choose(plan, device(memory_gib=(stages + single) / 2, most_devices=4), WORKLOAD, fixed=None)
+    choice = choose(whole, device(memory_gib=(stages + single) / 2, most_devices=4), WORKLOAD, fixed=None)
     assert choice.fits
     assert choice.forecast.parallel.pipeline > 1
+
+
+def test_tiles_where_one_device_is_too_small_in_any_way(plan):
+    single = needs(plan, accumulate=4, checkpointing="blocks")
+    tiles = needs(plan, space=(2, 1, 1), accumulate=4)
+    assert tiles < single
+    choice = choose(plan, device(memory_gib=(tiles + single) / 2, most_devices=4), WORKLOAD, fixed=None)
+    assert choice.fits
+    assert choice.forecast.parallel.space == (2, 1, 1)
+    assert choice.reason.startswith("2 × 1 × 1 tiles")
 
 
 def test_more_devices_by_data_where_a_job_would_be_too_long(plan):

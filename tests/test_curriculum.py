@@ -21,9 +21,9 @@ from megavoxel.config.study import Timing
 from megavoxel.config.study_file import parse_study
 from megavoxel.config.training import Training
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.setting import forecast_setting
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights, save_weights

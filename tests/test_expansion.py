@@ -14,8 +14,8 @@ from megavoxel.config.setting import Expansion, Parallel, Setting
 from megavoxel.config.study_file import parse_study
 from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
 from megavoxel.forecast.step import training_step
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.network.device import Precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.extensions import expanded_patch, plan_expansion

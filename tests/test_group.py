@@ -17,7 +17,7 @@ from helpers import tiny_plan
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import check_parallel
+from megavoxel.forecast.ways import check_parallel
 from megavoxel.network.tensor_files import load_tensors
 from megavoxel.training.patches import SampleNumbers, Share
 from megavoxel.training.states.checkpoint import save_state

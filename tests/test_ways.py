@@ -6,11 +6,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from forecast_plan import device, plan_of_some_size
 from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import LESS_AND_LESS, check_parallel, next_option
+from megavoxel.forecast.choice import next_option
+from megavoxel.forecast.ways import LESS_AND_LESS, check_parallel
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +22,9 @@ def plan():
 
 def ways_that_run(plan) -> list[Parallel]:
     """Ways of all kinds that the plan can be run in."""
-    numbers = itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 4), (1, 2, 4, 8), LESS_AND_LESS)
-    keys = ("data", "accumulate", "micro_batches", "pipeline", "checkpointing")
+    spaces = ((1, 1, 1), (2, 1, 1), (2, 2, 2))
+    numbers = itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 4), (1, 2, 4, 8), LESS_AND_LESS, spaces)
+    keys = ("data", "accumulate", "micro_batches", "pipeline", "checkpointing", "space")
     ways = [Parallel(**dict(zip(keys, values, strict=True))) for values in numbers]
     return [way for way in ways if can_be(plan, way)]
 
@@ -45,11 +48,13 @@ def test_every_next_option_can_be_run_on_the_devices_of_a_job(plan, batch_dice, 
         options.add(option.partition(":")[0])
         if option != "a smaller patch":
             key, value = option.removeprefix("parallel.").split(": ")
-            changed = replace(way, **{key: int(value) if value.isdigit() else value})
+            read = yaml.safe_load(value)
+            changed = replace(way, **{key: tuple(read) if isinstance(read, list) else read})
             assert can_be(setting, changed), (way, option)
             assert changed.devices <= max(most, way.devices), (way, option)
     assert {"parallel.accumulate", "parallel.checkpointing", "a smaller patch"} <= options
     assert ("parallel.pipeline" in options) == (expanded is None)
+    assert ("parallel.space" in options) == (expanded is None)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,11 @@ def test_every_next_option_can_be_run_on_the_devices_of_a_job(plan, batch_dice, 
         ({"accumulate": 3}, r"batch 4 cannot be cut into data 1 × accumulate 3 .* divides 4"),
         ({"micro_batches": 2}, "only a pipeline has them"),
         ({"pipeline": 99}, "the network has 8 blocks"),
+        (
+            {"space": (1, 99, 1)},
+            r"space: 99 tiles along y, but a patch of .* voxels has \d+ cells .* along y: 1 to \d+",
+        ),
+        ({"space": (2, 1, 1), "pipeline": 2}, r"space: the stages of a pipeline hold whole patches; set pipeline to 1"),
     ],
 )
 def test_a_way_that_cannot_be_is_refused(plan, keys, message):

@@ -19,6 +19,8 @@ from megavoxel.errors import UserError
 
 TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the others: longer than any step or checkpoint, and short enough to notice a loss."""
+BUCKET_BYTES = 2**25
+"""Bytes of tensors that are averaged together, of which there is one more copy."""
 _KEPT: list[torch.distributed.ProcessGroup] = []
 """Groups of this process, kept to its end: should DDP be the last to let go of one, its destructor waits, holding
 Python's lock, for a thread that waits for that lock (seen with gloo: one process of two never ended)."""
@@ -50,6 +52,17 @@ class Group:
             torch.distributed.all_reduce(total, group=self.processes)
         return total
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Every tensor becomes the mean of everybody's, in place; they are of one type, and alike everywhere."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            joined = torch.cat([tensor.flatten() for tensor in bucket])
+            torch.distributed.all_reduce(joined, group=self.processes)
+            joined /= self.size
+            for tensor, mean in zip(bucket, joined.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(mean.view(tensor.shape))
+
     def all(self, value: float) -> list[float]:
         """Everybody's value, by rank."""
         values = torch.zeros(self.size, dtype=torch.float64)
@@ -62,6 +75,18 @@ class Group:
         if self.size > 1:
             torch.distributed.broadcast(told, group=self.processes, group_src=0)
         return told.tolist()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors that are sent together."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(one.nbytes for one in bucket) + tensor.nbytes > BUCKET_BYTES:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def is_member() -> bool:

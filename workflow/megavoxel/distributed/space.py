@@ -22,7 +22,7 @@ class SpaceMember:
     exchange: Exchange
     """With those that hold the other tiles of its patches."""
     samples: Group
-    """The same processes, for samples, which lie in host memory."""
+    """Those processes once more, for samples, which lie in host memory."""
     sharers: Group
     """The processes that hold the same tile of other patches of a batch."""
 

@@ -66,7 +66,7 @@ class Reach:
         return (ALL, ALL, *(_edge(way, voxels) for way, voxels in sides))
 
     def piece_shape(self, offset: Offset, shape: torch.Size) -> tuple[int, ...]:
-        """Of what comes from the neighbour there, for a tile's input (batch, channels, z, y, x)."""
+        """Shape of what comes from the neighbour there, for a tile's input (batch, channels, z, y, x)."""
         sides = zip(shape[2:], offset, self._thickness(offset), strict=True)
         return (*shape[:2], *(voxels if way else extent for extent, way, voxels in sides))
 
@@ -334,24 +334,14 @@ TILED = {
     BatchNorm: TiledBatchNorm,
     MeanOverVoxels: TiledMeanOverVoxels,
 }
-"""What takes the place of a module; all others of our networks work voxel by voxel, or in cells of their stride."""
+"""Layers that take the place of a module; all others of our networks work by voxel, or by cell of their stride."""
 
 
 def in_tiles(network: nn.Module, exchange: Exchange) -> nn.Module:
-    """The same network, with the same weights and names, for a tile of each patch; it is changed."""
+    """Changes a network into one that works on a tile of each patch; its weights and their names stay."""
     for module in network.modules():
         tiled = TILED.get(type(module))
         if tiled is not None and not (tiled is TiledConvolution and max(module.kernel_size) == 1):
             module.__class__ = tiled
             module.exchange = exchange
     return network
-
-
-def reach_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """How many voxels of its input each convolution sees beyond a tile at most, per axis, by its name."""
-    convolutions = ((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv3d))
-    return {
-        name: tuple(map(max, zip(reach.below, reach.above, strict=True)))
-        for name, module in convolutions
-        for reach in [Reach(kernel=module.kernel_size, stride=module.stride, padding=tuple(module.padding))]
-    }

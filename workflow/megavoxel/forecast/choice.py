@@ -9,18 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
-from megavoxel.config.setting import Checkpointing, Parallel
-from megavoxel.errors import UserError, closest
+from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline import blocks_by_saving
-from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages
 from megavoxel.forecast.step import gib
-from megavoxel.network.segmentation import convolution_names
+from megavoxel.forecast.ways import LESS_AND_LESS, can_be, check_parallel, describe, effort, recomputed, tilings
 from megavoxel.planning.plan import Plan
-
-LESS_AND_LESS: tuple[Checkpointing, ...] = ("none", "norms", "blocks")
-"""Kinds of checkpointing, each with less memory and more work than the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +35,8 @@ def choose(plan: Plan, device: Device, workload: Workload, *, fixed: Parallel | 
     """Forecasts the way that a study fixes, or finds the cheapest one that fits.
 
     Cheap is what takes few device-hours; of equals, what takes few devices. A way that needs longer than a job on the
-    device may run comes after all that do not. Pipelines are looked at where nothing else fits: they idle while they
-    fill and run dry.
+    device may run comes after all that do not. Tiles are looked at where nothing else fits, and pipelines, which idle
+    while they fill and run dry, where tiles do not either.
 
     A way that the study fixes is refused where it takes more GPUs than a job on the device may have; processes on a
     CPU are only those of `parallel`.
@@ -87,7 +82,8 @@ class Search:
         if fits(plain) and not late(plain):
             best = plain
         else:
-            best = self._first_that_fits(self._by_data()) or self._first_that_fits(self._pipelines())
+            ways = (self._by_data(), self._by_space(), self._pipelines())
+            best = next(filter(None, map(self._first_that_fits, ways)), None)
         if best is not None and best.parallel.checkpointing == "blocks":
             best = self._with_fewest_blocks(best)
         if best is None:
@@ -159,6 +155,13 @@ class Search:
         samples = 1 + max(0, math.floor(room / sample.sample_gib)) if room < math.inf else share
         return next(place for place, way in enumerate(ways) if share // way.accumulate <= samples)
 
+    def _by_space(self) -> Iterator[Parallel]:
+        """Tiles on more and more devices, with a sample in them at a time; without checkpointing and with it."""
+        for space, checkpointing in itertools.product(tilings(self.plan, self.device.most_devices), LESS_AND_LESS):
+            way = Parallel(space=space, checkpointing=checkpointing)
+            if can_be(self.plan, way):
+                yield self._with_fewest_parts(way)
+
     def _pipelines(self) -> Iterator[Parallel]:
         """Pipelines with up to twice as many micro-batches as stages, and fewer where memory does not hold these."""
         batch = self.plan.common_batch
@@ -221,7 +224,7 @@ def several_jobs(forecast: Forecast) -> str:
 def _is_slower_twin(forecast: Forecast, seen: Sequence[Forecast]) -> bool:
     """Whether a way with checkpointing has a twin with less of it that fits."""
     same = [other for other in seen if other.parallel.data == forecast.parallel.data and fits(other)]
-    return any(_recomputed(other.parallel) < _recomputed(forecast.parallel) for other in same)
+    return any(recomputed(other.parallel) < recomputed(forecast.parallel) for other in same)
 
 
 def too_large(forecast: Forecast, other: Forecast | None) -> str:
@@ -260,94 +263,6 @@ def _has(device: Device) -> str:
     return f"{device.name} has ({gib(device.limit_gib)})"
 
 
-def check_parallel(plan: Plan, parallel: Parallel) -> None:
-    """Refuses what cannot be run exactly.
-
-    Raises:
-        UserError: naming the setting, the keys and what is allowed.
-    """
-    where = f"setting {plan.setting}: parallel"
-    for phase in plan.by_phase():
-        _check_parts(phase.batch, parallel, where)
-    if parallel.pipeline == 1 and parallel.micro_batches > 1:
-        raise UserError(f"{where}.micro_batches: only a pipeline has them; use accumulate, or set pipeline above 1")
-    if not isinstance(parallel.checkpointing, str):
-        _check_blocks(plan, parallel.checkpointing, f"{where}.checkpointing")
-    if parallel.pipeline > most_stages(plan):
-        most = most_stages(plan)
-        raise UserError(
-            f"{where}.pipeline: {parallel.pipeline} stages; the network has {most} blocks; allowed: 1 to {most}"
-        )
-    if parallel.pipeline > 1 and plan.expanded_patch is not None:
-        raise UserError(
-            f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
-            "through a pipeline; set pipeline to 1 (data, accumulate and checkpointing spread it as well)"
-        )
-    if parallel.pipeline > 1 and parallel.accumulate > 1 and plan.training.batch_dice:
-        raise UserError(
-            f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "
-            "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
-            "to false"
-        )
-
-
-def _check_blocks(plan: Plan, names: Sequence[str], where: str) -> None:
-    allowed = convolution_names(fake_network(plan.network).program)
-    for name in names:
-        if name not in allowed:
-            raise UserError(
-                f"{where}: the network has no convolution '{name}'{closest(name, allowed)}; allowed: none, norms, "
-                f"blocks, auto, or a list of {', '.join(allowed)}"
-            )
-
-
-def _check_parts(batch: int, parallel: Parallel, where: str) -> None:
-    if parallel.data > batch:
-        raise UserError(
-            f"{where}.data: {parallel.data} devices cannot share a batch of {batch}: each needs a sample of its own; "
-            f"allowed: 1 to {batch}"
-        )
-    if batch % parallel.parts:
-        raise UserError(
-            f"{where}: batch {batch} cannot be cut into data {parallel.data} × accumulate {parallel.accumulate} × "
-            f"micro_batches {parallel.micro_batches} equal parts; allowed: a product that divides {batch} "
-            f"({', '.join(str(parts) for parts in range(1, batch + 1) if batch % parts == 0)})"
-        )
-
-
-def describe(parallel: Parallel) -> str:
-    """The way in a few words."""
-    words = [
-        f"{parallel.data} devices by data" if parallel.data > 1 else "",
-        f"a pipeline over {parallel.pipeline} devices" if parallel.pipeline > 1 else "",
-        f"{parallel.micro_batches} micro-batches" if parallel.micro_batches > 1 else "",
-        f"accumulation over {parallel.accumulate} parts" if parallel.accumulate > 1 else "",
-        ""
-        if parallel.checkpointing == "none"
-        else f"checkpointing of {describe_checkpointing(parallel.checkpointing)}",
-    ]
-    return " with ".join(word for word in words if word) or "plain"
-
-
-def describe_checkpointing(checkpointing: Checkpointing) -> str:
-    """What is computed again, in a word or a few."""
-    if isinstance(checkpointing, str):
-        return checkpointing
-    return f"norms and {len(checkpointing)} block{'s' if len(checkpointing) > 1 else ''}"
-
-
-def effort(parallel: Parallel) -> tuple[int, float, int]:
-    """Effort to sort by: devices first, then checkpointing and accumulation."""
-    return (parallel.devices, _recomputed(parallel), parallel.accumulate)
-
-
-def _recomputed(parallel: Parallel) -> float:
-    """How much is computed again, to compare ways by; a list of blocks is between all norms and all blocks."""
-    if isinstance(parallel.checkpointing, str):
-        return float(LESS_AND_LESS.index(parallel.checkpointing))
-    return LESS_AND_LESS.index("norms") + 0.5
-
-
 def powers_of_two(most: int) -> list[int]:
     """1, 2, 4, … up to `most`."""
     return [2**power for power in range(most.bit_length())]
@@ -357,12 +272,12 @@ def next_option(plan: Plan, parallel: Parallel, device: Device) -> str:
     """What to try where memory ran out, in keys of the study: the mildest that can be run and a job may ask for."""
     for key, value in _with_less_memory(plan, parallel):
         option = replace(parallel, **{key: value})
-        if option.devices <= max(device.most_devices, parallel.devices) and _can_be(plan, option):
-            return f"parallel.{key}: {value}"
+        if option.devices <= max(device.most_devices, parallel.devices) and can_be(plan, option):
+            return f"parallel.{key}: {list(value) if isinstance(value, tuple) else value}"
     return "a smaller patch"
 
 
-def _with_less_memory(plan: Plan, parallel: Parallel) -> Iterator[tuple[str, int | str]]:
+def _with_less_memory(plan: Plan, parallel: Parallel) -> Iterator[tuple[str, int | str | tuple[int, ...]]]:
     """Single keys of `parallel` that lower what a device needs, from mild to harsh; not all of them can be."""
     samples = plan.common_batch // parallel.parts
     factor = next((factor for factor in range(2, samples + 1) if samples % factor == 0), None)
@@ -372,12 +287,6 @@ def _with_less_memory(plan: Plan, parallel: Parallel) -> Iterator[tuple[str, int
         yield "checkpointing", "norms" if parallel.checkpointing == "none" else "blocks"
     if factor is not None:
         yield "micro_batches", parallel.micro_batches * factor
+    more = parallel.tiles * 2
+    yield from (("space", space) for space in tilings(plan, more) if math.prod(space) == more)
     yield "pipeline", parallel.pipeline * 2
-
-
-def _can_be(plan: Plan, parallel: Parallel) -> bool:
-    try:
-        check_parallel(plan, parallel)
-    except UserError:
-        return False
-    return True

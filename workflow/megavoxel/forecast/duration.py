@@ -58,7 +58,9 @@ def speed_of(device: Device, precision: str) -> Speed | None:
     )
 
 
-def step_seconds(speed: Speed, parallel: Parallel, stage_flops: list[int], parameter_bytes: int) -> float:
+def step_seconds(
+    speed: Speed, parallel: Parallel, stage_flops: list[int], parameter_bytes: int, exchanged_bytes: int = 0
+) -> float:
     """Seconds of an optimiser step.
 
     Args:
@@ -66,6 +68,7 @@ def step_seconds(speed: Speed, parallel: Parallel, stage_flops: list[int], param
         parallel: how the step is spread.
         stage_flops: operations of each stage for the share of one replica; one entry without a pipeline.
         parameter_bytes: of the largest stage.
+        exchanged_bytes: between the devices that hold the tiles of a patch, sent by one of them.
     """
     micro, stages = parallel.micro_batches, len(stage_flops)
     slowest = max(stage_flops) / speed.flops_per_second
@@ -73,8 +76,9 @@ def step_seconds(speed: Speed, parallel: Parallel, stage_flops: list[int], param
     computing = slowest * (micro + stages - 1) / micro
     passes = parallel.accumulate * (micro + stages - 1)
     # Ring all-reduce: each device sends and receives all gradients but its own share, twice.
-    exchange = 2 * (parallel.data - 1) / parallel.data * parameter_bytes / speed.bytes_per_second
-    return computing + passes * speed.seconds_per_pass + exchange
+    replicas = parallel.data * parallel.tiles
+    exchanged = 2 * (replicas - 1) / replicas * parameter_bytes + exchanged_bytes
+    return computing + passes * speed.seconds_per_pass + exchanged / speed.bytes_per_second
 
 
 def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -> float:

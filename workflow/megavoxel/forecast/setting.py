@@ -9,7 +9,7 @@ from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, largest_phase, least_peak_cut, stage_costs
 from megavoxel.forecast.pipeline_step import fake_network, staged_window
-from megavoxel.forecast.step import GIB, StepCost, repeated, training_step, window
+from megavoxel.forecast.step import GIB, StepCost, largest_share, repeated, training_step, window
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
@@ -39,6 +39,8 @@ class Forecast:
     """Operations of a training step, over all devices."""
     stage_gib: tuple[float, ...]
     """What PyTorch allocates in each stage of a pipeline; one figure without a pipeline."""
+    exchanged_gib: float
+    """What a device sends to those that hold the other tiles of its patches, in a training step."""
     sample_gib: float
     """Memory of the fullest device that goes with the samples in it, per sample."""
 
@@ -83,7 +85,8 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         training_hours=None if seconds is None else training / 3600,
         prediction_hours=None if seconds is None else prediction / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
-        flops=sum(stage.flops for stage in stages) * parallel.data,
+        flops=round(sum(stage.flops for stage in stages) * parallel.data / largest_share(fullest, parallel)),
+        exchanged_gib=max(stage.exchanged_bytes for stage in stages) / GIB,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
     )
 
@@ -187,7 +190,8 @@ def _seconds(
     training = 0.0
     for phase, stages in steps:
         largest = max(stage.parameter_bytes for stage in stages)
-        step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest)
+        sent = max(stage.exchanged_bytes for stage in stages)
+        step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest, sent)
         check = validation_flops(phase, precision) / speed.flops_per_second / parallel.devices + speed.seconds_per_pass
         keys = phase.training
         training += keys.epochs * (keys.iterations_per_epoch * step + keys.validation_iterations * check)

@@ -18,10 +18,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.setting import Parallel
+from megavoxel.distributed.exchange import SilentExchange
+from megavoxel.distributed.group import Group
+from megavoxel.distributed.space import SpaceMember
+from megavoxel.distributed.spatial import in_tiles
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.tiling import Tiling, even_tiling
+from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -48,6 +54,8 @@ class StepCost:
     """Floating-point operations of convolutions; a multiplication and an addition count as two."""
     parameter_bytes: int
     """Weights in float32."""
+    exchanged_bytes: int = 0
+    """What the device sends to those that hold the other tiles of its patches."""
 
 
 def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str) -> StepCost:
@@ -56,15 +64,16 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     Args:
         plan: the setting; its own batch and parallel keys do not count.
         samples: that go through the network together.
-        parallel: only `data`, `accumulate` and `checkpointing` count.
+        parallel: only `data`, `space`, `accumulate` and `checkpointing` count.
         precision: `float32`, `bfloat16` or `float16`.
     """
-    keys = Parallel(checkpointing=parallel.checkpointing)
+    keys = Parallel(checkpointing=parallel.checkpointing, space=parallel.space)
     cost = _training_step(StepKey(replace(anonymous(plan), parallel=keys, batch=samples), precision))
     cost = repeated(cost, parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
         forward = window(plan, networks=ONE_NETWORK, precision=precision).flops * samples * parallel.accumulate
+        forward = round(forward * largest_share(plan, parallel))
         cost = replace(cost, flops=cost.flops + forward)
     return cost
 
@@ -74,10 +83,27 @@ def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
 
     From the second pass on, all gradients are there at the peak. Where processes share the batch they are there from
     the first: the buffer that they are sent from is made before the step, and they lie in it (`replicated` in
-    `training/step.py`).
+    `training/step.py`). Tiles have no such buffer.
     """
-    gradients = cost.parameter_bytes if parallel.accumulate > 1 or parallel.data > 1 else 0
-    return replace(cost, peak_bytes=cost.peak_bytes + gradients, flops=cost.flops * parallel.accumulate)
+    has_buffer = parallel.data > 1 and parallel.tiles == 1
+    return replace(
+        cost,
+        peak_bytes=cost.peak_bytes + (cost.parameter_bytes if parallel.accumulate > 1 or has_buffer else 0),
+        flops=cost.flops * parallel.accumulate,
+        exchanged_bytes=cost.exchanged_bytes * parallel.accumulate,
+    )
+
+
+def largest_tiling(plan: Plan, parallel: Parallel) -> Tiling:
+    """A patch of the plan in tiles, seen from the process that holds the largest of them."""
+    tiling = even_tiling(plan.patch, shape_of(plan.network).divisor, parallel.space)
+    return replace(tiling, rank=tiling.largest)
+
+
+def largest_share(plan: Plan, parallel: Parallel) -> float:
+    """Share of a patch's voxels in the largest of its tiles."""
+    tiling = largest_tiling(plan, parallel)
+    return tiling.shares[tiling.rank]
 
 
 def anonymous(plan: Plan) -> Plan:
@@ -106,6 +132,11 @@ def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
 def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = None) -> Run:
     """A run without data, of a network of its own where none is given; to be made inside `FakeTensorMode`."""
     network = network or SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+    space = None
+    if plan.parallel.tiles > 1:
+        exchange = SilentExchange(largest_tiling(plan, plan.parallel))
+        in_tiles(network, exchange)
+        space = SpaceMember(exchange=exchange, samples=exchange.group, sharers=Group())
     weighted = plan.training.class_weights != "none"
     return Run(
         plan=plan,
@@ -114,6 +145,7 @@ def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = No
         network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        space=space,
         class_weights=torch.ones(plan.network.classes) if weighted else None,
         annotated=annotation_table(plan),
     )
@@ -176,6 +208,7 @@ def cost_of_step(run: Run) -> StepCost:
             workspace_bytes=memory.largest_convolution,
             flops=memory.flops,
             parameter_bytes=float32_bytes(run.network),
+            exchanged_bytes=0 if run.space is None else run.space.exchange.sent_bytes,
         )
 
 
@@ -184,8 +217,10 @@ def inputs_of_step(run: Run) -> tuple[Tensor, Tensor]:
     plan = run.plan
     if run.pipeline is not None and run.pipeline.stage.number > 0:
         return torch.empty(0), torch.empty(0)
-    image = torch.zeros(plan.batch, plan.network.input_channels, *plan.sampled_patch)
-    return image, torch.zeros(plan.batch, *plan.sampled_patch, dtype=torch.int64)
+    tiling = None if run.space is None else run.space.exchange.tiling
+    shape = plan.sampled_patch if tiling is None else tiling.shape_of(tiling.rank)
+    image = torch.zeros(plan.batch, plan.network.input_channels, *shape)
+    return image, torch.zeros(plan.batch, *shape, dtype=torch.int64)
 
 
 def make_optimizer_state(run: Run) -> None:

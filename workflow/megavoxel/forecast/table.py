@@ -15,10 +15,11 @@ from megavoxel.config.study import Partitions, Study
 from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.forecast.choice import LESS_AND_LESS, Choice, choose, describe_checkpointing
+from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, cut_of, describe_stages, forecast_setting, most_stages
+from megavoxel.forecast.ways import LESS_AND_LESS, describe_checkpointing
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.patch import padding_notes
@@ -26,7 +27,7 @@ from megavoxel.planning.plan import Plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
 
 COLUMNS = (
-    "setting", "patch", "batch", "gpus", "data", "pipeline", "accumulate", "checkpointing", "peak_gib",
+    "setting", "patch", "batch", "gpus", "data", "space", "pipeline", "accumulate", "checkpointing", "peak_gib",
     "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 WHOLE_NUMBERS = ("batch", "gpus", "data", "pipeline", "accumulate")
@@ -183,6 +184,7 @@ def _row(planned: PlannedSetting) -> dict[str, object]:
         "batch": plan.batch,
         "gpus": parallel.devices if gpu else 0,
         "data": parallel.data,
+        "space": "x".join(map(str, parallel.space)),
         "pipeline": parallel.pipeline,
         "accumulate": parallel.accumulate,
         "checkpointing": describe_checkpointing(parallel.checkpointing),

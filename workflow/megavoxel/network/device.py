@@ -16,6 +16,7 @@ import torch
 from megavoxel.errors import UserError
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import NetworkPlan, Plan
+from megavoxel.planning.tiling import cells_of
 from megavoxel.planning.topology import shape_of
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,9 +168,9 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def smallest_extent(plan: Plan) -> int:
-    """Voxels along the shortest axis of the smallest level, for a patch of the plan."""
-    strides = shape_of(plan.network).divisor
-    return min(math.ceil(size / stride) for size, stride in zip(plan.patch, strides, strict=True))
+    """Voxels along the shortest axis of the smallest level, for a patch of the plan or the thinnest of its tiles."""
+    cells = cells_of(plan.patch, shape_of(plan.network).divisor)
+    return min(count // parts for count, parts in zip(cells, plan.parallel.space, strict=True))
 
 
 @cache

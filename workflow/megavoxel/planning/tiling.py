@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Offset = tuple[int, ...]
-"""Of a neighbouring tile: -1, 0 or 1 per axis, not all 0."""
+"""Where a neighbouring tile lies: -1, 0 or 1 per axis, not all 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class TiledPatch:
     """Gives the sum of the tensors of all tiles, without a gradient."""
     tiles: int
     voxels: int
-    """Of the patch at this level."""
+    """Voxels of the patch at this level."""
     rank: int = 0
     """Number of this tile."""
 

@@ -206,12 +206,7 @@ def update_weights(run: Run) -> None:
 
 def _average_gradients(run: Run) -> None:
     """What the wrapper does where there is one: every gradient becomes the mean over the replicas."""
-    if run.replicas.size == 1:
-        return
-    gradients = [parameter.grad for parameter in run.network.parameters()]
-    mean = run.replicas.sum(torch.cat([gradient.flatten() for gradient in gradients])) / run.replicas.size
-    for gradient, own in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(own.view(gradient.shape))
+    run.replicas.average([parameter.grad for parameter in run.network.parameters()])
 
 
 def _share_statistics(run: Run) -> None:
