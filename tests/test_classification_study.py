@@ -258,13 +258,16 @@ def test_the_forecast_is_for_the_precision_that_the_device_has(repository, name,
 def test_settings_with_the_same_step_are_traced_once_and_keep_their_order(repository, monkeypatch):
     grid = [{"resolution": [64, 32], "images_per_class": [5, 6], "workers": [1, 2]}]
     found = parse_study(study(grid=grid, defaults={"network": "small"}, hardware="cpu"), source="s")
-    traced = []
-    monkeypatch.setattr(forecast, "train_step", lambda _run, image, _target: traced.append(image.shape))
+    traced, updates, update = [], [], forecast._update_bytes
+    monkeypatch.setattr(forecast, "gradients", lambda _run, image, _target: traced.append(image.shape))
+    monkeypatch.setattr(forecast, "_update_bytes", lambda run: updates.append(run) or update(run))
     forecast._step.cache_clear()
+    forecast._fake_run.cache_clear()
     device = load_device(repository / "config/hardware.yaml", "cpu", source="study")
     rows = forecast_study(found, 2, device)
     assert list(rows["setting"]) == [setting.name for setting in found.settings]
     assert len(traced) == len(set(traced)) == 2  # at two resolutions, whatever the batch
+    assert len(updates) == 1  # of one network and one optimiser
     forecast._step.cache_clear()
 
 

@@ -26,7 +26,7 @@ from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
-from megavoxel.tasks.classification.training import precision_on, train_step
+from megavoxel.tasks.classification.training import gradients, precision_on
 from megavoxel.training.memory import optimizer_tensors
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -241,13 +241,17 @@ class ImageTracker(MemoryTracker):
         super().reset_peak()
         self.moments = {self.each: self.once}
 
+    def note(self, size: int) -> None:
+        """Notes a moment with so many bytes more than are live now, of tensors that are there once."""
+        self.moments[self.each] = max(self.moments.get(self.each, 0), self.once + size)
+
     def _change(self, size: int) -> None:
         super()._change(size)
         if size % TRACED_IMAGES:
             self.once += size
         else:
             self.each += size // TRACED_IMAGES
-        self.moments[self.each] = max(self.moments.get(self.each, 0), self.once)
+        self.note(0)
 
 
 @cache
@@ -260,8 +264,11 @@ def _step(keyed: Keyed, precision: str) -> StepOfImages:
         resident = [*run.network.state_dict().values(), *optimizer_tensors(run)]
         memory.include(resident)
         image = torch.zeros(TRACED_IMAGES, 3, plan.resolution, plan.resolution)
+        target = torch.zeros(TRACED_IMAGES, dtype=torch.int64)
         memory.reset_peak()
-        train_step(run, image, torch.zeros(TRACED_IMAGES, dtype=torch.int64))
+        sums = gradients(run, image, target)
+        memory.note(fake.update_bytes)
+        del image, target, sums  # which are there until the step of the optimiser ends
         return StepOfImages(
             moments=memory.moments,
             resident_bytes=sum(tensor.nbytes for tensor in resident),
@@ -277,6 +284,8 @@ class FakeRun:
 
     mode: FakeTensorMode
     run: Run
+    update_bytes: int
+    """Most bytes that a step of the optimiser takes beside weights, gradients and state: the same for all images."""
 
 
 @cache
@@ -292,4 +301,16 @@ def _fake_run(keyed: Keyed, precision: str) -> FakeRun:
             optimizer=build_optimizer(network.parameters(), plan.training),
         )
         make_optimizer_state(run)
-    return FakeRun(mode=mode, run=run)
+        return FakeRun(mode=mode, run=run, update_bytes=_update_bytes(run))
+
+
+def _update_bytes(run: Run) -> int:
+    weights = list(run.network.parameters())
+    with MemoryTracker() as memory:
+        memory.include([*weights, *optimizer_tensors(run)])
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        before = memory.live
+        memory.reset_peak()
+        run.optimizer.step()
+        return memory.peak - before

@@ -178,6 +178,13 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
         image: float32 (images, 3, height, width), of this worker.
         target: int64 classes (images).
     """
+    sums = gradients(run, image, target)
+    run.optimizer.step()
+    return sums
+
+
+def gradients(run: Run, image: Tensor, target: Tensor) -> Tensor:
+    """A step up to that of the optimiser; arguments and result as for `train_step`."""
     run.optimizer.zero_grad(set_to_none=True)
     total = run.group.sum(torch.tensor(float(len(target)), device=run.device))
     sums = torch.zeros(3, dtype=torch.float64, device=run.device)
@@ -189,7 +196,6 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
         correct = (logits.argmax(dim=1) == target).sum()
         sums = torch.stack([loss.detach().double(), correct.double(), torch.full_like(sums[0], len(target))])
     pool(run, share=len(target) / total)
-    run.optimizer.step()
     return sums
 
 
