@@ -1,0 +1,113 @@
+"""Training steps of all variants, on a pretended GPU and on the CPU: run by `rehearsal.py` in a process of its own.
+
+python steps.py FOLDER [NAME…] prints a line of JSON for each variant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pretended_cuda import card
+from pretended_tensor import PretendedTensor, memory, waits
+from variants import BRANCHES, VARIANTS, plan_of
+
+from helpers import store_case
+from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.checksums import write_checksums
+from megavoxel.preprocessing.store import save_array
+from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.tasks.segmentation.forecast import forecast_gib
+from megavoxel.tasks.segmentation.training import start_run, training_batches, validate
+from megavoxel.training.run import Run
+from megavoxel.training.step import train_step
+
+SHAPE = (20, 40, 40)
+STEPS = 3
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+OVERFLOWING = {"init_scale": 2.0**32, "backoff_factor": 2.0**-20}
+"""Of the scaler in float16: the first step overflows and is left out, those that follow are taken."""
+
+
+def stored_fold(folder: Path) -> VolumeData:
+    """Two cases to train and one to validate, with the labels of two first stages."""
+    cases, first = folder / "cases", folder / "first-stage"
+    first.mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        store_case(cases, f"case{number}", seed=number, shape=SHAPE)
+        labels = np.random.default_rng(number).integers(0, 3, (len(BRANCHES), *SHAPE), dtype=np.uint8)
+        path = first / f"case{number}.stage1.b2nd"
+        save_array(path, labels, (8, 12, 12))
+        write_checksums(path.with_suffix(".sha256"), [path], {})
+    return VolumeData(
+        number=0, preprocessed=cases, training=("case0", "case1"), validation=("case2",), first_stage=(first,)
+    )
+
+
+def stepped(plan: Plan, data: VolumeData, device: torch.device) -> tuple[Run, list[float], dict[str, Any]]:
+    """A run after some steps, its losses, and what the last step needed of the device."""
+    run, needed = start_run(plan, data, device), {}
+    if run.scaler.is_enabled():
+        run.scaler = torch.amp.GradScaler(device.type, **OVERFLOWING)
+    run.network.train()
+    losses, weights = [], [parameter.detach().clone() for parameter in run.network.parameters()]
+    for number, (image, target) in enumerate(training_batches(run, data), start=1):
+        if device.type == "cuda":
+            memory.reset_peak(0)
+        waits.clear()
+        losses.append(train_step(run, image, target))
+        needed |= {"waits": dict(waits), "bytes": memory.peak[0]}
+        if number == 1:
+            needed["first_step_left_out"] = all(map(torch.equal, run.network.parameters(), weights))
+            del weights
+        if number == STEPS:
+            break
+    return run, [loss.item() for loss in losses], needed
+
+
+def walk(changes: dict[str, Any], data: VolumeData) -> dict[str, Any]:
+    """What a variant does on the GPU, beside the CPU."""
+    plan = plan_of(changes)
+    data = data if plan.stage1 else replace(data, first_stage=())
+    run, losses, needed = stepped(plan, data, CUDA)
+    found = [value.cpu() for value in run.network.state_dict().values()]
+    told = {"precision": run.precision.name, "losses": losses, "forecast_bytes": round(forecast_gib(run) * 2**30)}
+    if run.scaler.is_enabled():
+        told["scale"] = run.scaler.get_scale()
+    scores = validate(run, training_batches(run, data), ("ball", "cube"))
+    told |= needed | {"on_gpu": all(isinstance(value, PretendedTensor) for value in run.network.parameters())}
+    del run
+    if plan.training.precision in ("float32", "bfloat16"):
+        other, expected, _ = stepped(plan, data, CPU)
+        pairs = list(zip(found, other.network.state_dict().values(), strict=True))
+        told["equal"] = losses == expected and all(torch.equal(one, two) for one, two in pairs)
+        told["apart"] = max(float((one - two).abs().max()) for one, two in pairs)
+        told["expected"] = expected
+        theirs = validate(other, training_batches(other, data), ("ball", "cube"))
+        told["scores_apart"] = max(abs(scores[key] - theirs[key]) for key in scores if not math.isnan(scores[key]))
+    return told
+
+
+def tell(names: Iterable[str], data: VolumeData) -> None:
+    """Prints what each variant does."""
+    for name in names:
+        card.has_bfloat16, begin = name != "V100", time.monotonic()
+        try:
+            told = walk(VARIANTS[name], data)
+        except Exception:
+            told = {"error": traceback.format_exc(limit=-8)}
+        print(json.dumps({"name": name, **told, "seconds": time.monotonic() - begin}), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tell(sys.argv[2:] or VARIANTS, stored_fold(Path(sys.argv[1])))

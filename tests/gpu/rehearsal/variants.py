@@ -1,0 +1,51 @@
+"""Variants of a plan that are trained on a pretended GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from helpers import tiny_plan
+from megavoxel.planning.plan import Plan
+
+PATCH = (16, 32, 32)
+BRANCHES = ("coarse", "wide")
+SMALL = {"patch": (8, 16, 16)}
+"""A CPU takes long for convolutions in float16."""
+POST = {"stage1": BRANCHES, "network": {"prior_channels": 4, "fusion": "post"}}
+EXPANDED = {"expanded_patch": (20, 40, 40), "network": {"expanded_head": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"training": {"precision": "bfloat16"}},
+    "float16": {**SMALL, "training": {"precision": "float16"}},
+    "V100": {**SMALL, "training": {"precision": "auto"}},
+    "accumulation": {"parallel": {"accumulate": 2}},
+    "accumulation in float16": {**SMALL, "parallel": {"accumulate": 2}, "training": {"precision": "float16"}},
+    "checkpointing of norms": {"parallel": {"checkpointing": "norms"}},
+    "checkpointing of blocks": {"parallel": {"checkpointing": "blocks"}},
+    "checkpointing in bfloat16": {"parallel": {"checkpointing": "blocks"}, "training": {"precision": "bfloat16"}},
+    "batch Dice": {"training": {"batch_dice": True}},
+    "batch Dice, accumulation": {"training": {"batch_dice": True}, "parallel": {"accumulate": 2}},
+    "expansion": EXPANDED,
+    "expansion at once, accumulation": {**EXPANDED, "expansion_order": "joint", "parallel": {"accumulate": 2}},
+    "cascade before": {**POST, "network": {"prior_channels": 4, "fusion": "pre"}},
+    "cascade behind": POST,
+    "excitation": {"network": {"squeeze_excitation": 4}},
+    "masked labels": {"unannotated": {"case0": ("cube",)}},
+    "masked labels, batch Dice": {"unannotated": {"case0": ("cube",)}, "training": {"batch_dice": True}},
+    "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
+    "top k": {"training": {"loss": "dice_topk"}},
+    "perimeter": {"training": {"loss": "dice_perimeter"}},
+    "batch norm, max pooling, nearest": {"network": {"norm": "batch", "pooling": "max", "upsampling": "nearest"}},
+    "coarse first level": {"network": {"strides": ((2, 2, 2), (2, 2, 2), (1, 2, 2))}},
+    "AdamW": {"training": {"optimizer": "adamw", "learning_rate": 1e-3}},
+    "RMSProp": {"training": {"optimizer": "rmsprop", "learning_rate": 1e-4}},
+}
+
+
+def plan_of(changes: dict[str, Any]) -> Plan:
+    """A plan whose tensors are large enough that memory is not made of weights."""
+    other = {key: value for key, value in changes.items() if key not in ("network", "parallel", "training")}
+    plan = tiny_plan(**{"patch": PATCH, "batch": 2, **other}, training=changes.get("training"))
+    network = replace(plan.network, features=(8, 16, 16), **changes.get("network", {}))
+    return replace(plan, network=network, parallel=replace(plan.parallel, **changes.get("parallel", {})))
