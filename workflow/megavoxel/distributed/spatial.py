@@ -22,11 +22,18 @@ from torch import Tensor, nn
 
 from megavoxel.distributed.exchange import Exchange, Pending
 from megavoxel.network.blocks import BatchNorm, MeanOverVoxels
+from megavoxel.network.large_convolution import (
+    ONES,
+    ZEROS,
+    convolution,
+    convolution_backward,
+    convolved,
+    gradients_of_convolution,
+)
 from megavoxel.network.recomputation import noted
 from megavoxel.planning.tiling import Offset
 
-convolution, convolution_backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
-ALL, ONES, ZEROS = slice(None), [1, 1, 1], [0, 0, 0]
+ALL = slice(None)
 EXACT = (torch.float32, torch.float64)
 CHUNK = 2**20
 """Voxels of channels that are brought to float32 at a time, where an activation has 16 bits."""
@@ -123,7 +130,7 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, reach: Reach, exchange: Exchange, pending: Pending
     ) -> Tensor:
-        out = convolution(x, weight, bias, reach.stride, reach.padding, ONES, False, ZEROS, 1)
+        out = convolved(x, weight, bias, reach.stride, reach.padding)
         pieces = pending.wait()
         for offset, piece in pieces.items():
             padded, taps = reach.padded(piece, offset), weight[reach.taps(offset)]
@@ -146,10 +153,9 @@ class _Convolution(torch.autograd.Function):
             if wanted:
                 back[offset] = of_piece
         pending = _begin_back(ctx.exchange, reach, x, back) if wanted else None
-        whole, of_weight, of_bias = convolution_backward(
-            gradient, x, weight, [weight.shape[0]] if ctx.has_bias else None, reach.stride, reach.padding,
-            ONES, False, ZEROS, 1, [wanted, True, ctx.has_bias],
-        )  # fmt: skip
+        whole, of_weight, of_bias = gradients_of_convolution(
+            gradient, x, weight, reach.stride, reach.padding, (wanted, True, ctx.has_bias)
+        )
         for offset, of_tap in of_taps:
             of_weight[reach.taps(offset)] += of_tap
         if pending is not None:
