@@ -1,4 +1,4 @@
-"""What each process of a tiled patch does in tests/test_space.py: a training step in float64, whose results it saves.
+"""What each process of a tiled patch does in tests/test_space.py: training steps, and samples, which it saves.
 
 RANK=… WORLD_SIZE=… python tests/space_worker.py FOLDER SPACE DATA
 """
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from helpers import tiny_plan
 from megavoxel.config.setting import Parallel
@@ -22,8 +23,10 @@ from megavoxel.planning.tiling import even_tiling
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
+from megavoxel.training.tiles import TileLoader
 
 CPU = torch.device("cpu")
 BATCH = 2
@@ -62,9 +65,15 @@ WAYS = {
 }
 
 
+HALF = {"patch": (24, 48, 32), "training": {"precision": "bfloat16"}}
+"""At the bottleneck the tiles have three voxels and more: with fewer, a CPU without AMX computes wrong gradients."""
+FULL = HALF | {"training": {}}
+WAYS_OF_16_BITS = {"bfloat16": HALF, "bfloat16, norms again": HALF | {"parallel": {"checkpointing": "norms"}}}
+
+
 def plan_of(way: str, *, space: tuple[int, ...] = (1, 1, 1), data: int = 1) -> Plan:
     """Three levels with two heads."""
-    changes = WAYS[way]
+    changes = (WAYS | WAYS_OF_16_BITS | {"of bfloat16 in float32": FULL})[way]
     training = {"gradient_clip": 1e6, "precision": "float32", **changes.get("training", {})}
     plan = tiny_plan(batch=BATCH, training=training)
     levels = {"features": (4, 6, 8), "kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))}
@@ -92,7 +101,7 @@ def started(plan: Plan, group: Group, kind: torch.dtype) -> Run:
     network = network.to(kind).to(memory_format=torch.channels_last_3d).train()
     weights = plan.training.class_weights
     return Run(
-        plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
+        plan=plan, device=CPU, precision=Precision(name=plan.training.precision, reason="test"), network=network,
         optimizer=build_optimizer(network.parameters(), plan.training), group=group,
         space=join_space(network, plan, group), annotated=annotation_table(plan),
         class_weights=None if isinstance(weights, str) else torch.tensor(weights, dtype=kind),
@@ -122,6 +131,16 @@ def step_of(plan: Plan, group: Group, kind: torch.dtype = torch.float64) -> dict
     }
 
 
+def loader_of(plan: Plan, cases: Path, group: Group | None = None) -> TileLoader | DataLoader:
+    """Batches of augmented patches: this process's tiles of them, or without a group the patches themselves."""
+    data = PatchDataset(plan, cases, ("case0", "case1"), fold=0, stream=TRAINING, count=5 * BATCH)
+    if group is None:
+        return patch_loader(data, Share(first_iteration=1, batch=BATCH), workers=0, pin=False)
+    space = join_space(torch.nn.Identity(), plan, group)
+    share = Share(first_iteration=1, batch=BATCH, rank=space.sharers.rank, ranks=space.sharers.size)
+    return TileLoader(data, share, space, workers=0, pin=False)
+
+
 def tile_of(plan: Plan, rank: int) -> tuple[slice, ...]:
     """The part of a patch that a process holds."""
     stride = shape_of(plan.network).divisor
@@ -134,7 +153,10 @@ def main() -> None:
     folder, space, data = Path(sys.argv[1]), tuple(map(int, sys.argv[2].split(","))), int(sys.argv[3])
     with joined_group(CPU) as group:
         results = {way: step_of(plan_of(way, space=space, data=data), group) for way in WAYS}
+        for way in WAYS_OF_16_BITS:
+            results[way] = step_of(plan_of(way, space=space, data=data), group, torch.float32)
         results["float32"] = step_of(plan_of("plain", space=space, data=data), group, torch.float32)
+        results["samples"] = list(loader_of(plan_of("padded", space=space, data=data), folder / "cases", group))
         torch.save(results, folder / f"{group.rank}.pt")
 
 

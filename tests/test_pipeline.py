@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pandas
 import pytest
 import torch
 
@@ -18,11 +16,10 @@ import pipeline_worker
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
-from megavoxel.network.tensor_files import load_tensors
 from megavoxel.planning.plan import Plan
 from pipeline_worker import BATCH, CUTS, plan_of, steps_of
 from stage_server import run_group
-from training_jobs import check_that_all_end_with_one, training_command
+from training_jobs import check_that_all_end_with_one, check_that_it_goes_on, training_command
 
 FORETOLD = (
     "instance norm",
@@ -135,37 +132,12 @@ def cut(plan: Plan, stages: int, micro_batches: int = 1) -> Plan:
     return replace(plan, parallel=Parallel(pipeline=stages, micro_batches=micro_batches), stages=CUTS[stages])
 
 
-def run_until(command: list[str], folder: Path, line: str) -> str:
-    """Runs a command until it prints a line that begins so, then kills it with all its processes."""
-    job = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    printed = ""
-    for text in job.stdout:
-        printed += text
-        if text.startswith(line):
-            os.killpg(job.pid, signal.SIGKILL)
-    job.wait(timeout=60)
-    return printed
-
-
 def test_a_run_goes_on_with_another_number_of_stages(tmp_path):
     """Some epochs over two processes, some over three, the last over one, beside a run of one process."""
-    keys = {"epochs": 6, "iterations_per_epoch": 2, "validation_iterations": 2, "checkpoint_minutes": 0}
+    ways = (({"pipeline": 2, "micro_batches": 2}, CUTS[2]), ({"pipeline": 3}, CUTS[3]), ({}, ()))
     plan = plan_of("instance norm")
-    plan = replace(plan, training=replace(plan.training, **keys))
-    command = training_command(tmp_path, plan, forked=True)
-    run_until([*command, "--output", "single", "--state", "single-state"], tmp_path, "never")
-    printed = ""
-    for stages, micro_batches, line in ((2, 2, "epoch 3/"), (3, 1, "epoch 5/"), (1, 1, "never")):
-        command = training_command(tmp_path, cut(plan, stages, micro_batches), forked=stages == 1)
-        printed += run_until([*command, "--output", "out"], tmp_path, line)
-    assert printed.count("going on after epoch") >= 2
-    single, whole = (load_tensors(tmp_path / name / "model.pt")["weights"] for name in ("single", "out"))
-    assert whole.keys() == single.keys()
-    for name, ours in whole.items():
-        torch.testing.assert_close(ours, single[name], atol=1e-4, rtol=1e-3, msg=lambda text, at=name: f"{at}: {text}")
-    histories = [pandas.read_csv(tmp_path / name / "history.csv") for name in ("single", "out")]
-    for column in ("training_loss", "validation_loss", "pseudo_dice"):
-        assert list(histories[1][column]) == pytest.approx(list(histories[0][column]), abs=2e-3), column
+    plans = [replace(plan, parallel=Parallel(**keys), stages=stages) for keys, stages in ways]
+    check_that_it_goes_on(tmp_path, plan, plans)
 
 
 def test_the_forecast_is_the_tracked_peak_of_the_fullest_stage(tmp_path):

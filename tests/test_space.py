@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,12 +12,12 @@ import pytest
 import torch
 
 import space_worker
+from helpers import three_cases
 from megavoxel.distributed.group import Group
-from space_worker import BATCH, WAYS, plan_of, step_of, tile_of
+from megavoxel.planning.plan import Plan
+from space_worker import BATCH, WAYS, WAYS_OF_16_BITS, loader_of, plan_of, step_of, tile_of
 from stage_server import run_group
-
-STATISTICS_OF_WHOLE_BATCH = 1
-"""Replicas for which the running statistics of batch norm are those of the whole batch."""
+from training_jobs import check_that_all_end_with_one, check_that_it_goes_on, training_command
 
 
 @cache
@@ -25,6 +28,7 @@ def alone(way: str, kind: torch.dtype = torch.float64) -> dict:
 
 def run_workers(folder: Path, space: tuple[int, ...], data: int) -> list[dict]:
     count = data * space[0] * space[1] * space[2]
+    three_cases(folder)
     run_group(space_worker.__file__, folder, ",".join(map(str, space)), data, processes=count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
@@ -59,5 +63,56 @@ def test_tiles_take_the_step_of_the_whole_patch(tmp_path, space, data):
             if data > 1 and "accumulate" in WAYS[way].get("parallel", {}):
                 continue
             compare(results[way], alone(way), way, rank, space, data)
-        single = alone("plain", torch.float32)
-        assert results["float32"]["loss"] == pytest.approx(single["loss"], rel=1e-5)
+        assert results["float32"]["loss"] == pytest.approx(alone("plain", torch.float32)["loss"], rel=1e-5)
+        for way in WAYS_OF_16_BITS:
+            assert rounding_of(results[way]) <= 1.3 * rounding_of(alone(way, torch.float32)), way
+        compare_samples(results["samples"], tmp_path / "cases", rank, space, data)
+
+
+def rounding_of(found: dict) -> float:
+    """How far 16 bits move the gradients of weights, as a share of them."""
+    exact = alone("of bfloat16 in float32", torch.float32)["gradients"]
+    names = [name for name in exact if name.endswith("weight")]
+    apart = sum(float((found["gradients"][name] - exact[name]).square().sum()) for name in names)
+    return (apart / sum(float(exact[name].square().sum()) for name in names)) ** 0.5
+
+
+def compare_samples(tiles: list[tuple[torch.Tensor, torch.Tensor]], cases: Path, rank: int, space, data: int) -> None:
+    """With augmented whole patches, cut."""
+    plan = plan_of("padded", space=space)
+    patches, share = list(loader_of(plan, cases)), BATCH // data
+    assert len(tiles) == len(patches) == 4
+    first = rank // plan.parallel.tiles * share
+    part = (slice(first, first + share), ..., *tile_of(plan, rank))
+    for tile, patch in zip(tiles, patches, strict=True):
+        for own, whole in zip(tile, patch, strict=True):
+            assert own.dtype == whole.dtype
+            assert torch.equal(own, whole[part])
+
+
+def plan_to_train(space: tuple[int, ...] = (1, 1, 1), **keys) -> Plan:
+    plan = plan_of("plain", space=space)
+    return replace(plan, parallel=replace(plan.parallel, **keys), training=replace(plan.training, gradient_clip=0.5))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_tiles(tmp_path):
+    ways = ({"space": (2, 1, 1), "checkpointing": "norms"}, {"space": (1, 2, 1), "data": 2}, {})
+    check_that_it_goes_on(tmp_path, plan_to_train(), [plan_to_train(**keys) for keys in ways])
+
+
+@pytest.mark.slow
+def test_the_forecast_is_the_tracked_peak_of_the_largest_tile(tmp_path):
+    plan = replace(plan_to_train((1, 2, 1)), patch=(16, 40, 32))
+    plan = replace(plan, training=replace(plan.training, epochs=1))
+    command = [*training_command(tmp_path, plan), "--output", "out"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    memory = json.loads((tmp_path / "out" / "manifest.json").read_text())["peak_memory"]
+    assert memory["gib"] == pytest.approx(memory["forecast_gib"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_an_exchange_ends_the_job(tmp_path):
+    plan = plan_to_train((1, 1, 2))
+    plan = replace(plan, training=replace(plan.training, epochs=10_000))
+    check_that_all_end_with_one([*training_command(tmp_path, plan), "--output", "out"], tmp_path, processes=2)
