@@ -21,7 +21,18 @@ CHECKED_OUT = (
     "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-docs.lock", "README.md",
     "LICENSE",
 )  # fmt: skip
-DRY = ("make", "snakemake -n", "snakemake --configfile", "snakemake --profile")
+IN_A_CLONE = ("git clone ADDRESS megavoxel && cd megavoxel", "make setup", "make lint")
+"""Commands that a test of their own runs in a clone."""
+DRY = (
+    "make demo",
+    "make test",
+    "make fuzz",
+    "make bench",
+    "make docs",
+    "snakemake -n",
+    "snakemake --configfile",
+    "snakemake --profile",
+)
 """Commands that are asked what they would do, by `-n`."""
 NAMES = {
     "/path/to/kidneys": "kidneys",
@@ -38,7 +49,7 @@ pytestmark = pytest.mark.slow
 def commands(page: Path) -> list[str]:
     """The lines that a reader is to type, in order and without their comments."""
     text = page.read_text().replace("\\\n", "")
-    lines = re.findall(r"(?m)^    ((?:make|megavoxel|snakemake|\.) .*)$", text)
+    lines = re.findall(r"(?m)^    ((?:git|make|megavoxel|snakemake|\.) .*)$", text)
     return [re.sub(r"\s+#.*", "", line) for line in lines]
 
 
@@ -78,7 +89,7 @@ def test_every_command_of_the_readme_runs(repository, checkout):
     assert len(typed) > 15
     for line in typed:
         command = line
-        if command == ". .venv/bin/activate":
+        if command == ". .venv/bin/activate" or command in IN_A_CLONE:
             continue
         for name, meant in NAMES.items():
             command = command.replace(name, meant)
@@ -89,6 +100,26 @@ def test_every_command_of_the_readme_runs(repository, checkout):
             assert "build it first, without --sdm apptainer: snakemake images" in done.stderr
         else:
             assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_clone_is_set_up_and_checked(repository, tmp_path):
+    """With the packages that are there: `make setup` finds them installed after the files that they follow from."""
+    assert set(IN_A_CLONE) <= set(commands(repository / "README.md"))
+    cloned, *made = IN_A_CLONE
+    done = run(tmp_path, f"bash -c '{cloned.replace('ADDRESS', str(repository))} && pwd'")
+    assert done.returncode == 0, done.stderr
+    clone = tmp_path / "megavoxel"
+    assert done.stdout.strip() == str(clone)
+    (clone / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".installed":
+            (clone / ".venv" / part.name).symlink_to(part)
+    (clone / ".venv/.installed").touch()
+    for command in made:
+        done = run(clone, command)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    assert not run(clone, "git status --porcelain").stdout
 
 
 def test_what_the_readme_says_a_command_leaves_is_there(checkout):

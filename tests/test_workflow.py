@@ -102,6 +102,39 @@ def test_a_typo_ends_the_dry_run_with_one_line(repository, tmp_path):
     assert "did you mean 'ensembles'?" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        (
+            "study: a\nsettings:\n  b: [1, 2\n  c: 3\n",
+            "--configfile study.yaml",
+            "line 4, column 4: did not find",
+        ),
+        ("study: a\n\tsettings: {}\n", "--configfile=study.yaml", "line 2, column 1: found a tab"),
+        ('{"study": "a",', "--configfiles study.yaml", "line 2, column 1: did not find expected node"),
+        ("study: a\nstudy: b\n", "--configfile study.yaml", "line 2: the key 'study' is there twice"),
+        ('{"a": {"b": 1,\n "b": 2}}', "--configfiles study.yaml", "line 2: the key 'b' is there twice"),
+        ("study: a\nstudy: b\n", "--configfile study.yaml --workflow-profile none", "line 2: the key 'study' is there"),
+        ("study: a\n", "--configfile missing.yaml", "missing.yaml: no such file"),
+        ("- study\n", "--configfile study.yaml", "study.yaml: expected a mapping"),
+    ],
+)
+def test_a_study_file_that_cannot_be_read_is_named_with_the_line(repository, tmp_path, text, words, message):
+    (tmp_path / "study.yaml").write_text(text)
+    done = snakemake(repository, tmp_path, *words.split(), "-n")
+    assert done.returncode != 0
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "workflow specific profile" not in line]
+    assert line.startswith("Error: ")
+    assert ".yaml: " in line
+    assert message in line
+
+
+def test_a_study_file_in_json_with_tabs_is_taken(repository, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps({**TINY, "dataset": "phantom"}, indent="\t"))
+    done = snakemake(repository, tmp_path, "--configfile", "study.json", "-n")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def finished(repository, tmp_path_factory) -> Path:
     """A tiny phantom study, run to its end."""

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # `megavoxel` lies beside the Python that runs Snakemake, also where that environment was not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
+from megavoxel.config.config_files import require_readable
 from megavoxel.config.dataset import dataset_path, load_dataset
 from megavoxel.config.hardware import load_device, load_site
 from megavoxel.config.records import to_plain
@@ -38,6 +39,7 @@ def load_configuration():
     """The study with its dataset file, device and site, or one line that says what is wrong."""
     source = os.path.relpath((workflow.overwrite_configfiles or [CONFIG_FOLDER / "config.yaml"])[0])
     try:
+        require_readable(map(Path, workflow.overwrite_configfiles))
         study = parse_study({key: value for key, value in config.items()}, source=source)
         dataset_file = dataset_path(study.dataset, CONFIG_FOLDER / "datasets", source=source)
         dataset = load_dataset(dataset_file)

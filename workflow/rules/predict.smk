@@ -1,9 +1,4 @@
 # Predictions of validation folds and of the test split by the networks of a setting.
-localrules:
-    collect_test,
-    collect_test_for_ensembles,
-
-
 # Jobs that share the test cases; the scores of images are one table.
 PART_OF_TEST = "-{share}-of-{total}" if SEGMENTS else ""
 
@@ -84,6 +79,10 @@ use rule predict_validation as predict_test with:
 
 
 if SEGMENTS:
+
+    localrules:
+        collect_test,
+        collect_test_for_ensembles,
 
     use rule predict_test as predict_test_for_ensembles with:
         log:
