@@ -30,9 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The theme's own files, and those of the repository that the site shows."""
     root = Path(config.config_file_path).parent
     kept = [file for file in files if file.src_dir != config.docs_dir]
-    sheets = [File.generated(config, name, abs_src_path=str(root / name)) for name in config.extra_css]
-    shown = [File.generated(config, name, abs_src_path=str(root / name)) for name in sorted(_linked(root))]
-    return Files([*kept, *sheets, *shown])
+    own = [*config.extra_css, *map(str, config.extra_javascript), *config.extra["polyfills"]]
+    names = [*own, *sorted(_linked(root))]
+    return Files([*kept, *(File.generated(config, name, abs_src_path=str(root / name)) for name in names)])
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: object) -> str:
