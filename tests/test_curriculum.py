@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 
 import blosc2
+import nibabel
 import numpy as np
 import pandas
 import pytest
@@ -314,11 +315,19 @@ def test_curricula_that_cannot_be_are_refused(settings, message):
         parse_study(study(**settings), source="s.yaml")
 
 
-@pytest.mark.parametrize("window", [pytest.param("whole", marks=pytest.mark.slow), (16, 16, 8)])
-def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
-    """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage in each."""
+@pytest.mark.parametrize(
+    ("window", "parallel"),
+    [
+        pytest.param("whole", Parallel(pipeline=2), marks=pytest.mark.slow),
+        ((16, 16, 8), Parallel(pipeline=2)),
+        pytest.param("whole", Parallel(space=(1, 1, 2)), marks=pytest.mark.slow),
+    ],
+    ids=["whole, stages", "larger, stages", "whole, tiles"],
+)
+def test_windows_larger_than_the_patch_go_over_the_devices_of_a_patch(tmp_path, window, parallel):
+    """As label maps of `megavoxel predict` and as times of `megavoxel time`: two processes, a stage or tile in each."""
     small = {"phases": (), "patch": (8, 8, 8), "inference": Inference(window=window)}
-    plan = curriculum(parallel=Parallel(pipeline=2), stages=(0, 4), **small)
+    plan = curriculum(parallel=parallel, stages=(0, 4) if parallel.pipeline > 1 else (), **small)
     assert predicting_devices(plan) == 2
     alone = replace(plan, parallel=Parallel(), stages=())
     training_command(tmp_path, plan)
@@ -341,11 +350,23 @@ def test_windows_larger_than_the_patch_go_through_a_pipeline(tmp_path, window):
     for name in ("plan", "alone"):
         run("predict", "--plan", f"{name}.json", "--weights", *weights, "--output", name, "--logits", f"{name}-logits")
     logits = [next((tmp_path / f"{name}-logits").glob("*.b2nd")) for name in ("plan", "alone")]
-    staged, whole = (blosc2.open(str(path))[:].astype(np.float32) for path in logits)
-    np.testing.assert_allclose(staged, whole, atol=5e-3)
+    shared, whole = (blosc2.open(str(path))[:].astype(np.float32) for path in logits)
+    np.testing.assert_allclose(shared, whole, atol=5e-3)
+    maps = [nibabel.load(tmp_path / name / "case2.nii.gz").get_fdata() for name in ("plan", "alone")]
+    assert np.mean(maps[0] == maps[1]) >= 0.9999
     assert np.abs(whole).max() > 0.05
     assert "case2" in run("time", "--plan", "plan.json", "--weights", weights[0], "--repeats", "1", "--output", "t.csv")
     assert list(pandas.read_csv(tmp_path / "t.csv")["window"]) == ["whole" if window == "whole" else "16x16x8"]
+
+
+@pytest.mark.parametrize(
+    ("window", "devices"), [("whole", 2), (None, 2), ((8, 8, 8), 2), ((4, 8, 16), 2), ((8, 8, 4), 1), ((4, 4, 4), 1)]
+)
+def test_a_window_larger_than_a_tile_is_predicted_on_the_devices_of_a_patch(window, devices):
+    """A device that trains with a tile holds as many voxels of a window."""
+    parallel, inference = Parallel(space=(1, 1, 2), data=4), Inference(window=window)
+    plan = curriculum(phases=(), patch=(8, 8, 8), parallel=parallel, inference=inference)
+    assert predicting_devices(plan) == devices
 
 
 @pytest.mark.parametrize("window", [None, (8, 8, 8), (4, 8, 16)])

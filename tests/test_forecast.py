@@ -30,6 +30,7 @@ from megavoxel.forecast.prediction import WholeImages
 from megavoxel.forecast.setting import forecast_setting, precision_on
 from megavoxel.forecast.step import training_step, window
 from megavoxel.forecast.table import COLUMNS, partitions, plan_study, shown, spread, table
+from megavoxel.forecast.window import window_costs
 from megavoxel.network.architectures import whole_program
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan
@@ -395,6 +396,34 @@ def test_a_window_through_a_pipeline_has_the_workspace_of_the_fullest_stage(plan
     assert max(first.workspace_bytes, second.workspace_bytes) == largest
     assert first.workspace_bytes < largest
     assert staged < alone
+
+
+def test_a_window_in_tiles_is_forecast_for_the_first_device_and_for_the_largest_tile(plan):
+    whole = replace(plan, inference=Inference(window="whole", mirror=False))
+    fast = device(link_gib_per_second=1e9)
+    alone, two, four = (
+        forecast_setting(whole, Parallel(space=space), fast, WORKLOAD) for space in ((1, 1, 1), (2, 1, 1), (2, 2, 1))
+    )
+    assert alone.prediction_gib > two.prediction_gib > four.prediction_gib
+    assert two.prediction_hours == pytest.approx(alone.prediction_hours / 2, rel=0.05)
+    assert two.gpu_hours_per_fold == pytest.approx(alone.gpu_hours_per_fold, rel=0.1)
+    tiled = replace(whole, parallel=Parallel(space=(2, 1, 1)))
+    leader, largest = window_costs(tiled, (48, 48, 48), networks=1, precision="bfloat16")
+    image, logits = 4 * 48**3, 4 * 3 * 48**3
+    assert min(leader.exchanged_bytes, largest.exchanged_bytes) > (image + logits) // 2
+    slow = forecast_setting(whole, Parallel(space=(2, 1, 1)), device(link_gib_per_second=0.01), WORKLOAD)
+    assert slow.prediction_hours > 2 * two.prediction_hours
+
+
+def test_a_whole_image_that_does_not_fit_in_tiles_is_refused_with_a_window_that_would(plan):
+    parallel, inference = Parallel(space=(2, 1, 1)), Inference(window="whole")
+    whole = replace(plan, patch=(16, 16, 16), inference=inference, parallel=parallel)
+    keys = {"networks": 1, "precision": "float32"}
+    alone = WholeImages(plan=replace(whole, parallel=Parallel()), device=device(), **keys).gib((48, 96, 48))
+    tiled = WholeImages(plan=whole, device=device(memory_gib=0.75 * alone), **keys)
+    tiled.check("case1", (48, 96, 48))
+    with pytest.raises(UserError, match=r"a window of 48 × 192 × 48 voxels, needs .*: \[48, 96, 48\]"):
+        tiled.check("case1", (48, 192, 48))
 
 
 def test_partitions_are_listed_again_with_checkpointing_where_a_memory_is_too_small(plan):

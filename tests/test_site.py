@@ -30,6 +30,7 @@ STUDY = {
         "pair": {"folds": [0], "parallel": {"data": 2}},
         "nodes": {"folds": [0], "parallel": {"data": 4}},
         "whole": {"folds": [0], "patch": "whole", "batch": 1, "parallel": {"pipeline": 4}},
+        "tiles": {"folds": [0], "patch": "whole", "batch": 1, "parallel": {"space": [1, 2, 2]}},
     },
     "ensembles": {"both": {"members": ["plain", "pair"]}},
 }
@@ -129,8 +130,9 @@ def test_the_sites_name_of_a_gpu_is_asked_for_on_one_node_and_on_several(jobs):
     assert "gpu_model" not in training["nodes"]
 
 
-def test_a_prediction_of_whole_images_takes_the_nodes_that_training_takes(jobs):
-    whole = {name: resources for name, setting, resources in jobs if setting == "whole" and name in GPU_RULES}
+@pytest.mark.parametrize("setting", ["whole", "tiles"])
+def test_a_prediction_of_whole_images_takes_the_nodes_that_training_takes(jobs, setting):
+    whole = {name: resources for name, found, resources in jobs if found == setting and name in GPU_RULES}
     assert set(whole) == {"train", "predict_validation", "predict_test", "time_prediction"}
     for resources in whole.values():
         assert [resources[key] for key in ("nodes", "tasks", "mpi", "gres")] == ["2", "2", "srun", "gpu:a100:2"]

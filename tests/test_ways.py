@@ -75,6 +75,24 @@ def test_a_way_that_cannot_be_is_refused(plan, keys, message):
         check_parallel(plan, Parallel(**keys))
 
 
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ((512, 512, 1), r"space: 2 tiles along x, but an inference.window of 512 × 512 × 1 voxels has 1 cell of the"),
+        ((8, 8, 1), None),
+        ("whole", None),
+    ],
+)
+def test_windows_that_go_over_tiles_have_cells_for_all_of_them(plan, window, message):
+    """A window of a tile's voxels or fewer goes over one device, whatever its shape."""
+    setting, parallel = replace(plan, inference=replace(plan.inference, window=window)), Parallel(space=(1, 1, 2))
+    if message is None:
+        check_parallel(setting, parallel)
+        return
+    with pytest.raises(UserError, match=rf"setting tiny: parallel.{message}"):
+        check_parallel(setting, parallel)
+
+
 def test_accumulated_parts_of_a_batch_dice_in_a_pipeline_are_refused(plan):
     whole = replace(plan, training=replace(plan.training, batch_dice=True))
     check_parallel(whole, Parallel(accumulate=2, data=2))

@@ -125,13 +125,14 @@ def training_devices(wildcards, input):
 
 
 def predicting_devices_of(wildcards, input):
-    """Devices of a job that predicts: windows larger than the patch take the pipeline of training."""
+    """Devices of a job that predicts: the plan is read where the study file alone does not tell."""
     if not SEGMENTS:
         return 1
     setting = SETTINGS[wildcards.setting]
-    whole = WHOLE in (setting.last_patch, setting.inference.window)
-    if setting.inference.window is None and not whole:
+    parallel, window = setting.parallel, setting.inference.window
+    whole = WHOLE in (setting.last_patch, window)
+    if parallel is not None and (whole or parallel.devices_of_a_patch == 1):
+        return parallel.devices_of_a_patch
+    if parallel is not None and window is None and parallel.tiles == 1:
         return 1
-    if setting.parallel is not None and (whole or setting.parallel.pipeline == 1):
-        return setting.parallel.pipeline
     return predicting_devices(from_plain(Plan, planned(input), where=input.plan))

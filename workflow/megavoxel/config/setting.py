@@ -199,12 +199,17 @@ class Parallel:
     @property
     def devices(self) -> int:
         """Devices of a training job."""
-        return self.data * self.pipeline * self.tiles
+        return self.data * self.devices_of_a_patch
 
     @property
     def tiles(self) -> int:
         """Devices that hold a patch together, a tile each."""
         return math.prod(self.space)
+
+    @property
+    def devices_of_a_patch(self) -> int:
+        """Devices that hold a patch together: stages of a pipeline, or tiles."""
+        return self.pipeline * self.tiles
 
     @property
     def parts(self) -> int:

@@ -41,9 +41,10 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
     if processes % nodes:
         raise UserError(f"setting {setting}: parallel asks for {processes} devices, which {nodes} nodes cannot share")
     here = processes // nodes
-    if choose_device(arguments.device).type == "cuda" and torch.cuda.device_count() < here:
+    seen = gpus_here(arguments.device)
+    if seen is not None and seen < here:
         raise UserError(
-            f"setting {setting}: parallel asks for {here} devices on a node, PyTorch sees {torch.cuda.device_count()} "
+            f"setting {setting}: parallel asks for {here} devices on a node, PyTorch sees {seen} "
             "GPUs here; ask for as many in the job, or lower parallel.data"
         )
     threads = max(1, usable_threads(arguments.threads) // here)
@@ -53,6 +54,11 @@ def start_group(stage: str, arguments: argparse.Namespace, *, processes: int, se
     runner += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     command = [*runner, "--nproc-per-node", str(here), "-m", "megavoxel", stage, *words]
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": str(threads)})
+
+
+def gpus_here(device: str | None) -> int | None:
+    """GPUs that PyTorch sees on this node; None where the device of that name is no GPU."""
+    return torch.cuda.device_count() if choose_device(device).type == "cuda" else None
 
 
 def nodes_of_step(environment: Mapping[str, str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import GIB, window
+from megavoxel.forecast.window import slowest_of, window_costs
 from megavoxel.planning.patch import prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.volumes.grid import window_starts
@@ -82,7 +83,7 @@ def step_seconds(
 
 
 def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -> float:
-    """Seconds in which one device predicts cases of the median shape with the network of a fold."""
+    """Seconds in which cases of the median shape are predicted with the network of a fold."""
     median = plan.preprocessing.median_shape
     size = prediction_window(plan, median)
     starts = [
@@ -90,8 +91,17 @@ def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -
     ]
     mirrors = 2 ** len(plan.augmentation.mirror_axes) if plan.inference.mirror else 1
     passes = math.prod(len(axis) for axis in starts) * mirrors
-    flops = window(plan, size, networks=1, precision=precision).flops
-    return cases * passes * (flops / speed.flops_per_second + speed.seconds_per_pass)
+    return cases * passes * _pass_seconds(plan, size, speed, precision)
+
+
+def _pass_seconds(plan: Plan, size: tuple[int, ...], speed: Speed, precision: str) -> float:
+    """Seconds of a window: of the slowest tile, or of all stages of a pipeline one after the other."""
+    if plan.parallel.tiles == 1:
+        slowest = window(plan, size, networks=1, precision=precision)
+    else:
+        slowest = slowest_of(window_costs(plan, size, networks=1, precision=precision))
+    seconds = slowest.flops / speed.flops_per_second + speed.seconds_per_pass
+    return seconds + slowest.exchanged_bytes / speed.bytes_per_second
 
 
 def validation_flops(plan: Plan, precision: str) -> int:

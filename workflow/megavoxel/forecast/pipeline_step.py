@@ -267,13 +267,15 @@ class SilentPeers(Peers):
             self.memory.reset_peak()
 
     def _begin_to_send(self, *_: object) -> Work:
-        return _Silent()
+        return SilentWork()
 
     def _begin_to_receive(self, *_: object) -> Work:
-        return _Silent()
+        return SilentWork()
 
 
-class _Silent:
+class SilentWork:
+    """A tensor that is never on its way."""
+
     def wait(self) -> None:
         """Nothing to wait for."""
 

@@ -13,11 +13,11 @@ from megavoxel.config.hardware import Device
 from megavoxel.distributed.group import local_device
 from megavoxel.errors import UserError
 from megavoxel.forecast.memory import advice_for_prediction, device_at_hand, explained_out_of_memory
-from megavoxel.forecast.pipeline_step import staged_window
-from megavoxel.forecast.step import GIB, window
+from megavoxel.forecast.step import GIB
+from megavoxel.forecast.window import window_costs
 from megavoxel.inference.predict import CasePredictor, open_predictor
 from megavoxel.network.device import choose_device
-from megavoxel.planning.patch import WHOLE, predicting_devices, prediction_window
+from megavoxel.planning.patch import WHOLE, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import shape_of
@@ -89,13 +89,10 @@ class WholeImages:
             )
 
     def gib(self, size: Sequence[int]) -> float:
-        """Peak memory in GiB of the fullest stage for one window, the sums of its logits included."""
-        plan, keys = self.plan, {"networks": self.networks, "precision": self.precision}
-        if predicting_devices(plan) > 1:
-            peak = max(stage.peak_bytes for stage in staged_window(plan.network, plan.stages, size, **keys))
-        else:
-            peak = window(plan, tuple(size), **keys).peak_bytes
-        return (peak + 4 * plan.network.classes * math.prod(size)) / GIB
+        """Peak memory in GiB of the fullest device for one window, with the sums of its logits on the first."""
+        first, *others = window_costs(self.plan, size, networks=self.networks, precision=self.precision)
+        sums = 4 * self.plan.network.classes * math.prod(size)
+        return max([first.peak_bytes + sums, *(other.peak_bytes for other in others)]) / GIB
 
     def fitting(self, size: Sequence[int]) -> tuple[int, ...] | None:
         """A window that fits, no smaller than the patch: the side that is furthest from it is halved again and again.

@@ -8,8 +8,9 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
 from megavoxel.forecast.pipeline import begins_of, largest_phase, least_peak_cut, stage_costs
-from megavoxel.forecast.pipeline_step import fake_network, staged_window
-from megavoxel.forecast.step import GIB, StepCost, largest_share, repeated, training_step, window
+from megavoxel.forecast.pipeline_step import fake_network
+from megavoxel.forecast.step import GIB, StepCost, largest_share, repeated, training_step
+from megavoxel.forecast.window import window_costs
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
 from megavoxel.planning.patch import predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
@@ -72,8 +73,10 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
     precision = precision_on(plan, device)
     steps = [(phase, step_costs(phase, parallel, precision)) for phase in plan.by_phase()]
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
-    seconds = _seconds(plan, parallel, device, workload, steps, precision)
+    own = replace(plan, parallel=parallel)
+    seconds = _seconds(own, device, workload, steps, precision)
     training, prediction = seconds if seconds else (None, None)
+    busy = parallel.tiles if predicting_devices(own) > 1 else 1  # of a pipeline, one stage at a time
     return Forecast(
         parallel=parallel,
         device=device,
@@ -81,10 +84,10 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         training_gib=max(peak_gib(stage, device) for stage in stages),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
-        prediction_gib=prediction_gib(replace(plan, parallel=parallel), device, workload.networks, precision),
+        prediction_gib=prediction_gib(own, device, workload.networks, precision),
         training_hours=None if seconds is None else training / 3600,
         prediction_hours=None if seconds is None else prediction / 3600,
-        gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction) / 3600,
+        gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction * busy) / 3600,
         flops=round(sum(stage.flops for stage in stages) * parallel.data / largest_share(fullest, parallel)),
         exchanged_gib=max(stage.exchanged_bytes for stage in stages) / GIB,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
@@ -94,7 +97,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
 def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) -> float:
     """Peak memory in GiB of the fullest device that predicts the largest case, with overhead and workspace.
 
-    In a pipeline the first device sums the logits.
+    Of several devices the first sums the logits.
 
     Args:
         plan: the setting, with its `parallel`.
@@ -103,12 +106,9 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
         precision: of the forward pass.
     """
     size = prediction_window(plan, largest_case(plan))
-    slab, keys = _slab_bytes(plan, size, on_host=not device.gpus), {"networks": networks, "precision": precision}
-    if predicting_devices(plan) == 1:
-        return peak_gib(window(plan, size, **keys), device, extra=slab)
-    begins = begins_of(plan, plan.parallel, precision)
-    first, *others = staged_window(plan.network, begins, size, **keys)
-    return max(peak_gib(first, device, extra=slab), *(peak_gib(stage, device) for stage in others))
+    slab = _slab_bytes(plan, size, on_host=not device.gpus)
+    first, *others = window_costs(plan, size, networks=networks, precision=precision)
+    return max([peak_gib(first, device, extra=slab), *(peak_gib(other, device) for other in others)])
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:
@@ -177,7 +177,6 @@ def _growing_bytes(cost: StepCost, device: Device) -> float:
 
 def _seconds(
     plan: Plan,
-    parallel: Parallel,
     device: Device,
     workload: Workload,
     steps: list[tuple[Plan, list[StepCost]]],
@@ -187,7 +186,7 @@ def _seconds(
     speed = speed_of(device, precision)
     if speed is None:
         return None
-    training = 0.0
+    parallel, training = plan.parallel, 0.0
     for phase, stages in steps:
         largest = max(stage.parameter_bytes for stage in stages)
         sent = max(stage.exchanged_bytes for stage in stages)

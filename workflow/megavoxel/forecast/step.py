@@ -113,13 +113,18 @@ def anonymous(plan: Plan) -> Plan:
 
 def window(plan: Plan, size: tuple[int, ...] | None = None, *, networks: int, precision: str) -> StepCost:
     """The forward pass of one window by `networks` networks in turn, no gradients; None: a window like the patch."""
-    one = _window(plan.network, tuple(size or plan.patch), precision)
+    return with_networks(_window(plan.network, tuple(size or plan.patch), precision), networks)
+
+
+def with_networks(one: StepCost, networks: int) -> StepCost:
+    """The cost of a window for so many networks in turn, from that for one."""
     others = networks - ONE_NETWORK
     return replace(
         one,
         peak_bytes=one.peak_bytes + others * one.parameter_bytes,
         resident_bytes=networks * one.parameter_bytes,
         flops=networks * one.flops,
+        exchanged_bytes=networks * one.exchanged_bytes,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megavoxel.config.setting import Checkpointing, Parallel
 from megavoxel.errors import UserError, closest
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import most_stages
 from megavoxel.network.segmentation import convolution_names
+from megavoxel.planning.patch import predicting_devices
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.tiling import cells_of, even_tiling
@@ -69,29 +71,37 @@ def _check_tiles(plan: Plan, parallel: Parallel, where: str) -> None:
             f"{where}: training.loss {plan.training.loss} looks at the neighbours of each voxel, which may lie in "
             "another tile; take another loss, or set space to [1, 1, 1]"
         )
+    _check_cells("a patch", plan.patch, plan, parallel, where)
+    window = plan.inference.window
+    if not isinstance(window, str | None) and predicting_devices(replace(plan, parallel=parallel)) > 1:
+        _check_cells("an inference.window", window, plan, parallel, where)
+
+
+def _check_cells(what: str, size: Sequence[int], plan: Plan, parallel: Parallel, where: str) -> None:
+    """Refuses more tiles than there are cells, and tiles that are too thin."""
     shape = shape_of(plan.network)
-    cells = cells_of(plan.patch, shape.divisor)
+    cells = cells_of(size, shape.divisor)
     for axis, (name, count, parts) in enumerate(zip("zyx", cells, parallel.space, strict=True)):
         if parts > count:
             raise UserError(
-                f"{where}: {parts} tiles along {name}, but a patch of {times(plan.patch)} voxels has {count} "
+                f"{where}: {parts} tiles along {name}, but {what} of {times(size)} voxels has {count} "
                 f"cell{'s' * (count > 1)} of the network's stride ({shape.divisor[axis]} voxels) there; allowed along "
                 f"{name}: 1 to {count}"
             )
-    _check_reach(plan, parallel, where)
+    _check_reach(what, size, plan, parallel, where)
 
 
-def _check_reach(plan: Plan, parallel: Parallel, where: str) -> None:
+def _check_reach(what: str, size: Sequence[int], plan: Plan, parallel: Parallel, where: str) -> None:
     """Refuses tiles so thin that a convolution would see beyond the neighbouring one."""
     shape = shape_of(plan.network)
-    smallest = even_tiling(plan.patch, shape.divisor, parallel.space).smallest
+    smallest = even_tiling(size, shape.divisor, parallel.space).smallest
     for level, (kernel, stride) in enumerate(zip(plan.network.kernels, shape.strides, strict=True)):
         sides = zip("zyx", kernel, stride, shape.divisor, smallest, parallel.space, strict=True)
         for name, extent, step, cell, cells, parts in sides:
             voxels = cells * cell // step
             if parts > 1 and (extent - 1) // 2 > voxels:
                 raise UserError(
-                    f"{where}: at level {level} of the network the thinnest tile has {voxels} "
+                    f"{where}: at level {level} of the network the thinnest tile of {what} has {voxels} "
                     f"voxel{'s' * (voxels > 1)} along {name}, and a kernel of {extent} sees beyond it; take fewer "
                     f"tiles along {name}"
                 )

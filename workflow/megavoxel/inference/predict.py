@@ -1,8 +1,9 @@
-"""Prediction of cases by one network or the mean logits of several folds, in this process or through a pipeline."""
+"""Prediction of cases by one network or the mean logits of several folds, in this process or together with others."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,16 +17,16 @@ from torch import Tensor
 
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, is_member, joined_group, local_device
-from megavoxel.distributed.launch import start_group
-from megavoxel.distributed.pipeline import join_pipeline
+from megavoxel.distributed.launch import gpus_here, nodes_of_step, start_group
 from megavoxel.errors import UserError
 from megavoxel.files import scratch_directory
+from megavoxel.inference.joint import JointNetwork, dismiss, serve
 from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
+from megavoxel.inference.staged import StagedNetwork
+from megavoxel.inference.tiled import TiledNetwork
 from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
-from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, tensor_of, transfer_specs
-from megavoxel.network.program import RunState
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
 from megavoxel.planning.patch import predicting_devices, prediction_window
@@ -41,7 +42,7 @@ class CasePredictor:
         networks: with their weights, on the CPU; their logits are averaged.
         precision: in which they were trained.
         device: where they run.
-        group: several processes that hold a stage of each network; None: this one holds them whole. The first of them
+        group: several processes that run each network together; None: this one runs them alone. The first of them
             predicts, the others `serve`.
     """
 
@@ -123,14 +124,17 @@ class CasePredictor:
 
         return predict
 
-    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | StagedNetwork:
-        """A network on the device; where it lies in a pipeline, this process's stage of it."""
-        if self.group.size == 1:
-            return network.to(self.device, memory_format=self.memory_format).eval()
-        return StagedNetwork(
-            network, number, plan=self.plan, group=self.group, precision=self.precision,
-            memory_format=self.memory_format,
-        )  # fmt: skip
+    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | JointNetwork:
+        """A network on the device; where several processes run it, this one's part of it."""
+        placed: SegmentationNetwork | JointNetwork = network.eval()
+        if self.group.size > 1:
+            kind = TiledNetwork if self.plan.parallel.tiles > 1 else StagedNetwork
+            placed = kind(
+                network, number, plan=self.plan, group=self.group, precision=self.precision,
+                memory_format=self.memory_format,
+            )  # fmt: skip
+        network.to(self.device, memory_format=self.memory_format)
+        return placed
 
 
 def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:
@@ -148,26 +152,31 @@ def usable_precision(name: str, device: torch.device) -> Precision:
 
 
 PATIENCE = timedelta(hours=2)
-"""How long the later stages wait for a window, while the first process reads and writes images."""
+"""How long the other processes wait for a window, while the first process reads and writes images."""
 
 
 @contextmanager
 def open_predictor(
     plan: Plan, weights: Sequence[Path], stage: str, arguments: argparse.Namespace
 ) -> Iterator[CasePredictor | None]:
-    """Opens the predictor; gives None in processes with a later stage, after they have served it.
+    """Opens the predictor; gives None in all processes but the first, after they have served it.
 
-    A plan whose windows go through a pipeline has this process replaced by `torchrun` first.
+    A plan whose windows go over several devices has this process replaced by `torchrun` first. On a machine with fewer
+    GPUs this process predicts alone, to the same result if it has the memory.
 
     Args:
         arguments: its options, with `device` and `threads`.
 
     Raises:
-        UserError: there are fewer devices than stages, or the weights are missing, damaged or of another plan.
+        UserError: the nodes of a job have too few devices, or the weights are missing, damaged or of another plan.
     """
     count = predicting_devices(plan)
     if count > 1 and not is_member():
-        start_group(stage, arguments, processes=count, setting=plan.setting)
+        seen = gpus_here(arguments.device)
+        if seen is None or seen >= count or nodes_of_step(os.environ) > 1:
+            start_group(stage, arguments, processes=count, setting=plan.setting)
+        print(f"note: the plan predicts on {count} devices, PyTorch sees {seen} GPU here; it takes all", flush=True)
+        plan, count = replace(plan, parallel=Parallel(), stages=()), 1
     set_threads(arguments.threads)
     device = choose_device(local_device(arguments.device))
     if device.type == "cpu":
@@ -178,8 +187,8 @@ def open_predictor(
     with joined_group(device, PATIENCE) as group:
         if group.size != count:
             raise UserError(
-                f"setting {plan.setting}: the plan predicts through a pipeline of {count} processes, {group.size} were "
-                f"started; start 'megavoxel {stage}' once, it starts the others itself"
+                f"setting {plan.setting}: the plan predicts with {count} processes, {group.size} were started; "
+                f"start 'megavoxel {stage}' once, it starts the others itself"
             )
         predictor = CasePredictor.from_files(plan, weights, device, group)
         if not group.leads:
@@ -188,85 +197,3 @@ def open_predictor(
             return
         yield predictor
         dismiss(group)
-
-
-NO_MORE = -1
-"""Sent in place of a network's number when there are no more windows."""
-
-
-class StagedNetwork:
-    """A network of which this process holds one stage; in evaluation mode.
-
-    Args:
-        network: the whole of it, on the CPU; the blocks of other stages are given up.
-        number: of this network among those that predict together.
-        plan: with a pipeline.
-        group: as many processes as stages; all of them make their networks in the same order.
-        precision: of the forward pass.
-        memory_format: of weights and activations.
-    """
-
-    def __init__(
-        self,
-        network: SegmentationNetwork,
-        number: int,
-        *,
-        plan: Plan,
-        group: Group,
-        precision: Precision,
-        memory_format: torch.memory_format,
-    ) -> None:
-        alone = replace(plan, batch=1, parallel=Parallel(pipeline=group.size))
-        self.member = join_pipeline(network, alone, group, precision)
-        self.network = network.to(group.device, memory_format=memory_format).eval()
-        self.number, self.plan, self.group, self.precision = number, plan, group, precision
-        self._specs: dict[tuple[int, ...], dict[Transfer, TensorSpec]] = {}
-
-    def __call__(self, window: Tensor) -> list[Tensor]:
-        """Called by the first process: float32 logits (1, classes, z, y, x) of a window (1, channels, z, y, x)."""
-        shape = tuple(window.shape[2:])
-        self.group.from_leader([self.number, *shape])
-        self.run(shape, window)
-        source = self.member.head_stages[-1]
-        logits = self.member.peers.receive((1, self.plan.network.classes, *shape), torch.float32, source).wait()
-        self.member.peers.finish()
-        return [logits]
-
-    def run(self, shape: tuple[int, ...], window: Tensor | None = None) -> None:
-        """This stage's part of a window of this shape (z, y, x); the first stage is given the window."""
-        member, specs = self.member, self._specs_of(shape)
-        if window is not None:
-            state = self.network.enter(window)
-        else:
-            arriving = {way.name: member.peers.expect(specs[way], way.source) for way in member.stage.receives}
-            tensors = {name: arrival.wait() for name, arrival in arriving.items()}
-            state = RunState(activation=tensors.pop(ACTIVATION), stashed=tensors)
-            del arriving, tensors  # else skips that have been used would be kept
-        with self.precision.autocast(self.group.device):
-            state = self.network.program.run(state)
-        for way in member.stage.sends:
-            member.peers.send(tensor_of(state, way.name), way.target, channels_last=specs[way].channels_last)
-        if member.stage.number == member.head_stages[-1]:
-            member.peers.send(self.network.logits_by_level(state, shape)[0].float(), 0)
-        if member.stage.number > 0:
-            member.peers.finish()
-
-    def _specs_of(self, shape: tuple[int, ...]) -> dict[Transfer, TensorSpec]:
-        if shape not in self._specs:
-            image = (1, self.plan.network.input_channels, *shape)
-            self._specs[shape] = transfer_specs(
-                self.plan.network, self.plan.stages, image, self.precision, self.group.device
-            )
-        return self._specs[shape]
-
-
-@torch.inference_mode()
-def serve(networks: Sequence[StagedNetwork], group: Group) -> None:
-    """Runs this process's stages until there are no more windows; called in all processes but the first."""
-    while (told := group.from_leader([0, 0, 0, 0]))[0] != NO_MORE:
-        networks[told[0]].run(tuple(told[1:]))
-
-
-def dismiss(group: Group) -> None:
-    """Tells the other processes that there are no more windows; called in the first one."""
-    group.from_leader([NO_MORE, 0, 0, 0])

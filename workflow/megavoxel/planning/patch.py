@@ -166,10 +166,14 @@ WHOLE = "whole"
 
 
 def predicting_devices(plan: Plan) -> int:
-    """Devices over which a prediction goes: a window with more voxels than the patch takes the pipeline of training."""
-    window = plan.inference.window
-    larger = window == WHOLE or (window is not None and math.prod(window) > math.prod(plan.patch))
-    return plan.parallel.pipeline if larger else 1
+    """Devices over which a window goes: one, or those that hold a patch together in training.
+
+    A device that takes a step of training with a patch, or with a tile of it, has room for as many voxels of a window.
+    Larger windows go over all of them.
+    """
+    window = plan.patch if plan.inference.window is None else plan.inference.window
+    larger = window == WHOLE or math.prod(window) * plan.parallel.tiles > math.prod(plan.patch)
+    return plan.parallel.devices_of_a_patch if larger else 1
 
 
 def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
