@@ -16,7 +16,13 @@ WORKLOAD = Workload(training_cases=20, folds=5)
 
 def device(**changes) -> Device:
     """A GPU without overheads on which a step of 10⁹ operations takes a millisecond."""
-    keys = {"overhead_gib": 0.0, "workspace": 0.0, "teraflops": {"half": 1.0, "float32": 1.0}, "memory_gib": 16}
+    keys = {
+        "overhead_gib": 0.0,
+        "workspace": 0.0,
+        "connection_gib": 0.0,
+        "teraflops": {"half": 1.0, "float32": 1.0},
+        "memory_gib": 16,
+    }
     return Device(name="gpu", kind="gpu", **{**keys, **changes})
 
 

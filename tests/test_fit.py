@@ -88,7 +88,15 @@ def explained(plan):
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
         torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.29.7\n"
+            "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+        ),
+        torch.distributed.DistBackendError(
+            "ncclUnhandledCudaError\nLast error:\nFailed to CUDA calloc 536870912 bytes"
+        ),
         MemoryError(),
         OSError(12, "Cannot allocate memory"),
     ],
@@ -97,6 +105,11 @@ def test_out_of_memory_names_setting_forecast_and_next_option(plan, error):
     message = r"setting tiny: out of memory .* forecast was .* in float32; .* parallel\.accumulate: 2"
     with pytest.raises(UserError, match=message), explained(plan):
         raise error
+
+
+def test_an_error_of_nccl_that_is_no_matter_of_memory_stays_what_it_is(plan):
+    with pytest.raises(torch.distributed.DistBackendError, match="Duplicate GPU"), explained(plan):
+        raise torch.distributed.DistBackendError("ncclInvalidUsage\nLast error:\nDuplicate GPU detected")
 
 
 def test_a_loader_that_the_system_ended_is_a_matter_of_host_memory(plan):

@@ -27,8 +27,8 @@ from megavoxel.forecast.choice import choose
 from megavoxel.forecast.duration import Speed, prediction_seconds, step_seconds
 from megavoxel.forecast.pipeline_step import staged_window
 from megavoxel.forecast.prediction import WholeImages
-from megavoxel.forecast.setting import forecast_setting, precision_on
-from megavoxel.forecast.step import training_step, window
+from megavoxel.forecast.setting import connections_gib, counted_gib, forecast_setting, precision_on
+from megavoxel.forecast.step import GIB, StepCost, training_step, window
 from megavoxel.forecast.table import COLUMNS, partitions, plan_study, shown, spread, table
 from megavoxel.forecast.window import window_costs
 from megavoxel.network.architectures import whole_program
@@ -101,6 +101,38 @@ def test_prediction_of_a_wide_image_holds_the_sums_of_a_strip_of_it(plan):
     column = 4 * plan.network.classes * plan.patch[0] * 1000
     assert slabs(200) - slabs(100) == pytest.approx(100 * column)
     assert slabs(10_000) - slabs(100) == pytest.approx(2**28 // column * column - 100 * column)
+
+
+@pytest.mark.parametrize(
+    ("keys", "connections"),
+    [
+        ({}, 0),
+        ({"data": 4}, 1),  # all together
+        ({"pipeline": 3, "micro_batches": 2}, 3),  # all, and each of two other stages
+        ({"pipeline": 2, "data": 2, "micro_batches": 2}, 3),  # those of the same stage as well
+        ({"space": (2, 2, 1)}, 1),
+        ({"space": (2, 1, 1), "data": 2}, 2),
+    ],
+)
+def test_each_connection_of_a_gpu_has_buffers_of_its_own(keys, connections):
+    parallel = Parallel(**keys)
+    assert connections_gib(parallel, device(connection_gib=0.5)) == 0.5 * connections
+    assert connections_gib(parallel, Device(name="cpu", kind="cpu")) == 0
+
+
+def test_the_buffers_of_connections_are_part_of_the_memory_of_training(plan):
+    plain, connected = (
+        forecast_setting(plan, Parallel(data=2), device(connection_gib=size), WORKLOAD) for size in (0, 0.5)
+    )
+    assert connected.training_gib == pytest.approx(plain.training_gib + 0.5)
+    assert connected.certain_gib == plain.certain_gib
+
+
+def test_beside_what_pytorch_allocates_on_a_gpu_stands_the_workspace_of_cudnn():
+    cost = StepCost(peak_bytes=3 * GIB, resident_bytes=0, workspace_bytes=GIB, flops=0, parameter_bytes=0)
+    assert counted_gib(cost, device(workspace=0.5)) == 3.5
+    assert counted_gib(cost, Device(name="cpu", kind="cpu", workspace=0.5)) == 3
+    assert counted_gib(cost, None) == 3
 
 
 def test_without_a_rate_there_are_no_hours(plan):

@@ -4,6 +4,7 @@
 | --- | --- |
 | `REHEARSAL_DEVICES` | number of GPUs (1; at most 8) |
 | `REHEARSAL_MEMORY_GIB` | memory of each (80) |
+| `REHEARSAL_OTHERS_GIB` | what other processes hold of it (0) |
 | `REHEARSAL_BFLOAT16=0` | GPUs like a V100 |
 | `REHEARSAL_CACHE` | folder of the compiled guard |
 """
@@ -28,6 +29,7 @@ card = types.SimpleNamespace(has_bfloat16=os.environ.get("REHEARSAL_BFLOAT16", "
 def install(library: ctypes.CDLL) -> None:
     """Makes PyTorch, and what is built on it, believe in `DEVICES` GPUs; `library` is the guard."""
     memory.limit = round(float(os.environ.get("REHEARSAL_MEMORY_GIB", "80")) * 2**30)
+    memory.others = round(float(os.environ.get("REHEARSAL_OTHERS_GIB", "0")) * 2**30)
     pretended_tensor.current_device = library.rehearsal_device
     _answer_for_cuda(library)
     torch._C._set_only_lift_cpu_tensors(True)
@@ -70,7 +72,7 @@ def _answer_for_cuda(library: ctypes.CDLL) -> None:
         "synchronize": lambda _device=None: note_wait("synchronize"),
         "empty_cache": lambda: None,
         "mem_get_info": lambda device=None: (
-            memory.limit - CONTEXT_BYTES - memory.live[number(device)],
+            memory.limit - CONTEXT_BYTES - memory.others - memory.live[number(device)],
             memory.limit,
         ),
         "memory_allocated": lambda device=None: memory.live[number(device)],

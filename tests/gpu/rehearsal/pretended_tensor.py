@@ -42,6 +42,8 @@ class Memory:
     def __init__(self) -> None:
         self.limit = 80 * 2**30
         """Bytes of each device, its context included."""
+        self.others = 0
+        """Bytes that other processes hold of each device."""
         self.live: collections.Counter[int] = collections.Counter()
         self.peak: collections.Counter[int] = collections.Counter()
         self._known: dict[int, int] = {}
@@ -57,7 +59,7 @@ class Memory:
         with self._lock:
             if key in self._known:
                 return
-            if self.live[index] + size > self.limit - CONTEXT_BYTES:
+            if self.live[index] + size > self.limit - CONTEXT_BYTES - self.others:
                 raise torch.OutOfMemoryError(
                     f"CUDA out of memory. Tried to allocate {size / 2**30:.2f} GiB. GPU {index} has a total capacity "
                     f"of {self.limit / 2**30:.2f} GiB of which some is free."

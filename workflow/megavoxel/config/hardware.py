@@ -61,6 +61,8 @@ class DeviceKeys:
     """Memory in GiB that a process needs before any network is there: libraries, and the CUDA context on a GPU."""
     workspace: NotNegative = 1.0
     """Memory that convolutions take for themselves, in units of input and output of the largest one in float32."""
+    connection_gib: NotNegative = 0.25
+    """Memory in GiB that NCCL takes for itself in each connection to other GPUs of a job; assumed, not measured."""
     teraflops: dict[Literal["float32", "half"], Positive] = field(default_factory=dict)
     """Sustained rate of training in 10¹² operations per second, by `float32` and `half` (bfloat16, float16)."""
     bfloat16: bool = True

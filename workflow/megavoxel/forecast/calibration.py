@@ -8,17 +8,21 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from megavoxel.config.setting import Inference, Parallel
 from megavoxel.config.training import Augmentation, Training
+from megavoxel.errors import UserError
+from megavoxel.forecast.memory import is_out_of_memory
 from megavoxel.forecast.step import GIB, StepCost, training_step
 from megavoxel.network.device import Precision
 from megavoxel.network.host_memory import keep_freed_memory, release_unused_memory, return_freed_memory
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
+from megavoxel.planning.spacing import times
 from megavoxel.training.loop import peak_memory_mib
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -39,9 +43,14 @@ class Probe:
 
 
 PROBES = {
-    "cpu": Probe(patch=(64, 64, 64), batch=2, levels=5, base_features=32),
-    "cuda": Probe(patch=(128, 128, 128), batch=2, levels=6, base_features=32),
+    "cpu": (Probe(patch=(64, 64, 64), batch=2, levels=5, base_features=32),),
+    "cuda": (
+        Probe(patch=(128, 128, 128), batch=2, levels=6, base_features=32),
+        Probe(patch=(96, 96, 96), batch=2, levels=5, base_features=32),
+        Probe(patch=(64, 64, 64), batch=2, levels=5, base_features=32),
+    ),
 }
+"""By kind of device; the first that fits is measured."""
 SMALL = Probe(patch=(16, 16, 16), batch=2, levels=3, base_features=8)
 """A step so small that its time is the fixed cost of a pass."""
 
@@ -71,7 +80,7 @@ class Measured:
     """A measured training step beside its forecast."""
 
     seconds: float
-    """Median of a few steps after the first."""
+    """Median of a few steps after the first, or the only one."""
     peak_bytes: int
     """Most memory that the process held beyond what it held before."""
     forecast: StepCost
@@ -87,10 +96,12 @@ def calibrate(device: torch.device) -> Calibration:
 
     On a CPU the workspace is that of a process which returns freed memory at once; gaps that the C library leaves
     between allocations come on top.
+
+    Raises:
+        UserError: a GPU has no room for any of the steps.
     """
-    measure(SMALL, "float32", device)  # loads libraries
-    overhead = held_bytes(device)
-    probe = PROBES[device.type]
+    probe = _largest_that_fits(device)
+    overhead = overhead_bytes(device)
     half = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return_freed_memory()
     # The smaller peak first: a process knows only the highest that it ever had.
@@ -108,6 +119,54 @@ def calibrate(device: torch.device) -> Calibration:
     )
 
 
+def _largest_that_fits(device: torch.device) -> Probe:
+    """The largest step that the device has room for; on a CPU there is one."""
+    probes = PROBES[device.type]
+    for probe in probes if device.type == "cuda" else ():
+        try:
+            measure(probe, "float32", device, repeats=0)
+            return probe
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory(device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        raise UserError(
+            f"out of memory in the smallest step that is measured, a patch of {times(probes[-1].patch)}: "
+            f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on {torch.cuda.get_device_name(device)}; end other "
+            "processes that use it, or give the device's figures by hand"
+        )
+    return probes[0]
+
+
+def overhead_bytes(device: torch.device) -> float:
+    """What a process takes of the device's memory before it has a network: libraries, and on a GPU its context."""
+    if device.type == "cpu":
+        return _held_after_a_step(device)
+    # The driver knows what all processes hold together, so one process more is started: the difference is its own.
+    before = _held_of_card(device)
+    try:
+        with get_context("spawn").Pool(1) as pool:
+            return max(0.0, pool.apply(_held_after_a_step, (device,)) - before)
+    except RuntimeError:  # where a GPU takes one process at a time, it has no other users
+        return before - torch.cuda.memory_reserved(device)
+
+
+def _held_after_a_step(device: torch.device) -> float:
+    """Memory that is held once a step has loaded the libraries; on a GPU by all of its processes."""
+    measure(SMALL, "float32", device)
+    if device.type == "cpu":
+        return held_bytes(device)
+    release_memory(device)
+    return _held_of_card(device)
+
+
+def _held_of_card(device: torch.device) -> float:
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def measure(
     probe: Probe, precision: str, device: torch.device, *, parallel: Parallel | None = None, repeats: int = REPEATS
 ) -> Measured:
@@ -123,7 +182,7 @@ def measure(
     target = torch.randint(0, plan.network.classes, (probe.batch, *probe.patch), generator=generator)
     seconds = [_timed(lambda: train_step(run, image, target), device) for _ in range(repeats + 1)]
     return Measured(
-        seconds=statistics.median(seconds[1:]),
+        seconds=statistics.median(seconds[1:] or seconds),
         peak_bytes=round(peak_held_bytes(device) - before),
         forecast=forecast,
     )
@@ -159,10 +218,9 @@ def release_memory(device: torch.device) -> None:
 
 
 def held_bytes(device: torch.device) -> float:
-    """Memory of the process now: resident on the CPU; on a GPU its use as the driver sees it."""
+    """Memory of the process now: resident on the CPU; on a GPU what PyTorch has reserved, other users left out."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total - free
+        return torch.cuda.memory_reserved(device)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -170,9 +228,7 @@ def held_bytes(device: torch.device) -> float:
 def peak_held_bytes(device: torch.device) -> float:
     """The most that the process has held."""
     if device.type == "cuda":
-        # What the allocator reserved comes and goes with its cache; the driver's own share stays as it is.
-        outside = held_bytes(device) - torch.cuda.memory_reserved(device)
-        return outside + torch.cuda.max_memory_reserved(device)
+        return torch.cuda.max_memory_reserved(device)
     return peak_memory_mib(device) * MIB
 
 

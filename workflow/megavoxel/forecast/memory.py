@@ -150,9 +150,14 @@ SIGNS = (
     "not enough memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+    "Cuda failure 'out of memory'",
+    "Failed to CUDA calloc",
 )
-"""Messages of PyTorch where there is no error class: from its CPU allocator, the CUDA driver and CUDA's libraries."""
+"""Messages of PyTorch where there is no error class: from its CPU allocator, the CUDA driver, CUDA's libraries and
+NCCL. cuBLAS says that it is not initialised where it finds no memory."""
 FULL_SHARED_MEMORY = ("unable to allocate shared memory", "unable to write to file </torch", "by signal: Bus error")
 """Messages about /dev/shm, through which processes that load data hand on what they have loaded."""
 KILLED_LOADERS = ("is killed by signal: Killed", "out of shared memory")
@@ -182,9 +187,14 @@ def explained_out_of_memory(setting: str, advice: Callable[[], str]) -> Iterator
                 f"setting {setting}: the system ended a process that loads data, as it does when memory runs out; "
                 "give the job more host memory"
             ) from error
-        if not any(_is_out_of_memory(link) for link in _chain(error)):
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"setting {setting}: out of memory {advice()}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out."""
+    return any(_is_out_of_memory(link) for link in _chain(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -81,7 +81,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         parallel=parallel,
         device=device,
         precision=precision,
-        training_gib=max(peak_gib(stage, device) for stage in stages),
+        training_gib=max(peak_gib(stage, device) for stage in stages) + connections_gib(parallel, device),
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=prediction_gib(own, device, workload.networks, precision),
@@ -169,6 +169,24 @@ def _slab_bytes(plan: Plan, size: tuple[int, ...], *, on_host: bool) -> int:
 def peak_gib(cost: StepCost, device: Device, *, extra: int = 0) -> float:
     """Peak memory of a device in GiB, with its overhead and workspace."""
     return (cost.peak_bytes + device.workspace * cost.workspace_bytes + extra) / GIB + device.overhead_gib
+
+
+def connections_gib(parallel: Parallel, device: Device) -> float:
+    """What NCCL's connections take of a device, beside all of what PyTorch counts.
+
+    There is one of all processes together, one with each other stage of a pipeline, and one of the processes that hold
+    the same stage or the same tile.
+    """
+    if not device.gpus or parallel.devices == 1:
+        return 0.0
+    alike = 1 if 1 < parallel.devices // parallel.data < parallel.devices else 0
+    return device.connection_gib * (parallel.pipeline + alike)
+
+
+def counted_gib(cost: StepCost, device: Device | None) -> float:
+    """The part of it that PyTorch counts: tensors, and on a GPU the workspace, for which cuDNN asks PyTorch."""
+    workspace = device.workspace * cost.workspace_bytes if device is not None and device.gpus else 0.0
+    return (cost.peak_bytes + workspace) / GIB
 
 
 def _growing_bytes(cost: StepCost, device: Device) -> float:

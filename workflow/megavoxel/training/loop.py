@@ -19,7 +19,7 @@ from megavoxel.distributed.group import Group, require_same
 from megavoxel.errors import UserError
 from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.progress import say
-from megavoxel.training.memory import measured_step, note_allocated
+from megavoxel.training.memory import begin_peak, measured_step, note_allocated
 from megavoxel.training.optimizer import learning_rate
 from megavoxel.training.pace import Pace
 from megavoxel.training.pipeline import whole_state
@@ -84,6 +84,7 @@ def train_plan(
         UserError: the loss is no longer finite, a state is of another run, the processes of the group do not see the
             same state, the weights to begin with are of another network, or the job was told to end.
     """
+    begin_peak(group.device)
     run = functions.start(plan, data, group.device, load_state(states, key=key), group)
     require_same(group, run.epoch, f"epoch in {states}")
     require_same(group, len(run.losses), f"step of the epoch in {states}")

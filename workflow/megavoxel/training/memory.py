@@ -33,6 +33,12 @@ def measured_step(run: Run, step: Step, image: Tensor, target: Tensor) -> Tensor
     return loss
 
 
+def begin_peak(device: torch.device) -> None:
+    """Forgets the peak of what ran in this process before, such as another phase; without effect on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def note_allocated(run: Run) -> None:
     """Brings `run.peak_memory` up to the most that PyTorch has allocated on the GPU; without effect on a CPU."""
     if run.device.type == "cuda":

@@ -18,7 +18,7 @@ from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import speed_of, step_seconds
 from megavoxel.forecast.memory import Foretold, device_at_hand, memory_advice, require_memory
-from megavoxel.forecast.setting import peak_gib
+from megavoxel.forecast.setting import connections_gib, counted_gib, peak_gib
 from megavoxel.forecast.step import CPU, GIB, Keyed, StepCost, float32_bytes, gib, make_optimizer_state
 from megavoxel.forecast.table import WHAT_IT_LEAVES_OUT, save_table, shown
 from megavoxel.network.device import Precision
@@ -108,7 +108,10 @@ def check_fits_here(plan: ClassifierPlan, _data: object, device: torch.device, d
     found = device_at_hand(device, plan.workers, described=described)
     precision = precision_on(plan, device).name
     cost = step_cost(plan, precision)
-    peak, option = peak_gib(cost, found), f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution"
+    peak, option = (
+        _with_connections(plan, cost, found),
+        f"batch: {plan.batch // 2}" if plan.batch > 1 else "a lower resolution",
+    )
     require_memory(
         plan.setting,
         found,
@@ -120,12 +123,22 @@ def check_fits_here(plan: ClassifierPlan, _data: object, device: torch.device, d
         ),
         option=lambda: option,
     )
-    return Foretold(advice=lambda: memory_advice(found, peak, precision, option), peak_gib=forecast_gib)
+    return Foretold(
+        advice=lambda: memory_advice(found, peak, precision, option), peak_gib=partial(forecast_gib, device=found)
+    )
 
 
-def forecast_gib(run: Run) -> float:
-    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
-    return step_cost(run.plan, run.precision.name).peak_bytes / GIB
+def _with_connections(plan: ClassifierPlan, cost: StepCost, device: Device) -> float:
+    return peak_gib(cost, device) + connections_gib(Parallel(data=plan.workers), device)
+
+
+def forecast_gib(run: Run, device: Device | None = None) -> float:
+    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took.
+
+    Args:
+        device: that it ran on; None: tensors alone are counted.
+    """
+    return counted_gib(step_cost(run.plan, run.precision.name), device)
 
 
 def forecast(arguments: argparse.Namespace, study: ClassificationStudy, device: Device, dataset: Dataset) -> None:
@@ -151,7 +164,7 @@ def _row(
     plan = classifier_plan(setting, study=study.name, dataset=study.dataset, classes=classes, seed=study.seed)
     precision = precision_of(plan, device)
     cost = step_cost(plan, precision)
-    peak = peak_gib(cost, device)
+    peak = _with_connections(plan, cost, device)
     seconds = _seconds_per_step(plan, cost, device, precision)
     hours = _hours(plan, seconds)
     fits, reason = _fits(plan, peak, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,8 +16,8 @@ from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.memory import Foretold, advice_for_training, check_fits, device_at_hand
-from megavoxel.forecast.setting import step_costs
-from megavoxel.forecast.step import GIB, gib
+from megavoxel.forecast.setting import counted_gib, step_costs
+from megavoxel.forecast.step import gib
 from megavoxel.forecast.table import (
     BLIND_SPOTS,
     WHAT_IT_LEAVES_OUT,
@@ -76,11 +77,15 @@ def check_fits_here(plan: Plan, data: VolumeData, device: torch.device, describe
     training = replace(plan.training, precision=choose_precision(plan, device).name)
     workload = Workload(training_cases=len(data.training) + len(data.validation), folds=data.folds)
     forecast = check_fits(replace(plan, training=training), found, workload)
-    return Foretold(advice=lambda: advice_for_training(plan, forecast), peak_gib=forecast_gib)
+    return Foretold(advice=lambda: advice_for_training(plan, forecast), peak_gib=partial(forecast_gib, device=found))
 
 
-def forecast_gib(run: Run) -> float:
-    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took."""
+def forecast_gib(run: Run, device: Device | None = None) -> float:
+    """Forecast of the peak memory of a run as PyTorch counts it, in the precision that the run took.
+
+    Args:
+        device: that it ran on; None: tensors alone are counted.
+    """
     plan = run.plan
     costs = [cost for phase in plan.by_phase() for cost in step_costs(phase, plan.parallel, run.precision.name)]
-    return max(cost.peak_bytes for cost in costs) / GIB
+    return max(counted_gib(cost, device) for cost in costs)
