@@ -21,11 +21,12 @@ from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine
 PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
     "data_parallel", "pipeline", "prediction", "large_volumes", "expanded_patch", "whole_image", "image_loading",
-    "metrics", "forecast", "recompute", "loss_memory", "overhead", "report",
+    "metrics", "forecast", "recompute", "loss_memory", "space", "overhead", "report",
 )} | {
     "partitions": ("planning", "partitions"),
     "recompute": ("memory_of_a_step", "recompute"),
     "loss_memory": ("memory_of_a_step", "loss_memory"),
+    "space": ("tiles", "run"),
 }  # fmt: skip
 """Module of this package and function in it that returns the rows, by the name of the program."""
 

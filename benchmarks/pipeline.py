@@ -118,7 +118,7 @@ def at_work(what: str, plan: Plan) -> list[Any]:
     """Results of `benchmarks/pipeline_worker.py` in each of the plan's processes."""
     with tempfile.TemporaryDirectory() as folder:
         save_plan(Path(folder) / "plan.json", plan)
-        count = plan.parallel.pipeline
+        count = plan.parallel.devices
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
         # PyTorch's pipeline as a peer is that of the tests.
         paths = [str(REPOSITORY), str(REPOSITORY / "workflow"), str(REPOSITORY / "tests")]

@@ -1,6 +1,6 @@
-"""A process of benchmarks/pipeline.py, which writes its result to FOLDER/RANK.json.
+"""A process of benchmarks/pipeline.py or benchmarks/tiles.py, which writes its result to FOLDER/RANK.json.
 
-torchrun … -m benchmarks.pipeline_worker {memory,trace,throughput} FOLDER
+torchrun … -m benchmarks.pipeline_worker {memory,trace,throughput,tiles} FOLDER
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = load_plan(folder / "plan.json")
     with joined_group(CPU) as group:
-        found = {"memory": memory, "trace": trace, "throughput": throughput}[what](plan, group)
+        ways = {"memory": memory, "trace": trace, "throughput": throughput, "tiles": tiles}
+        found = ways[what](plan, group)
         (folder / f"{group.rank}.json").write_text(json.dumps(found))
 
 
@@ -85,20 +86,43 @@ def trace(plan: Plan, group: Group) -> list[dict[str, Any]]:
 def throughput(plan: Plan, group: Group) -> dict[str, list[float]]:
     """Seconds of steps of each, in turns."""
     ours, theirs = start_run(plan, NOWHERE, CPU, group=group), pytorch_step(plan, group)
-    plain = start_run(replace(plan, parallel=Parallel(), stages=()), NOWHERE, CPU)
-    image, target = batch_of(plain)
-
-    def on_all_threads() -> None:
-        if group.rank == 0:
-            torch.set_num_threads(group.size)
-            train_step(plain, image, target)
-            torch.set_num_threads(1)
-
+    image, target = batch_of(ours if group.rank == 0 else plain_run(plan))
     steps = {
         "ours": lambda: train_step(ours, image, target),
-        "plain": on_all_threads,
+        "plain": on_all_threads(plan, group),
         "pytorch": lambda: theirs(image, target),
     }
+    return in_turns(steps)
+
+
+def tiles(plan: Plan, group: Group) -> dict[str, list[float]]:
+    """Seconds of steps in tiles, and of one process with all threads, in turns."""
+    run = start_run(plan, NOWHERE, CPU, group=group)
+    batch = batch_of(run)
+    return in_turns({"tiles": lambda: train_step(run, *batch), "plain": on_all_threads(plan, group)})
+
+
+def plain_run(plan: Plan) -> Run:
+    """A run of the same plan in one process."""
+    return start_run(replace(plan, parallel=Parallel(), stages=()), NOWHERE, CPU)
+
+
+def on_all_threads(plan: Plan, group: Group) -> Callable[[], None]:
+    """A step of one process with as many threads as there are processes, which wait meanwhile."""
+    run = plain_run(plan)
+    image, target = batch_of(run)
+
+    def step() -> None:
+        if group.rank == 0:
+            torch.set_num_threads(group.size)
+            train_step(run, image, target)
+            torch.set_num_threads(1)
+
+    return step
+
+
+def in_turns(steps: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each, one after the other and again; the first turn is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -124,13 +148,15 @@ def pytorch_step(plan: Plan, group: Group) -> Callable[[Tensor, Tensor], None]:
 
 
 def batch_of(run: Run) -> tuple[Tensor, Tensor]:
-    """Noise; later stages read none."""
+    """Noise, of which a process with a tile has this; later stages of a pipeline read none."""
     plan = run.plan
     if run.pipeline is not None and run.pipeline.stage.number > 0:
         return torch.empty(0), torch.empty(0)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(plan.batch, plan.network.input_channels, *plan.patch, generator=generator)
-    return image, torch.randint(0, plan.network.classes, (plan.batch, *plan.patch), generator=generator)
+    target = torch.randint(0, plan.network.classes, (plan.batch, *plan.patch), generator=generator)
+    own = (..., *(run.space.exchange.tiling.tile if run.space is not None else ()))
+    return image[own], target[own]
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -19,6 +19,7 @@ from megavoxel.forecast.choice import Choice, choose
 from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.setting import Forecast, cut_of, describe_stages, forecast_setting, most_stages
+from megavoxel.forecast.step import gib
 from megavoxel.forecast.ways import LESS_AND_LESS, describe_checkpointing
 from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
@@ -91,6 +92,7 @@ def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> 
     parallel, notes = choice.forecast.parallel, list(plan.notes)
     if setting.parallel is None or not choice.fits:
         notes.append(f"parallel: {choice.reason}")
+    notes += _across_nodes(choice.forecast)
     if parallel.pipeline > 1:
         plan = replace(plan, stages=cut_of(plan, parallel, device))
         forecast = forecast_setting(plan, parallel, device, workload)
@@ -155,13 +157,26 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
         workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
-        remarks = (*padding_notes(plan), *_without_hours(choice.forecast))
+        remarks = (*padding_notes(plan), *_across_nodes(choice.forecast), *_without_hours(choice.forecast))
         choice = replace(choice, reason="; ".join([choice.reason, *remarks]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
         fault = str(error).removeprefix(f"setting {setting.name}: ")
         return PlannedSetting(setting=setting, folds=folds, fault=fault)
     return PlannedSetting(setting=setting, folds=folds, plan=plan, choice=choice, partitions=tuple(found))
+
+
+def _across_nodes(forecast: Forecast) -> list[str]:
+    """What the tiles of a patch exchange, where they do not lie on one node."""
+    parallel, device = forecast.parallel, forecast.device
+    nodes = device.nodes(parallel.tiles)
+    if nodes == 1:
+        return []
+    return [
+        f"the {parallel.tiles} tiles of a patch lie on {nodes} nodes, and each device sends "
+        f"{gib(forecast.exchanged_gib)} to its neighbours in a step: this needs a link between nodes as fast as "
+        f"link_gib_per_second of {device.name} says ({device.link_gib_per_second:g})"
+    ]
 
 
 def _without_hours(forecast: Forecast) -> list[str]:

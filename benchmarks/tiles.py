@@ -1,0 +1,135 @@
+"""Tiles of a patch: memory of the fullest process, what it sends, throughput, and the largest volume that trains.
+
+The network is nnU-Net's at full width, with four classes and batch 1. Its memory is forecast on fake tensors, and at
+64³ measured: what a process holds at its peak beyond what it held with all libraries loaded. Throughput is that of two
+processes with one thread each beside one process with two, in turns (`benchmarks/pipeline_worker.py`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import pandas
+
+from benchmarks.made import made_plan
+from benchmarks.measure import REPOSITORY, RESULTS, Row, larger_is_better, smaller_is_better
+from benchmarks.pipeline import at_work
+from megavoxel.config.hardware import Device, load_device
+from megavoxel.config.setting import Parallel
+from megavoxel.config.training import Training
+from megavoxel.forecast.step import training_step
+from megavoxel.planning.plan import Plan
+from megavoxel.planning.topology import build_topology
+
+MIB, GIB = 2**20, 2**30
+SPACES = ((2, 1, 1), (2, 2, 1), (2, 2, 2))
+FORECAST = ((128, "float32", "none"), (128, "bfloat16", "norms"), (256, "bfloat16", "none"), (256, "bfloat16", "norms"))
+"""Side of the patch, precision and checkpointing."""
+TIMED = (64, 128, 128)
+MEASURED = 96
+DEVICES = ("a10", "h200")
+"""Devices whose largest volume is looked for."""
+LARGEST = 1536
+"""Voxels along a side beyond which nothing is looked for."""
+STEP = 64
+"""Voxels by which sides are told apart."""
+
+
+def run() -> list[Row]:
+    """Rows of memory, bytes and throughput; writes the table of the largest volumes."""
+    rows = [*forecast_rows(), *measured_rows(), *throughput_rows()]
+    largest_volumes().to_csv(RESULTS / "studies" / "largest-volume.csv", index=False)
+    return rows
+
+
+def unet(patch: tuple[int, ...], *, features: tuple[int, ...] = (), precision: str = "float32") -> Plan:
+    """A setting with nnU-Net's network for a patch of cubic voxels, batch 1; `features` of another width."""
+    topology = build_topology((1.0, 1.0, 1.0), patch)
+    wide = features or tuple(min(320, 32 * 2**level) for level in range(topology.levels))
+    labels = {f"label{number}": number for number in range(1, 4)}
+    plan = made_plan("tiles", patch=patch, labels=labels, features=wide, batch=1)
+    return replace(plan, training=Training(precision=precision, batch_dice=False))
+
+
+def peak_and_sent(plan: Plan, parallel: Parallel, precision: str) -> tuple[float, float]:
+    """Tensors of a step at their peak in GiB, and bytes sent in MiB, of the process with the largest tile."""
+    cost = training_step(plan, samples=1, parallel=parallel, precision=precision)
+    return cost.peak_bytes / GIB, cost.exchanged_bytes / MIB
+
+
+def forecast_rows() -> list[Row]:
+    """Everything that the fullest process holds, weights and momentum too, beside one process that keeps all."""
+    rows = []
+    for side, precision, checkpointing in FORECAST:
+        plan = unet((side,) * 3)
+        one, _ = peak_and_sent(plan, Parallel(), precision)
+        for space in SPACES:
+            ours, sent = peak_and_sent(plan, Parallel(space=space, checkpointing=checkpointing), precision)
+            title = f"forecast memory of the fullest of {_count(space)} tiles, {side}³, {precision}"
+            title += f", checkpointing of {checkpointing}" if checkpointing != "none" else ""
+            print(f"{title}: {ours / one:.3f} of one process, which keeps all; sends {sent:.1f} MiB a step", flush=True)
+            rows.append(smaller_is_better(title, "one process", ours, one, "GiB"))
+    return rows
+
+
+def measured_rows() -> list[Row]:
+    """The same, of processes, without checkpointing."""
+    plan = unet((MEASURED,) * 3)
+    (one,) = at_work("memory", plan)
+    rows = []
+    for space in SPACES[:2]:
+        tiles = at_work("memory", replace(plan, parallel=Parallel(space=space)))
+        title = f"measured memory of the fullest of {_count(space)} tiles, {MEASURED}³, float32"
+        rows.append(smaller_is_better(title, "one process", max(tiles) / GIB, one / GIB, "GiB"))
+    return rows
+
+
+def throughput_rows() -> list[Row]:
+    """Steps per second in turns: two tiles of one thread each beside one process of two threads."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        plan = replace(unet(TIMED, precision=precision), parallel=Parallel(space=(1, 2, 1)))
+        turns = at_work("tiles", plan)[0]
+        rates = {who: 1 / statistics.median(seconds) for who, seconds in turns.items()}
+        title = f"2 tiles of 1 thread each, {' x '.join(map(str, TIMED))}, {precision}"
+        rows.append(larger_is_better(title, "one process, 2 threads", rates["tiles"], rates["plain"], "steps/s"))
+    return rows
+
+
+def largest_volumes() -> pandas.DataFrame:
+    """The largest cube that trains in bfloat16 on each device, by forecast: keeping all on one, and in tiles."""
+    found = []
+    for name in DEVICES:
+        device = load_device(REPOSITORY / "config" / "hardware.yaml", name)
+        for count in (1, 2, 4, 8):
+            space = tuple(2 if axis < count.bit_length() - 1 else 1 for axis in range(3))
+            ours = largest_side(device, space, "blocks")
+            plain = largest_side(device, (1, 1, 1), "none")
+            print(f"{name}: {plain}³ keeping all, {ours}³ on {count}", flush=True)
+            found.append({"device": name, "gib": device.memory_gib, "devices": count, "nnunet": plain, "ours": ours})
+    return pandas.DataFrame(found)
+
+
+def largest_side(device: Device, space: tuple[int, ...], checkpointing: str) -> int:
+    """Voxels along a side of the largest cube whose step fits a device, with its overhead and workspace."""
+    sides = list(range(STEP, LARGEST + 1, STEP))
+    low, high = 0, len(sides)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(device, sides[middle], Parallel(space=space, checkpointing=checkpointing)):
+            low = middle + 1
+        else:
+            high = middle
+    return sides[low - 1] if low else 0
+
+
+def fits(device: Device, side: int, parallel: Parallel) -> bool:
+    """Whether a step with a cube fits."""
+    cost = training_step(unet((side,) * 3), samples=1, parallel=parallel, precision="bfloat16")
+    needed = (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
+    return needed <= device.memory_gib
+
+
+def _count(space: tuple[int, ...]) -> int:
+    return space[0] * space[1] * space[2]
