@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import importlib
 import sys
 from pathlib import Path
 
 import pandas
 
-from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine
+from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine, today
 
 PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
@@ -37,13 +36,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", choices=[*PROGRAMS, []], default=[], help="default: all")
     names = parser.parse_args().names or PROGRAMS
     print(describe(), flush=True)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    origin = {"date": today, "machine": machine(), "commit": commit(), "note": ""}
+    origin = {"date": today(), "machine": machine(), "commit": commit(), "note": ""}
     rows = []
     for module, function in map(PROGRAMS.get, names):
         program = getattr(importlib.import_module(f"benchmarks.{module}"), function)
         rows += [row.plain() | origin for row in program()]
-        write(RESULTS / f"{today}.csv", rows)
+        write(RESULTS / f"{today()}.csv", rows)
     print(pandas.DataFrame(rows, columns=COLUMNS[:6]).to_string(index=False))
     return 0
 

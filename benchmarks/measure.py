@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import os
 import platform
@@ -118,6 +119,11 @@ def describe() -> str:
 def machine() -> str:
     """Cores and processor, for the column `machine`."""
     return f"{_cores()} cores of {_model()} ({_features()})"
+
+
+def today() -> str:
+    """The day in UTC, for the column `date`."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
 def commit() -> str:

@@ -76,6 +76,10 @@ TABLES = {
         },
         rows=lambda row: bool(row["published_ratio"]) or row["how"] == "measured",
     ),
+    "largest-volume": Table(
+        file="studies/largest-volume.csv",
+        columns={"by forecast": "{way}", "24 GiB (A10)": "{a10}³", "141 GiB (H200)": "{h200}³"},
+    ),
     "pipeline-stages": Table(
         file="studies/pipeline-stages.csv",
         columns={"stages": "{stages}", "memory of each stage over one device's": "{shares}", "fullest": "{fullest}"},

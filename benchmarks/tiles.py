@@ -13,11 +13,12 @@ from dataclasses import replace
 import pandas
 
 from benchmarks.made import made_plan
-from benchmarks.measure import REPOSITORY, RESULTS, Row, larger_is_better, smaller_is_better
+from benchmarks.measure import REPOSITORY, RESULTS, Row, commit, larger_is_better, machine, smaller_is_better, today
 from benchmarks.pipeline import at_work
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.setting import Parallel
 from megavoxel.config.training import Training
+from megavoxel.forecast.setting import peak_gib
 from megavoxel.forecast.step import training_step
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.topology import build_topology
@@ -32,6 +33,11 @@ DEVICES = ("a10", "h200")
 """Devices whose largest volume is looked for."""
 LARGEST = 1536
 """Voxels along a side beyond which nothing is looked for."""
+NOTE = (
+    "nnU-Net's network at full width for a cube of cubic voxels, four classes, batch 1, bfloat16, SGD; forecast of the "
+    "real step with overhead and workspace of config/hardware.yaml, of which the workspace is assumed; ours with "
+    "checkpointing of blocks, nnU-Net's without, with our loss"
+)
 STEP = 64
 """Voxels by which sides are told apart."""
 
@@ -39,7 +45,8 @@ STEP = 64
 def run() -> list[Row]:
     """Rows of memory, bytes and throughput; writes the table of the largest volumes."""
     rows = [*forecast_rows(), *measured_rows(), *throughput_rows()]
-    largest_volumes().to_csv(RESULTS / "studies" / "largest-volume.csv", index=False)
+    origin = {"date": today(), "machine": machine(), "commit": commit(), "note": NOTE}
+    largest_volumes().assign(**origin).to_csv(RESULTS / "studies" / "largest-volume.csv", index=False)
     return rows
 
 
@@ -98,26 +105,22 @@ def throughput_rows() -> list[Row]:
 
 
 def largest_volumes() -> pandas.DataFrame:
-    """The largest cube that trains in bfloat16 on each device, by forecast: keeping all on one, and in tiles."""
-    found = []
-    for name in DEVICES:
-        device = load_device(REPOSITORY / "config" / "hardware.yaml", name)
-        for count in (1, 2, 4, 8):
-            space = tuple(2 if axis < count.bit_length() - 1 else 1 for axis in range(3))
-            ours = largest_side(device, space, "blocks")
-            plain = largest_side(device, (1, 1, 1), "none")
-            print(f"{name}: {plain}³ keeping all, {ours}³ on {count}", flush=True)
-            found.append({"device": name, "gib": device.memory_gib, "devices": count, "nnunet": plain, "ours": ours})
-    return pandas.DataFrame(found)
+    """The largest cube that trains in bfloat16, by forecast: in a step that keeps all, and in tiles on more devices."""
+    ways = [("nnU-Net's step on one device", Parallel())]
+    for power, title in enumerate(("one device", "two devices", "four devices", "eight devices")):
+        space = tuple(2 if axis < power else 1 for axis in range(3))
+        ways.append((f"ours on {title}", Parallel(space=space, checkpointing="blocks")))
+    rows = [{"way": title, **{name: largest_side(_device(name), way) for name in DEVICES}} for title, way in ways]
+    return pandas.DataFrame(rows)
 
 
-def largest_side(device: Device, space: tuple[int, ...], checkpointing: str) -> int:
+def largest_side(device: Device, parallel: Parallel) -> int:
     """Voxels along a side of the largest cube whose step fits a device, with its overhead and workspace."""
     sides = list(range(STEP, LARGEST + 1, STEP))
     low, high = 0, len(sides)
     while low < high:
         middle = (low + high) // 2
-        if fits(device, sides[middle], Parallel(space=space, checkpointing=checkpointing)):
+        if fits(device, sides[middle], parallel):
             low = middle + 1
         else:
             high = middle
@@ -127,8 +130,13 @@ def largest_side(device: Device, space: tuple[int, ...], checkpointing: str) -> 
 def fits(device: Device, side: int, parallel: Parallel) -> bool:
     """Whether a step with a cube fits."""
     cost = training_step(unet((side,) * 3), samples=1, parallel=parallel, precision="bfloat16")
-    needed = (cost.peak_bytes + device.workspace * cost.workspace_bytes) / GIB + device.overhead_gib
+    needed = peak_gib(cost, device)
+    print(f"{device.name}, {side}³, {parallel.space}, {parallel.checkpointing}: {needed:.1f} GiB", flush=True)
     return needed <= device.memory_gib
+
+
+def _device(name: str) -> Device:
+    return load_device(REPOSITORY / "config" / "hardware.yaml", name, source="benchmarks/tiles.py")
 
 
 def _count(space: tuple[int, ...]) -> int:
