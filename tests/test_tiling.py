@@ -114,7 +114,7 @@ def test_tilings_halve_the_longest_side_while_there_are_cells():
         ({"loss": "dice_perimeter"}, "loss dice_perimeter looks at the neighbours of each voxel"),
         (
             {"kernels": ((3, 3, 3), (11, 3, 3))},
-            "at level 1 of the network the thinnest tile has 4 voxels along z, and a ",
+            "at level 1 of the network the thinnest tile of a patch has 4 voxels along z",
         ),
     ],
 )
