@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 from megavoxel.config.hardware import Device
+from megavoxel.distributed.failures import GRACE_SECONDS, LOOK_SECONDS
 from megavoxel.distributed.launch import meeting_point, nodes_of_step, start_group
 from megavoxel.errors import UserError
 
@@ -70,3 +74,18 @@ def test_torchrun_takes_no_option_of_a_stage_for_its_own(stage):
     parsed = get_args_parser().parse_args(["--standalone", "-m", "megavoxel", stage, *words])
     assert parsed.training_script == "megavoxel"
     assert parsed.training_script_args == [stage, *words]
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_a_lost_one_without_end_is_ended_and_the_first_error_is_the_last_line():
+    worker = Path(__file__).with_name("stuck_worker.py")
+    launcher = [sys.executable, "-m", "megavoxel.distributed.launch", "--standalone", "--max-restarts", "0"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(worker), "train"],
+        capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert "process 0 ends because another one did; its error is the last line" in lines
+    assert lines[-1] == "megavoxel train: error: process 1: case 7 is damaged"
+    assert GRACE_SECONDS + LOOK_SECONDS < 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,7 @@ def test_a_group_is_not_bound_to_a_device_so_that_every_pair_has_a_queue_of_its_
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(groups, "_KEPT", [])
+    monkeypatch.setattr(groups, "failures_told", nullcontext)
     with joined_group(torch.device("cuda:0")):
         assert given["of"] == "nccl"
         assert "device_id" not in given

@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from megavoxel.distributed.failures import failures_told
 from megavoxel.errors import UserError
 
 TIMEOUT = timedelta(minutes=5)
@@ -38,6 +39,8 @@ class Group:
     """Where tensors that are exchanged lie."""
     processes: torch.distributed.ProcessGroup | None = None
     """PyTorch's handle of a part of all processes; None: all."""
+    waiting: torch.distributed.ProcessGroup | None = None
+    """The handle by which the processes wait for their leader where that may take long; None: `processes`."""
 
     @property
     def leads(self) -> bool:
@@ -71,9 +74,9 @@ class Group:
 
     def from_leader(self, values: Sequence[int]) -> list[int]:
         """The leading process's whole numbers, for everybody; all give as many."""
-        told = torch.tensor(values, dtype=torch.int64, device=self.device)
+        told = torch.tensor(values, dtype=torch.int64, device=self.device if self.waiting is None else "cpu")
         if self.size > 1:
-            torch.distributed.broadcast(told, group=self.processes, group_src=0)
+            torch.distributed.broadcast(told, group=self.waiting or self.processes, group_src=0)
         return told.tolist()
 
 
@@ -107,23 +110,31 @@ def local_device(name: str | None) -> str | None:
 
 
 @contextmanager
-def joined_group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Group]:
+def joined_group(device: torch.device, patience: timedelta | None = None) -> Iterator[Group]:
     """The group that `torchrun` started: NCCL between GPUs, gloo between CPUs; a group of one without it.
 
+    After an error the group is not taken apart, which could wait without end for a process that is lost.
+
     Args:
-        timeout: how long a process waits for the others.
+        patience: how long processes wait in `Group.from_leader`, over gloo, on whatever device; None: no longer than
+            for anything else.
     """
     if not is_member():
         yield Group(device=device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    # Not bound to the device (`device_id`): all pairs of processes would have one queue, and a pipeline stand still.
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     _KEPT.append(torch.distributed.group.WORLD)
-    try:
-        yield Group(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), device=device)
-    finally:
-        torch.distributed.destroy_process_group()
+    waiting = None
+    if patience is not None:
+        waiting = torch.distributed.new_group(backend="gloo", timeout=patience)
+        _KEPT.append(waiting)
+    ranks = {"rank": torch.distributed.get_rank(), "size": torch.distributed.get_world_size()}
+    with failures_told():
+        yield Group(**ranks, device=device, waiting=waiting)
+    torch.distributed.destroy_process_group()
 
 
 def subgroups(group: Group, ranks: Sequence[Sequence[int]], *, backend: str | None = None) -> Group:

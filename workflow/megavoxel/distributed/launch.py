@@ -108,8 +108,14 @@ def told_to_runner() -> Iterator[None]:
         if lost_peer(error):
             rank = os.environ.get("RANK", "0")
             raise UserError(f"process {rank} ends because another one did; its error is the last line") from None
-        get_error_handler().record_exception(error)
+        record_error(error)
         raise
+
+
+def record_error(error: Exception) -> None:
+    """Leaves an error for the process that started the group, unless it says no more than that another one is gone."""
+    if not lost_peer(error):
+        get_error_handler().record_exception(error)
 
 
 def lost_peer(error: Exception) -> bool:
