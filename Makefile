@@ -10,7 +10,7 @@ TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.py
 PEERS := $(VENV)/.peers
 SITE := $(VENV)/.site
 
-.PHONY: demo test test-quick fuzz test-slurm bench bench-tables docs lint format setup clean
+.PHONY: demo test test-quick fuzz test-gpu test-slurm bench bench-tables docs lint format setup clean
 
 setup: $(INSTALLED)
 
@@ -33,7 +33,7 @@ demo: $(INSTALLED) ## the default study, from phantoms to its report
 	$(BIN)/snakemake
 
 # Several tests train at once: a thread that waits for another one must not keep a processor busy meanwhile.
-test test-quick test-slurm: export OMP_WAIT_POLICY := passive
+test test-quick test-gpu test-slurm: export OMP_WAIT_POLICY := passive
 
 # Tests of a file stay in one process, and share what it has made; tests/conftest.py says which files come first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -46,6 +46,9 @@ test-quick: $(INSTALLED) ## those that take no longer than a second or two each,
 
 fuzz: $(INSTALLED) ## 10 000 broken files of all kinds, others each time
 	MEGAVOXEL_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -s
+
+test-gpu: $(INSTALLED) ## on a GPU; skipped with PyTorch's reason where it sees none
+	$(BIN)/python -m pytest tests/gpu --ignore tests/gpu/rehearsal -s
 
 test-slurm: $(INSTALLED) ## on a Slurm of its own; skipped with a reason where none can be started
 	$(BIN)/python -m pytest tests/cluster

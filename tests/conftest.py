@@ -14,6 +14,7 @@ from fake_study import FakeStudy, make_study, report_study
 
 REPOSITORY = Path(__file__).parents[1]
 LONGEST = (
+    "test_rehearsed_steps", "test_rehearsed_stages", "test_rehearsed_groups",
     "test_faults", "test_tutorial", "test_workflow", "test_pipeline", "test_readme", "test_models", "test_group",
     "test_report_partial", "test_curriculum", "test_classification_study", "test_two_accounts", "test_late_files",
     "test_status", "test_fuzz", "test_report_page",

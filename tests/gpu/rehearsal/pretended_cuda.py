@@ -49,6 +49,9 @@ def _answer_for_cuda(library: ctypes.CDLL) -> None:
             raise RuntimeError("CUDA error: invalid device ordinal")
         return index
 
+    def leave(part: float) -> None:
+        memory.others = round((1 - part) * (memory.limit - CONTEXT_BYTES))
+
     def properties(device: Any = None) -> Any:
         number(device)
         capability = {"major": 9 if card.has_bfloat16 else 7, "minor": 0}
@@ -71,6 +74,8 @@ def _answer_for_cuda(library: ctypes.CDLL) -> None:
         "is_bf16_supported": lambda including_emulation=True: card.has_bfloat16 or including_emulation,
         "synchronize": lambda _device=None: note_wait("synchronize"),
         "empty_cache": lambda: None,
+        "set_sync_debug_mode": lambda _mode: None,
+        "set_per_process_memory_fraction": lambda part, _device=None: leave(part),
         "mem_get_info": lambda device=None: (
             memory.limit - CONTEXT_BYTES - memory.others - memory.live[number(device)],
             memory.limit,

@@ -14,7 +14,7 @@ TESTS = HERE.parents[1]
 
 def environment(cache: Path, **variables: object) -> dict[str, str]:
     """The environment of a process that pretends; `variables` without `REHEARSAL_` are those of `pretended_cuda`."""
-    paths = [HERE / "site", HERE, TESTS, TESTS.parent / "workflow", os.environ.get("PYTHONPATH")]
+    paths = [HERE / "site", HERE, HERE.parent, TESTS, TESTS.parent / "workflow", os.environ.get("PYTHONPATH")]
     own = {f"REHEARSAL_{name}": str(value) for name, value in variables.items()}
     places = {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path), "REHEARSAL_CACHE": str(cache)}
     without_slurm = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

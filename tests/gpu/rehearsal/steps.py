@@ -15,42 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pretended_cuda import card
 from pretended_tensor import PretendedTensor, memory, waits
-from variants import BRANCHES, VARIANTS, plan_of
+from variants import VARIANTS, plan_of, stored_fold
 
-from helpers import store_case
 from megavoxel.planning.plan import Plan
-from megavoxel.preprocessing.checksums import write_checksums
-from megavoxel.preprocessing.store import save_array
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.forecast import forecast_gib
 from megavoxel.tasks.segmentation.training import start_run, training_batches, validate
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
-SHAPE = (20, 40, 40)
 STEPS = 3
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 OVERFLOWING = {"init_scale": 2.0**32, "backoff_factor": 2.0**-20}
 """Of the scaler in float16: the first step overflows and is left out, those that follow are taken."""
-
-
-def stored_fold(folder: Path) -> VolumeData:
-    """Two cases to train and one to validate, with the labels of two first stages."""
-    cases, first = folder / "cases", folder / "first-stage"
-    first.mkdir(parents=True, exist_ok=True)
-    for number in range(3):
-        store_case(cases, f"case{number}", seed=number, shape=SHAPE)
-        labels = np.random.default_rng(number).integers(0, 3, (len(BRANCHES), *SHAPE), dtype=np.uint8)
-        path = first / f"case{number}.stage1.b2nd"
-        save_array(path, labels, (8, 12, 12))
-        write_checksums(path.with_suffix(".sha256"), [path], {})
-    return VolumeData(
-        number=0, preprocessed=cases, training=("case0", "case1"), validation=("case2",), first_stage=(first,)
-    )
 
 
 def stepped(plan: Plan, data: VolumeData, device: torch.device) -> tuple[Run, list[float], dict[str, Any]]:

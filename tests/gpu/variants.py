@@ -1,13 +1,20 @@
-"""Variants of a plan that are trained on a pretended GPU."""
+"""Variants of a plan that are trained on a GPU, a real or a pretended one, and the cases that they are trained on."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from helpers import tiny_plan
-from megavoxel.planning.plan import Plan
+import numpy as np
 
+from helpers import store_case, tiny_plan
+from megavoxel.planning.plan import Plan
+from megavoxel.preprocessing.checksums import write_checksums
+from megavoxel.preprocessing.store import save_array
+from megavoxel.tasks.segmentation.data import VolumeData
+
+SHAPE = (20, 40, 40)
 PATCH = (16, 32, 32)
 BRANCHES = ("coarse", "wide")
 SMALL = {"patch": (8, 16, 16)}
@@ -49,3 +56,18 @@ def plan_of(changes: dict[str, Any]) -> Plan:
     plan = tiny_plan(**{"patch": PATCH, "batch": 2, **other}, training=changes.get("training"))
     network = replace(plan.network, features=(8, 16, 16), **changes.get("network", {}))
     return replace(plan, network=network, parallel=replace(plan.parallel, **changes.get("parallel", {})))
+
+
+def stored_fold(folder: Path) -> VolumeData:
+    """Two cases to train and one to validate, with the labels of two first stages."""
+    cases, first = folder / "cases", folder / "first-stage"
+    first.mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        store_case(cases, f"case{number}", seed=number, shape=SHAPE)
+        labels = np.random.default_rng(number).integers(0, 3, (len(BRANCHES), *SHAPE), dtype=np.uint8)
+        path = first / f"case{number}.stage1.b2nd"
+        save_array(path, labels, (8, 12, 12))
+        write_checksums(path.with_suffix(".sha256"), [path], {})
+    return VolumeData(
+        number=0, preprocessed=cases, training=("case0", "case1"), validation=("case2",), first_stage=(first,)
+    )
