@@ -22,10 +22,10 @@ from megavoxel.planning.plan import Plan
 from megavoxel.planning.tiling import even_tiling
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
+from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Run
-from megavoxel.training.step import train_step
 from megavoxel.training.tiles import TileLoader
 
 CPU = torch.device("cpu")
@@ -34,6 +34,8 @@ FLAT = {
     "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
 }
+FEW = ("plain", "padded", "flat", "wide kernels", "excitation, norms again", "batch norm, blocks again")
+"""Ways that eight processes take."""
 WAYS = {
     "plain": {},
     "odd cells": {"patch": (20, 20, 28)},
@@ -112,7 +114,7 @@ def own_part(run: Run, tensor: torch.Tensor) -> torch.Tensor:
     """This process's samples, and its tile of each."""
     share = BATCH // run.sharers.size
     own = tensor[run.sharers.rank * share : (run.sharers.rank + 1) * share]
-    return own if run.space is None else own[(..., *run.space.exchange.tiling.tile)]
+    return own.clone() if run.space is None else own[(..., *run.space.exchange.tiling.tile)].clone()
 
 
 def step_of(plan: Plan, group: Group, kind: torch.dtype = torch.float64) -> dict[str, object]:
@@ -121,13 +123,14 @@ def step_of(plan: Plan, group: Group, kind: torch.dtype = torch.float64) -> dict
     image, target = (own_part(run, tensor) for tensor in batch_of(plan))
     seen: list[torch.Tensor] = []
     run.network.register_forward_hook(lambda _, __, logits: seen.append(logits[0].detach()))
-    loss = train_step(run, image.to(kind), target)
+    loss, peak = tracked_step(run, image.to(kind), target)
     return {
         "loss": run.mean_loss(loss.item()),
         "logits": torch.cat(seen[-plan.parallel.accumulate :]),
         "gradients": {name: parameter.grad for name, parameter in run.network.named_parameters()},
         "statistics": dict(run.network.named_buffers()),
         "sent": 0 if run.space is None else run.space.exchange.sent_bytes,
+        "peak": peak,
     }
 
 
@@ -152,7 +155,8 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, space, data = Path(sys.argv[1]), tuple(map(int, sys.argv[2].split(","))), int(sys.argv[3])
     with joined_group(CPU) as group:
-        results = {way: step_of(plan_of(way, space=space, data=data), group) for way in WAYS}
+        ways = WAYS if group.size < 8 else FEW
+        results = {way: step_of(plan_of(way, space=space, data=data), group) for way in ways}
         for way in WAYS_OF_16_BITS:
             results[way] = step_of(plan_of(way, space=space, data=data), group, torch.float32)
         results["float32"] = step_of(plan_of("plain", space=space, data=data), group, torch.float32)
