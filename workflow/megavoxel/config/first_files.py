@@ -106,7 +106,7 @@ def dataset_text(
     lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
     lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
     lines += [
-        "# How far apart two good readers draw a surface, one number or one per label; this is twice the finest voxel.",
+        "# How far apart two good readers draw a surface, one number or one per label; about twice the finest voxel.",
         _key("nsd_tolerance_mm", tolerance),
     ]
     if excluded:
