@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from site_of_user import BIN, check_out, finish, start_snakemake, study
+from site_of_user import BIN, DATASET, check_out, finish, start_snakemake, study
 
 from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.files import file_sha256
@@ -71,17 +72,17 @@ def test_an_image_that_fits_its_sources_is_not_built_again(place, apptainer):
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A home that does not lie in /tmp, which is mounted."""
+def unseen() -> Iterator[Path]:
+    """A folder that no container sees by itself: neither below /tmp nor below the working directory."""
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
-        (Path(folder) / "secret").touch()
         yield Path(folder)
 
 
-def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(place, apptainer, home, tmp_path):
+def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(place, apptainer, unseen, tmp_path):
+    (unseen / "secret").touch()
     (place / "probe.smk").write_text(PROBE)
-    environment = apptainer | {"HOME": str(home), "PYTHONPATH": str(tmp_path)}
-    snakemake(place, environment, "--snakefile", "probe.smk", *IN_CONTAINER, "--cores=1", "--config", f"home={home}")
+    environment = apptainer | {"HOME": str(unseen), "PYTHONPATH": str(tmp_path)}
+    snakemake(place, environment, "--snakefile", "probe.smk", *IN_CONTAINER, "--cores=1", "--config", f"home={unseen}")
     first, *others = (place / "seen.txt").read_text().splitlines()
     words = dict(word.partition("=")[::2] for word in first.split())
     assert (words["home"], words["path"]) == (str(place), "")
@@ -90,12 +91,26 @@ def test_neither_home_nor_network_nor_the_packages_of_the_host_are_seen_inside(p
     assert "No such file" in others[-1]
 
 
-def test_weights_and_scores_from_inside_are_those_from_outside(place, apptainer, tmp_path):
-    """In float32, which the study fixes: on the CPU `auto` measures which precision is the faster one."""
+def test_weights_and_scores_from_inside_are_those_from_outside(place, apptainer, unseen, tmp_path):
+    """Inside with images and results elsewhere, which have to be bound.
+
+    In float32, which the study fixes: on the CPU `auto` measures which precision is the faster one.
+    """
     outside = check_out(tmp_path, {})
-    for folder, environment, options in ((place, apptainer, IN_CONTAINER), (outside, {}, ())):
+    for folder in (place, outside):
         (folder / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
-        snakemake(folder, environment, *options, "--cores=2", "--configfile", "small.yaml")
+    words = ("--cores=2", "--configfile", "small.yaml")
+    snakemake(outside, {}, *words)
+    images, results = unseen / "images", unseen / "results"
+    shutil.copytree(outside / "data/small-phantom", images)
+    (place / "phantom.yaml").write_text(yaml.safe_dump(DATASET | {"source": {"folder": str(images)}}))
+    results.mkdir()
+    (place / "results").mkdir(exist_ok=True)
+    (place / "results/small").symlink_to(results)
+    snakemake(place, apptainer, *IN_CONTAINER, *words)
+    manifest = json.loads((results / "plain/fold-0/manifest.json").read_text())
+    assert manifest["container"]["sha256"] == file_sha256(place / IMAGE)
+    assert all(path.is_relative_to(images) for path in map(Path.resolve, (place / "data").glob("*/imagesTr/*")))
     model = "results/small/plain/fold-0/model.pt"
     ours, theirs = (load_tensors(folder / model)["weights"] for folder in (place, outside))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
