@@ -396,7 +396,10 @@ def test_a_whole_image_that_does_not_fit_is_refused_with_a_window_that_would(pla
     tight = WholeImages(device=device(memory_gib=room), **keys)
     with pytest.raises(UserError, match="the whole image, a window of 48 × 96 × 48 voxels, needs") as found:
         tight.check("case1", (47, 96, 48))
-    assert str(found.value).endswith("what would fit: inference.window: [48, 48, 48]")
+    assert str(found.value).endswith("what would fit: inference.tiles: [1, 2, 1] or inference.window: [48, 48, 48]")
+    on_cpu = WholeImages(device=Device(name="cpu", kind="cpu", memory_gib=room), **keys)
+    with pytest.raises(UserError, match=r"what would fit: inference\.window"):
+        on_cpu.check("case1", (47, 96, 48))
     assert small.gib((48, 48, 48)) < room < small.gib((48, 96, 48))
     with pytest.raises(UserError, match="not even a window of the patch fits"):
         WholeImages(device=device(memory_gib=1e-6), **keys).check("case1", (48, 48, 48))

@@ -227,6 +227,10 @@ class Inference:
     window: Patch | None = None
     """Voxels per axis of a window; `whole`: one window that holds the whole image, and no less than the patch; None:
     the patch, or the whole image where `patch` is `whole`."""
+    tiles: Triple[Parts] = (1, 1, 1)
+    """Tiles per axis (z, y, x) in which one device works out each window, one after the other, where it has no room for
+    the whole. Label maps are those of whole windows. Activations lie in host memory, and most convolutions are computed
+    twice."""
     step: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Largest distance between two windows, as a fraction of the patch."""
     mirror: bool = True

@@ -9,7 +9,7 @@ from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import GIB, window
 from megavoxel.forecast.window import slowest_of, window_costs
-from megavoxel.planning.patch import prediction_window
+from megavoxel.planning.patch import has_turns, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.volumes.grid import window_starts
 
@@ -95,8 +95,11 @@ def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -
 
 
 def _pass_seconds(plan: Plan, size: tuple[int, ...], speed: Speed, precision: str) -> float:
-    """Seconds of a window: of the slowest tile, or of all stages of a pipeline one after the other."""
-    if plan.parallel.tiles == 1:
+    """Seconds of a window: of the slowest tile, or of all stages of a pipeline one after the other.
+
+    Between a device and host memory, bytes are taken to be as fast as between two devices.
+    """
+    if plan.parallel.tiles == 1 and not has_turns(plan):
         slowest = window(plan, size, networks=1, precision=precision)
     else:
         slowest = slowest_of(window_costs(plan, size, networks=1, precision=precision))

@@ -31,7 +31,8 @@ def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: 
     loading = plan.training.workers * (LOADER_GIB + BATCHES_OF_A_LOADER * _share_bytes(plan, forecast) / GIB)
     image = 4 * plan.network.input_channels * math.prod(largest_case(plan)) / GIB
     training = GPU_PROCESS_GIB if on_gpu else CPU_MARGIN * forecast.training_gib
-    predicting = GPU_PROCESS_GIB + 2 * image if on_gpu else CPU_MARGIN * forecast.prediction_gib
+    on_host = GPU_PROCESS_GIB + 2 * image + forecast.prediction_host_gib
+    predicting = on_host if on_gpu else CPU_MARGIN * forecast.prediction_gib
     return Needs(
         training=JobNeeds(
             minutes=None if forecast.training_hours is None else round(60 * forecast.training_hours, 1),

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megavoxel.config.hardware import Device
@@ -14,16 +14,20 @@ from megavoxel.distributed.group import local_device
 from megavoxel.errors import UserError
 from megavoxel.forecast.memory import advice_for_prediction, device_at_hand, explained_out_of_memory
 from megavoxel.forecast.step import GIB
-from megavoxel.forecast.window import window_costs
+from megavoxel.forecast.ways import can_be, tilings
+from megavoxel.forecast.window import bytes_beside, window_costs
 from megavoxel.inference.predict import CasePredictor, open_predictor
 from megavoxel.network.device import choose_device
-from megavoxel.planning.patch import WHOLE, prediction_window
+from megavoxel.planning.patch import WHOLE, has_turns, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import shape_of
 
 LARGE_WINDOW = 2**27
 """Voxels of a window from which on it may be a mistake; a network for a patch of this size was planned on purpose."""
+
+MOST_TURNS = 64
+"""Tiles in turn that are tried for a window that does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,12 @@ class WholeImages:
         needed = self.gib(size)
         if needed <= self.device.memory_gib:
             return
-        smaller = self.fitting(size)
+        tiles, smaller = self.fitting_tiles(size), self.fitting(size)
+        options = [f"inference.tiles: {list(tiles)}"] if tiles else []
+        options += [f"inference.window: {list(smaller)}"] if smaller else []
         advice = (
-            f"what would fit: inference.window: {list(smaller)}"
-            if smaller
+            f"what would fit: {' or '.join(options)}"
+            if options
             else "not even a window of the patch fits; take a device with more memory"
         )
         raise UserError(
@@ -92,7 +98,18 @@ class WholeImages:
         """Peak memory in GiB of the fullest device for one window, with the sums of its logits on the first."""
         first, *others = window_costs(self.plan, size, networks=self.networks, precision=self.precision)
         sums = 4 * self.plan.network.classes * math.prod(size)
+        sums = bytes_beside(first, sums, self.device)
         return max([first.peak_bytes + sums, *(other.peak_bytes for other in others)]) / GIB
+
+    def fitting_tiles(self, size: Sequence[int]) -> tuple[int, ...] | None:
+        """The fewest tiles in turn with which a window fits a GPU; None where it has turns already, or none fit."""
+        if not self.device.gpus or has_turns(self.plan) or predicting_devices(self.plan) > 1:
+            return None
+        for tiles in tilings(replace(self.plan, patch=tuple(size)), MOST_TURNS):
+            turned = replace(self.plan, inference=replace(self.plan.inference, tiles=tiles))
+            if can_be(turned, turned.parallel) and replace(self, plan=turned).gib(size) <= self.device.memory_gib:
+                return tiles
+        return None
 
     def fitting(self, size: Sequence[int]) -> tuple[int, ...] | None:
         """A window that fits, no smaller than the patch: the side that is furthest from it is halved again and again.

@@ -10,9 +10,9 @@ from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, 
 from megavoxel.forecast.pipeline import begins_of, largest_phase, least_peak_cut, stage_costs
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.step import GIB, StepCost, largest_share, repeated, training_step
-from megavoxel.forecast.window import window_costs
+from megavoxel.forecast.window import bytes_beside, window_costs
 from megavoxel.inference.sliding_window import SLAB_BYTES, widest_strip
-from megavoxel.planning.patch import predicting_devices, prediction_window
+from megavoxel.planning.patch import has_turns, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 
 
@@ -30,6 +30,8 @@ class Forecast:
     """The part of it that PyTorch itself allocates: without overhead and workspace."""
     prediction_gib: float
     """Peak memory of a device that predicts with the networks of all folds, with overhead and workspace."""
+    prediction_host_gib: float
+    """Host memory that it takes beside that, where tiles of windows are worked out in turn on a GPU."""
     training_hours: float | None
     """Training of a fold; None: the device has no rate for the precision."""
     prediction_hours: float | None
@@ -85,6 +87,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         certain_gib=max(stage.peak_bytes for stage in stages) / GIB,
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=prediction_gib(own, device, workload.networks, precision),
+        prediction_host_gib=prediction_host_gib(own, precision) if device.gpus else 0.0,
         training_hours=None if seconds is None else training / 3600,
         prediction_hours=None if seconds is None else prediction / 3600,
         gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction * busy) / 3600,
@@ -108,7 +111,17 @@ def prediction_gib(plan: Plan, device: Device, networks: int, precision: str) ->
     size = prediction_window(plan, largest_case(plan))
     slab = _slab_bytes(plan, size, on_host=not device.gpus)
     first, *others = window_costs(plan, size, networks=networks, precision=precision)
+    slab = bytes_beside(first, slab, device)
     return max([peak_gib(first, device, extra=slab), *(peak_gib(other, device) for other in others)])
+
+
+def prediction_host_gib(plan: Plan, precision: str) -> float:
+    """Host memory in GiB for the largest case where its activations lie there; else 0."""
+    if not has_turns(plan):
+        return 0.0
+    size = prediction_window(plan, largest_case(plan))
+    (cost,) = window_costs(plan, size, networks=1, precision=precision)
+    return (cost.host_bytes + _slab_bytes(plan, size, on_host=True)) / GIB
 
 
 def largest_case(plan: Plan) -> tuple[float, ...]:

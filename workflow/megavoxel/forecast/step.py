@@ -55,7 +55,10 @@ class StepCost:
     parameter_bytes: int
     """Weights in float32."""
     exchanged_bytes: int = 0
-    """What the device sends to those that hold the other tiles of its patches."""
+    """What the device sends to those that hold the other tiles of its patches; with tiles in turn, what goes between it
+    and host memory."""
+    host_bytes: int = 0
+    """What lies in host memory meanwhile, windows and logits included; 0 where they lie on the device."""
 
 
 def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str) -> StepCost:

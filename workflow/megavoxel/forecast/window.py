@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megavoxel.distributed.exchange import SilentExchange
+from megavoxel.config.hardware import Device
+from megavoxel.distributed.exchange import Pending, SilentExchange
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import Peers, Work
 from megavoxel.forecast.pipeline import begins_of
 from megavoxel.forecast.pipeline_step import SilentWork, staged_window
 from megavoxel.forecast.step import CPU, ONE_NETWORK, Keyed, StepCost, float32_bytes, window, with_networks
 from megavoxel.inference.tiled import TiledNetwork
+from megavoxel.inference.turns import TilesInTurn, TurnExchange
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.planning.patch import predicting_devices
+from megavoxel.planning.patch import has_turns, predicting_devices
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.tiling import Tiling, even_tiling
+from megavoxel.planning.tiling import Offset, Tiling, even_tiling
 from megavoxel.planning.topology import shape_of
 
 
@@ -39,6 +43,9 @@ def window_costs(plan: Plan, size: Sequence[int], *, networks: int, precision: s
         First the device that has the windows and sums the logits. Of others that hold tiles, the one with the largest.
     """
     keys = {"networks": networks, "precision": precision}
+    if has_turns(plan):
+        key = Keyed(plan, (plan.network, plan.inference.tiles, tuple(size), precision))
+        return [with_networks(_window_in_turn(key, tuple(size), precision), networks)]
     if predicting_devices(plan) == 1:
         return [window(plan, tuple(size), **keys)]
     if plan.parallel.tiles == 1:
@@ -96,6 +103,91 @@ def _tiled_window(key: Keyed, size: tuple[int, ...], precision: str, rank: int) 
             parameter_bytes=weights,
             exchanged_bytes=exchange.sent_bytes + peers.moved_bytes,
         )
+
+
+class _TwoMemories(MemoryTracker):
+    """Counts what lies on a device, and on its own what lies in host memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host, self.on_host = MemoryTracker(), False
+
+    def _add(self, tensor: Tensor) -> None:
+        if tensor.untyped_storage()._cdata in self.host._known:
+            return
+        (self.host if self.on_host else super())._add(tensor)
+
+
+class _OneTurn(TurnExchange):
+    """One tile that runs alone; what others would tell has its size."""
+
+    def begin_turn(self, _: int, answers: Sequence[Tensor]) -> None:
+        super().begin_turn(self.tiling.rank, answers)
+
+    def begin(self, _: dict[Offset, Tensor], receives: dict[Offset, Tensor]) -> Pending:
+        return Pending((), receives, ())
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        return super()._gather(tensor).expand(self.tiling.count, *tensor.shape)
+
+
+class _CountedTurns(TilesInTurn):
+    """Tiles in turn whose ways between host memory and the device are copies from one count to the other."""
+
+    def __init__(self, network: SegmentationNetwork, memory: _TwoMemories, **keys: Any) -> None:
+        super().__init__(network, **keys)
+        self.memory, self.moved_bytes = memory, 0
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        self.memory.on_host = False
+        self.moved_bytes += tensor.nbytes
+        return tensor.clone()
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        self.memory.on_host = True
+        self.moved_bytes += tensor.nbytes
+        return tensor.clone()
+
+
+@cache
+def _window_in_turn(key: Keyed, size: tuple[int, ...], precision: str) -> StepCost:
+    """The cost of a window of which one device works out the tiles in turn, of one network: that of the largest tile,
+    times as many as there are of its size."""
+    plan, voxels = key.plan, math.prod(size)
+    tiling = even_tiling(size, shape_of(plan.network).divisor, plan.inference.tiles)
+    tiling = replace(tiling, rank=tiling.largest)
+    tiles = 1 / tiling.shares[tiling.rank]
+    with FakeTensorMode(), _TwoMemories() as memory, torch.no_grad():
+        network = SegmentationNetwork(plan.network).eval()
+        turns = _CountedTurns(
+            network, memory, plan=plan, device=CPU, precision=Precision(name=precision, reason="forecast"),
+            memory_format=torch.contiguous_format, exchange=_OneTurn(tiling),
+        )  # fmt: skip
+        memory.reset_peak()
+        memory.on_host = True
+        state = network.enter(torch.zeros(1, plan.network.input_channels, *tiling.shape_of(tiling.rank)))
+        turns.run([state])
+        on_host = tiles * max(memory.host.peak, memory.host.live + 4 * plan.network.classes * voxels / tiles)
+        weights = float32_bytes(network)
+        return StepCost(
+            peak_bytes=memory.peak,
+            resident_bytes=weights,
+            workspace_bytes=memory.largest_convolution,
+            flops=round(tiles * memory.flops),
+            parameter_bytes=weights,
+            exchanged_bytes=round(tiles * turns.moved_bytes),
+            host_bytes=4 * plan.network.input_channels * voxels + round(on_host),
+        )
+
+
+def bytes_beside(cost: StepCost, sums: int, device: Device) -> int:
+    """What the first device holds beside its part of a window: the sums of logits.
+
+    Of tiles in turn, they lie in host memory like all activations. A CPU has no other memory.
+    """
+    if not cost.host_bytes:
+        return sums
+    return 0 if device.gpus else sums + cost.host_bytes
 
 
 def slowest_of(costs: Sequence[StepCost]) -> StepCost:

@@ -25,11 +25,12 @@ from megavoxel.inference.logits import header_of, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.inference.staged import StagedNetwork
 from megavoxel.inference.tiled import TiledNetwork
+from megavoxel.inference.turns import HOST, TilesInTurn
 from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
-from megavoxel.planning.patch import predicting_devices, prediction_window
+from megavoxel.planning.patch import has_turns, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.store import CaseProperties
 
@@ -59,6 +60,8 @@ class CasePredictor:
         self.group = group or Group(device=device)
         # On the CPU, channels last is about a tenth faster here, and its copies take half as much memory again.
         self.memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last_3d
+        self.windows_on = HOST if has_turns(plan) else device
+        """Where windows and the sums of their logits lie."""
         self.precision = usable_precision(precision, device)
         self.networks = [self._placed(number, network) for number, network in enumerate(networks)]
 
@@ -91,7 +94,7 @@ class CasePredictor:
             sigma=inference.gaussian_sigma,
             weights=inference.weights,
             mirror_axes=self.plan.augmentation.mirror_axes if inference.mirror else (),
-            device=self.device,
+            device=self.windows_on,
             classes=self.plan.network.classes,
             scratch=scratch,
         )
@@ -124,10 +127,14 @@ class CasePredictor:
 
         return predict
 
-    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | JointNetwork:
+    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | JointNetwork | TilesInTurn:
         """A network on the device; where several processes run it, this one's part of it."""
-        placed: SegmentationNetwork | JointNetwork = network.eval()
-        if self.group.size > 1:
+        placed: SegmentationNetwork | JointNetwork | TilesInTurn = network.eval()
+        if has_turns(self.plan):
+            placed = TilesInTurn(
+                network, plan=self.plan, device=self.device, precision=self.precision, memory_format=self.memory_format
+            )
+        elif self.group.size > 1:
             kind = TiledNetwork if self.plan.parallel.tiles > 1 else StagedNetwork
             placed = kind(
                 network, number, plan=self.plan, group=self.group, precision=self.precision,

@@ -19,6 +19,15 @@ from torch.utils.flop_counter import flop_registry
 
 FORWARD, BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
 BYTES_OF_FLOAT32 = 4
+_FAKE = torch.library.Library("aten", "IMPL", "Meta")
+"""Operations that PyTorch would run on real zeros under `FakeTensorMode`, because it has no fake ones."""
+
+
+def _batch_norm_update_stats(x: Tensor, _mean: Tensor | None, _variance: Tensor | None, _: float) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+_FAKE.impl("batch_norm_update_stats", _batch_norm_update_stats)
 
 
 class MemoryTracker(TorchDispatchMode):

@@ -176,6 +176,11 @@ def predicting_devices(plan: Plan) -> int:
     return plan.parallel.devices_of_a_patch if larger else 1
 
 
+def has_turns(plan: Plan) -> bool:
+    """Whether one device works out the tiles of a window in turn."""
+    return math.prod(plan.inference.tiles) > 1
+
+
 def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
     """Voxels per axis of a window over an image.
 
