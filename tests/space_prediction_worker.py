@@ -35,7 +35,7 @@ LARGER = {
 OF_MANY_TILES = ("padded", "excitation", "wide kernels")
 """Windows that are tried with more than two processes."""
 CASES = {
-    "folds and mirrors": ("plain", Inference(window=(16, 24, 24), step=0.5), 2, (21, 30, 37)),
+    "folds and mirrors": ("plain", Inference(window=(16, 24, 24), step=0.5), 2, (16, 27, 30)),
     "whole image": ("excitation", Inference(window="whole", mirror=False), 1, (17, 26, 19)),
     "cascade": ("labels of a first stage", Inference(window="whole", mirror=False), 1, (17, 20, 23)),
 }

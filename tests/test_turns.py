@@ -41,6 +41,7 @@ def in_turn(plan: Plan, tiles: tuple[int, ...]) -> Plan:
     return replace(plan, inference=replace(plan.inference, tiles=tiles))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "tiles"), [*((way, (1, 1, 2)) for way in LARGER), *((way, (2, 2, 1)) for way in OF_MANY_TILES)], ids=str
 )
@@ -56,6 +57,7 @@ def test_tiles_in_turn_give_the_logits_of_the_whole_window(way, tiles):
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_cases_are_labelled_in_turn_as_they_are_at_once(case):
     way, inference, folds, shape = CASES[case]
