@@ -283,6 +283,21 @@ def test_the_page_is_no_wider_than_a_laptop_and_prints_without_controls(page):
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
+def test_no_heading_of_a_table_lies_under_its_controls_however_long(page):
+    hidden = page.evaluate("""() => [...document.querySelectorAll(".table > .tools")].flatMap(tools => {
+        const caption = tools.parentElement.querySelector("caption")
+        if (!caption) return []
+        caption.append(" and more".repeat(40))
+        const range = document.createRange()
+        range.selectNodeContents(caption)
+        const text = range.getBoundingClientRect()
+        const over = [...tools.children].map(control => control.getBoundingClientRect()).some(box =>
+            box.left < text.right && text.left < box.right && box.top < text.bottom - 2 && text.top + 2 < box.bottom)
+        return over ? [caption.textContent] : []
+    })""")
+    assert hidden == []
+
+
 def test_what_is_folded_up_is_printed_and_folded_again(page):
     folded = "document.querySelectorAll('details:not([open])').length"
     before = page.evaluate(folded)

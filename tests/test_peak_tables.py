@@ -24,9 +24,10 @@ from megavoxel.forecast.step import new_run
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.costs import cascade_peaks, how_measured, own_peaks, stages_of
 from megavoxel.reporting.published import read_published
-from megavoxel.reporting.scatter import NO_PEAK, memory_figure, memory_points, model_groups
+from megavoxel.reporting.scatter import NO_PEAK, Point, memory_figure, memory_points, model_groups, scatter
 from megavoxel.reporting.statistics import mean_interval
 from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.style import figure_style
 from megavoxel.tasks.segmentation.forecast import forecast_gib
 from megavoxel.training.memory import tracked_step
 
@@ -392,3 +393,20 @@ def test_the_forecast_of_a_run_is_near_what_its_step_takes(parts, tolerance):
     _, peak_bytes = tracked_step(run, image, target)
     # Of accumulated parts the forecast holds one: the other's image and target, 0.09 of 2.1 MiB, are left out.
     assert forecast_gib(run) == pytest.approx(peak_bytes / 2**30, rel=tolerance)
+
+
+@pytest.mark.parametrize("costs", [(0.02103, 0.03539), (11.2, 14.9), (1503.0, 1511.0)])
+def test_numbers_of_the_cost_axis_stand_apart(costs):
+    shown = ["mean", *"abcd"]
+    points = [
+        Point(number=number, name=f"s{number}", kind="setting", cost=cost, scores=dict.fromkeys(shown, 0.9))
+        for number, cost in enumerate(costs, start=1)
+    ]
+    with figure_style():
+        figure = scatter(points, shown, "GiB", "DSC")
+        figure.canvas.draw()
+        labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+        boxes = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+    assert len(boxes) > 2
+    character = (boxes[-1][1] - boxes[-1][0]) / len(labels[-1].get_text())
+    assert all(other[0] - one[1] > character for one, other in itertools.pairwise(boxes))

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.costs import cascade_peaks, how_measured, largest, time_table
@@ -38,6 +38,8 @@ LINEAR_UP_TO = 4.0
 MARKERS = {"setting": "o", "ensemble": "s", "published": "D"}
 GREY = (0.4, 0.4, 0.4)
 MARGIN = 0.12
+MOST_TICKS = 4
+"""Intervals between the numbers of a linear axis of cost: they are long, and panels narrow."""
 PANEL, LEGEND_LINE, BELOW = 4.0, 0.21, 0.4
 """Inches: side of a panel, a line of the legend, and what stands below the panels."""
 CHARACTERS_PER_INCH = 13
@@ -347,6 +349,7 @@ def _draw(ax: Axes, panel: str, own: Sequence[Point], colours: Mapping[int, tupl
             ax.plot([point.cost, point.cost], ends, color=colour, linewidth=1.0, alpha=0.6, zorder=2)
         ax.plot([point.cost], [point.scores[panel]], **_marker(point.kind, colour), zorder=3)
     ax.margins(MARGIN)
+    ax.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
     costs = [point.cost for point in own]
     if costs and max(costs) > LINEAR_UP_TO * min(costs):
         ax.set_xscale("log")
