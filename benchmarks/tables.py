@@ -106,6 +106,13 @@ TABLES = {
         },
     ),
     "chaos-sweep-patch": Table(file="studies/chaos-sweep-patch.csv", columns={"patch": "{setting}", **COMPARED}),
+    "chaos-tiles": Table(
+        file="studies/chaos-tiles.csv",
+        columns={
+            "run": "{setting}", "loss of epoch 1": "{loss_1}", "of epoch 5": "{loss_5}", "DSC": "{dsc}",
+            "peak of a process, GiB": "{peak_gib}",
+        },
+    ),
     "vnc-networks": Table(
         file="studies/vnc-networks.csv",
         columns={

@@ -27,6 +27,8 @@ MIB, GIB = 2**20, 2**30
 SPACES = ((2, 1, 1), (2, 2, 1), (2, 2, 2))
 FORECAST = ((128, "float32", "none"), (128, "bfloat16", "norms"), (256, "bfloat16", "none"), (256, "bfloat16", "norms"))
 """Side of the patch, precision and checkpointing."""
+LEVELS = 6
+"""Levels of the networks whose memory is compared."""
 TIMED = (64, 128, 128)
 MEASURED = 96
 DEVICES = ("a10", "h200")
@@ -50,12 +52,12 @@ def run() -> list[Row]:
     return rows
 
 
-def unet(patch: tuple[int, ...], *, features: tuple[int, ...] = (), precision: str = "float32") -> Plan:
-    """A setting with nnU-Net's network for a patch of cubic voxels, batch 1; `features` of another width."""
-    topology = build_topology((1.0, 1.0, 1.0), patch)
-    wide = features or tuple(min(320, 32 * 2**level) for level in range(topology.levels))
+def unet(patch: tuple[int, ...], *, levels: int | None = None, precision: str = "float32") -> Plan:
+    """A setting with nnU-Net's network for a patch of cubic voxels, batch 1; `levels` None: as many as nnU-Net has."""
+    levels = levels or build_topology((1.0, 1.0, 1.0), patch).levels
+    features = tuple(min(320, 32 * 2**level) for level in range(levels))
     labels = {f"label{number}": number for number in range(1, 4)}
-    plan = made_plan("tiles", patch=patch, labels=labels, features=wide, batch=1)
+    plan = made_plan("tiles", patch=patch, labels=labels, features=features, batch=1)
     return replace(plan, training=Training(precision=precision, batch_dice=False))
 
 
@@ -69,11 +71,11 @@ def forecast_rows() -> list[Row]:
     """Everything that the fullest process holds, weights and momentum too, beside one process that keeps all."""
     rows = []
     for side, precision, checkpointing in FORECAST:
-        plan = unet((side,) * 3)
+        plan = unet((side,) * 3, levels=LEVELS)
         one, _ = peak_and_sent(plan, Parallel(), precision)
         for space in SPACES:
             ours, sent = peak_and_sent(plan, Parallel(space=space, checkpointing=checkpointing), precision)
-            title = f"forecast memory of the fullest of {_count(space)} tiles, {side}³, {precision}"
+            title = f"forecast memory of the fullest of {_count(space)} tiles, {side}³, {LEVELS} levels, {precision}"
             title += f", checkpointing of {checkpointing}" if checkpointing != "none" else ""
             print(f"{title}: {ours / one:.3f} of one process, which keeps all; sends {sent:.1f} MiB a step", flush=True)
             rows.append(smaller_is_better(title, "one process", ours, one, "GiB"))
