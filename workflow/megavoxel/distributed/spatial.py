@@ -259,15 +259,25 @@ def _moments(x: Tensor, exchange: Exchange) -> Tensor:
 
     Moments are put together and not sums of squares: nothing cancels where the mean is large.
     """
-    if x.dtype in EXACT or x.is_cuda:
-        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
-    else:  # on a CPU that function rounds what it gives to 16 bits
-        found = [torch.var_mean(x[part].float(), dim=(0, 2, 3, 4), correction=0) for part in _channel_chunks(x)]
-        own = torch.stack([torch.cat([mean for _, mean in found]), torch.cat([variance for variance, _ in found])])
+    own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0)) if x.is_cuda else _by_plane(x)
     means, variances = exchange.gather(own).unbind(dim=1)
     shares = own.new_tensor(exchange.tiling.shares)[:, None]
     mean = (shares * means).sum(dim=0)
     return torch.stack([mean, (shares * (variances + (means - mean).square())).sum(dim=0)])
+
+
+def _by_plane(x: Tensor) -> Tensor:
+    """Mean and variance (2, channels) of the tile on a CPU, float32 at least.
+
+    A CPU adds up one number after the other, so that planes are taken first: a sum of millions of them would lose
+    digits. The type of what it gives is that of the running statistics.
+    """
+    samples, channels, depth, *plane = x.shape
+    running = x.new_zeros(2, channels * depth, dtype=torch.promote_types(x.dtype, torch.float32))
+    planes = x.contiguous().view(samples, channels * depth, *plane)
+    mean, variance = torch.stack(torch.batch_norm_update_stats(planes, *running, 0.0)).view(2, channels, depth)
+    scatter = torch.var(mean, dim=1, correction=0)
+    return torch.stack([mean.mean(dim=1), variance.mean(dim=1) + scatter])
 
 
 class TiledInstanceNorm(nn.InstanceNorm3d):

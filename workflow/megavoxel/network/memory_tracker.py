@@ -23,8 +23,9 @@ _FAKE = torch.library.Library("aten", "IMPL", "Meta")
 """Operations that PyTorch would run on real zeros under `FakeTensorMode`, because it has no fake ones."""
 
 
-def _batch_norm_update_stats(x: Tensor, _mean: Tensor | None, _variance: Tensor | None, _: float) -> tuple[Tensor, ...]:
-    return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+def _batch_norm_update_stats(x: Tensor, mean: Tensor | None, _variance: Tensor | None, _: float) -> tuple[Tensor, ...]:
+    like = x if mean is None else mean
+    return like.new_empty(x.shape[1]), like.new_empty(x.shape[1])
 
 
 _FAKE.impl("batch_norm_update_stats", _batch_norm_update_stats)
