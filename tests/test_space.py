@@ -41,9 +41,7 @@ def compare(found: dict, wanted: dict, way: str, rank: int, space: tuple[int, ..
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-13, abs=1e-13), way
     for name, gradient in wanted["gradients"].items():
         assert relative(found["gradients"][name], gradient, largest) <= 1e-12, f"{way}: {name}"
-    tiles, share = space[0] * space[1] * space[2], BATCH // data
-    samples = slice(rank // tiles * share, (rank // tiles + 1) * share)
-    part = wanted["logits"][(samples, slice(None), *tile_of(plan_of(way, space=space), rank))]
+    part = own_logits(wanted["logits"], way, rank, space, data)
     assert relative(found["logits"], part, float(part.abs().max())) <= 1e-12, way
     for name, statistic in wanted["statistics"].items():
         torch.testing.assert_close(found["statistics"][name], statistic, rtol=1e-12, atol=1e-12)
@@ -60,11 +58,26 @@ def test_tiles_take_the_step_of_the_whole_patch(tmp_path, space, data):
             if data > 1 and "accumulate" in WAYS[way].get("parallel", {}):
                 continue
             compare(results[way], alone(way), way, rank, space, data)
-        assert results["float32"]["loss"] == pytest.approx(alone("plain", torch.float32)["loss"], rel=1e-5)
+        compare_in_float32(results["float32"], rank, space, data)
         for way in WAYS_OF_16_BITS:
             assert rounding_of(results[way]) <= 1.3 * rounding_of(alone(way, torch.float32)), way
         compare_with_forecast(results, rank, space, data)
         compare_samples(results["samples"], tmp_path / "cases", rank, space, data)
+
+
+def compare_in_float32(found: dict, rank: int, space: tuple[int, ...], data: int) -> None:
+    """Loss and logits; gradients depend there on which side of 0 rounding puts a voxel."""
+    wanted = alone("plain", torch.float32)
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    part = own_logits(wanted["logits"], "plain", rank, space, data)
+    assert relative(found["logits"], part, float(part.abs().max())) <= 1e-5
+
+
+def own_logits(logits: torch.Tensor, way: str, rank: int, space: tuple[int, ...], data: int) -> torch.Tensor:
+    """A process's part of the logits of whole patches."""
+    tiles, share = space[0] * space[1] * space[2], BATCH // data
+    samples = slice(rank // tiles * share, (rank // tiles + 1) * share)
+    return logits[(samples, slice(None), *tile_of(plan_of(way, space=space), rank))]
 
 
 def compare_with_forecast(results: dict, rank: int, space: tuple[int, ...], data: int) -> None:
