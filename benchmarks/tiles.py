@@ -83,7 +83,7 @@ def forecast_rows() -> list[Row]:
 
 
 def measured_rows() -> list[Row]:
-    """The same, of processes, without checkpointing."""
+    """Memory that processes were measured to hold, without checkpointing."""
     plan = unet((MEASURED,) * 3)
     (one,) = at_work("memory", plan)
     rows = []

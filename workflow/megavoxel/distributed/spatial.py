@@ -70,7 +70,7 @@ class Reach:
         """The part of a tile's input that its neighbour there needs."""
         thickness = self._thickness(opposite(offset))
         sides = zip(offset, thickness, strict=True)
-        return (ALL, ALL, *(_edge(way, voxels) for way, voxels in sides))
+        return (ALL, ALL, *(edge(way, voxels) for way, voxels in sides))
 
     def piece_shape(self, offset: Offset, shape: torch.Size) -> tuple[int, ...]:
         """Shape of what comes from the neighbour there, for a tile's input (batch, channels, z, y, x)."""
@@ -79,7 +79,7 @@ class Reach:
 
     def rim(self, offset: Offset) -> tuple[slice, ...]:
         """The outputs that see the neighbour there."""
-        return (ALL, ALL, *(_edge(way, voxels) for way, voxels in zip(offset, self._outputs(offset), strict=True)))
+        return (ALL, ALL, *(edge(way, voxels) for way, voxels in zip(offset, self._outputs(offset), strict=True)))
 
     def _outputs(self, offset: Offset) -> tuple[int, ...]:
         sides = zip(offset, self.kernel, self.stride, self.padding, strict=True)
@@ -90,7 +90,7 @@ class Reach:
 
     def taps(self, offset: Offset) -> tuple[slice, ...]:
         """The part of the kernel (out, in, z, y, x) that meets the neighbour's voxels."""
-        return (ALL, ALL, *(_edge(way, voxels) for way, voxels in zip(offset, self._thickness(offset), strict=True)))
+        return (ALL, ALL, *(edge(way, voxels) for way, voxels in zip(offset, self._thickness(offset), strict=True)))
 
     def padded(self, piece: Tensor, offset: Offset) -> Tensor:
         """A neighbour's piece with zeros where the outputs of the rim read this tile, if they are several."""
@@ -106,14 +106,14 @@ class Reach:
     def of_piece(self, padded: Tensor, offset: Offset, shape: tuple[int, ...]) -> Tensor:
         """The part of something as large as a padded piece that belongs to the piece."""
         sides = zip(offset, shape[2:], strict=True)
-        return padded[(ALL, ALL, *(ALL if not way else _edge(way, extent) for way, extent in sides))].contiguous()
+        return padded[(ALL, ALL, *(ALL if not way else edge(way, extent) for way, extent in sides))].contiguous()
 
     def along(self, offset: Offset) -> list[int]:
         """Padding of a piece's convolution: the layer's own, along the axes that both tiles share."""
         return [0 if way else before for way, before in zip(offset, self.padding, strict=True)]
 
 
-def _edge(way: int, voxels: int) -> slice:
+def edge(way: int, voxels: int) -> slice:
     """The first (-1) or last (1) voxels of an axis; all of it (0)."""
     if not way:
         return ALL
@@ -228,8 +228,7 @@ class _Normalisation(torch.autograd.Function):
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
-        tiling = ctx.exchange.tiling
-        values = x.shape[0] * x[0, 0].numel() / tiling.shares[tiling.rank]
+        values = _values_of_all(x, ctx.exchange)
         along, flat = ctx.exchange.sum(torch.stack([of_weight, of_bias])) / values
         scale = (variance + ctx.eps).rsqrt()
         of_gradient = weight * scale
@@ -264,6 +263,11 @@ def _moments(x: Tensor, exchange: Exchange) -> Tensor:
     shares = own.new_tensor(exchange.tiling.shares)[:, None]
     mean = (shares * means).sum(dim=0)
     return torch.stack([mean, (shares * (variances + (means - mean).square())).sum(dim=0)])
+
+
+def _values_of_all(x: Tensor, exchange: Exchange) -> float:
+    """Values of a channel of (n, channels, z, y, x) over the tiles of all."""
+    return x.shape[0] * x[0, 0].numel() / exchange.tiling.share
 
 
 def _by_plane(x: Tensor) -> Tensor:
@@ -310,8 +314,7 @@ class TiledBatchNorm(BatchNorm):
     def _noticed(self, activation: Tensor) -> Tensor:
         """The moments of this batch, which the running statistics take in."""
         mean, variance = moments = _moments(activation, self.exchange)
-        tiling = self.exchange.tiling
-        values = activation.shape[0] * activation[0, 0].numel() / tiling.shares[tiling.rank]
+        values = _values_of_all(activation, self.exchange)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * values / (values - 1), self.momentum)
         self.num_batches_tracked += 1
@@ -328,8 +331,7 @@ class _MeanOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        tiling = ctx.exchange.tiling
-        return ctx.exchange.sum(gradient) * tiling.shares[tiling.rank], None, None
+        return ctx.exchange.sum(gradient) * ctx.exchange.tiling.share, None, None
 
 
 class TiledMeanOverVoxels(MeanOverVoxels):

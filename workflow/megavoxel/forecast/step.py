@@ -105,8 +105,7 @@ def largest_tiling(plan: Plan, parallel: Parallel) -> Tiling:
 
 def largest_share(plan: Plan, parallel: Parallel) -> float:
     """Share of a patch's voxels in the largest of its tiles."""
-    tiling = largest_tiling(plan, parallel)
-    return tiling.shares[tiling.rank]
+    return largest_tiling(plan, parallel).share
 
 
 def anonymous(plan: Plan) -> Plan:

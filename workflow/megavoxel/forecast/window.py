@@ -26,7 +26,7 @@ from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.patch import has_turns, predicting_devices
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.tiling import Offset, Tiling, even_tiling
+from megavoxel.planning.tiling import Offset, even_tiling
 from megavoxel.planning.topology import shape_of
 
 
@@ -52,13 +52,8 @@ def window_costs(plan: Plan, size: Sequence[int], *, networks: int, precision: s
         return staged_window(plan.network, begins_of(plan, plan.parallel, precision), size, **keys)
     key = Keyed(plan, (plan.network, plan.parallel.space, tuple(size), precision))
     tiling = even_tiling(size, shape_of(plan.network).divisor, plan.parallel.space)
-    ranks = (0, max(range(1, tiling.count), key=lambda rank: _room(tiling, rank)))
+    ranks = (0, tiling.largest_of(range(1, tiling.count)))
     return [with_networks(_tiled_window(key, tuple(size), precision, rank), networks) for rank in ranks]
-
-
-def _room(tiling: Tiling, rank: int) -> tuple[float, int]:
-    """What a process's need of memory grows with: its share of the voxels, then its neighbours."""
-    return tiling.shares[rank], len(replace(tiling, rank=rank).neighbours)
 
 
 class _TilePeers(Peers):
@@ -156,7 +151,7 @@ def _window_in_turn(key: Keyed, size: tuple[int, ...], precision: str) -> StepCo
     plan, voxels = key.plan, math.prod(size)
     tiling = even_tiling(size, shape_of(plan.network).divisor, plan.inference.tiles)
     tiling = replace(tiling, rank=tiling.largest)
-    tiles = 1 / tiling.shares[tiling.rank]
+    tiles = 1 / tiling.share
     with FakeTensorMode(), _TwoMemories() as memory, torch.no_grad():
         network = SegmentationNetwork(plan.network).eval()
         turns = _CountedTurns(

@@ -9,32 +9,20 @@ import torch
 from torch import Tensor
 
 from megavoxel.config.setting import Parallel
-from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.inference.joint import JointNetwork
-from megavoxel.network.device import Precision
 from megavoxel.network.partition import ACTIVATION, TensorSpec, Transfer, tensor_of, transfer_specs
 from megavoxel.network.program import RunState
 from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.planning.plan import Plan
 
 
 class StagedNetwork(JointNetwork):
     """A network of which this process holds one stage; the blocks of other stages are given up."""
 
-    def __init__(
-        self,
-        network: SegmentationNetwork,
-        number: int,
-        *,
-        plan: Plan,
-        group: Group,
-        precision: Precision,
-        **keys: Any,
-    ) -> None:
-        alone = replace(plan, batch=1, parallel=Parallel(pipeline=group.size))
-        self.member = join_pipeline(network, alone, group, precision)
-        super().__init__(network, number, plan=plan, group=group, precision=precision, **keys)
+    def __init__(self, network: SegmentationNetwork, number: int, **keys: Any) -> None:
+        super().__init__(network, number, **keys)
+        alone = replace(self.plan, batch=1, parallel=Parallel(pipeline=self.group.size))
+        self.member = join_pipeline(network, alone, self.group, self.precision)
         self._specs: dict[tuple[int, ...], dict[Transfer, TensorSpec]] = {}
 
     def lead(self, window: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megavoxel.distributed.exchange import Exchange, Pending
 from megavoxel.distributed.group import Group
-from megavoxel.distributed.spatial import in_tiles
+from megavoxel.distributed.spatial import edge, in_tiles
 from megavoxel.network.device import Precision
 from megavoxel.network.program import RunState, head_name
 from megavoxel.network.segmentation import SegmentationNetwork
@@ -63,7 +63,7 @@ class TurnExchange(Exchange):
 def _facing(tile: Tensor, offset: Offset, shape: torch.Size) -> Tensor:
     """The voxels of the tile at an offset that lie next to the one in turn, as many as a piece of this shape has."""
     sides = zip(offset, shape[2:], strict=True)
-    return tile[(..., *(slice(None) if not way else slice(-n, None) if way < 0 else slice(0, n) for way, n in sides))]
+    return tile[(..., *(edge(-way, voxels) for way, voxels in sides))]
 
 
 class TilesInTurn:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 Offset = tuple[int, ...]
@@ -61,15 +61,24 @@ class Tiling:
         return tuple(own / sum(cells) for own in cells)
 
     @property
+    def share(self) -> float:
+        """Share of all voxels that this process holds."""
+        return self.shares[self.rank]
+
+    @property
     def smallest(self) -> tuple[int, ...]:
         """Cells of the thinnest tile per axis."""
         return tuple(min(end - begin for begin, end in itertools.pairwise(axis)) for axis in self.borders)
 
     @property
     def largest(self) -> int:
-        """The process that needs the most memory: with the largest tile and, of these, the most neighbours."""
-        places = [Tiling(size=self.size, stride=self.stride, borders=self.borders, rank=n) for n in range(self.count)]
-        return max(places, key=lambda one: (math.prod(one._cells(one.rank)), len(one.neighbours))).rank
+        """The process that needs the most memory."""
+        return self.largest_of(range(self.count))
+
+    def largest_of(self, ranks: Iterable[int]) -> int:
+        """The one of several processes with the largest tile and, where tiles are equal, with the most neighbours."""
+        places = (replace(self, rank=rank) for rank in ranks)
+        return max(places, key=lambda one: (one.share, len(one.neighbours))).rank
 
     def tile_of(self, rank: int) -> tuple[slice, ...]:
         """A process's part of the patch; it sticks out nowhere, the network pads it."""
