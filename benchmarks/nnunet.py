@@ -41,6 +41,8 @@ class Made:
     """Without background."""
     memory_gib: float
     """Memory for which it is planned."""
+    preset: str | None = None
+    """Of residual encoders; None: the plain network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +137,16 @@ def _fingerprint(_home: str, processes: int) -> None:
     extractor.run()
 
 
-def _plan(home: str, memory_gib: float) -> dict[str, Any]:
+def _plan(home: str, memory_gib: float, preset: str | None = None) -> dict[str, Any]:
     import torch
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
+    named = None if preset is None else getattr(residual_encoder_unet_planners, f"nnUNetPlannerResEnc{preset}")
+    planner = (named or ExperimentPlanner)(NAME, gpu_memory_target_in_gb=memory_gib)
     with torch.device("meta"):  # it makes whole networks to count their outputs; weights play no part in that
-        ExperimentPlanner(NAME, gpu_memory_target_in_gb=memory_gib).plan_experiment()
-    return json.loads((Path(home) / "preprocessed" / NAME / "nnUNetPlans.json").read_text())
+        planner.plan_experiment()
+    return json.loads((Path(home) / "preprocessed" / NAME / f"{planner.plans_identifier}.json").read_text())
 
 
 def _plan_made(home: str, datasets: tuple[Made, ...]) -> list[dict[str, Any]]:
@@ -161,8 +166,9 @@ def _plan_made(home: str, datasets: tuple[Made, ...]) -> list[dict[str, Any]]:
         }
         folder = files.home / "preprocessed" / NAME
         (folder / "dataset_fingerprint.json").write_text(json.dumps(found))
-        (folder / "nnUNetPlans.json").unlink(missing_ok=True)  # it would keep configurations of the one before
-        plans.append(_plan(home, made.memory_gib))
+        for older in folder.glob("nnUNet*Plans.json"):  # they would keep configurations of the one before
+            older.unlink()
+        plans.append(_plan(home, made.memory_gib, made.preset))
     return plans
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.measure import Row, larger_is_better, peer
 from benchmarks.nnunet import REORIENTING_READER, Made, Peer, data_folder
 from megavoxel.config.dataset import Dataset, Source
-from megavoxel.config.setting import Preprocessing, Setting
+from megavoxel.config.setting import Network, Preprocessing, Setting
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.datasets.check import check_layout
 from megavoxel.datasets.layout import read_layout
@@ -39,6 +39,10 @@ LABEL_TOLERANCE = 1e-4
 """Bound of the share of foreground voxels with another label."""
 RANDOM_DATASETS = {REFERENCE_MEMORY_GIB: 40, 24.0: 20}
 """Random datasets per memory in GiB that is planned for."""
+RANDOM_PRESETS = {"M": 8.0, "L": 24.0, "XL": 40.0}
+"""Memory in GiB of nnU-Net's presets of residual encoders."""
+OF_A_PRESET = 20
+"""Random datasets that are planned with each."""
 SMALLEST, LARGEST = 40.0, 1200.0
 """Voxels per axis of the typical case of a random dataset."""
 INTENSITIES = Intensities(
@@ -57,7 +61,7 @@ def run() -> list[Row]:
             plan = planned(cases, measure(cases))
             plans.append(real_plan(name, plan, theirs))
             arrays += compare_arrays(name, home, cases, plan.preprocessing, theirs)
-    return [*plans, *random_plans(), *arrays]
+    return [*plans, *random_plans(), *random_presets(), *arrays]
 
 
 def sound_cases(name: str) -> Cases:
@@ -78,17 +82,26 @@ def sound_cases(name: str) -> Cases:
     )
 
 
-def planned(cases: Cases, fingerprint: Fingerprint, *, memory_gib: float = 8.0, resolution: str = "full") -> Plan:
-    """Our plan, with everything left to the planner."""
+def planned(
+    cases: Cases,
+    fingerprint: Fingerprint,
+    *,
+    memory_gib: float = 8.0,
+    resolution: str = "full",
+    preset: str | None = None,
+) -> Plan:
+    """Our plan, with everything left to the planner; with a preset, of residual encoders."""
     keys = Preprocessing(resolution=resolution)
-    setting = Setting(name="peer", memory_gib=memory_gib, preprocessing=keys)
+    network = Network() if preset is None else Network(architecture="residual", preset=preset)
+    setting = Setting(name="peer", memory_gib=memory_gib, preprocessing=keys, network=network)
     return plan_setting(cases, plan_preprocessing(cases, fingerprint, keys), setting, study="peer", seed=1)
 
 
 def our_fields(plan: Plan) -> dict[str, Any]:
     """Values of our plan, under nnU-Net's names."""
     preprocessing, network = plan.preprocessing, plan.network
-    return {
+    blocks = {"n_blocks_per_stage": network.blocks} if network.blocks else {}
+    return blocks | {
         "transpose_forward": preprocessing.transpose,
         "spacing": preprocessing.spacing,
         "median_image_size_in_voxels": preprocessing.median_shape,
@@ -153,6 +166,17 @@ def random_plans() -> list[Row]:
     ]
 
 
+def random_presets() -> list[Row]:
+    """The number of random datasets with equal plans of nnU-Net's presets of residual encoders."""
+    random = np.random.default_rng(1)
+    presets = [item for item in RANDOM_PRESETS.items() for _ in range(OF_A_PRESET)]
+    datasets = [replace(random_dataset(random, memory), preset=preset) for preset, memory in presets]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = Peer(home=Path(folder)).plan_made(datasets)
+    ours = [our_plans(made) for made in datasets]
+    return [equal_plans("plans of random datasets by the presets of residual encoders", ours, theirs, "3d_fullres")]
+
+
 def equal_plans(title: str, ours: list[dict[str, Plan]], theirs: list[dict[str, Any]], configuration: str) -> Row:
     """The number of equal plans, among datasets for which one of us has the configuration."""
     equal = []
@@ -178,7 +202,7 @@ def our_plans(made: Made) -> dict[str, Plan]:
         for case, spacing, shape in zip(cases, made.spacings.tolist(), made.shapes.tolist(), strict=True)
     ]
     found = Fingerprint(dataset="made", channels=("MRI",), cases=tuple(shapes), intensities=(INTENSITIES,))
-    plans = {"3d_fullres": planned(dataset, found, memory_gib=made.memory_gib)}
+    plans = {"3d_fullres": planned(dataset, found, memory_gib=made.memory_gib, preset=made.preset)}
     with contextlib.suppress(UserError):  # there is no low-resolution stage
         plans["3d_lowres"] = planned(dataset, found, memory_gib=made.memory_gib, resolution="low")
     return plans

@@ -11,10 +11,28 @@ import torch
 
 from megavoxel.config.setting import Inference
 from megavoxel.config.training import Augmentation, Training
+from megavoxel.network.blocks import ResidualSum
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, save_case
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.training.run import Run
+
+RESIDUAL = {
+    "architecture": "residual", "convolutions_per_level": 1, "features": (4, 8, 8), "blocks": (1, 2, 2),
+    "kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (1, 2, 2)),
+}  # fmt: skip
+"""Keys of a network whose shortcuts are the input itself, its mean by cells, and this in another width."""
+
+
+def woken(network: SegmentationNetwork) -> SegmentationNetwork:
+    """The network with residual blocks that add something, as after some steps: at first their last norms are 0."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, ResidualSum):
+            torch.nn.init.normal_(module[1].weight, 1.0, 0.2, generator=generator)
+            torch.nn.init.normal_(module[1].bias, 0.0, 0.2, generator=generator)
+    return network
 
 
 def preprocessing_plan(**changes) -> PreprocessingPlan:

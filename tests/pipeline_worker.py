@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from helpers import tiny_plan
+from helpers import RESIDUAL, tiny_plan, woken
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.pipeline import join_pipeline
@@ -54,17 +54,20 @@ WAYS = {
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
     "coarse first level": {"network": {"strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))}},
+    "residual": {"network": RESIDUAL},
+    "residual, checkpointing": {"network": RESIDUAL, "parallel": {"checkpointing": "blocks"}},
 }
 
 
 def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1) -> Plan:
-    """Four levels, nineteen blocks or more, two heads, and patches that are no multiple of the stride."""
+    """Nineteen blocks or more, two heads, and patches that are no multiple of the stride."""
     changes = WAYS[way]
     plan = tiny_plan(batch=BATCH, training={"gradient_clip": 0.5, **changes.get("training", {})})
-    network = replace(
-        plan.network, features=(4, 8, 8, 8), kernels=((3, 3, 3),) * 4,
-        **{"strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2)), **changes.get("network", {})},
-    )  # fmt: skip
+    levels = {
+        "features": (4, 8, 8, 8), "kernels": ((3, 3, 3),) * 4,
+        "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2)),
+    }  # fmt: skip
+    network = replace(plan.network, **levels | changes.get("network", {}))
     parallel = Parallel(pipeline=stages, micro_batches=micro_batches, data=data, **changes.get("parallel", {}))
     missing = changes.get("unannotated", {})
     return replace(plan, network=network, parallel=parallel, stages=CUTS[stages], unannotated=missing)
@@ -72,7 +75,7 @@ def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1)
 
 def started(plan: Plan, group: Group) -> Run:
     """A new run; with a pipeline it holds a stage."""
-    network = SegmentationNetwork(plan.network, seed=SEED, checkpointing=plan.parallel.checkpointing)
+    network = woken(SegmentationNetwork(plan.network, seed=SEED, checkpointing=plan.parallel.checkpointing))
     precision = Precision(name=plan.training.precision, reason="test")
     weights = plan.training.class_weights
     member = join_pipeline(network, plan, group, precision)

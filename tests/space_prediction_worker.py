@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from helpers import woken
 from megavoxel.config.setting import Inference
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.launch import lost_peer
@@ -29,10 +30,10 @@ from space_worker import CPU, plan_of
 LARGER = {
     "plain": (0, 0, 0), "odd cells": (4, 0, 8), "padded": (3, 5, 6), "flat": (1, 2, 3), "batch norm": (3, 1, 5),
     "excitation": (3, 0, 2), "wide kernels": (4, 4, 12), "coarse first level": (8, 1, 16), "nearest and max": (0, 4, 1),
-    "labels of a first stage": (1, 4, 3),
+    "labels of a first stage": (1, 4, 3), "residual": (3, 2, 5), "residual, coarse first level": (1, 8, 16),
 }  # fmt: skip
 """Voxels that a window has more than the patch of each kind of network; most windows are padded by the network."""
-OF_MANY_TILES = ("padded", "excitation", "wide kernels")
+OF_MANY_TILES = ("padded", "excitation", "wide kernels", "residual")
 """Windows that are tried with more than two processes."""
 CASES = {
     "folds and mirrors": ("plain", Inference(window=(16, 24, 24), step=0.5), 2, (16, 27, 30)),
@@ -44,7 +45,7 @@ CASES = {
 
 def network_of(plan: Plan, seed: int = 1) -> SegmentationNetwork:
     """One whose running statistics are not those of the start."""
-    network = SegmentationNetwork(plan.network, seed=seed)
+    network = woken(SegmentationNetwork(plan.network, seed=seed))
     generator = torch.Generator().manual_seed(7)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from helpers import tiny_plan
+from helpers import RESIDUAL, tiny_plan, woken
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.space import join_space
@@ -34,7 +34,7 @@ FLAT = {
     "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
 }
-FEW = ("plain", "padded", "flat", "wide kernels", "excitation, norms again", "batch norm, blocks again")
+FEW = ("plain", "padded", "flat", "wide kernels", "excitation, norms again", "batch norm, blocks again", "residual")
 """Ways that eight processes take."""
 WAYS = {
     "plain": {},
@@ -64,6 +64,12 @@ WAYS = {
     },
     "nearest and max": {"network": {"upsampling": "nearest", "pooling": "max"}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
+    "residual": {"network": RESIDUAL, "patch": (16, 23, 20)},
+    "residual, blocks again": {
+        "network": RESIDUAL | {"norm": "batch", "squeeze_excitation": 2},
+        "parallel": {"checkpointing": "blocks"},
+    },
+    "residual, coarse first level": {"network": RESIDUAL | FLAT | {"strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2))}},
 }
 
 
@@ -100,7 +106,7 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 
 def started(plan: Plan, group: Group, kind: torch.dtype) -> Run:
     network = SegmentationNetwork(plan.network, seed=1, checkpointing=plan.parallel.checkpointing)
-    network = network.to(kind).to(memory_format=torch.channels_last_3d).train()
+    network = woken(network).to(kind).to(memory_format=torch.channels_last_3d).train()
     weights = plan.training.class_weights
     return Run(
         plan=plan, device=CPU, precision=Precision(name=plan.training.precision, reason="test"), network=network,

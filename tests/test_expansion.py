@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from group_worker import CPU
-from helpers import store_case, tiny_plan
+from helpers import RESIDUAL, store_case, tiny_plan, woken
 from megavoxel.config.setting import Expansion, Parallel, Setting
 from megavoxel.config.study_file import parse_study
 from megavoxel.config.training import Augmentation, Training
@@ -47,7 +47,7 @@ def expanded_plan(**changes) -> Plan:
 
 
 def started(plan: Plan) -> Run:
-    network = SegmentationNetwork(plan.network, seed=3, checkpointing=plan.parallel.checkpointing).train()
+    network = woken(SegmentationNetwork(plan.network, seed=3, checkpointing=plan.parallel.checkpointing)).train()
     return Run(
         plan=plan, device=CPU, precision=Precision(name="float32", reason="test"), network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
@@ -64,7 +64,7 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 def gradients_the_slow_way(plan: Plan, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
     """Both patches through the full network, each with a graph of its own; of the expanded one, what its loss gives the
     first level is dropped."""
-    network, loss = SegmentationNetwork(plan.network, seed=3).train(), build_loss(plan.training)
+    network, loss = woken(SegmentationNetwork(plan.network, seed=3)).train(), build_loss(plan.training)
     emitted = network.program(image)["level1"]
     loss(emitted.float(), downsample_target(target, network.shape.strides[1])).backward()
     for name, parameter in network.named_parameters():
@@ -78,14 +78,13 @@ def gradients_the_slow_way(plan: Plan, image: torch.Tensor, target: torch.Tensor
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("pooling", ["stride", "max"])
+@pytest.mark.parametrize("network", [{}, {"pooling": "max"}, RESIDUAL], ids=["stride", "max", "residual"])
 @pytest.mark.parametrize("order", ["sequential", "joint"])
 @pytest.mark.parametrize("checkpointing", ["none", "norms", "blocks"])
-def test_gradients_equal_those_of_both_patches_through_the_whole_network(norm, pooling, order, checkpointing):
+def test_gradients_equal_those_of_both_patches_through_the_whole_network(norm, network, order, checkpointing):
     plan = expanded_plan(
-        network={"norm": norm, "pooling": pooling}, expansion_order=order,
-        parallel=Parallel(checkpointing=checkpointing),
-    )  # fmt: skip
+        network=network | {"norm": norm}, expansion_order=order, parallel=Parallel(checkpointing=checkpointing)
+    )
     run, (image, target) = started(plan), batch_of(plan)
     expected = gradients_the_slow_way(plan, image, target)
     train_step(run, image, target)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helpers import store_case, tiny_plan
+from helpers import RESIDUAL, store_case, tiny_plan
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.duration import Workload
@@ -100,6 +100,13 @@ def test_the_forecast_holds_with_weights_of_classes(fold, tmp_path):
 @pytest.mark.parametrize("training", [{"batch_dice": True}, {"loss": "cross_entropy"}], ids=str)
 def test_the_forecast_holds_where_labels_are_not_annotated(fold, tmp_path, training):
     check_forecast(replace(plan_of(**training), unannotated={"case0": ("cube",)}), fold, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", ["none", "norms", "blocks"])
+def test_the_forecast_holds_with_residual_encoders(fold, tmp_path, checkpointing, precision):
+    plan = plan_of(parallel={"checkpointing": checkpointing}, precision=precision)
+    check_forecast(replace(plan, network=replace(plan.network, **RESIDUAL)), fold, tmp_path)
 
 
 @pytest.mark.parametrize("order", ["sequential", "joint"])

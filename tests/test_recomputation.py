@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from forecast_plan import plan_of_some_size
+from helpers import RESIDUAL, woken
 from megavoxel.config.setting import Parallel
 from megavoxel.forecast.step import training_step
 from megavoxel.network import recomputation
@@ -26,8 +27,17 @@ VARIANTS = {
     "one convolution": {"convolutions_per_level": 1},
     "labels of a first stage": {"prior_channels": 2, "fusion": "post"},
     "coarse first level": {"strides": ((2, 2, 2), (2, 2, 2), (1, 2, 2))},
+    "residual": RESIDUAL,
+    "residual, batch norm, labels of a first stage": RESIDUAL | {"norm": "batch", "prior_channels": 2},
+    "residual, excitation, coarse first level": RESIDUAL
+    | {"squeeze_excitation": 2, "strides": ((1, 2, 2), (2, 2, 2), (1, 2, 2))},
 }
-WAYS = ("norms", "blocks", ("encoder0_convolution0", "decoder1_convolution0"))
+LISTED = (
+    "encoder0_convolution0", "encoder0_stem", "encoder1_block0_convolution1", "encoder1_block1_convolution0",
+    "encoder1_block1_convolution1", "decoder1_convolution0",
+)  # fmt: skip
+"""Of the U-Net and of residual encoders."""
+WAYS = ("norms", "blocks", LISTED)
 
 
 def network_plan(**changes) -> NetworkPlan:
@@ -40,7 +50,8 @@ def network_plan(**changes) -> NetworkPlan:
 
 def step(plan: NetworkPlan, checkpointing, precision: torch.dtype, samples: int = 2) -> list[torch.Tensor]:
     """Loss, gradients and running statistics of a step with channels last, as in training."""
-    network = SegmentationNetwork(plan, seed=2, checkpointing=checkpointing).to(memory_format=torch.channels_last_3d)
+    network = woken(SegmentationNetwork(plan, seed=2, checkpointing=checkpointing))
+    network.to(memory_format=torch.channels_last_3d)
     image = torch.randn(samples, plan.input_channels, 9, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         logits = network.train()(image)
@@ -71,10 +82,11 @@ def test_a_single_sample_has_the_gradients_of_a_network_with_channels_first():
             torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["plain", "residual"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_nothing_is_left_behind_a_step(way):
+def test_nothing_is_left_behind_a_step(variant, way):
     with MemoryTracker() as memory:
-        network = SegmentationNetwork(network_plan(), checkpointing=way).train()
+        network = SegmentationNetwork(network_plan(**VARIANTS[variant]), checkpointing=way).train()
         image, before = torch.randn(1, 1, 8, 16, 16), memory.live
         loss = sum(level.square().mean() for level in network(image))
         loss.backward()

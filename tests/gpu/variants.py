@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers import store_case, tiny_plan
+from helpers import RESIDUAL, store_case, tiny_plan
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.preprocessing.store import save_array
@@ -38,6 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cascade before": {**POST, "network": {"prior_channels": 4, "fusion": "pre"}},
     "cascade behind": POST,
     "excitation": {"network": {"squeeze_excitation": 4}},
+    "residual": {"network": RESIDUAL | {"features": (8, 16, 16)}},
+    "residual, checkpointing": {
+        "network": RESIDUAL | {"features": (8, 16, 16)},
+        "parallel": {"checkpointing": "blocks"},
+    },
     "masked labels": {"unannotated": {"case0": ("cube",)}},
     "masked labels, batch Dice": {"unannotated": {"case0": ("cube",)}, "training": {"batch_dice": True}},
     "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
@@ -54,7 +59,7 @@ def plan_of(changes: dict[str, Any]) -> Plan:
     """A plan whose tensors are large enough that memory is not made of weights."""
     other = {key: value for key, value in changes.items() if key not in ("network", "parallel", "training")}
     plan = tiny_plan(**{"patch": PATCH, "batch": 2, **other}, training=changes.get("training"))
-    network = replace(plan.network, features=(8, 16, 16), **changes.get("network", {}))
+    network = replace(plan.network, **{"features": (8, 16, 16), **changes.get("network", {})})
     return replace(plan, network=network, parallel=replace(plan.parallel, **changes.get("parallel", {})))
 
 

@@ -26,6 +26,8 @@ defaults:
 settings:
   # Patch, batch and network are chosen by nnU-Net's rules for the memory of the GPU.
   default: {{}}
+  # nnU-Net's recommended preset of residual encoders, planned for 24 GiB.
+  # residual: {{network: {{architecture: residual, preset: L}}}}
 {larger}"""
 LARGER = """\
   # What to compare it with: a larger patch than the rules choose, spread over GPUs if it has to be. This one has

@@ -99,17 +99,17 @@ class Preprocessing(Interpolation):
 class NetworkParts:
     """Keys of a network that a setting and its plan share."""
 
-    architecture: Literal["unet"] = "unet"
-    """Kind of network: the 3D U-Net, by default nnU-Net's."""
+    architecture: Literal["unet", "residual"] = "unet"
+    """Kind of network: the 3D U-Net, by default nnU-Net's, or one whose encoder is made of residual blocks: nnU-Net's
+    ResEnc U-Net, see `preset`."""
     decoder_features: Several[Channels] | None = None
     """Channels per decoder level, full resolution first, one less than levels; None: those of the encoder."""
-    convolutions_per_level: Annotated[int, between(1, 8)] = 2
-    """3D convolutions per level, in the encoder and in the decoder."""
     norm: Norm = "instance"
     """Normalisation after each convolution: `instance` (nnU-Net) or `batch`, whose statistics are of the samples that
     go through together on one device: with accumulation, or several devices, they are not those of the whole batch."""
     pooling: Pooling = "stride"
-    """Downsampling to the next level: the `stride` of its first convolution (nnU-Net), or `max` pooling before it."""
+    """Downsampling to the next level: the `stride` of its first convolution (nnU-Net), or `max` pooling before it, not
+    of `residual`."""
     upsampling: Upsampling = "transposed"
     """Upsampling to the next decoder level: a `transposed` convolution (nnU-Net), or the `nearest` voxel."""
     squeeze_excitation: Channels | None = None
@@ -124,6 +124,15 @@ class NetworkParts:
 class Network(NetworkParts):
     """The network; None means: by the planner."""
 
+    preset: Literal["M", "L", "XL"] | None = None
+    """A preset of nnU-Net for `residual`: patch and batch are planned for 8 (M), 24 (L) or 40 GiB (XL) by its measure,
+    or for `memory_gib` of the setting, and a batch may hold as many voxels as the dataset; None: as M, but for the
+    memory of the device, and with 5 % of the dataset's voxels in a batch at most."""
+    blocks: PerLevel[Annotated[int, between(1, 64)]] | None = None
+    """Residual blocks per level of the encoder of `residual`, two convolutions each; None: 1, 3, 4, 6, 6, …"""
+    convolutions_per_level: Annotated[int, between(1, 8)] | None = None
+    """3D convolutions per level, of `residual` in the decoder alone; None: 2 in encoder and decoder of `unet`, 1 in the
+    decoder of `residual`."""
     base_features: Annotated[int, between(1, 1024)] = 32
     """Channels of the first level; each level below doubles them."""
     max_features: Channels = 320
@@ -148,7 +157,7 @@ class Network(NetworkParts):
         """Levels that the study asks for, by number or by a list with an entry for each; None: by the planner."""
         if self.levels is not None:
             return self.levels
-        lists = (self.features, self.strides, self.kernels)
+        lists = (self.features, self.strides, self.kernels, self.blocks)
         return next((len(entries) for entries in lists if entries is not None), None)
 
     @rule_of_whole
@@ -156,12 +165,20 @@ class Network(NetworkParts):
         levels = self.fixed_levels
         if self.features is not None and len(self.features) != levels:
             refuse(f"{len(self.features)} numbers of channels, but levels is {levels}", "features")
-        for key in ("strides", "kernels"):
+        for key in ("strides", "kernels", "blocks"):
             entries = getattr(self, key)
             if entries is not None and len(entries) != levels:
                 refuse(f"it has {len(entries)} entries for {levels} levels; give one for each", key)
         if self.strides is not None and self.for_patch is not None:
             refuse("'strides' say what it is there to say; remove one of them", "for_patch")
+
+    @rule_of_whole
+    def _architecture_has_the_keys(self) -> None:
+        for key in ("preset", "blocks"):
+            if self.architecture != "residual" and getattr(self, key) is not None:
+                refuse("it is of residual encoders; give 'architecture: residual' beside it, or remove it", key)
+        if self.architecture == "residual" and self.pooling == "max":
+            refuse("residual blocks halve an axis by the stride of their first convolution; remove it", "pooling")
 
     @rule_of_whole
     def _decoder_fits(self) -> None:
@@ -193,8 +210,8 @@ class Parallel:
     """Equal parts of a device's share whose gradients are summed one after the other."""
     checkpointing: Checkpointing = "none"
     """What is computed again in the backward pass instead of being kept for it. `norms`: norms, activation functions
-    and joins. `blocks`: also all convolutions but one per level of the encoder and of the decoder. A list of blocks:
-    norms and the convolutions of these blocks. `auto`: as little as fits the device."""
+    and joins. `blocks`: also all convolutions but one per level of the encoder and of the decoder, or per residual
+    block. A list of blocks: norms and the convolutions of these blocks. `auto`: as little as fits the device."""
 
     @property
     def devices(self) -> int:
@@ -288,8 +305,8 @@ class SettingKeys:
     batch: Batch | None = None
     """Samples per optimiser step; None: by the planner."""
     memory_gib: Positive | None = None
-    """Memory in GiB that the planner aims at where patch or batch are left to it; None: that of the study's device,
-    or 8 (nnU-Net's reference) where the device states none."""
+    """Memory in GiB, of all devices together, that the planner aims at where patch or batch are left to it; None: that
+    of `network.preset`, else of the study's device, or 8 (nnU-Net's reference) where the device states none."""
     folds: Folds | None = None
     """The folds to train; None: all of the study."""
     seed: Seed | None = None

@@ -98,10 +98,14 @@ def _settings(
 
 def with_memory(study: Study, memory_gib: float | None) -> Study:
     """The study with `memory_gib` (of its device) in every setting that leaves its own open."""
-    settings = (
-        replace(setting, memory_gib=memory_gib) if setting.memory_gib is None else setting for setting in study.settings
-    )
-    return replace(study, settings=tuple(settings))
+    return replace(study, settings=tuple(planned_for(setting, memory_gib) for setting in study.settings))
+
+
+def planned_for(setting: Setting, memory_gib: float | None) -> Setting:
+    """The setting with `memory_gib` (of a device), unless it has its own or a preset that says it."""
+    if setting.memory_gib is not None or setting.network.preset is not None:
+        return setting
+    return replace(setting, memory_gib=memory_gib)
 
 
 def merge(base: Keys, over: Keys) -> Keys:

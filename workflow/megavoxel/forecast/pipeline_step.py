@@ -113,7 +113,7 @@ def _profile(key: StepKey) -> Profile:
             activations.append(spec_of(state.activation))
             before, waiting = memory.live, dict(state.stashed)
             memory.reset_peak()
-            inputs, outputs = set(waiting), set(waiting) - set(block.pops) | ({block.stash} - {None})
+            inputs, outputs = set(waiting), set(waiting) - set(block.pops) | set(block.stashes)
             with autocast(key.precision):
                 state = Program([block], inputs=inputs, outputs=outputs).run(state, again=again)
             state.logits.clear()

@@ -149,7 +149,6 @@ class TilesInTurn:
         if block.emits is not None:
             state.logits[block.emits] = self.to_host(running.logits[block.emits])
             return None
-        state.activation = self.to_host(running.activation)
-        if block.stash is not None:
-            state.stashed[block.stash] = state.activation
+        given, state.activation = state.activation, self.to_host(running.activation)
+        state.stashed |= block.stashed(given, state.activation)
         return None

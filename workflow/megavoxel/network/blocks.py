@@ -21,11 +21,13 @@ class BatchNorm(nn.BatchNorm3d):
         return F.batch_norm(activation, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
+SLOPE = 0.01
+"""Of leaky ReLUs for negative numbers."""
 NORMS = {"instance": nn.InstanceNorm3d, "batch": BatchNorm}
 
 
-class ConvolutionNormActivation(nn.Sequential):
-    """3D convolution with bias, normalisation (eps 1e-5, affine), leaky ReLU (0.01); with `instance` as in nnU-Net."""
+class ConvolutionNorm(nn.Sequential):
+    """3D convolution, normalisation (eps 1e-5, affine)."""
 
     def __init__(
         self,
@@ -34,29 +36,95 @@ class ConvolutionNormActivation(nn.Sequential):
         kernel: tuple[int, ...],
         stride: tuple[int, ...] = (1, 1, 1),
         norm: str = "instance",
+        *,
+        bias: bool = True,
     ) -> None:
         padding = tuple((size - 1) // 2 for size in kernel)
         super().__init__(
-            nn.Conv3d(channels_in, channels_out, kernel, stride, padding),
+            nn.Conv3d(channels_in, channels_out, kernel, stride, padding, bias=bias),
             NORMS[norm](channels_out, eps=1e-5, affine=True),
-            InPlaceLeakyReLU(0.01),
         )
+
+    @property
+    def relaid(self) -> bool:
+        """Whether what the norm makes may lie with channels last where it did not."""
+        return isinstance(self[1], nn.InstanceNorm3d)
 
     def forward(self, activation: Tensor) -> Tensor:
         """(batch, channels, z, y, x) to `channels_out` channels."""
-        _, norm, function = self
-        convolved = remembered(self._convolved, activation, convolution=True)
-        # The activation function works in place, so that it is part of what is computed again.
-        relaid = isinstance(norm, nn.InstanceNorm3d)
-        return function(remembered(norm, convolved, again=self._activated, relaid=relaid))
+        return remembered(self[1], self.convolved(activation), relaid=self.relaid)
+
+    def convolved(self, activation: Tensor) -> Tensor:
+        """The convolution alone."""
+        return remembered(self._convolved, activation, convolution=True)
 
     def _convolved(self, activation: Tensor) -> Tensor:
         convolved = self[0](activation)
         # Instance norm reads channels first. Made here, that is the only copy that is kept.
         return convolved if isinstance(self[1], nn.BatchNorm3d) else _ChannelsFirst.apply(convolved)
 
+
+class ConvolutionNormActivation(ConvolutionNorm):
+    """3D convolution with bias, normalisation, leaky ReLU (0.01); with `instance` as in nnU-Net."""
+
+    def __init__(self, *sizes: Any, **keys: Any) -> None:
+        super().__init__(*sizes, **keys)
+        self.append(InPlaceLeakyReLU(SLOPE))
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to `channels_out` channels."""
+        _, norm, function = self
+        # The activation function works in place, so that it is part of what is computed again.
+        made = remembered(norm, self.convolved(activation), again=self._activated, relaid=self.relaid)
+        return function(made)
+
     def _activated(self, convolved: Tensor) -> Tensor:
         return self[2](self[1](convolved))
+
+
+class ResidualSum(ConvolutionNorm):
+    """The end of a residual block: convolution with bias, normalisation, the sum with a shortcut, leaky ReLU (0.01).
+
+    Args:
+        channels: in and out.
+        kernel: extent per axis.
+        shortcut: brings the input of the residual block to the shape of the sum.
+        norm: the kind of normalisation.
+    """
+
+    def __init__(self, channels: int, kernel: tuple[int, ...], shortcut: nn.Module, norm: str = "instance") -> None:
+        super().__init__(channels, channels, kernel, norm=norm)
+        self.shortcut = shortcut
+
+    def forward(self, activation: Tensor, given: Tensor) -> Tensor:
+        """The activation (batch, channels, z, y, x) to the same; `given` is what the residual block was given."""
+        shortcut = self.shortcut(given)
+        convolved = self.convolved(activation)
+        normed = remembered(self._normed, convolved, shortcut, again=self._summed, relaid=self.relaid)
+        return _SumLeakyReLU.apply(normed, shortcut, SLOPE)
+
+    def _normed(self, convolved: Tensor, _: Tensor) -> Tensor:
+        return self[1](convolved)
+
+    def _summed(self, convolved: Tensor, shortcut: Tensor) -> Tensor:
+        return F.leaky_relu_(self[1](convolved).add_(shortcut), SLOPE)
+
+
+class MeanOfCells(nn.Module):
+    """Average pooling by cells of `stride` voxels, in the precision of the input.
+
+    Autocast on the CPU, other than on a GPU, would copy the input of PyTorch's own to float32.
+    """
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x), a multiple of the stride, to one voxel for each cell."""
+        sides = zip(activation.shape[2:], self.stride, strict=True)
+        cells = [part for size, step in sides for part in (size // step, step)]
+        return activation.reshape(*activation.shape[:2], *cells).mean(dim=(3, 5, 7))
 
 
 class _ChannelsFirst(torch.autograd.Function):
@@ -112,6 +180,19 @@ class _LeakyReLU(torch.autograd.Function):
         return found, None
 
 
+class _SumLeakyReLU(torch.autograd.Function):
+    """Leaky ReLU of a sum in the memory of its first summand, which must not be used again."""
+
+    @staticmethod
+    def forward(ctx: Any, summand: Tensor, other: Tensor, slope: float) -> Tensor:
+        return _LeakyReLU.forward(ctx, summand.detach().add_(other), slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        found, _ = _LeakyReLU.backward(ctx, gradient)
+        return found, found, None
+
+
 class UpsampleAndJoin(nn.Module):
     """Makes an activation finer and joins skips, and other tensors of that resolution, as further channels."""
 
@@ -158,9 +239,13 @@ def squeeze_excitation(channels: int, reduction: int) -> nn.Module:
 def initialise(module: nn.Module) -> None:
     """Kaiming-normal weights for leaky ReLU (0.01) and zero biases, as in nnU-Net; to be used with `Module.apply`.
 
-    All other modules keep what PyTorch gives them.
+    The last norm of a residual block makes 0, so that the block begins as its shortcut. All other modules keep what
+    PyTorch gives them.
     """
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, ResidualSum):
+        nn.init.zeros_(module[1].weight)
+        nn.init.zeros_(module[1].bias)

@@ -159,8 +159,7 @@ def _transfers(blocks: Sequence[Block], inputs: Iterable[str], parts: Sequence[s
                 since, source = holder.pop(name)
                 if source != number:
                     stashes.append((since, Transfer(source=source, target=number, name=name)))
-            if block.stash is not None:
-                holder[block.stash] = (place, number)
+            holder |= dict.fromkeys(block.stashes, (place, number))
     return [*activations, *(transfer for _, transfer in sorted(stashes, reverse=True))]
 
 

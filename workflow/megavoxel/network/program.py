@@ -1,7 +1,8 @@
 """A network is a program of blocks.
 
 A block takes the running activation and what it *pops*, and leaves a new activation. It may *stash* that activation
-under a name, for a later block to pop (a skip connection), and it may *emit* logits. Running the list is the network;
+under a name, for a later block to pop (a skip connection), it may *keep* the activation that it was given in the same
+way (a shortcut around blocks), and it may *emit* logits. Running the list is the network;
 running part of it, with the stash handed on, is a pipeline stage. The vocabulary of stash and pop is torchgpipe's
 (Kim et al., arXiv:2004.09910, section 3.2).
 """
@@ -29,6 +30,8 @@ class Place:
     level: int
     """Counted from 0, the finest."""
     kind: Literal["pooling", "convolution", "excitation", "upsampling", "logits"]
+    unit: int = 0
+    """Residual block within its level, of several convolutions, counted from 0."""
 
     @property
     def is_cheap(self) -> bool:
@@ -43,6 +46,7 @@ class Block(nn.Module):
         name: unique in the program; the prefix of the block's parameters in a state dictionary.
         module: called with the activation and then the popped tensors, in the order of `pops`.
         stash: the name under which the output is kept for a later block.
+        keeps: the name under which the input is kept for a later block.
         pops: names that the block takes from the stash; what is popped is gone.
         emits: the name under which the module's output is logits; the activation then passes the block unchanged.
         place: what it is in a network of levels.
@@ -54,6 +58,7 @@ class Block(nn.Module):
         module: nn.Module,
         *,
         stash: str | None = None,
+        keeps: str | None = None,
         pops: tuple[str, ...] = (),
         emits: str | None = None,
         place: Place | None = None,
@@ -62,6 +67,7 @@ class Block(nn.Module):
         self.name = name
         self.module = module
         self.stash = stash
+        self.keeps = keeps
         self.pops = pops
         self.emits = emits
         self.place = place
@@ -70,6 +76,15 @@ class Block(nn.Module):
     def is_excitation(self) -> bool:
         """Whether it weighs the channels of its input."""
         return self.place is not None and self.place.kind == "excitation"
+
+    @property
+    def stashes(self) -> tuple[str, ...]:
+        """Names that the block leaves in the stash."""
+        return tuple(name for name in (self.keeps, self.stash) if name is not None)
+
+    def stashed(self, given: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """What the block leaves in the stash, of its input and its output."""
+        return {name: given if name == self.keeps else output for name in self.stashes}
 
     def forward(self, activation: Tensor, *popped: Tensor) -> Tensor:
         """The module's output."""
@@ -147,9 +162,8 @@ class Program(nn.Module):
             if block.emits is not None:
                 state.logits[block.emits] = output
                 continue
+            state.stashed |= block.stashed(state.activation, output)
             state.activation = output
-            if block.stash is not None:
-                state.stashed[block.stash] = output
         return state
 
     def forward(self, image: Tensor) -> Mapping[str, Tensor]:
@@ -173,9 +187,9 @@ def _check(blocks: list[Block], inputs: set[str], outputs: set[str]) -> None:
             if name not in stashed:
                 raise ValueError(f"block '{block.name}' pops '{name}', which no earlier block has stashed")
             stashed.remove(name)
-        if block.stash is not None:
-            if block.stash in stashed:
-                raise ValueError(f"block '{block.name}' stashes '{block.stash}', which is still waiting to be popped")
-            stashed.add(block.stash)
+        for name in block.stashes:
+            if name in stashed:
+                raise ValueError(f"block '{block.name}' stashes '{name}', which is still waiting to be popped")
+            stashed.add(name)
     if stashed != outputs:
         raise ValueError(f"stashed and never popped: {', '.join(sorted(stashed - outputs))}")

@@ -133,7 +133,8 @@ def computed_again(program: Program, checkpointing: Checkpointing) -> frozenset[
     """Names of the blocks whose convolution is computed again; None: nothing is, not even norms.
 
     With `blocks` each level keeps one convolution of its encoder, the last, whose output skips to the decoder, and one
-    of its decoder, the first, whose input is larger than those of the others.
+    of its decoder, the first, whose input is larger than those of the others. Of residual blocks each keeps its last,
+    so that none has to be made from the one before.
     """
     if checkpointing == "none":
         return None
@@ -141,10 +142,10 @@ def computed_again(program: Program, checkpointing: Checkpointing) -> frozenset[
         return frozenset()
     if checkpointing != "blocks":
         return frozenset(checkpointing)
-    levels: dict[tuple[str, int], list[str]] = {}
+    units: dict[tuple[str, int, int], list[str]] = {}
     for block in _convolutions(program):
-        levels.setdefault((block.place.side, block.place.level), []).append(block.name)
-    parts = (names[:-1] if side == "encoder" else names[1:] for (side, _), names in levels.items())
+        units.setdefault((block.place.side, block.place.level, block.place.unit), []).append(block.name)
+    parts = (names[:-1] if side == "encoder" else names[1:] for (side, *_), names in units.items())
     return frozenset(name for part in parts for name in part)
 
 

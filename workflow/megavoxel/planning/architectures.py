@@ -5,11 +5,25 @@ Their blocks are in `network/architectures.py`, because planning does without Py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megavoxel.planning.plan import NetworkPlan
-from megavoxel.planning.topology import Topology, build_topology, convolution_elements
+from megavoxel.planning.topology import Topology, build_topology, convolution_elements, residual_elements
+
+MOST_LEVELS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What patch and batch are planned by; the numbers are nnU-Net's."""
+
+    elements: float
+    """Cost of one sample that fits, at a batch of 2, …"""
+    memory_gib: float
+    """… into this memory; both grow alike. It is what is planned for where nothing else is said."""
+    most_of_dataset: float = 0.05
+    """Largest share of the dataset's voxels in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +35,31 @@ class Architecture:
     elements: Callable[[NetworkPlan, Sequence[int]], int]
     """Cost of one sample of a patch that is a multiple of the network's stride: output elements of all convolutions,
     which is nnU-Net's measure. The choice of patch and batch goes by it; forecasts run the network itself."""
+    references: Mapping[str | None, Reference]
+    """By `network.preset`; None: without one."""
+    convolutions_per_level: int
+    """Where the study does not say."""
+    blocks: tuple[int, ...] = ()
+    """Residual blocks per level, the finest first, where the study does not say; further levels are left out."""
 
 
-ARCHITECTURES = {"unet": Architecture(topology=build_topology, elements=convolution_elements)}
+ARCHITECTURES = {
+    "unet": Architecture(
+        topology=build_topology,
+        elements=convolution_elements,
+        references={None: Reference(elements=560e6, memory_gib=8.0)},
+        convolutions_per_level=2,
+    ),
+    "residual": Architecture(
+        topology=build_topology,
+        elements=residual_elements,
+        references={
+            None: Reference(elements=680e6, memory_gib=8.0),
+            "M": Reference(elements=680e6, memory_gib=8.0, most_of_dataset=1.0),
+            "L": Reference(elements=2.1e9, memory_gib=24.0, most_of_dataset=1.0),
+            "XL": Reference(elements=3.6e9, memory_gib=40.0, most_of_dataset=1.0),
+        },
+        convolutions_per_level=1,
+        blocks=(1, 3, 4, *(6,) * (MOST_LEVELS - 3)),
+    ),
+}

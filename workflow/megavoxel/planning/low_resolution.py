@@ -124,12 +124,13 @@ def dice_of_whole_batch(frame: Frame, patch: Sequence[int], keys: Preprocessing)
     """Whether nnU-Net takes Dice sums over the whole batch, and a note that says why.
 
     It does at full resolution of a dataset with a low-resolution stage, and nowhere else. The stage is that of
-    nnU-Net's own network and the setting's memory, 8 GiB at least.
+    nnU-Net's own network of the setting's architecture and preset, and the setting's memory, 8 GiB at least.
     """
     if keys.resolution == "low":
         return False, "dice: of each sample, as nnU-Net at low resolution"
     large = math.prod(patch) >= ENOUGH * math.prod(frame.median_shape)
-    peer = replace(frame, memory_gib=max(frame.memory_gib, REFERENCE_MEMORY_GIB), keys=Network())
+    keys_of_peer = Network(architecture=frame.keys.architecture, preset=frame.keys.preset)
+    peer = replace(frame, memory_gib=max(frame.memory_gib, REFERENCE_MEMORY_GIB), keys=keys_of_peer)
     if large or isinstance(low_resolution(peer), NoLowResolution):
         return False, "dice: of each sample, as nnU-Net where there is no low-resolution stage"
     return True, "dice: of the whole batch, as nnU-Net where there is a low-resolution stage: patches often lack labels"

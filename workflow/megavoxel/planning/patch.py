@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 from megavoxel.config.setting import Network, NetworkParts, Setting
 from megavoxel.errors import UserError
-from megavoxel.planning.architectures import ARCHITECTURES
+from megavoxel.planning.architectures import ARCHITECTURES, Architecture, Reference
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.spacing import times
 from megavoxel.planning.topology import (
@@ -24,14 +24,10 @@ from megavoxel.planning.topology import (
 
 START_VOLUME = 256**3
 """Voxels of the patch that the search begins with, before it is clipped to the median shape."""
-REFERENCE_ELEMENTS = 560e6
-"""Convolution outputs of one sample that fit, at the reference batch, …"""
 REFERENCE_MEMORY_GIB = 8.0
-"""… into this memory."""
+"""What nnU-Net plans its own network for."""
 REFERENCE_BATCH = 2
 SMALLEST_BATCH = 2
-MOST_OF_DATASET = 0.05
-"""Largest share of the dataset's voxels in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +69,26 @@ class Frame:
     """What the study says of the network."""
 
     @property
+    def architecture(self) -> Architecture:
+        """The planner's half of the network."""
+        return ARCHITECTURES[self.keys.architecture]
+
+    @property
+    def reference(self) -> Reference:
+        """What patch and batch are planned by."""
+        return reference_of(self.keys)
+
+    @property
     def reference_elements(self) -> float:
         """Convolution outputs of one sample that fit at the reference batch of 2."""
-        return REFERENCE_ELEMENTS * self.memory_gib / REFERENCE_MEMORY_GIB
+        return self.reference.elements * self.memory_gib / self.reference.memory_gib
 
     def topology(self, patch: Sequence[float]) -> Topology:
         """The U-Net for a patch, or for the one that the study names, with no more levels than the study asks for, and
         with the strides and kernels that it fixes."""
         keys = self.keys
         if keys.strides is None:
-            deepest = ARCHITECTURES[keys.architecture].topology
-            topology = deepest(self.spacing, patch if keys.for_patch is None else keys.for_patch)
+            topology = self.architecture.topology(self.spacing, patch if keys.for_patch is None else keys.for_patch)
             levels = keys.fixed_levels
             topology = topology if levels is None else topology.truncated(levels)
         else:
@@ -95,6 +100,7 @@ class Frame:
         topology, keys = self.topology(patch), self.keys
         doubled = tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels))
         parts = {part.name: getattr(keys, part.name) for part in fields(NetworkParts)}
+        blocks = self.architecture.blocks if keys.blocks is None else keys.blocks
         if keys.decoder_features is not None:
             parts["decoder_features"] = keys.decoder_features[: topology.levels - 1]
         network = NetworkPlan(
@@ -103,9 +109,16 @@ class Frame:
             features=doubled if keys.features is None else keys.features[: topology.levels],
             kernels=topology.kernels,
             strides=topology.strides,
+            blocks=blocks[: topology.levels],
+            convolutions_per_level=keys.convolutions_per_level or self.architecture.convolutions_per_level,
             **parts,
         )
         return Candidate(patch=shape_of(network).padded(patch), network=network)
+
+
+def reference_of(keys: Network) -> Reference:
+    """What patch and batch of a network are planned by."""
+    return ARCHITECTURES[keys.architecture].references[keys.preset]
 
 
 def start_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
@@ -142,9 +155,9 @@ def batch_by_memory(frame: Frame, candidate: Candidate) -> int:
     return round(frame.reference_elements / candidate.elements * REFERENCE_BATCH)
 
 
-def batch_by_dataset(patch: Sequence[int], dataset_voxels: float) -> int:
-    """Samples that hold 5 % of the dataset's voxels; may be 0."""
-    return round(dataset_voxels * MOST_OF_DATASET / math.prod(patch))
+def batch_by_dataset(frame: Frame, patch: Sequence[int], dataset_voxels: float) -> int:
+    """Samples that hold the largest share of the dataset's voxels that a batch may have; may be 0."""
+    return round(dataset_voxels * frame.reference.most_of_dataset / math.prod(patch))
 
 
 def _shrunk(frame: Frame, candidate: Candidate, axis: int) -> tuple[int, ...]:
@@ -260,3 +273,12 @@ def network_note(candidate: Candidate, setting: Setting) -> str:
     else:
         reason = "as many as patch and spacing allow"
     return f"network: {len(candidate.network.features)} levels ({reason}), stride {times(candidate.divisor)}"
+
+
+def preset_notes(frame: Frame) -> list[str]:
+    """What a preset plans for, where there is one."""
+    if frame.keys.preset is None:
+        return []
+    own, memory = frame.reference.memory_gib, frame.memory_gib
+    scaled = "" if memory == own else f" in place of its {own:g} GiB"
+    return [f"preset: {frame.keys.preset}, for {memory:g} GiB{scaled} where patch or batch are left to it"]

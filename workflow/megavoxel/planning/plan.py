@@ -137,6 +137,10 @@ class NetworkPlan(NetworkParts):
     """Convolution kernel per level and axis."""
     strides: tuple[Triple[Annotated[int, between(1, 64)]], ...]
     """Stride of the first convolution per level and axis; with other than ones level 0 is coarser than the image."""
+    convolutions_per_level: Annotated[int, between(1, 8)] = 2
+    """3D convolutions per level of the decoder and, where it has no residual blocks, of the encoder."""
+    blocks: tuple[Annotated[int, between(1, 64)], ...] = ()
+    """Residual blocks per level of the encoder; empty for an architecture without them."""
     prior_channels: Annotated[int, between(0, 65536)] = 0
     """Channels behind those of the image that hold a first stage's labels, one-hot, branch after branch without the
     background."""
@@ -154,6 +158,8 @@ class NetworkPlan(NetworkParts):
         for key in ("kernels", "strides"):
             if len(getattr(self, key)) != levels:
                 refuse(f"expected three whole numbers above 0 per level, of which features has {levels}", key)
+        if len(self.blocks) != (levels if self.architecture == "residual" else 0):
+            refuse("expected a number for each level of residual, and none for other architectures", "blocks")
         if not all(size % 2 for kernel in self.kernels for size in kernel):
             refuse("expected odd numbers", "kernels")
 

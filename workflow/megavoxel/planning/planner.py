@@ -30,6 +30,8 @@ from megavoxel.planning.patch import (
     largest_patch,
     network_note,
     padding_notes,
+    preset_notes,
+    reference_of,
     start_patch,
 )
 from megavoxel.planning.plan import Plan, PreprocessingPlan
@@ -111,7 +113,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         median_shape=preprocessing.median_shape,
         channels=len(preprocessing.channels),
         classes=len(preprocessing.labels) + 1,
-        memory_gib=REFERENCE_MEMORY_GIB if setting.memory_gib is None else setting.memory_gib,
+        memory_gib=setting.memory_gib or reference_of(setting.network).memory_gib,
         keys=setting.network,
     )
     candidate, patch_notes = _choose_patch(frame, setting)
@@ -145,6 +147,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             *whole_notes,
             *patch_notes,
             network_note(candidate, setting),
+            *preset_notes(frame),
             low_resolution_note(frame, patch, setting.preprocessing),
             dice_note,
             *batch_notes,
@@ -271,13 +274,14 @@ def _choose_batch(
     if setting.batch is not None:
         return setting.batch, [f"batch: {setting.batch}, fixed by the study"]
     by_memory = batch_by_memory(frame, candidate)
-    by_dataset = batch_by_dataset(patch, math.prod(frame.median_shape) * training_cases)
+    by_dataset = batch_by_dataset(frame, patch, math.prod(frame.median_shape) * training_cases)
+    most = f"{frame.reference.most_of_dataset:.0%}".replace("%", " %")
     batch = max(min(by_memory, by_dataset), SMALLEST_BATCH)
     if batch == by_memory:
         return batch, [f"batch: {batch}, what fits into memory_gib {frame.memory_gib:g}"]
     if batch == by_dataset:
-        return batch, [f"batch: {batch}, 5 % of the dataset's voxels; memory would do for {by_memory}"]
-    notes = [f"batch: {batch}, the smallest; memory would do for {by_memory}, 5 % of the dataset for {by_dataset}"]
+        return batch, [f"batch: {batch}, {most} of the dataset's voxels; memory would do for {by_memory}"]
+    notes = [f"batch: {batch}, the smallest; memory would do for {by_memory}, {most} of the dataset for {by_dataset}"]
     share = candidate.elements / frame.reference_elements
     if share > 1:
         needed = share * frame.memory_gib * batch / REFERENCE_BATCH

@@ -144,7 +144,7 @@ def padded_patch(patch: Sequence[float], divisor: Sequence[int]) -> tuple[int, .
 
 
 def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
-    """nnU-Net's measure of cost: the output elements of all convolutions for one sample.
+    """nnU-Net's measure of a U-Net's cost: the output elements of all convolutions for one sample.
 
     Counted are convolutions, transposed convolutions and the segmentation head of the full resolution, and nothing
     else, whatever the network: squeeze-and-excitation has next to no operations, and its memory is for the forecast.
@@ -152,14 +152,39 @@ def convolution_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
     Args:
         patch: voxels per axis, a multiple of the network's stride.
     """
-    shape, voxels, elements = shape_of(network), math.prod(patch), 0
-    decoder = (*shape.decoder_and_bottleneck[:-1], 0)
-    for features, decoded, stride in zip(network.features, decoder, network.strides, strict=True):
-        voxels //= math.prod(stride)
-        transposed = features if decoded and network.upsampling == "transposed" else 0
-        elements += (network.convolutions_per_level * (features + decoded) + transposed) * voxels
+    sides = zip(network.features, _voxels_of_levels(network, patch), strict=True)
+    encoder = sum(network.convolutions_per_level * features * voxels for features, voxels in sides)
+    return encoder + _elements_of_decoder(network, patch)
+
+
+def residual_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
+    """nnU-Net's measure of the cost of residual encoders, as `convolution_elements`.
+
+    The stem is at the image's resolution, whatever the first stride. A block with a stride counts the convolution of a
+    shortcut, which it does not have where it keeps the width.
+    """
+    elements, before = network.features[0] * math.prod(patch), network.features[0]
+    levels = zip(network.blocks, network.features, network.strides, _voxels_of_levels(network, patch), strict=True)
+    for blocks, features, stride, voxels in levels:
+        shortcut = features != before or max(stride) > 1
+        elements += (2 * blocks + shortcut) * features * voxels
+        before = features
+    return elements + _elements_of_decoder(network, patch)
+
+
+def _elements_of_decoder(network: NetworkPlan, patch: Sequence[int]) -> int:
+    """Of the convolutions of decoder and head."""
+    shape, elements = shape_of(network), 0
+    levels = zip(network.features, shape.decoder_and_bottleneck[:-1], _voxels_of_levels(network, patch), strict=False)
+    for skip, features, voxels in levels:
+        transposed = skip if network.upsampling == "transposed" else 0
+        elements += (network.convolutions_per_level * features + transposed) * voxels
     restored = (shape.restored_features or 0) if network.upsampling == "transposed" else 0
     return elements + (network.classes + restored) * math.prod(patch)
+
+
+def _voxels_of_levels(network: NetworkPlan, patch: Sequence[int]) -> list[int]:
+    return [math.prod(patch) // math.prod(stride) for stride in shape_of(network).strides]
 
 
 def _axes_to_halve(spacing: Sequence[float], size: Sequence[float]) -> list[int]:

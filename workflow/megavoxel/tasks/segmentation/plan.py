@@ -10,7 +10,7 @@ from pathlib import Path
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
 from megavoxel.config.setting import Parallel, Setting
-from megavoxel.config.study_file import load_study, with_memory
+from megavoxel.config.study_file import load_study, planned_for, with_memory
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
 from megavoxel.files import parse_json
@@ -135,8 +135,8 @@ def _defined_request(arguments: argparse.Namespace) -> Request:
     if arguments.device is not None:
         device = from_plain(Device, parse_json(arguments.device, option="--device"), where="--device")
     setting = from_plain(Setting, parse_json(arguments.definition, option="--definition"), where="--definition")
-    if device is not None and setting.memory_gib is None:
-        setting = replace(setting, memory_gib=device.memory_gib)
+    if device is not None:
+        setting = planned_for(setting, device.memory_gib)
     return Request(
         setting=setting,
         study=arguments.study_name,
