@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cascade before": {**POST, "network": {"prior_channels": 4, "fusion": "pre"}},
     "cascade behind": POST,
     "excitation": {"network": {"squeeze_excitation": 4}},
-    "residual": {"network": RESIDUAL | {"features": (8, 16, 16)}},
     "residual, checkpointing": {
         "network": RESIDUAL | {"features": (8, 16, 16)},
         "parallel": {"checkpointing": "blocks"},

@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm3d):
 
 
 SLOPE = 0.01
-"""Of leaky ReLUs for negative numbers."""
+"""Slope of leaky ReLUs for negative numbers."""
 NORMS = {"instance": nn.InstanceNorm3d, "batch": BatchNorm}
 
 

@@ -173,7 +173,7 @@ def residual_elements(network: NetworkPlan, patch: Sequence[int]) -> int:
 
 
 def _elements_of_decoder(network: NetworkPlan, patch: Sequence[int]) -> int:
-    """Of the convolutions of decoder and head."""
+    """Output elements of the convolutions of decoder and head."""
     shape, elements = shape_of(network), 0
     levels = zip(network.features, shape.decoder_and_bottleneck[:-1], _voxels_of_levels(network, patch), strict=False)
     for skip, features, voxels in levels:
