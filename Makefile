@@ -44,8 +44,9 @@ test: $(INSTALLED) ## all of them
 test-quick: $(INSTALLED) ## those that take no longer than a second or two each, which reach every module
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-fuzz: $(INSTALLED) ## 10 000 broken files of all kinds, others each time
-	MEGAVOXEL_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py -s
+fuzz: FILES ?= 10000
+fuzz: $(INSTALLED) ## broken files of all kinds, others each time
+	MEGAVOXEL_FUZZ=$(FILES) $(BIN)/python -m pytest tests/test_fuzz.py -s
 
 test-gpu: $(INSTALLED) ## on a GPU; skipped with PyTorch's reason where it sees none
 	$(BIN)/python -m pytest tests/gpu --ignore tests/gpu/rehearsal -s
@@ -57,8 +58,8 @@ $(PEERS): requirements-peers.lock $(INSTALLED)
 	$(PIP) --no-deps --requirement requirements-peers.lock
 	@touch $@
 
-bench: $(PEERS) ## installs first what the benchmarks compare with; no other target needs it
-	$(BIN)/python -m benchmarks
+bench: $(PEERS) ## all, or those of PROGRAMS; installs first what they compare with, which no other target needs
+	$(BIN)/python -m benchmarks $(PROGRAMS)
 
 bench-tables: $(INSTALLED) ## the tables of docs/performance.md and docs/results.md, from benchmarks/results
 	$(BIN)/python -m benchmarks.tables
