@@ -31,7 +31,7 @@ case "$*" in
     shift $(($# - 2)); cp "$2" "$1";;
   *inspect*) echo '{{"data": {{"attributes": {{"labels": {labels}}}}}}}';;
   *exec*packages.txt) printf 'torch==2.13.0\\nannotated-types==0.8.0\\n';;
-  *exec*debian.txt) cat {debian};;
+  *exec*dpkg-query*) cat {debian};;
   *exec*wheels.txt) printf '12ab  torch-2.13.0-cp311.whl\\n34cd  annotated_types-0.8.0-py3.whl\\n';;
   *exec*) exit 1;;
 esac
@@ -125,19 +125,50 @@ def test_the_lock_keeps_what_it_says_of_images_that_are_still_there(calls, tmp_p
     assert list(read_lock(lock)) == ["cpu.sif"]
 
 
-def test_packages_of_debian_that_differ_from_the_lock_are_named(calls, tmp_path, capsys):
-    image, lock = tmp_path / "cpu.sif", tmp_path / "images.lock"
-    image.write_text("cpu")
-    command = ["lock-images", "--images", str(image), "--output", str(lock)]
+@pytest.fixture
+def base(calls, tmp_path) -> list[str]:
+    """The command that builds a base beside its lock."""
+    (tmp_path / "base.def").write_text("Bootstrap: debootstrap")
+    lock = ["--base-lock", str(tmp_path / "base.lock")]
+    return ["image", "--definition", str(tmp_path / "base.def"), *lock, "--output", str(tmp_path / "base.sif")]
+
+
+def test_a_base_is_held_to_the_packages_of_its_lock(base, tmp_path, capsys):
     for _ in range(2):
-        assert main(command) == 0
-        assert "warning" not in capsys.readouterr().out
+        assert main(base) == 0
+    locked = yaml.safe_load((tmp_path / "base.lock").read_text())
+    assert locked["packages"] == ["base-files=12.4", "libc6=2.36-9"]
+    assert re.fullmatch(r"\d{8}T\d{6}Z", locked["archive"])
     (tmp_path / "debian.txt").write_text("libc6=2.36-10\nxz-utils=5.4\n")
-    assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "warning: cpu.sif: 3 packages of Debian differ from those of images.lock" in said
-    assert "base-files missing (was 12.4), libc6 2.36-10 (was 2.36-9), xz-utils 5.4 (was missing)" in said
-    assert read_lock(lock)["cpu.sif"]["debian"] == ["libc6=2.36-10", "xz-utils=5.4"]
+    (tmp_path / "base.sif").write_text("older")
+    assert main(base) == 1
+    said = capsys.readouterr().err
+    assert "3 packages of Debian are not those of" in said
+    assert "base-files missing (locked: 12.4), libc6 2.36-10 (locked: 2.36-9), xz-utils 5.4 (locked: none)" in said
+    assert f"archive of mirrors as of {locked['archive']}" in said
+    assert (tmp_path / "base.sif").read_text() == "older"
+    (tmp_path / "base.lock").unlink()
+    assert main(base) == 0
+    assert yaml.safe_load((tmp_path / "base.lock").read_text())["packages"] == ["libc6=2.36-10", "xz-utils=5.4"]
+
+
+def test_an_image_without_packages_of_debian_is_no_base(base, tmp_path, capsys):
+    (tmp_path / "debian.txt").write_text("")
+    assert main(base) == 1
+    assert "packages of Debian cannot be listed: there are none" in capsys.readouterr().err
+    assert not (tmp_path / "base.sif").exists()
+
+
+@pytest.mark.parametrize("text", ["[", "- a\n", "archive: today\npackages: [a=1]\n", "archive: 20261130T000000Z\n"])
+def test_a_broken_lock_of_the_base_is_named(base, tmp_path, capsys, text):
+    (tmp_path / "base.lock").write_text(text)
+    assert main(base) == 1
+    assert "base.lock: is no lock of a base; remove it" in capsys.readouterr().err
+
+
+def test_the_base_of_this_checkout_is_locked(repository):
+    locked = yaml.safe_load((repository / "containers/base.lock").read_text())
+    assert {"libc6", "python3", "python3-venv"} <= {pin.partition("=")[0] for pin in locked["packages"]}
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ else:
             "../../envs/megavoxel.yaml"
         params:
             mirror=lambda wildcards, output: config.get("debian_mirror", "host"),
+            lock=f"{CONTAINERS}/base.lock",
         shell:
-            "megavoxel image --definition {input.definition:q} --mirror {params.mirror:q} --output {output.image:q} "
+            "megavoxel image --definition {input.definition:q} --mirror {params.mirror:q} --base-lock {params.lock:q} --output {output.image:q} "
             "> {log:q} 2>&1"

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from megavoxel.errors import UserError
@@ -87,12 +87,15 @@ def _wheels(folder: Path, requirements: Path, *options: str, called: Path | None
         raise UserError(f"{called or requirements}: pip could not collect all packages; the lines above say which")
 
 
-def build_image(definition: Path, image: Path, arguments: Mapping[str, str]) -> None:
+def build_image(
+    definition: Path, image: Path, arguments: Mapping[str, str], *, accept: Callable[[Path], None] = lambda image: None
+) -> None:
     """Builds an image from a definition file, whole or not at all.
 
     Args:
         image: the SIF file to make; an older one is replaced once the new one is complete.
         arguments: values of the ``{{ names }}`` in the definition.
+        accept: is called with the complete image, before it replaces an older one; may raise an error instead.
 
     Raises:
         UserError: there is no Apptainer, or it failed; it explains itself on standard output.
@@ -105,6 +108,7 @@ def build_image(definition: Path, image: Path, arguments: Mapping[str, str]) -> 
                 f"{definition}: Apptainer could not build {image}; the lines above say why. What it needs without root "
                 "is in containers/README.md"
             )
+        accept(partial)
 
 
 def apptainer() -> str:
@@ -117,3 +121,12 @@ def apptainer() -> str:
     if program is None:
         raise UserError("there is no apptainer on this machine's PATH; install Apptainer 1.1 or newer")
     return program
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """What Apptainer answers to a command, without what it says about itself.
+
+    Raises:
+        UserError: there is no Apptainer.
+    """
+    return subprocess.run([apptainer(), "--quiet", *words], capture_output=True, text=True, check=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from megavoxel.containers.build import apptainer
+from megavoxel.containers.base import debian_packages
+from megavoxel.containers.build import ask
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, write_text
 
@@ -29,8 +29,6 @@ SOURCES = (
 
 PACKAGES = "/opt/megavoxel/packages.txt"
 """File in an image: the output of `pip freeze` when it was built."""
-DEBIAN = "/opt/megavoxel/debian.txt"
-"""File in an image: the packages of Debian that it holds, as NAME=VERSION."""
 WHEELS = "/opt/megavoxel/wheels.txt"
 """File in an image: the output of `sha256sum` for the wheels that went in."""
 LABELS = Path("/.singularity.d/labels.json")
@@ -72,7 +70,7 @@ def describe_image(image: Path) -> dict[str, Any]:
         "bytes": image.stat().st_size,
         "sources": labels["sources"],
         "apptainer": labels.get("org.label-schema.usage.apptainer.version"),
-        "debian": sorted(_words_in(image, DEBIAN)),
+        "debian": debian_packages(image),
         "packages": sorted(_words_in(image, PACKAGES), key=str.lower),
         "wheels": dict(zip(wheels[1::2], wheels[::2], strict=True)),
     }
@@ -81,7 +79,7 @@ def describe_image(image: Path) -> dict[str, Any]:
 def _labels_of(image: Path) -> dict[str, str]:
     if not image.is_file():
         raise UserError(f"{image}: there is no such image; make it: snakemake images")
-    said = _ask("inspect", "--json", str(image)).stdout
+    said = ask("inspect", "--json", str(image)).stdout
     try:
         return json.loads(said)["data"]["attributes"]["labels"]
     except (ValueError, KeyError, TypeError):
@@ -89,14 +87,10 @@ def _labels_of(image: Path) -> dict[str, str]:
 
 
 def _words_in(image: Path, file: str) -> list[str]:
-    done = _ask("exec", str(image), "cat", file)
+    done = ask("exec", str(image), "cat", file)
     if done.returncode:
         raise UserError(f"{image}: has no {file}; make it again: snakemake images")
     return done.stdout.split()
-
-
-def _ask(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([apptainer(), "--quiet", *words], capture_output=True, text=True, check=False)
 
 
 def write_lock(path: Path, images: Sequence[Path]) -> None:
@@ -105,26 +99,17 @@ def write_lock(path: Path, images: Sequence[Path]) -> None:
     Raises:
         UserError: there is no Apptainer, or a file is no image of this project.
     """
-    there = {name: record for name, record in locked_before(path).items() if (images[0].parent / name).is_file()}
+    there = {name: record for name, record in _locked_before(path).items() if (images[0].parent / name).is_file()}
     records = there | {image.name: describe_image(image) for image in images}
     write_text(path, HEAD + yaml.safe_dump(dict(sorted(records.items())), sort_keys=False))
 
 
-def locked_before(lock: Path) -> dict[str, dict[str, Any]]:
+def _locked_before(lock: Path) -> dict[str, dict[str, Any]]:
     """The records of a lock that is about to be written; none where there is no lock, or a broken one."""
     try:
         return read_lock(lock)
     except UserError:
         return {}
-
-
-def debian_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The packages of Debian in which two records of an image differ; none where one of them does not list any."""
-    old, new = (dict(pin.split("=", 1) for pin in record.get("debian", ())) for record in (before, after))
-    if not old or not new:
-        return []
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name} {new.get(name, 'missing')} (was {old.get(name, 'missing')})" for name in names]
 
 
 def doubt(

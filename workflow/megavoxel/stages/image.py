@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from megavoxel.errors import UserError
@@ -17,11 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", metavar="ADDRESS", help="Debian mirror as value of {{ mirror }}; host: this machine's own"
     )
+    parser.add_argument(
+        "--base-lock",
+        type=Path,
+        metavar="FILE",
+        help="the packages of Debian that the image must have (containers/base.lock); written if there is no such file",
+    )
     parser.add_argument("--output", type=Path, required=True, help="image to make, ending in .sif")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the image."""
+    from megavoxel.containers.base import lock_base
     from megavoxel.containers.build import build_image, mirror_of_host
 
     values = dict(argument.partition("=")[::2] for argument in arguments.argument)
@@ -30,5 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--argument {empty[0]}: has no value; write NAME=VALUE")
     if arguments.mirror:
         values["mirror"] = mirror_of_host() if arguments.mirror == "host" else arguments.mirror
-    build_image(arguments.definition, arguments.output, values)
+    accept = partial(lock_base, arguments.base_lock) if arguments.base_lock else lambda image: None
+    build_image(arguments.definition, arguments.output, values, accept=accept)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 2**20:.0f} MiB")

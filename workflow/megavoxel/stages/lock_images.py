@@ -13,18 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the lock, and says where Debian's packages in an image are others than those of the lock before."""
-    from megavoxel.containers.lock import debian_changes, locked_before, read_lock, write_lock
+    """Writes the lock."""
+    from megavoxel.containers.lock import read_lock, write_lock
 
-    before = locked_before(arguments.output)
     write_lock(arguments.output, arguments.images)
     records = read_lock(arguments.output)
     for image in arguments.images:
         record = records[image.name]
         print(f"{image.name}: sha256 {record['sha256']}, {len(record['packages'])} packages")
-        if changes := debian_changes(before.get(image.name, {}), record):
-            print(
-                f"warning: {image.name}: {len(changes)} packages of Debian differ from those of "
-                f"{arguments.output.name}, which now has the new ones: {', '.join(changes)}. To build with those of a "
-                "day, give its archive as debian_mirror: containers/README.md"
-            )

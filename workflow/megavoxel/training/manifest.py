@@ -22,7 +22,7 @@ from megavoxel.network.weights import save_weights
 from megavoxel.training.run import Run, RunData
 
 # Written by `snakemake images`, so that building images is no change of the code.
-UNCHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)containers/images.lock")
+UNCHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)containers/*.lock")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "blosc2", "pandas", "snakemake")
 
 
