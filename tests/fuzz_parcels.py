@@ -179,7 +179,7 @@ def models(draw: st.DrawFn, bench: Bench) -> Example:
     """An exported model whose description or plan was changed, its checksums made to fit or not."""
     description = json.loads(bench.sound(f"{MODEL}/model.json"))
     plan = json.loads(bench.sound(f"{MODEL}/plan.json"))
-    way = draw(st.sampled_from(["description", "plan", "network", "unsigned", "outside", "link"]))
+    way = draw(st.sampled_from(["description", "plan", "network", "inference", "unsigned", "outside", "link"]))
     files: dict[str, bytes | Path] = {}
     is_sound: bool | None = False
     if way == "description":
@@ -188,6 +188,11 @@ def models(draw: st.DrawFn, bench: Bench) -> Example:
         plan, is_sound = draw(broken_documents([plan])), None
     elif way == "network":
         plan["network"]["features"] = draw(st.sampled_from([[16384, 65536], [32, 8192], [2**31, 2], [4, 10**12]]))
+    elif way == "inference":
+        draw_sizes = lambda most: draw(st.lists(st.integers(1, most), min_size=3, max_size=3))  # noqa: E731
+        plan["inference"] |= {"tiles": draw_sizes(6), "window": draw(st.sampled_from([None, "whole", draw_sizes(48)]))}
+        plan["inference"] |= {"step": draw(st.sampled_from([0.01, 0.5, 1.0])), "mirror": draw(st.booleans())}
+        is_sound = None
     elif way == "unsigned":
         del description["sha256"][draw(st.sampled_from(["plan.json", "fold-0.pt"]))]
     elif way == "outside":
@@ -196,7 +201,8 @@ def models(draw: st.DrawFn, bench: Bench) -> Example:
         files[f"{MODEL}/fold-0.pt"], is_sound = Path("../model.pt"), None
     for name, content in (("model.json", description), ("plan.json", plan)):
         files[f"{MODEL}/{name}"] = _json(content)
-    sign, fit = way in ("plan", "network", "link"), way in ("plan", "network")
+    fit = way in ("plan", "network", "inference")
+    sign = fit or way == "link"
     return Example(
         what=f"model: {way}",
         files=files,

@@ -109,8 +109,11 @@ def test_a_moment_of_any_size_is_foretold_without_memory():
     ],
 )
 def test_tiles_in_turn_that_cannot_be_are_refused(inference, parallel, message):
+    plan = replace(plan_of("plain"), inference=inference)
     with pytest.raises(UserError, match=f"setting tiny: inference.tiles: {message}"):
-        check_parallel(replace(plan_of("plain"), inference=inference), parallel)
+        check_parallel(plan, parallel)
+    with pytest.raises(UserError, match=message):  # the plan of a model from elsewhere
+        CasePredictor(replace(plan, parallel=parallel), [network_of(plan)], "float32", CPU)
 
 
 def test_activations_on_the_host_count_for_the_memory_of_a_job():

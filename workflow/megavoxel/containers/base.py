@@ -1,4 +1,4 @@
-"""`containers/base.lock`: the packages of Debian in the base of the images, and the moment at which a mirror had them."""
+"""`containers/base.lock`: the packages of Debian in the base of the images, and when a mirror had them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def lock_base(lock: Path, image: Path) -> None:
     if changes := _changes(locked, found):
         raise UserError(
             f"{len(changes)} packages of Debian are not those of {lock}: {', '.join(changes)}. Give an archive of "
-            f"mirrors as of {archive} (--config debian_mirror=ADDRESS, see containers/README.md), or remove {lock}: the "
-            "packages of today are then taken and locked"
+            f"mirrors as of {archive} (--config debian_mirror=ADDRESS, see containers/README.md), or remove {lock}: "
+            "the packages of today are then taken and locked"
         )
 
 

@@ -88,7 +88,7 @@ def _wheels(folder: Path, requirements: Path, *options: str, called: Path | None
 
 
 def build_image(
-    definition: Path, image: Path, arguments: Mapping[str, str], *, accept: Callable[[Path], None] = lambda image: None
+    definition: Path, image: Path, arguments: Mapping[str, str], *, accept: Callable[[Path], None] | None = None
 ) -> None:
     """Builds an image from a definition file, whole or not at all.
 
@@ -108,7 +108,8 @@ def build_image(
                 f"{definition}: Apptainer could not build {image}; the lines above say why. What it needs without root "
                 "is in containers/README.md"
             )
-        accept(partial)
+        if accept:
+            accept(partial)
 
 
 def apptainer() -> str:

@@ -32,6 +32,7 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
 from megavoxel.planning.patch import has_turns, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.tile_checks import check_turns
 from megavoxel.preprocessing.store import CaseProperties
 
 
@@ -55,6 +56,7 @@ class CasePredictor:
         device: torch.device,
         group: Group | None = None,
     ) -> None:
+        check_turns(plan, plan.parallel)  # a plan from elsewhere may be none that a planner has made
         self.plan = plan
         self.device = device
         self.group = group or Group(device=device)

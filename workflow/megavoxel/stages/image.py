@@ -38,6 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--argument {empty[0]}: has no value; write NAME=VALUE")
     if arguments.mirror:
         values["mirror"] = mirror_of_host() if arguments.mirror == "host" else arguments.mirror
-    accept = partial(lock_base, arguments.base_lock) if arguments.base_lock else lambda image: None
+    accept = partial(lock_base, arguments.base_lock) if arguments.base_lock else None
     build_image(arguments.definition, arguments.output, values, accept=accept)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 2**20:.0f} MiB")
