@@ -82,6 +82,9 @@ CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.s
 # Settings of whose predictions the logits are kept: ensembles of label maps average them.
 MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members if SEGMENTS}
 WEIGHTS = {} if SEGMENTS else STUDY.weights
+# Files beside the study's and the dataset's: ready-made folds, and a table of the groups of cases.
+READY_SPLITS = SEGMENTS and STUDY.splits or []
+GROUPS = getattr(DATASET.groups, "table", [])
 # What is predicted of some cases: a folder of label maps, or a table of probabilities.
 PREDICTIONS = "" if SEGMENTS else ".csv"
 # Training and prediction of images read them where they lie; preprocessed volumes need no list.
@@ -313,7 +316,8 @@ def enter_containers(images, lock):
 def folders_outside():
     """Folders that stages read or write and that do not lie in the working directory, behind links as well."""
     read = [MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""), CONFIG_FOLDER]
-    read += [os.path.dirname(path) for path in (DATASET_FILE, *(found.file for found in WEIGHTS.values())) if path]
+    files = [DATASET_FILE, READY_SPLITS, GROUPS, *(found.file for found in WEIGHTS.values())]
+    read += [os.path.dirname(path) for path in files if path]
     written = [RESULTS, DATA, LOGS, JOBS, STATE]
     folders = [os.path.realpath(folder) for folder in (*read, *written, *map(os.path.dirname, written)) if folder]
     here = Path.cwd().resolve()

@@ -61,6 +61,7 @@ rule check:
     input:
         image=used(CPU_IMAGE),
         description=rules.fetch.output.description,
+        groups=GROUPS,
     output:
         cases=f"{RESULTS}/cases.json",
     log:
@@ -114,6 +115,7 @@ rule split:
     input:
         image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
+        ready_made=READY_SPLITS,
     output:
         splits=f"{RESULTS}/splits.json",
     log:
@@ -130,6 +132,7 @@ rule split:
     params:
         folds=STUDY.folds,
         seed=STUDY.seed,
+        ready_made=f"--splits {shlex.quote(READY_SPLITS)}" if READY_SPLITS else "",
     shell:
-        "megavoxel split --cases {input.cases:q} --folds {params.folds} --seed {params.seed} "
+        "megavoxel split --cases {input.cases:q} --folds {params.folds} --seed {params.seed} {params.ready_made} "
         "--output {output.splits:q} > {log:q} 2>&1"

@@ -70,6 +70,13 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="allowed: 64
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="allowed: 32 hexadecimal digits in lower case")]
 PatternsByLabel = Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})]
 Margin = Annotated[int, between(0, 100_000)]
+GroupPattern = Annotated[
+    str,
+    Field(
+        pattern=r"^[^{}/]*\{group\}[^{}/]*$",
+        description="a pattern of case ids with {group} in it, such as {group}_scan*, or a table",
+    ),
+]
 OneOrMoreTexts = Annotated[Text | Distinct[Text], Field(description="a text, or a list of texts that differ")]
 
 
@@ -255,6 +262,18 @@ class Hidden:
 
 
 @record
+class GroupTable:
+    """A table of the group of each case."""
+
+    table: Text
+    """A CSV file with a line per case; a relative path is one below the working directory."""
+    case: Text = "case"
+    """Name of the column with the case's id."""
+    group: Text = "group"
+    """Name of the column with its group, such as the patient."""
+
+
+@record
 class Declared:
     """Published sizes of a dataset, with which a study can be planned before the download."""
 
@@ -315,6 +334,14 @@ class Dataset:
     scikit-learn's `train_test_split(ids, test_size=test_count, random_state=test_seed)`."""
     test_seed: Annotated[Seed, needs(test_count="it draws cases only beside 'test_count', which is missing")] = 0
     """Same seed, same `test_count` cases."""
+    groups: Annotated[
+        GroupPattern | GroupTable | None,
+        Field(description="a pattern of case ids with {group} in it, such as {group}_scan*, or a table"),
+        forbids(blocks="blocks of a case lie in several folds; leave one of groups and blocks out"),
+    ] = None
+    """Cases that belong together, as the scans of a patient do: a pattern of their ids, in which `{group}` stands for
+    as few characters as possible and `*` for anything, or a table. A group lies in one fold, or in the test split;
+    intervals and tests draw groups. `test_count` then draws whole groups, and says of how many cases at least."""
     patients: Annotated[
         Patients | None,
         forbids(files="not beside 'patients'; leave one of them out"),

@@ -74,6 +74,7 @@ def dataset_text(
     labels: dict[str, int],
     unnamed: bool,
     excluded: Sequence[str],
+    groups: str | None,
     tolerance: float,
     declared: Declared,
 ) -> str:
@@ -86,6 +87,7 @@ def dataset_text(
         channels: their names.
         unnamed: whether the names of the labels are made up.
         excluded: cases that are left out.
+        groups: pattern of the cases that belong together.
         tolerance: of NSD in mm.
         declared: size and number of the cases.
     """
@@ -113,6 +115,8 @@ def dataset_text(
     ]
     if excluded:
         lines += ["exclude: # cases with a missing or faulty file", *(f"  - {_flow(case)}" for case in excluded)]
+    if groups is not None:
+        lines += ["# Cases of one patient, by their ids: no fold divides them.", _key("groups", groups)]
     lines += [
         "# test_count: 5 # labelled cases to keep out of all folds, drawn at random",
         "declared: # medians as found by 'megavoxel init', so that 'snakemake plan' needs no data",

@@ -70,6 +70,7 @@ SECTIONS = {
     dataset.Files: "`files` of a dataset",
     dataset.Blocks: "`blocks` of a dataset",
     dataset.Hidden: "`hidden` of a dataset",
+    dataset.GroupTable: "`groups` of a dataset, as a table",
     dataset.Classification: "`classification` of a dataset",
     dataset.TableColumns: "`columns` of a table of images",
     dataset.Declared: "`declared` of a dataset",

@@ -138,6 +138,9 @@ class SegmentationKeys(StudyKeys):
     """Parts into which the training cases are divided for cross-validation; each is validated once."""
     seed: Seed = 12345
     """Seed of the splits, of the weights and of every random patch."""
+    splits: Text | None = None
+    """A file with folds in place of random ones: nnU-Net's splits_final.json, or a splits.json; as many as `folds`. A
+    relative path is one below the working directory."""
     shards: Annotated[int, between(1, 1000)] | None = None
     """Jobs among which the cases of one preprocessing are divided, and the test cases of one setting; None: one for
     up to 50 cases and two for more, or where the number of cases is not known yet. What is finished keeps its

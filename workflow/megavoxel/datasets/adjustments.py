@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -17,13 +18,14 @@ import numpy as np
 
 from megavoxel.config.dataset import Dataset, Hidden
 from megavoxel.datasets.cases import Case
+from megavoxel.datasets.groups import require_undivided, with_groups
 from megavoxel.errors import UserError, closest
 
 LISTED_CASES = 10
 
 
 def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Applies `include`, `exclude`, `test_cases`, `test_count` and `modalities` of a dataset file.
+    """Applies `include`, `exclude`, `groups`, `test_cases`, `test_count` and `modalities` of a dataset file.
 
     Args:
         root: the folder, for error messages.
@@ -33,7 +35,8 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
 
     Raises:
         UserError: the dataset file names a case that does not exist, a pattern of `include` matches nothing, no case is
-            left, more test cases are to be drawn than leave one to train on, or a case has no modality or several.
+            left, more test cases are to be drawn than leave one to train on, a case has no modality or several or no
+            group, or a group has training and test cases.
     """
     known = {case.id for case in cases}
     _require(dataset.exclude, known, f"dataset {dataset.name}: exclude", root)
@@ -42,8 +45,10 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
     kept = [case for case in cases if case.id not in excluded]
     if not kept:
         raise UserError(f"dataset {dataset.name}: exclude: all {len(known)} cases are left out; keep some")
+    kept = with_groups(kept, dataset)
     tested = {*dataset.test_cases, *_drawn(kept, dataset)}
     kept = [replace(case, split="test") if case.id in tested else case for case in kept]
+    require_undivided(kept, dataset)
     if dataset.modalities is not None:
         kept = _with_modality(kept, dataset.modalities, f"dataset {dataset.name}: modalities")
     return tuple(kept), tuple(sorted(excluded))
@@ -74,14 +79,22 @@ def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
     """The labelled cases that `test_count` and `test_seed` make test cases."""
     if dataset.test_count is None:
         return []
-    labelled = sorted({case.id for case in cases if case.split == "training" and case.label is not None})
-    if len(labelled) <= dataset.test_count:
+    labelled = [case for case in cases if case.split == "training" and case.label is not None]
+    together: dict[str, list[str]] = defaultdict(list)
+    for case in labelled:
+        together[case.id if case.group is None else case.group].append(case.id)
+    units = sorted(together)
+    order = np.random.RandomState(dataset.test_seed).permutation(len(units))
+    drawn: list[str] = []
+    for number in order:
+        if len(drawn) < dataset.test_count:
+            drawn += together[units[number]]
+    if len(drawn) == len(labelled) or len(labelled) <= dataset.test_count:
         raise UserError(
             f"dataset {dataset.name}: test_count: {dataset.test_count} test cases cannot be drawn from {len(labelled)} "
             "labelled ones, because some must be left to train on; lower it"
         )
-    order = np.random.RandomState(dataset.test_seed).permutation(len(labelled))
-    return [labelled[number] for number in order[: dataset.test_count]]
+    return drawn
 
 
 def _with_modality(cases: Sequence[Case], modalities: dict[str, tuple[str, ...]], where: str) -> list[Case]:

@@ -38,6 +38,9 @@ class Case:
     none."""
     hidden: tuple[str, ...] = ()
     """Names of the labels whose annotation is kept from training and not from scores. Written as `unannotated` is."""
+    group: str | None = None
+    """Group of cases, usually a patient, that no fold divides; None: the dataset has no groups. Written as
+    `unannotated` is."""
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -119,11 +122,13 @@ class Cases:
 
 
 def save_cases(path: Path, cases: Any) -> None:
-    """Writes `cases.json`, of either task; `background_values`, and `unannotated` and `hidden` of a case, only where
-    there are some.
+    """Writes `cases.json`, of either task; `background_values`, and `unannotated`, `hidden` and `group` of a case, only
+    where there are some.
     """
     plain = _without_empty(to_plain(cases), "background_values")
-    write_json(path, plain | {"cases": [_without_empty(case, "unannotated", "hidden") for case in plain["cases"]]})
+    write_json(
+        path, plain | {"cases": [_without_empty(case, "unannotated", "hidden", "group") for case in plain["cases"]]}
+    )
 
 
 def load_cases(path: Path) -> Cases:

@@ -15,6 +15,7 @@ from megavoxel.config.dataset import Dataset, Files, Source
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.dicom_naming import folder_of_patients, guess_dicom, has_dicom
 from megavoxel.datasets.folder import unused_files, visible_files
+from megavoxel.datasets.groups import guess_groups
 from megavoxel.datasets.layout import read_layout
 from megavoxel.datasets.naming import guess_files
 from megavoxel.datasets.pairs import listed, pairs
@@ -127,6 +128,7 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
         unnamed=labels is None,
         excluded=tuple(sorted(excluded)),
         unused=unused_files(found.root, found.cases),
+        groups=guess_groups(sorted({case.id for case in found.cases if case.id not in excluded})),
         training_cases=len(training),
         test_cases=sum(case.split == "test" and case.id not in excluded for case in found.cases),
         **sizes_of([(one.shape, one.spacing) for one in seen]),

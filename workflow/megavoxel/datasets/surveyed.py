@@ -59,6 +59,8 @@ class Survey:
     """Ids of the cases that lack a file or have a faulty one."""
     unused: tuple[str, ...] = ()
     """Files that belong to no case and are not known to be none."""
+    groups: str | None = None
+    """Pattern of the groups of cases that their ids show, usually patients; None: they show none."""
     training_cases: int
     test_cases: int
     shape: tuple[int, int, int]

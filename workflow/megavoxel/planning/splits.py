@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megavoxel.config.records import read_record, record, to_plain
-from megavoxel.datasets.cases import Cases
+from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
 
@@ -38,26 +38,32 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     """Random folds of equal size over the training cases in order of their ids, as nnU-Net makes them.
 
     They come from scikit-learn's `KFold`; where the dataset has modalities, from `StratifiedKFold`, so that each fold
-    has its share of every modality.
+    has its share of every modality. Where it has groups, these are divided in place of cases, in order of their names;
+    the modality of a group is all that its cases have.
 
     Raises:
-        UserError: there are fewer training cases than folds.
+        UserError: there are fewer training cases, or groups of them, than folds.
     """
-    training = cases.of_split("training")
-    names = [case.id for case in training]
+    together: dict[str, list[Case]] = {}
+    for case in cases.of_split("training"):
+        together.setdefault(case.id if case.group is None else case.group, []).append(case)
+    units = [together[name] for name in sorted(together)]
+    what = "training cases" if all(len(unit) == 1 for unit in units) else "groups of training cases"
     if folds < 2:
         raise UserError(f"folds is {folds}; cross-validation needs at least 2")
-    if len(names) < folds:
+    if len(units) < folds:
         raise UserError(
-            f"dataset {cases.dataset}: {len(names)} training cases cannot be divided into {folds} folds; "
-            f"set 'folds' of the study to at most {len(names)}"
+            f"dataset {cases.dataset}: {len(units)} {what} cannot be divided into {folds} folds; "
+            f"set 'folds' of the study to at most {len(units)}"
         )
-    fold_of = _folds(len(names), folds, seed, [case.modality for case in training] if cases.modalities else None)
+    modalities = ["+".join(sorted({str(case.modality) for case in unit})) for unit in units]
+    found = _folds(len(units), folds, seed, modalities if cases.modalities else None)
+    fold_of = {case.id: fold for unit, fold in zip(units, found, strict=True) for case in unit}
     return Splits(
         folds=tuple(
             Fold(
-                training=tuple(name for name, fold in zip(names, fold_of, strict=True) if fold != number),
-                validation=tuple(name for name, fold in zip(names, fold_of, strict=True) if fold == number),
+                training=tuple(sorted(name for name, fold in fold_of.items() if fold != number)),
+                validation=tuple(sorted(name for name, fold in fold_of.items() if fold == number)),
             )
             for number in range(folds)
         ),
@@ -65,7 +71,7 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     )
 
 
-def _folds(count: int, folds: int, seed: int, modalities: Sequence[str | None] | None) -> np.ndarray:
+def _folds(count: int, folds: int, seed: int, modalities: Sequence[str] | None) -> np.ndarray:
     """The number of the fold in which each of `count` cases is validated."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -93,7 +99,7 @@ def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
 
     Raises:
         UserError: the file has another form or number of folds, a fold names cases that are not among the training
-            cases, is empty, or has a case on both sides.
+            cases, is empty, or has a case, or cases of one group, on both sides.
     """
     content = read_json(path, what="file of splits")
     written = content.get("folds") if isinstance(content, dict) else content
@@ -101,7 +107,7 @@ def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
         raise UserError(f"{path}: expected nnU-Net's list of train/val or a mapping with 'folds', found something else")
     if len(written) != folds:
         raise UserError(f"{path}: it has {len(written)} folds, the study has {folds}; give both the same number")
-    known = {case.id for case in cases.of_split("training")}
+    known = {case.id: case.group for case in cases.of_split("training")}
     return Splits(
         folds=tuple(_import_fold(fold, f"{path}: fold {number}", known) for number, fold in enumerate(written)),
         test=_test_ids(cases),
@@ -155,9 +161,10 @@ def _test_ids(cases: Cases) -> tuple[str, ...]:
     return tuple(case.id for case in cases.of_split("test"))
 
 
-def _import_fold(written: Any, where: str, known: set[str]) -> Fold:
+def _import_fold(written: Any, where: str, known: Mapping[str, str | None]) -> Fold:
+    """A fold of a ready-made file; `known` has the group of each training case."""
     training, validation = _side(written, ("training", "train"), where), _side(written, ("validation", "val"), where)
-    unknown = sorted(set(training + validation) - known)
+    unknown = sorted(set(training + validation) - known.keys())
     if unknown:
         raise UserError(
             f"{where}: '{unknown[0]}' is not among the {len(known)} training cases (and {len(unknown) - 1} more)"
@@ -165,6 +172,11 @@ def _import_fold(written: Any, where: str, known: set[str]) -> Fold:
     both = sorted(set(training) & set(validation))
     if both:
         raise UserError(f"{where}: '{both[0]}' is in training and in validation; a case may be on one side only")
+    divided = sorted({known[name] for name in training} & {known[name] for name in validation} - {None})
+    if divided:
+        raise UserError(
+            f"{where}: the group '{divided[0]}' has cases in training and in validation; they belong on one side"
+        )
     return Fold(training=tuple(sorted(training)), validation=tuple(sorted(validation)))
 
 

@@ -41,7 +41,7 @@ def claim_table(stored: Stored, findings: Sequence[Mapping[str, str]]) -> pd.Dat
         26: ("Choice of the final model", lambda: "the weights of the last epoch of each fold"),
         27: ("Ensembles", lambda: _ensembles(stored)),
         28: ("Metrics", lambda: "; ".join(f"{metric.shown}: {metric.definition}" for metric in stored.metrics)),
-        29: ("Statistics", lambda: STATISTICS.format(units="patients" if stored.definition.classifies else "cases")),
+        29: ("Statistics", lambda: STATISTICS.format(units=_drawn(stored))),
         33: ("Numbers of cases", lambda: _counts(stored)),
         35: ("Performance", lambda: "section Scores"),
         36: ("Precision of the estimates", lambda: "section Scores, columns with 95 % intervals"),
@@ -130,7 +130,13 @@ def _partitions(stored: Stored) -> str:
 
 
 def _level(stored: Stored) -> str:
+    if stored.groups:
+        return "group of cases, by 'groups' of the dataset file"
     return "patient" if _is_of_images(stored) else "case: whether two are of one patient is for authors to say"
+
+
+def _drawn(stored: Stored) -> str:
+    return "patients" if _is_of_images(stored) else "groups of cases" if stored.groups else "cases"
 
 
 def _network(stored: Stored, setting: str) -> str:

@@ -20,7 +20,7 @@ from megavoxel.evaluation.metrics import Metric
 from megavoxel.reporting.costs import cascade_peaks, how_measured, largest, time_table
 from megavoxel.reporting.figures import legend_above, legend_columns
 from megavoxel.reporting.published import PEAK, SECONDS, models_of_rows
-from megavoxel.reporting.statistics import case_means, mean_interval, point_scores
+from megavoxel.reporting.statistics import case_means, groups_of, mean_interval, point_scores
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, palette, save_figure
 
@@ -137,6 +137,7 @@ def memory_points(stored: Stored, published: pd.DataFrame) -> list[Point]:
     for number, (models, gib) in enumerate(known.items(), start=1):
         values = {panel: point_scores(means, models, stored.metrics[:1])[0] for panel, means in cases.items()}
         own = {panel: table[stored.metrics[0].name] for panel, table in values.items()}
+        groups = {panel: groups_of(stored, table["case"]) for panel, table in values.items()}
         more = len(models) - 1
         points.append(
             Point(
@@ -145,7 +146,7 @@ def memory_points(stored: Stored, published: pd.DataFrame) -> list[Point]:
                 kind="ensemble" if models[0] in stored.definition.ensembles else "setting",
                 cost=gib,
                 scores={panel: scores.mean() for panel, scores in own.items()},
-                intervals={panel: mean_interval(scores) for panel, scores in own.items()},
+                intervals={panel: mean_interval(scores, groups[panel]) for panel, scores in own.items()},
             )
         )
     numbers = {model: number for number, models in enumerate(known, start=1) for model in models}

@@ -44,14 +44,16 @@ def mean_interval(values: Sequence[float] | np.ndarray, groups: Sequence[object]
 
     Args:
         values: (cases,); NaN values are left out.
-        groups: whose each of the values is, none of them NaN: then groups are drawn, with all their cases; None: each
-            case is drawn by itself.
+        groups: (cases,) whose each of the values is: then groups are drawn, with all their cases; None: each case is
+            drawn by itself.
 
     Returns:
         Lower and upper end, the same for the same values; NaN where there are fewer than two values or groups.
     """
-    known = _known(values)
-    places = np.arange(len(known)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    numbers = np.asarray(values, dtype=float)
+    known = numbers[~np.isnan(numbers)]
+    whose = np.arange(len(known)) if groups is None else np.asarray(groups)[~np.isnan(numbers)]
+    places = np.unique(whose, return_inverse=True)[1]
     if len(set(places)) < 2:
         return np.nan, np.nan
     found = stats.bootstrap(
@@ -67,7 +69,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, groups: Sequence[object]
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def paired_p(differences: Sequence[float] | np.ndarray) -> float:
+def paired_p(differences: Sequence[float] | np.ndarray, groups: Sequence[object] | None = None) -> float:
     """Two-sided p of Wilcoxon's signed-rank test that paired differences lie symmetrically around zero.
 
     SciPy decides between the exact distribution and the normal approximation. Pairs without a difference are dropped,
@@ -75,11 +77,14 @@ def paired_p(differences: Sequence[float] | np.ndarray) -> float:
 
     Args:
         differences: (cases,); NaN values are left out.
+        groups: (cases,) whose each of the differences is: then the mean of a group is one pair; None: each case is.
 
     Returns:
         p, or NaN where fewer than six pairs differ.
     """
-    known = _known(differences).round(DECIMALS)
+    pairs = pd.Series(np.asarray(differences, dtype=float))
+    pairs = pairs if groups is None else pairs.groupby(np.asarray(groups)).mean()
+    known = pairs.dropna().round(DECIMALS)
     if np.count_nonzero(known) < FEWEST_DIFFERENCES:
         return np.nan
     return float(stats.wilcoxon(known).pvalue)
@@ -102,9 +107,9 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _known(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    numbers = np.asarray(values, dtype=float)
-    return numbers[~np.isnan(numbers)]
+def groups_of(stored: Stored, cases: pd.Series) -> pd.Series | None:
+    """The group of each case, by the same index; None where the dataset has no groups."""
+    return cases.map(stored.groups) if stored.groups else None
 
 
 def case_means(scores: pd.DataFrame) -> pd.DataFrame:
@@ -150,8 +155,9 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     for metric in stored.metrics if baseline is not None else ():
         for line in summarised[summarised["model"] != baseline].to_dict("records"):
             own, other = (_part(means, model, line["split"]) for model in (line["model"], baseline))
-            changes = differences(own, other, stored.metrics)[metric.name].dropna().round(EQUAL_DECIMALS)
-            low, high = mean_interval(changes)
+            both = differences(own, other, stored.metrics).dropna(subset=metric.name)
+            changes = both[metric.name].round(EQUAL_DECIMALS)
+            low, high = mean_interval(changes, groups_of(stored, both["case"]))
             row = {"model": line["model"], "baseline": baseline, "split": line["split"], "metric": metric.name}
             row |= {"cases": len(changes), "low": low, "high": high}
             gains = changes * metric.sign
@@ -261,7 +267,7 @@ def sweep_table(stored: Stored, published: pd.DataFrame) -> pd.DataFrame:
     for sweep in stored.definition.sweeps:
         for split in stored.splits:
             lines = published_lines(published, sweep) if split == stored.splits[-1] else published[:0]
-            rows += _sweep_rows(sweep, means[means["split"] == split], split, lines, stored.metrics)
+            rows += _sweep_rows(stored, sweep, means[means["split"] == split], split, lines)
     return pd.DataFrame(rows, columns=SWEEP_COLUMNS)
 
 
@@ -292,10 +298,13 @@ def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) ->
     changes = None if baseline is None else differences(own, _part(means, baseline, split), stored.metrics)
     for metric in stored.metrics:
         name = metric.name
-        low, high = mean_interval(own[name])
+        low, high = mean_interval(own[name], groups_of(stored, own["case"]))
         found = {"mean": own[name].mean(), "sd": own[name].std(), "low": low, "high": high}
         if changes is not None:
-            found |= {"difference": changes[name].mean(), "p": paired_p(changes[name])}
+            found |= {
+                "difference": changes[name].mean(),
+                "p": paired_p(changes[name], groups_of(stored, changes["case"])),
+            }
         row |= {f"{metric.key}_{kind}": value for kind, value in found.items()}
     return row
 
@@ -309,8 +318,9 @@ def _part(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
 
 
 def _sweep_rows(
-    sweep: Sweep, means: pd.DataFrame, split: str, published: pd.DataFrame, metrics: Sequence[Metric]
+    stored: Stored, sweep: Sweep, means: pd.DataFrame, split: str, published: pd.DataFrame
 ) -> list[dict[str, Any]]:
+    metrics = stored.metrics
     points = {point: point_scores(means, models, metrics) for point, models in sweep.points.items()}
     first, _ = next(iter(points.values()))
     values = published.set_index(["row", "metric"])["value"].to_dict()
@@ -319,9 +329,10 @@ def _sweep_rows(
         for point, (cases, repeats) in points.items():
             row = {"sweep": sweep.name, "title": sweep.title, "split": split, "metric": metric, "point": point}
             row |= {"models": " ".join(sweep.points[point]), "repeats": len(sweep.points[point]), "cases": len(cases)}
-            row |= _own(cases[metric], repeats[metric])
+            row |= _own(cases[metric], repeats[metric], groups_of(stored, cases["case"]))
             if point != next(iter(points)):
-                row |= _against_first(differences(cases, first, metrics)[metric])
+                changes = differences(cases, first, metrics)
+                row |= _against_first(changes[metric], groups_of(stored, changes["case"]))
             row["published"] = values.get((point, metric), float("nan"))
             row["published_difference"] = row["mean"] - row["published"]
             rows.append(row)
@@ -329,11 +340,12 @@ def _sweep_rows(
     return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
-def _own(cases: pd.Series, repeats: pd.Series) -> dict[str, float]:
-    low, high = mean_interval(cases)
+def _own(cases: pd.Series, repeats: pd.Series, groups: pd.Series | None) -> dict[str, float]:
+    low, high = mean_interval(cases, groups)
     return {"mean": cases.mean(), "low": low, "high": high, "repeat_sd": repeats.std()}
 
 
-def _against_first(changes: pd.Series) -> dict[str, float]:
-    low, high = mean_interval(changes)
-    return {"difference": changes.mean(), "difference_low": low, "difference_high": high, "p": paired_p(changes)}
+def _against_first(changes: pd.Series, groups: pd.Series | None) -> dict[str, float]:
+    low, high = mean_interval(changes, groups)
+    p = paired_p(changes, groups)
+    return {"difference": changes.mean(), "difference_low": low, "difference_high": high, "p": p}

@@ -74,6 +74,12 @@ class Stored:
             return tuple(sorted(self.scores["label"].unique()))
         return tuple(sorted(self.cases.labels, key=self.cases.labels.__getitem__))
 
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The group, usually the patient, of each case; empty where the dataset has no groups of label maps."""
+        cases = () if self.cases is None or self.definition.classifies else self.cases.cases
+        return {case.id: case.group for case in cases if case.group is not None}
+
     @property
     def splits(self) -> tuple[str, ...]:
         """`validation`, and `test` where it is scored."""

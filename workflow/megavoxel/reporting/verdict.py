@@ -17,6 +17,7 @@ from megavoxel.reporting.statistics import (
     FEWEST_DIFFERENCES,
     case_means,
     differences,
+    groups_of,
     mean_interval,
 )
 from megavoxel.reporting.stored import Stored
@@ -38,7 +39,7 @@ class Gap:
     high: float
     """Ends of its 95 % paired bootstrap interval; NaN where there is none."""
     changed: int
-    """Cases (of classification: patients) in which the two differ."""
+    """What is drawn for intervals (cases, groups of cases, patients) in which the two differ."""
 
     @property
     def has_enough(self) -> bool:
@@ -100,6 +101,8 @@ class Verdict:
     cases: int
     unit: str
     """What is counted: `case` or `image`."""
+    drawn: str
+    """What is drawn for intervals, in the plural."""
     gaps: tuple[Gap, ...]
     """All other models, the best of them first."""
     baseline: str | None
@@ -146,7 +149,7 @@ def segmentation_verdict(stored: Stored) -> Verdict | None:
     """The verdict on label maps; None where no case has a value.
 
     The unit is the case: within a case the mean over its labels is taken first. Differences are over the cases that
-    both models have.
+    both models have. Where the dataset has groups, these are drawn for intervals.
     """
     metric, means = stored.metrics[0], case_means(stored.scores)
     means = means[means[metric.name].notna()]
@@ -159,12 +162,13 @@ def segmentation_verdict(stored: Stored) -> Verdict | None:
     own = means[means["split"] == split]
     best = ranked[split][0]
     values = own[own["setting"] == best][metric.name]
-    low, high = mean_interval(values)
+    low, high = mean_interval(values, groups_of(stored, own[own["setting"] == best]["case"]))
     others = {name: own[own["setting"] == name] for name in ranked[split][1:]}
-    gaps = [
-        gap_of(name, part[metric.name].mean(), differences(own[own["setting"] == best], part, [metric])[metric.name])
-        for name, part in others.items()
-    ]
+    gaps = []
+    for name, part in others.items():
+        changes = differences(own[own["setting"] == best], part, [metric])
+        groups = groups_of(stored, changes["case"])
+        gaps.append(gap_of(name, part[metric.name].mean(), changes[metric.name], groups))
     return Verdict(
         metric=metric,
         split=split,
@@ -174,6 +178,7 @@ def segmentation_verdict(stored: Stored) -> Verdict | None:
         high=high,
         cases=len(values),
         unit="case",
+        drawn="groups of cases" if stored.groups else "cases",
         gaps=tuple(gaps),
         baseline=stored.definition.baseline,
         costs=segmentation_costs(stored),
@@ -218,7 +223,7 @@ def gap_of(name: str, value: float, changes: pd.Series, groups: pd.Series | None
     Args:
         value: its mean.
         changes: values of the best model minus those of this one, by case; NaN where one of them has none.
-        groups: the patient of each image, by the same index; None: each case is by itself.
+        groups: the patient of each image, or the group of each case, by the same index; None: each is by itself.
     """
     own = changes.dropna().round(EQUAL_DECIMALS)
     whose = own.index if groups is None else groups[own.index]

@@ -123,6 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         labels=found.labels,
         unnamed=found.unnamed,
         excluded=found.excluded,
+        groups=found.groups,
         tolerance=_tolerance(found.spacing),
         declared=declared,
     )
@@ -201,6 +202,8 @@ def _say(found: Survey, dataset: Path, study: Path) -> None:
         print(f"left out, because one case alone has such a mask: {listed(found.single)}")
     if found.excluded:
         print(f"left out, because a file is missing or faulty: {listed(found.excluded)}")
+    if found.groups:
+        print(f"several images have one patient by their ids: no fold divides them (groups in {dataset})")
     if found.unused:
         print(f"not used, because they belong to no case: {listed(found.unused)}")
     print(f"written: {dataset}, {study}")

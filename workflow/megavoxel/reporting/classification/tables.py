@@ -79,7 +79,7 @@ def distributed(stored: StoredClassification, published: pd.DataFrame) -> pd.Dat
                 "difference": changes.mean(),
                 "low": low,
                 "high": high,
-                "p": paired_p(changes.groupby(patients).mean()),
+                "p": paired_p(changes, patients),
                 "published_serial": known.get((serial, ACCURACY), np.nan),
                 "published_distributed": known.get((name, ACCURACY), np.nan),
             }
@@ -198,8 +198,8 @@ def _against_baseline(stored: StoredClassification, name: str, split: str) -> di
     if baseline in (None, name):
         return {"accuracy_difference": np.nan, "accuracy_p": np.nan}
     changes = (correct(stored, name, split) - correct(stored, baseline, split)).dropna()
-    by_patient = changes.groupby(patients_of(stored, name, split)[changes.index]).mean()
-    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(by_patient)}
+    patients = patients_of(stored, name, split)[changes.index]
+    return {"accuracy_difference": changes.mean(), "accuracy_p": paired_p(changes, patients)}
 
 
 def _is_serial_of(stored: StoredClassification, other: str, name: str) -> bool:

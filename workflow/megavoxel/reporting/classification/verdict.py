@@ -46,6 +46,7 @@ def classification_verdict(stored: StoredClassification, summary: pd.DataFrame, 
         high=float(own[f"{ACCURACY}_high"][best]),
         cases=int(own["images"][best]),
         unit="image",
+        drawn="patients",
         gaps=tuple(
             gap_of(name, own[ACCURACY][name], right - correct(stored, name, split), patients) for name in others
         ),
