@@ -19,8 +19,8 @@ import torch
 from benchmarks.made import made_plan
 from benchmarks.measure import Row, in_process, peak_mib, smaller_is_better
 from megavoxel.cli import main
-from megavoxel.config.dataset import Phantom
 from megavoxel.config.setting import Inference
+from megavoxel.config.source import Phantom
 from megavoxel.datasets import anatomy
 from megavoxel.datasets.cases import Case, Cases, save_cases
 from megavoxel.datasets.phantom import write_large_case

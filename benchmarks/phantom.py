@@ -6,7 +6,7 @@ import statistics
 import time
 
 from benchmarks.measure import Row, smaller_is_better
-from megavoxel.config.dataset import Phantom
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.phantom import make_case
 
 BOUND_SECONDS = 0.7

@@ -13,8 +13,9 @@ import numpy as np
 
 from benchmarks.measure import Row, larger_is_better, peer
 from benchmarks.nnunet import REORIENTING_READER, Made, Peer, data_folder
-from megavoxel.config.dataset import Dataset, Source
+from megavoxel.config.dataset import Dataset
 from megavoxel.config.setting import Network, Preprocessing, Setting
+from megavoxel.config.source import Source
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.datasets.check import check_layout
 from megavoxel.datasets.layout import read_layout

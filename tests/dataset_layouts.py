@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nibabel
 
-from megavoxel.config.dataset import Phantom
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.phantom import write_phantoms
 
 CASES = 4

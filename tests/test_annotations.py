@@ -15,8 +15,9 @@ from dataset_folder import Folder
 from fake_study import evaluate_part, make_study, report_study, score_study
 from helpers import store_case, tiny_plan
 from megavoxel.cli import main
-from megavoxel.config.dataset import Dataset, Hidden, Source, load_dataset
+from megavoxel.config.dataset import Dataset, Hidden, load_dataset
 from megavoxel.config.setting import Preprocessing, Setting
+from megavoxel.config.source import Source
 from megavoxel.datasets.adjustments import annotated_cases
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.errors import UserError

@@ -12,8 +12,9 @@ from monai.apps.datasets import DecathlonDataset
 from sklearn.model_selection import train_test_split
 
 from dataset_folder import SHAPE, Folder, refusal
-from megavoxel.config.dataset import Dataset, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
 from megavoxel.config.setting import Preprocessing
+from megavoxel.config.source import Source
 from megavoxel.datasets.adjustments import adjusted_cases
 from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.datasets.layout import read_layout

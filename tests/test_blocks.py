@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from dataset_folder import refusal
 from megavoxel.cli import main
-from megavoxel.config.dataset import Blocks, Dataset, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Blocks, Source
 from megavoxel.datasets.blocks import blocks_of
 from megavoxel.datasets.cases import load_cases
 from megavoxel.datasets.fetch import fetch

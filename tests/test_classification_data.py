@@ -15,7 +15,8 @@ import pytest
 import yaml
 from PIL import Image, ImageEnhance
 
-from megavoxel.config.dataset import Classification, Dataset, Source, TableColumns, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Classification, Source, TableColumns
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import Fold, Splits, save_splits

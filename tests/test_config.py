@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from megavoxel.config import __main__ as config_files
-from megavoxel.config.dataset import Dataset, Phantom, Source, dataset_path, load_dataset
+from megavoxel.config.dataset import Dataset, dataset_path, load_dataset
 from megavoxel.config.hardware import Device, HardwareFile, load_device, load_hardware, update_device
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.reference import FILES, SECTIONS, json_schema
 from megavoxel.config.setting import Network, Setting, WrittenSetting
+from megavoxel.config.source import Phantom, Source
 from megavoxel.config.study import Ensemble, Study, StudyFile
 from megavoxel.config.study_file import load_study, merge, parse_study
 from megavoxel.config.training import Training

@@ -12,7 +12,7 @@ import pytest
 
 from file_server import Server, serving
 from helpers import full_after
-from megavoxel.config.dataset import Source
+from megavoxel.config.source import Source
 from megavoxel.datasets import download as download_module
 from megavoxel.datasets.download import download
 from megavoxel.errors import UserError

@@ -14,7 +14,8 @@ import pytest
 from file_server import serving
 from helpers import full_after
 from megavoxel.cli import main
-from megavoxel.config.dataset import Dataset, Phantom, Source
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Phantom, Source
 from megavoxel.datasets import phantom as phantom_module
 from megavoxel.datasets.fetch import fetch
 from megavoxel.datasets.folder import visible_files

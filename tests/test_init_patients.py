@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
+from megavoxel.config.dataset import Dataset, Declared, load_dataset
 from megavoxel.config.first_files import study_text
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Setting
+from megavoxel.config.source import Source
 from megavoxel.datasets.patient_naming import guess_patients
 from megavoxel.errors import UserError
 from megavoxel.planning.larger_patch import larger_patch

@@ -15,8 +15,8 @@ from torch import nn
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
-from megavoxel.config.dataset import Phantom
 from megavoxel.config.setting import Inference
+from megavoxel.config.source import Phantom
 from megavoxel.datasets import phantom
 from megavoxel.datasets.cases import Case, save_cases
 from megavoxel.datasets.check import check_case

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megavoxel.config.dataset import Dataset, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Source
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError

@@ -12,8 +12,9 @@ import pytest
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
-from megavoxel.config.dataset import Dataset, Declared, Source, load_dataset
+from megavoxel.config.dataset import Dataset, Declared, load_dataset
 from megavoxel.config.setting import IntensityRange, Preprocessing
+from megavoxel.config.source import Source
 from megavoxel.datasets.cases import Cases, load_cases, save_cases
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dataset_folder import refusal
-from megavoxel.config.dataset import Dataset, Files, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Files, Source
 from megavoxel.datasets.fetch import fetch
 from megavoxel.datasets.layout import read_layout
 from megavoxel.datasets.pairs import matching

@@ -12,7 +12,8 @@ import SimpleITK
 import scans
 from dataset_folder import refusal
 from megavoxel.cli import main
-from megavoxel.config.dataset import Dataset, Patients, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Patients, Source
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.datasets.fetch import fetch
 from megavoxel.datasets.layout import read_layout

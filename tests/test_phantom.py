@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation, label
 
 from megavoxel.cli import main
-from megavoxel.config.dataset import Phantom
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.anatomy import LABELS, Anatomy, Ellipsoid, Grid, Structure, render
 from megavoxel.datasets.folder import replaced_folder, visible_files
 from megavoxel.datasets.phantom import STORAGE, make_case, write_phantoms

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from file_server import serving
-from megavoxel.config.dataset import Dataset, Source, load_dataset
+from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.source import Source
 from megavoxel.datasets.fetch import fetch
 from megavoxel.errors import UserError
 

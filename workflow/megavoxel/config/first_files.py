@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from megavoxel.config.dataset import Declared, Files, Patients
+from megavoxel.config.dataset import Declared
 from megavoxel.config.hardware import Device
+from megavoxel.config.source import Files, Patients
 
 MOST_FOLDS = 5
 SIDES = re.compile(r"(^|[^a-z])(left|right|l|r)([^a-z]|$)")

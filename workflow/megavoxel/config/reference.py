@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from megavoxel.config import classification, dataset, hardware, setting, study, training
+from megavoxel.config import classification, dataset, hardware, setting, source, study, training
 from megavoxel.config.messages import Node, allowed_words, alternatives
 from megavoxel.config.records import schema_of
 from megavoxel.errors import UserError
@@ -64,15 +64,15 @@ SECTIONS = {
     classification.ClassifierAugmentation: "`augmentation` of a classification setting",
     classification.PublishedWeights: "`weights` of a network",
     dataset.Dataset: "A dataset file",
-    dataset.Source: "The source of a dataset",
-    dataset.Phantom: "`phantom` of a source",
-    dataset.Patients: "`patients` of a dataset",
-    dataset.Files: "`files` of a dataset",
-    dataset.Blocks: "`blocks` of a dataset",
+    source.Source: "The source of a dataset",
+    source.Phantom: "`phantom` of a source",
+    source.Patients: "`patients` of a dataset",
+    source.Files: "`files` of a dataset",
+    source.Blocks: "`blocks` of a dataset",
     dataset.Hidden: "`hidden` of a dataset",
     dataset.GroupTable: "`groups` of a dataset, as a table",
-    dataset.Classification: "`classification` of a dataset",
-    dataset.TableColumns: "`columns` of a table of images",
+    source.Classification: "`classification` of a dataset",
+    source.TableColumns: "`columns` of a table of images",
     dataset.Declared: "`declared` of a dataset",
     hardware.HardwareFile: "The hardware file",
     hardware.DeviceKeys: "A device",

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from nibabel.orientations import io_orientation
 
-from megavoxel.config.dataset import Blocks, Dataset
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Blocks
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3
 
-from megavoxel.config.dataset import Source
+from megavoxel.config.source import Source
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256, require_file_name, spare_bytes, write_text
 from megavoxel.progress import BYTES, progress

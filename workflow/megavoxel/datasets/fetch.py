@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from megavoxel.config.dataset import Dataset, Source
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Source
 from megavoxel.datasets.archive import extract_dataset
 from megavoxel.datasets.blocks import cut_training_cases
 from megavoxel.datasets.download import (

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from megavoxel.config.dataset import Files
+from megavoxel.config.source import Files
 from megavoxel.datasets.pairs import CASE, matching
 from megavoxel.errors import UserError
 from megavoxel.volumes.open import stem_of

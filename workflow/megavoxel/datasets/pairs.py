@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from megavoxel.config.dataset import Dataset, Files
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Files
 from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
 from megavoxel.files import require_file_name, write_json

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.config.dataset import Patients
+from megavoxel.config.source import Patients
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.folder import unused_files
 from megavoxel.datasets.pairs import listed

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megavoxel.config.dataset import Dataset, Patients
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Patients
 from megavoxel.datasets.dicom_patients import drawn_series, scans_of, with_structures
 from megavoxel.datasets.folder import visible_files
 from megavoxel.datasets.pairs import CASE

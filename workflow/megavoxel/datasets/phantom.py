@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from megavoxel.config.dataset import Phantom
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.anatomy import LABELS, Grid, draw_anatomy, render, render_fine_slab
 from megavoxel.files import scratch_directory, write_json
 from megavoxel.progress import progress

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import pandas
 
-from megavoxel.config.dataset import Dataset, Files, Source
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Files, Source
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.dicom_naming import folder_of_patients, guess_dicom, has_dicom
 from megavoxel.datasets.folder import unused_files, visible_files

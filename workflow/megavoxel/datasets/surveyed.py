@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megavoxel.config.dataset import Files, Patients
+from megavoxel.config.source import Files, Patients
 from megavoxel.datasets.naming import MODALITY_WORDS
 from megavoxel.datasets.pairs import listed
 from megavoxel.errors import UserError

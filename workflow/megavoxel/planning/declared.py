@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import cycle, islice
 
-from megavoxel.config.dataset import Dataset, Declared, Phantom
+from megavoxel.config.dataset import Dataset, Declared
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.anatomy import LABELS
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megavoxel.config.dataset import Phantom
 from megavoxel.config.records import from_plain
+from megavoxel.config.source import Phantom
 from megavoxel.datasets.folder import replaced_folder
 from megavoxel.datasets.phantom import write_phantoms
 

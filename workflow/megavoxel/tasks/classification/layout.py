@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas
 
-from megavoxel.config.dataset import Classification, Dataset
+from megavoxel.config.dataset import Dataset
+from megavoxel.config.source import Classification
 from megavoxel.datasets.check import Finding
 from megavoxel.datasets.folder import visible_files
 from megavoxel.errors import UserError
