@@ -53,6 +53,8 @@ INPUTS = {
 """Shares of the examples that are new files."""
 SHARES = FILES | INPUTS
 HEADER_BYTES = 352
+FEW = 10
+"""Examples of a kind of which all may happen to be sound."""
 ITK_PIECES = [
     "\nDimSize = 30000 30000 30000\n", "\nsizes: 30000 30000 30000\n", "\nsizes: 0 0 0\n", "\nDimSize = -5 -6 -7\n",
     "\nNDims = 999\n", "\nNDims = 0\n", "\ndimension: 16\n", "\nElementDataFile = LIST\n",
@@ -289,4 +291,4 @@ def test_broken_files_are_refused_or_taken(bench, kind):
     seconds = time.monotonic() - begin
     print(f"{kind}: {outcomes['refused']} refused, {outcomes['taken']} taken, {seconds:.0f} s")
     assert not faults, f"{outcomes['faults']} of them went wrong:\n" + "\n".join(faults.values())
-    assert outcomes["refused"] > 0
+    assert outcomes["refused"] > 0 or outcomes.total() < FEW
