@@ -54,13 +54,12 @@ WAYS = {
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
     "coarse first level": {"network": {"strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))}},
-    "residual": {"network": RESIDUAL},
     "residual, checkpointing": {"network": RESIDUAL, "parallel": {"checkpointing": "blocks"}},
 }
 
 
 def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1) -> Plan:
-    """Nineteen blocks or more, two heads, and patches that are no multiple of the stride."""
+    """Sixteen blocks or more, most of four levels and two heads; patches that are no multiple of the stride."""
     changes = WAYS[way]
     plan = tiny_plan(batch=BATCH, training={"gradient_clip": 0.5, **changes.get("training", {})})
     levels = {

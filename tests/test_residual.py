@@ -209,15 +209,18 @@ def test_the_cost_is_what_the_convolutions_put_out_where_every_stride_changes_th
 
 @pytest.mark.parametrize("step", [(2, 2, 2), (1, 2, 2), (3, 1, 1)], ids=str)
 def test_the_mean_of_cells_is_average_pooling_in_the_precision_of_its_input(step):
-    x = torch.randn(2, 3, 6, 4, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(MeanOfCells(step)(x), F.avg_pool3d(x, step))
+    x = torch.randn(2, 3, 6, 4, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    found, wanted = MeanOfCells(step)(x), F.avg_pool3d(x, step)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad((mean * wanted.detach()).sum(), x)[0] for mean in (found, wanted)))
+    torch.testing.assert_close(MeanOfCells(step)(x.bfloat16()).float(), wanted, atol=0.01, rtol=0.01)
     with torch.autocast("cpu", torch.bfloat16):
         assert MeanOfCells(step)(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_program_cut_anywhere_has_the_logits_and_gradients_of_the_whole():
     network = woken(SegmentationNetwork(replace(full_width(3), **RESIDUAL, squeeze_excitation=2), seed=3))
-    image = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    image = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     weights = list(network.parameters())
     wanted = network.program(image)
     gradients = torch.autograd.grad(total(list(wanted.values())), weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -111,10 +112,7 @@ class ResidualSum(ConvolutionNorm):
 
 
 class MeanOfCells(nn.Module):
-    """Average pooling by cells of `stride` voxels, in the precision of the input.
-
-    Autocast on the CPU, other than on a GPU, would copy the input of PyTorch's own to float32.
-    """
+    """Average pooling by cells of `stride` voxels, in the precision of its input. Nothing is kept for the gradient."""
 
     def __init__(self, stride: tuple[int, ...]) -> None:
         super().__init__()
@@ -122,9 +120,27 @@ class MeanOfCells(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         """(batch, channels, z, y, x), a multiple of the stride, to one voxel for each cell."""
-        sides = zip(activation.shape[2:], self.stride, strict=True)
+        return _MeanOfCells.apply(activation, self.stride)
+
+
+class _MeanOfCells(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, stride: tuple[int, ...]) -> Tensor:
+        ctx.stride = stride
+        if activation.is_cuda or activation.dtype in (torch.float32, torch.float64):
+            return F.avg_pool3d(activation, stride)
+        # PyTorch's own has no kernel for 16 bits on a CPU, where autocast copies its input to float32.
+        sides = zip(activation.shape[2:], stride, strict=True)
         cells = [part for size, step in sides for part in (size // step, step)]
         return activation.reshape(*activation.shape[:2], *cells).mean(dim=(3, 5, 7))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        share = gradient / math.prod(ctx.stride)
+        sides = [part for size, step in zip(share.shape[2:], ctx.stride, strict=True) for part in (size, step)]
+        cells = share[:, :, :, None, :, None, :, None].expand(*share.shape[:2], *sides)
+        sizes = [size * step for size, step in zip(share.shape[2:], ctx.stride, strict=True)]
+        return cells.reshape(*share.shape[:2], *sizes), None
 
 
 class _ChannelsFirst(torch.autograd.Function):
