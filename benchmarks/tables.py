@@ -28,6 +28,9 @@ COMPARED = {
 RUN = "2026-11-29.csv"
 """The run of the benchmarks that the pages show."""
 
+EPOCHS = "2026-11-30.csv"
+"""The run of `epochs`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -62,6 +65,11 @@ TABLES = {
     "own-bounds": Table(
         file=RUN, columns={"measured": "{benchmark}", "value": "{ours} {unit}", "bound": "{theirs} {unit}"},
         rows=_has_own_bound,
+    ),
+    "epochs": Table(
+        file=EPOCHS,
+        columns={"setting": "{benchmark}", "forecast, s": "{ours}", "measured, s": "{theirs}", "ratio": "{ratio}"},
+        rows=lambda row: row["benchmark"].startswith("forecast of an epoch"),
     ),
     "large-volumes": Table(
         file=RUN, columns={"measured": "{benchmark}", "MiB": "{ours}", "bound": "{theirs}"},

@@ -20,6 +20,8 @@ def device(**changes) -> Device:
         "overhead_gib": 0.0,
         "workspace": 0.0,
         "connection_gib": 0.0,
+        "reading_milliseconds": 0.0,
+        "augmentation_milliseconds": 0.0,
         "teraflops": {"half": 1.0, "float32": 1.0},
         "memory_gib": 16,
     }

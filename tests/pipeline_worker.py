@@ -19,7 +19,7 @@ from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.network.device import Precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
-from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
+from megavoxel.training.annotation import annotation_table, encode_target, target_dtype, unannotated_classes
 from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
@@ -96,7 +96,7 @@ def batches(plan: Plan) -> list[tuple[torch.Tensor, torch.Tensor]]:
         target = torch.randint(0, 3, (BATCH, *plan.patch), generator=generator)
         if plan.unannotated:
             target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
-        pairs.append((image, target))
+        pairs.append((image, target.to(target_dtype(plan))))
     return pairs
 
 

@@ -21,7 +21,7 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.tiling import even_tiling
 from megavoxel.planning.topology import shape_of
-from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
+from megavoxel.training.annotation import annotation_table, encode_target, target_dtype, unannotated_classes
 from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_loader
@@ -101,7 +101,7 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     target = (image[:, 0] > 2).long() + (torch.rand(BATCH, *plan.patch, generator=generator) > 0.7).long()
     if plan.unannotated:
         target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
-    return image, target
+    return image, target.to(target_dtype(plan))
 
 
 def started(plan: Plan, group: Group, kind: torch.dtype) -> Run:

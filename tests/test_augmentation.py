@@ -197,7 +197,7 @@ def test_low_resolution_keeps_the_first_axis_of_flat_patches():
 
 
 def test_noise_has_the_standard_deviation_that_was_drawn():
-    noisy = intensity.add_noise(torch.zeros(1, 30, 30, 30), 0.1, np.random.default_rng(0))
+    noisy = intensity.add_noise(torch.zeros(1, 30, 30, 30), 0.1, intensity.standard_noise((1, 30, 30, 30), 0))
     assert noisy.std().item() == pytest.approx(0.1, rel=0.05)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from megavoxel.config.training import Augmentation
 from megavoxel.training import intensity
 from megavoxel.training.augmentation import Augmenter, Draws, rotation_matrix
 
@@ -72,18 +73,18 @@ def test_rotation_and_scaling_of_image_and_labels_are_theirs(patch):
     from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform, create_affine_matrix_3d
 
     angles, zoom = (0.3, -0.2, 0.4), 0.9
-    augmenter = Augmenter.__new__(Augmenter)
-    augmenter.patch, augmenter.in_plane = patch, False
-    matrix = rotation_matrix(angles) @ np.diag([zoom] * 3)
-    box = augmenter.source_box((0, 0, 0), Draws(matrix=matrix, mirrored=()))
+    augmenter = Augmenter(Augmentation(), patch)
+    augmenter.in_plane = False
+    draws = Draws(matrix=rotation_matrix(angles) @ np.diag([zoom] * 3), mirrored=())
+    box = augmenter.source_box((0, 0, 0), draws)
     random = np.random.default_rng(0)
     image = torch.from_numpy(ndimage.gaussian_filter(random.normal(size=box.shape), 1).astype(np.float32))[None]
     labels = torch.from_numpy(random.integers(0, 4, box.shape).astype(np.uint8))
-    turned, turned_labels = augmenter._transform(image, labels, matrix)
+    turned, turned_labels = augmenter.turn(image, labels, draws)
 
     theirs = SpatialTransform(patch, 0, False, p_rotation=1, p_scaling=1, border_mode_seg="constant")
     theirs.rotation, theirs.scaling = (lambda dim, **_: (angles[0], -angles[1], angles[2])[dim]), zoom
-    np.testing.assert_allclose(create_affine_matrix_3d((angles[0], -angles[1], angles[2]), [zoom] * 3), matrix)
+    np.testing.assert_allclose(create_affine_matrix_3d((angles[0], -angles[1], angles[2]), [zoom] * 3), draws.matrix)
     found = theirs(image=image, segmentation=labels[None].to(torch.int16))
     torch.testing.assert_close(turned, found["image"], atol=1e-5, rtol=1e-4)
     # Their shares are rounded to 1/2000: of voxels of pure noise a few are decided otherwise.

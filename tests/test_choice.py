@@ -88,7 +88,7 @@ def test_a_pipeline_where_one_device_is_too_small_in_any_way(plan):
 
 def test_tiles_where_one_device_is_too_small_in_any_way(plan):
     single = needs(plan, accumulate=4, checkpointing="blocks")
-    tiles = needs(plan, space=(2, 1, 1), accumulate=4)
+    tiles = needs(plan, space=(2, 1, 1), accumulate=4, checkpointing="norms")
     assert tiles < single
     choice = choose(plan, device(memory_gib=(tiles + single) / 2, most_devices=4), WORKLOAD, fixed=None)
     assert choice.fits

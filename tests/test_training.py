@@ -15,6 +15,7 @@ import torch
 from helpers import store_case, three_cases, tiny_plan, weights_of
 from megavoxel.cli import main
 from megavoxel.config.setting import Parallel
+from megavoxel.config.training import Augmentation
 from megavoxel.errors import UserError
 from megavoxel.files import write_json
 from megavoxel.network import device
@@ -57,9 +58,13 @@ def test_training_learns_bright_and_dark(fold, tmp_path):
     assert set(last) >= {"epoch", "learning_rate", "validation_loss", "pseudo_dice_ball", "pseudo_dice_cube", "seconds"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam", "rmsprop"])
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(fold, tmp_path, monkeypatch, optimizer):
-    plan = tiny_plan(training={"epochs": 3, "optimizer": optimizer})
+@pytest.mark.parametrize(
+    ("optimizer", "on_device"), [("sgd", False), ("adamw", False), ("adam", False), ("rmsprop", False), ("sgd", True)]
+)
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    fold, tmp_path, monkeypatch, optimizer, on_device
+):
+    plan = tiny_plan(training={"epochs": 3, "optimizer": optimizer}, augmentation=Augmentation(on_device=on_device))
     whole = train(plan, fold, tmp_path / "whole", CPU)
     epochs = iter(range(10))
     validate = training.validate

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import torch
 from made_jobs import failure, made, predict, stage, told_to_end, train
-from variants import VARIANTS, plan_of, stored_fold
+from variants import ON_DEVICE, VARIANTS, plan_of, stored_fold
 
-from helpers import tiny_plan
+from helpers import store_case, tiny_plan
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Inference
 from megavoxel.files import write_json
@@ -36,6 +36,8 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run, training_batches
+from megavoxel.training.on_device import DeviceAugmenter
+from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
@@ -46,6 +48,9 @@ MEASURED = Probe(patch=(48, 64, 64), batch=2, levels=4, base_features=16)
 """A step in whose memory the allocator's rounding does not count."""
 TIMED = Probe(patch=(128, 128, 128), batch=2, levels=6, base_features=32)
 REPEATS = 5
+SAMPLES = 8
+WARM_STEPS, FED_STEPS = 15, 30
+"""Loaders work some batches ahead, which are used up before the clock starts."""
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +75,10 @@ def stepped(plan: Plan, data: VolumeData, device: torch.device) -> tuple[Run, li
     """A run after some steps, and its losses; in the last one the host waits for nothing but float16's scaler."""
     run = start_run(plan, data if plan.stage1 else replace(data, first_stage=()), device)
     run.network.train()
-    losses = []
-    for number, (image, target) in enumerate(training_batches(run, data), start=1):
+    losses, batches = [], iter(training_batches(run, data))
+    for number in range(1, STEPS + 1):
         with free_host(device if number == STEPS and not run.scaler.is_enabled() else CPU):
-            losses.append(train_step(run, image, target))
-        if number == STEPS:
-            break
+            losses.append(train_step(run, *next(batches)))
     return run, [loss.item() for loss in losses]
 
 
@@ -90,6 +93,23 @@ def test_steps_agree_with_those_of_the_cpu_and_leave_the_host_free(exact, fold, 
     if not is_half:
         for key, weight in expected.network.state_dict().items():
             torch.testing.assert_close(run.network.state_dict()[key].cpu(), weight, atol=1e-3, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("patch", [(16, 32, 32), (8, 32, 32)])
+def test_patches_that_the_gpu_augments_are_those_of_a_loader(exact, fold, patch):
+    plan = plan_of({**ON_DEVICE, "patch": patch, "batch": SAMPLES})
+    cases, batches = replace(fold, first_stage=()), []
+    for on_device in (False, True):
+        own = replace(plan, augmentation=replace(plan.augmentation, on_device=on_device))
+        dataset = PatchDataset(own, cases.preprocessed, cases.training, fold=0, stream=TRAINING, count=SAMPLES)
+        batches += patch_loader(dataset, Share(batch=SAMPLES), workers=0, pin=on_device)
+    (image, target), raw = batches
+    with free_host(exact):
+        own, labels = DeviceAugmenter(plan, exact).batch(raw)
+    torch.testing.assert_close(own.cpu(), image, atol=1e-4, rtol=0)
+    others = int((labels.cpu() != target).sum())
+    print(f"\n{others} of {target.numel()} voxels have the label of another voxel around them that is as near")
+    assert others <= 1e-4 * target.numel()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -211,6 +231,45 @@ def test_speed_of_a_step_by_layout_precision_and_choice_of_kernels(gpu, tmp_path
     file.write_text("\n".join(table) + "\n")
     print(f"\n{file}:", *table, sep="\n")
     assert len(rows) == 18
+
+
+def test_share_of_the_time_in_which_a_fed_gpu_computes(gpu, tmp_path):
+    """A table to read, and no bound: seconds of a step on a batch that lies there, over those with loading."""
+    plan, rows = plan_of_probe(TIMED), []
+    shape = tuple(3 * size // 2 for size in plan.patch)
+    store_case(tmp_path / "cases", "case0", seed=0, shape=shape)
+    data = VolumeData(number=0, preprocessed=tmp_path / "cases", training=("case0",), validation=("case0",))
+    for on_device in (False, True):
+        augmentation = replace(plan.augmentation, on_device=on_device)
+        for workers in (2, 6, 12):
+            keys = replace(plan.training, workers=workers, precision="bfloat16")
+            own = replace(plan, augmentation=augmentation, training=keys)
+            alone, fed = seconds_of_fed_steps(own, data, gpu)
+            rows.append((on_device, workers, f"{1000 * alone:.1f}", f"{1000 * fed:.1f}", f"{alone / fed:.3f}"))
+    head = f"# {torch.cuda.get_device_name(gpu)}, {os.cpu_count()} processors, batch {TIMED.batch}, patch {TIMED.patch}"
+    table = [head, "on_device\tworkers\tms_alone\tms_fed\tbusy", *("\t".join(map(str, row)) for row in rows)]
+    file = Path(os.environ.get("GPU_RESULTS", tmp_path)) / "gpu-feeding.tsv"
+    file.write_text("\n".join(table) + "\n")
+    print(f"\n{file}:", *table, sep="\n")
+    assert len(rows) == 6
+
+
+def seconds_of_fed_steps(plan: Plan, data: VolumeData, device: torch.device) -> tuple[float, float]:
+    """Mean time of a step on the same batch again and again, and with a new batch each."""
+    run = start_run(plan, data, device)
+    run.network.train()
+    batches = iter(training_batches(run, data))
+    first = [tensor.to(device) for tensor in next(batches)]
+    times = []
+    for batch in (lambda: first, lambda: next(batches)):
+        for number in range(FED_STEPS + WARM_STEPS):
+            if number == WARM_STEPS:
+                torch.cuda.synchronize(device)
+                begin = time.perf_counter()
+            train_step(run, *batch())
+        torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - begin) / FED_STEPS)
+    return times[0], times[1]
 
 
 def seconds_of_pass(plan: Plan, device: torch.device, precision: str, layout: str, *, compiled: bool) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from helpers import RESIDUAL, store_case, tiny_plan
+from megavoxel.config.training import Augmentation
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.preprocessing.store import save_array
@@ -21,6 +22,11 @@ SMALL = {"patch": (8, 16, 16)}
 """A CPU takes long for convolutions in float16."""
 POST = {"stage1": BRANCHES, "network": {"prior_channels": 4, "fusion": "post"}}
 EXPANDED = {"expanded_patch": (20, 40, 40), "network": {"expanded_head": True}}
+CHANGED = dict.fromkeys(
+    ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"), 1.0
+)
+ON_DEVICE = {"augmentation": Augmentation(**CHANGED, on_device=True)}
+"""Every transform in every sample."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"training": {"precision": "bfloat16"}},
@@ -44,6 +50,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "masked labels": {"unannotated": {"case0": ("cube",)}},
     "masked labels, batch Dice": {"unannotated": {"case0": ("cube",)}, "training": {"batch_dice": True}},
+    "augmentation on the device": ON_DEVICE,
+    "augmentation on the device, in-plane, accumulation": {
+        **ON_DEVICE,
+        "patch": (8, 32, 32),
+        "parallel": {"accumulate": 2},
+    },
+    "augmentation on the device, cascade, masked labels": {**POST, **ON_DEVICE, "unannotated": {"case0": ("cube",)}},
     "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
     "top k": {"training": {"loss": "dice_topk"}},
     "perimeter": {"training": {"loss": "dice_perimeter"}},

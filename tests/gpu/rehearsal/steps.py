@@ -40,17 +40,16 @@ def stepped(plan: Plan, data: VolumeData, device: torch.device) -> tuple[Run, li
         run.scaler = torch.amp.GradScaler(device.type, **OVERFLOWING)
     run.network.train()
     losses, weights = [], [parameter.detach().clone() for parameter in run.network.parameters()]
-    for number, (image, target) in enumerate(training_batches(run, data), start=1):
+    batches = iter(training_batches(run, data))
+    for number in range(1, STEPS + 1):
         if device.type == "cuda":
             memory.reset_peak(0)
         waits.clear()
-        losses.append(train_step(run, image, target))
+        losses.append(train_step(run, *next(batches)))
         needed |= {"waits": dict(waits), "bytes": memory.peak[0]}
         if number == 1:
             needed["first_step_left_out"] = all(map(torch.equal, run.network.parameters(), weights))
             del weights
-        if number == STEPS:
-            break
     return run, [loss.item() for loss in losses], needed
 
 
@@ -63,7 +62,9 @@ def walk(changes: dict[str, Any], data: VolumeData) -> dict[str, Any]:
     told = {"precision": run.precision.name, "losses": losses, "forecast_bytes": round(forecast_gib(run) * 2**30)}
     if run.scaler.is_enabled():
         told["scale"] = run.scaler.get_scale()
+    waits.clear()
     scores = validate(run, training_batches(run, data), ("ball", "cube"))
+    told["validation_waits"] = dict(waits)
     told |= needed | {"on_gpu": all(isinstance(value, PretendedTensor) for value in run.network.parameters())}
     del run
     if plan.training.precision in ("float32", "bfloat16"):

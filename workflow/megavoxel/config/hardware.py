@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text, refuse
+from megavoxel.config.fields import Count, Name, NotNegative, Parts, Positive, Text, between, refuse
 from megavoxel.config.records import from_file, record, rule
 from megavoxel.config.yaml_files import parse_yaml, read_yaml
 from megavoxel.errors import UserError, closest
@@ -65,6 +65,9 @@ class DeviceKeys:
     """Memory in GiB that NCCL takes for itself in each connection to other GPUs of a job; assumed, not measured."""
     teraflops: dict[Literal["float32", "half"], Positive] = field(default_factory=dict)
     """Sustained rate of training in 10¹² operations per second, by `float32` and `half` (bfloat16, float16)."""
+    gigabytes_per_second: dict[Literal["float32", "half"], Positive] = field(default_factory=dict)
+    """Rate in 10⁹ bytes per second at which operations other than convolutions read and write in a step, by `float32`
+    and `half`; without one their time is in `teraflops`."""
     bfloat16: bool = True
     """Whether a GPU computes in bfloat16 by itself; without, a classifier trains in float32 by default."""
     step_milliseconds: NotNegative = 0.0
@@ -84,6 +87,14 @@ class DeviceKeys:
     runtime_minutes: Count = 1440
     """The most minutes that such a job asks for at any attempt, and what it asks for where no rate is known: the limit
     of your partition."""
+    workers: Annotated[int, between(0, 64)] = 2
+    """Processes that load and augment patches for a device of segmentation, where `training.workers` is `auto`; 0: the
+    training process itself."""
+    reading_milliseconds: NotNegative = 5.0
+    """Time of a core to read 10⁶ voxels of one channel of a patch and to hand them on."""
+    augmentation_milliseconds: NotNegative = 43.0
+    """Time of a core to augment them with the default probabilities, on average; with the default of both a patch of
+    128³ voxels takes 0.1 s."""
     source: str = ""
     """Source of the figures, for readers of the file."""
 
@@ -106,6 +117,10 @@ class Device(DeviceKeys):
         if self.memory_gib is not None or self.kind != "cpu":
             return self.memory_gib
         return self.host_memory_mb / 1024
+
+    def loaders(self, workers: int | Literal["auto"]) -> int:
+        """Processes that load patches for one device of a job, where `training.workers` says so many."""
+        return self.workers if workers == "auto" else workers
 
     def nodes(self, devices: int) -> int:
         """The fewest nodes that hold so many devices, the same number on each."""

@@ -96,8 +96,9 @@ class Training(Optimisation):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers in which convolutions compute. `auto`: bfloat16 on a GPU that has it, float16 on others; on a CPU the
     faster one by a short measurement."""
-    workers: Annotated[int, between(0, 64)] = 2
-    """Processes that load and augment patches; 0: the training process itself."""
+    workers: Literal["auto"] | Annotated[int, between(0, 64)] = "auto"
+    """Processes that load and augment patches for each device; 0: the training process itself. `auto`: as many as the
+    hardware file gives the device (`workers` there)."""
 
     @rule_of_whole
     def _weights_have_a_loss(self) -> None:
@@ -125,6 +126,9 @@ class Training(Optimisation):
 class Augmentation:
     """Random changes of training patches, applied in this order; probabilities are per sample."""
 
+    on_device: bool = False
+    """Whether the device that trains makes the changes, instead of the processes that load patches: for a GPU that
+    waits for these. Patches are the same but for rounding."""
     rotation: Fraction = 0.2
     """Probability of a rotation."""
     rotation_degrees: Annotated[float, between(0, 180)] | None = None

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from megavoxel.config.setting import Inference, Parallel
 from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
+from megavoxel.forecast.loader_calibration import loading_milliseconds
 from megavoxel.forecast.memory import is_out_of_memory
 from megavoxel.forecast.step import GIB, StepCost, training_step
 from megavoxel.network.device import Precision
@@ -61,17 +63,24 @@ class Calibration:
 
     teraflops: dict[str, float]
     """Sustained 10¹² operations per second, by `float32` and `half`."""
+    gigabytes_per_second: dict[str, float]
+    """10⁹ bytes per second that other operations of a step read and write, likewise."""
     step_milliseconds: float
     overhead_gib: float
     workspace: float
+    reading_milliseconds: float
+    augmentation_milliseconds: float
 
     def keys(self) -> dict[str, object]:
         """Keys of the hardware file, rounded."""
         return {
             "teraflops": {name: float(f"{rate:.3g}") for name, rate in self.teraflops.items()},
+            "gigabytes_per_second": {name: float(f"{rate:.3g}") for name, rate in self.gigabytes_per_second.items()},
             "step_milliseconds": float(f"{self.step_milliseconds:.2g}"),
             "overhead_gib": round(self.overhead_gib, 2),
             "workspace": round(self.workspace, 2),
+            "reading_milliseconds": float(f"{self.reading_milliseconds:.2g}"),
+            "augmentation_milliseconds": float(f"{self.augmentation_milliseconds:.2g}"),
         }
 
 
@@ -107,16 +116,39 @@ def calibrate(device: torch.device) -> Calibration:
     # The smaller peak first: a process knows only the highest that it ever had.
     beyond = [measure(probe, name, device, repeats=1).workspace for name in (half, "float32")]
     keep_freed_memory()
-    steps = {"half": measure(probe, half, device), "float32": measure(probe, "float32", device)}
     seconds = measure(SMALL, "float32", device).seconds
+    names = {"half": half, "float32": "float32"}
+    # For what its other operations read and write, it has fewer operations of convolutions.
+    thin = replace(probe, levels=probe.levels - 1, base_features=probe.base_features // 2)
+    steps = {name: [measure(one, names[name], device) for one in (probe, thin)] for name in names}
+    rates = {name: rates_of(*both, seconds) for name, both in steps.items()}
+    reading, augmenting = loading_milliseconds(plan_of(PROBES["cpu"][0]))
     return Calibration(
-        teraflops={
-            name: step.forecast.flops / max(step.seconds - seconds, 1e-9) / 1e12 for name, step in steps.items()
-        },
+        teraflops={name: flops / 1e12 for name, (flops, _) in rates.items()},
+        gigabytes_per_second={name: touched / 1e9 for name, (_, touched) in rates.items() if touched is not None},
+        reading_milliseconds=reading,
+        augmentation_milliseconds=augmenting,
         step_milliseconds=seconds * 1e3,
         overhead_gib=overhead / GIB,
         workspace=max(0.0, statistics.mean(beyond)),
     )
+
+
+def rates_of(large: Measured, thin: Measured, fixed: float) -> tuple[float, float | None]:
+    """Operations of convolutions, and bytes that the others read and write, per second.
+
+    The time of a step is that of both, one after the other: two steps with other proportions tell them apart. Where
+    they contradict that, as on a GPU that waits for the host, all of the large step's time is that of convolutions.
+
+    Args:
+        fixed: seconds of a step that do not depend on its size.
+    """
+    costs = [(step.forecast.flops, step.forecast.touched_bytes) for step in (large, thin)]
+    seconds = [max(step.seconds - fixed, 1e-9) for step in (large, thin)]
+    per_operation, per_byte = np.linalg.solve(np.array(costs, dtype=float), np.array(seconds))
+    if per_operation <= 0 or per_byte <= 0:
+        return large.forecast.flops / seconds[0], None
+    return 1 / per_operation, 1 / per_byte
 
 
 def _largest_that_fits(device: torch.device) -> Probe:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
-from megavoxel.forecast.step import GIB, window
+from megavoxel.forecast.step import GIB, StepCost, window
 from megavoxel.forecast.window import slowest_of, window_costs
 from megavoxel.planning.patch import has_turns, prediction_window
 from megavoxel.planning.plan import Plan
@@ -45,29 +46,37 @@ class Speed:
     """Fixed cost of a pass through the network, whatever its size."""
     bytes_per_second: float
     """Between two devices of a job."""
+    touched_per_second: float = math.inf
+    """Bytes that operations other than convolutions read and write."""
+
+    def operations(self, cost: StepCost) -> float:
+        """Operations of convolutions in whose time all of a step's or a window's are done."""
+        return cost.flops + cost.touched_bytes / self.touched_per_second * self.flops_per_second
 
 
 def speed_of(device: Device, precision: str) -> Speed | None:
     """The speed of a device; None where the hardware file gives no rate for the precision."""
-    rate = device.teraflops.get("float32" if precision == "float32" else "half")
+    kind = "float32" if precision == "float32" else "half"
+    rate = device.teraflops.get(kind)
     if rate is None:
         return None
     return Speed(
         flops_per_second=rate * 1e12,
         seconds_per_pass=device.step_milliseconds / 1e3,
         bytes_per_second=device.link_gib_per_second * GIB,
+        touched_per_second=device.gigabytes_per_second.get(kind, math.inf) * 1e9,
     )
 
 
 def step_seconds(
-    speed: Speed, parallel: Parallel, stage_flops: list[int], parameter_bytes: int, exchanged_bytes: int = 0
+    speed: Speed, parallel: Parallel, stage_flops: Sequence[float], parameter_bytes: int, exchanged_bytes: int = 0
 ) -> float:
     """Seconds of an optimiser step.
 
     Args:
         speed: of one device.
         parallel: how the step is spread.
-        stage_flops: operations of each stage for the share of one replica; one entry without a pipeline.
+        stage_flops: `Speed.operations` of each stage for the share of one replica; one entry without a pipeline.
         parameter_bytes: of the largest stage.
         exchanged_bytes: between the devices that hold the tiles of a patch, sent by one of them.
     """
@@ -103,10 +112,11 @@ def _pass_seconds(plan: Plan, size: tuple[int, ...], speed: Speed, precision: st
         slowest = window(plan, size, networks=1, precision=precision)
     else:
         slowest = slowest_of(window_costs(plan, size, networks=1, precision=precision))
-    seconds = slowest.flops / speed.flops_per_second + speed.seconds_per_pass
+    seconds = speed.operations(slowest) / speed.flops_per_second + speed.seconds_per_pass
     return seconds + slowest.exchanged_bytes / speed.bytes_per_second
 
 
-def validation_flops(plan: Plan, precision: str) -> int:
-    """Operations of one validation batch: a forward pass without gradients."""
-    return window(plan, networks=1, precision=precision).flops * plan.batch
+def validation_seconds(plan: Plan, speed: Speed, parallel: Parallel, precision: str) -> float:
+    """Seconds of a validation batch: a forward pass without gradients, shared by all devices."""
+    operations = plan.batch * speed.operations(window(plan, networks=1, precision=precision))
+    return operations / speed.flops_per_second / parallel.devices + speed.seconds_per_pass

@@ -9,6 +9,8 @@ from megavoxel.forecast.setting import Forecast, largest_case
 from megavoxel.forecast.step import GIB
 from megavoxel.planning.needs import JobNeeds, Needs
 from megavoxel.planning.plan import Plan
+from megavoxel.training.annotation import target_dtype
+from megavoxel.training.patches import validation_workers
 
 BESIDE_GIB = 1.0
 """What a job takes beside its own process: Snakemake, which starts itself twice in a Slurm job, and torchrun."""
@@ -16,6 +18,8 @@ LOADER_GIB = 0.5
 """Libraries of a process that loads patches, which Slurm counts for each."""
 BATCHES_OF_A_LOADER = 4
 """Two wait for the network (PyTorch's `prefetch_factor`), one is made, with as much again while it is augmented."""
+SOURCE_BOX = 2
+"""Voxels that wait for each voxel of a patch that the device augments: 1.2 to 1.5 on average, sometimes more."""
 GPU_PROCESS_GIB = 4.0
 """On the host, of a process that computes on a GPU: PyTorch's CUDA libraries and pinned memory. Not measured here."""
 CPU_MARGIN = 2
@@ -28,7 +32,10 @@ CASE_MINUTES = 0.5
 def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: int) -> Needs:
     """What jobs of a setting need."""
     on_gpu = forecast.device.kind == "gpu"
-    loading = plan.training.workers * (LOADER_GIB + BATCHES_OF_A_LOADER * _share_bytes(plan, forecast) / GIB)
+    workers = forecast.device.loaders(plan.training.workers)
+    loading = (workers + validation_workers(workers)) * (
+        LOADER_GIB + BATCHES_OF_A_LOADER * _share_bytes(plan, forecast) / GIB
+    )
     image = 4 * plan.network.input_channels * math.prod(largest_case(plan)) / GIB
     training = GPU_PROCESS_GIB if on_gpu else CPU_MARGIN * forecast.training_gib
     on_host = GPU_PROCESS_GIB + 2 * image + forecast.prediction_host_gib
@@ -37,7 +44,7 @@ def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: 
         training=JobNeeds(
             minutes=None if forecast.training_hours is None else round(60 * forecast.training_hours, 1),
             memory_gib=round(BESIDE_GIB + training + loading, 2),
-            cpus=plan.training.workers + 1 if on_gpu else None,
+            cpus=workers + 1 if on_gpu else None,
         ),
         prediction=JobNeeds(
             minutes=_prediction_minutes(forecast, workload, test_cases),
@@ -49,10 +56,11 @@ def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: 
 
 
 def _share_bytes(plan: Plan, forecast: Forecast) -> int:
-    """A process's share of a batch, in float32; of a curriculum, of its largest phase."""
+    """A process's share of a batch; of a curriculum, of its largest phase."""
     phases = plan.by_phase()
     samples = max(phase.batch * math.prod(phase.sampled_patch) for phase in phases)
-    return 4 * (plan.network.input_channels + 1) * samples // forecast.parallel.data
+    voxel = 4 * plan.network.input_channels + target_dtype(plan).itemsize
+    return (SOURCE_BOX if plan.augmentation.on_device else 1) * voxel * samples // forecast.parallel.data
 
 
 def _prediction_minutes(forecast: Forecast, workload: Workload, test_cases: int) -> float | None:

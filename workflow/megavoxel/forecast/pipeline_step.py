@@ -164,6 +164,7 @@ class Passes:
     resident_bytes: int
     workspace_bytes: int
     flops: int
+    touched_bytes: int
     parameter_bytes: int
 
 
@@ -178,7 +179,9 @@ def run_passes(key: StepKey, begin: int, end: int) -> Passes:
         weights = float32_bytes(run.network)
         state = optimizer_bytes(plan, weights)
         resident = memory.live + state
+        memory.reset_peak()
         image, target = inputs_of_step(run)
+        before, touched = memory.peak, memory.touched  # of inputs, more than is left of them where the device augments
         memory.reset_peak()
         forward_and_backward(run, image, target)
         shared = bytes_of_casts(run.network, key)
@@ -188,11 +191,12 @@ def run_passes(key: StepKey, begin: int, end: int) -> Passes:
             return Half(peak_bytes=peak + state, kept_bytes=kept)
 
         passes = Passes(
-            forward=half(peers.peak_forward, peers.live_forward),
+            forward=half(max(before, peers.peak_forward), peers.live_forward),
             backward=half(memory.peak, peers.live_backward),
             resident_bytes=resident,
             workspace_bytes=memory.largest_convolution,
             flops=memory.flops,
+            touched_bytes=memory.touched - touched,
             parameter_bytes=weights,
         )
         run.network.zero_grad(set_to_none=True)  # the weights serve other stages as well
@@ -311,6 +315,7 @@ def staged_window(
                     resident_bytes=networks * weights,
                     workspace_bytes=memory.largest_convolution,
                     flops=networks * memory.flops,
+                    touched_bytes=networks * memory.touched,
                     parameter_bytes=weights,
                 )
             )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from megavoxel.config.hardware import Device
 from megavoxel.config.setting import Parallel
-from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_flops
+from megavoxel.forecast.duration import Workload, prediction_seconds, speed_of, step_seconds, validation_seconds
+from megavoxel.forecast.loading import loading_of, slow_loading
 from megavoxel.forecast.pipeline import begins_of, largest_phase, least_peak_cut, stage_costs
 from megavoxel.forecast.pipeline_step import fake_network
 from megavoxel.forecast.step import GIB, StepCost, largest_share, repeated, training_step
@@ -34,6 +35,10 @@ class Forecast:
     """Host memory that it takes beside that, where tiles of windows are worked out in turn on a GPU."""
     training_hours: float | None
     """Training of a fold; None: the device has no rate for the precision."""
+    epoch_seconds: float | None
+    """An epoch of training with its validation, of a curriculum of its last phase; None likewise."""
+    slow_loading: str | None
+    """What to say where a GPU waits for training patches; None: it does not, or that is not known."""
     prediction_hours: float | None
     """Prediction of a fold's validation cases; None likewise."""
     gpu_hours_per_fold: float | None
@@ -76,8 +81,11 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
     steps = [(phase, step_costs(phase, parallel, precision)) for phase in plan.by_phase()]
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
     own = replace(plan, parallel=parallel)
-    seconds = _seconds(own, device, workload, steps, precision)
-    training, prediction = seconds if seconds else (None, None)
+    epochs = _epochs(own, device, steps, precision)
+    training = prediction = None
+    if epochs is not None:
+        training = sum(phase.training.epochs * epoch.seconds for (phase, _), epoch in zip(steps, epochs, strict=True))
+        prediction = prediction_seconds(own, speed_of(device, precision), precision, workload.validation_cases)
     busy = parallel.tiles if predicting_devices(own) > 1 else 1  # of a pipeline, one stage at a time
     return Forecast(
         parallel=parallel,
@@ -88,9 +96,11 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         stage_gib=tuple(stage.peak_bytes / GIB for stage in stages),
         prediction_gib=prediction_gib(own, device, workload.networks, precision),
         prediction_host_gib=prediction_host_gib(own, precision) if device.gpus else 0.0,
-        training_hours=None if seconds is None else training / 3600,
-        prediction_hours=None if seconds is None else prediction / 3600,
-        gpu_hours_per_fold=None if seconds is None else (training * parallel.devices + prediction * busy) / 3600,
+        training_hours=None if epochs is None else training / 3600,
+        epoch_seconds=None if epochs is None else epochs[-1].seconds,
+        slow_loading=next((epoch.slow_loading for epoch in epochs or () if epoch.slow_loading), None),
+        prediction_hours=None if epochs is None else prediction / 3600,
+        gpu_hours_per_fold=None if epochs is None else (training * parallel.devices + prediction * busy) / 3600,
         flops=round(sum(stage.flops for stage in stages) * parallel.data / largest_share(fullest, parallel)),
         exchanged_gib=max(stage.exchanged_bytes for stage in stages) / GIB,
         sample_gib=max(_growing_bytes(stage, device) for stage in stages) / GIB / (fullest.batch // parallel.parts),
@@ -206,23 +216,26 @@ def _growing_bytes(cost: StepCost, device: Device) -> float:
     return cost.peak_bytes - cost.resident_bytes + device.workspace * cost.workspace_bytes
 
 
-def _seconds(
-    plan: Plan,
-    device: Device,
-    workload: Workload,
-    steps: list[tuple[Plan, list[StepCost]]],
-    precision: str,
-) -> tuple[float, float] | None:
-    """Seconds of training in all phases, and of predicting a fold's validation cases."""
+@dataclass(frozen=True, kw_only=True)
+class _Epoch:
+    seconds: float
+    slow_loading: str | None
+
+
+def _epochs(
+    plan: Plan, device: Device, steps: list[tuple[Plan, list[StepCost]]], precision: str
+) -> list[_Epoch] | None:
+    """An epoch of each phase; None where the hardware file gives no rate."""
     speed = speed_of(device, precision)
     if speed is None:
         return None
-    parallel, training = plan.parallel, 0.0
+    parallel, epochs = plan.parallel, []
     for phase, stages in steps:
         largest = max(stage.parameter_bytes for stage in stages)
         sent = max(stage.exchanged_bytes for stage in stages)
-        step = step_seconds(speed, parallel, [stage.flops for stage in stages], largest, sent)
-        check = validation_flops(phase, precision) / speed.flops_per_second / parallel.devices + speed.seconds_per_pass
-        keys = phase.training
-        training += keys.epochs * (keys.iterations_per_epoch * step + keys.validation_iterations * check)
-    return training, prediction_seconds(plan, speed, precision, workload.validation_cases)
+        step = step_seconds(speed, parallel, [speed.operations(stage) for stage in stages], largest, sent)
+        loading = loading_of(phase, parallel, device)
+        check, keys = validation_seconds(phase, speed, parallel, precision), phase.training
+        seconds = keys.iterations_per_epoch * loading.pace(step) + keys.validation_iterations * check
+        epochs.append(_Epoch(seconds=seconds, slow_loading=slow_loading(loading, step)))
+    return epochs

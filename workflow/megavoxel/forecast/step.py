@@ -28,7 +28,8 @@ from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.tiling import Tiling, even_tiling
 from megavoxel.planning.topology import shape_of
-from megavoxel.training.annotation import annotation_table
+from megavoxel.training.annotation import annotation_table, target_dtype
+from megavoxel.training.on_device import DeviceAugmenter, largest_raw_batch
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
@@ -54,6 +55,8 @@ class StepCost:
     """Floating-point operations of convolutions; a multiplication and an addition count as two."""
     parameter_bytes: int
     """Weights in float32."""
+    touched_bytes: int = 0
+    """What operations other than convolutions read and write."""
     exchanged_bytes: int = 0
     """What the device sends to those that hold the other tiles of its patches; with tiles in turn, what goes between it
     and host memory."""
@@ -75,9 +78,13 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
     cost = repeated(cost, parallel)
     if plan.training.batch_dice and parallel.accumulate > 1:
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
-        forward = window(plan, networks=ONE_NETWORK, precision=precision).flops * samples * parallel.accumulate
-        forward = round(forward * largest_share(plan, parallel))
-        cost = replace(cost, flops=cost.flops + forward)
+        forward = window(plan, networks=ONE_NETWORK, precision=precision)
+        passes = samples * parallel.accumulate * largest_share(plan, parallel)
+        cost = replace(
+            cost,
+            flops=cost.flops + round(forward.flops * passes),
+            touched_bytes=cost.touched_bytes + round(forward.touched_bytes * passes),
+        )
     return cost
 
 
@@ -93,6 +100,7 @@ def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
         cost,
         peak_bytes=cost.peak_bytes + (cost.parameter_bytes if parallel.accumulate > 1 or has_buffer else 0),
         flops=cost.flops * parallel.accumulate,
+        touched_bytes=cost.touched_bytes * parallel.accumulate,
         exchanged_bytes=cost.exchanged_bytes * parallel.accumulate,
     )
 
@@ -126,6 +134,7 @@ def with_networks(one: StepCost, networks: int) -> StepCost:
         peak_bytes=one.peak_bytes + others * one.parameter_bytes,
         resident_bytes=networks * one.parameter_bytes,
         flops=networks * one.flops,
+        touched_bytes=networks * one.touched_bytes,
         exchanged_bytes=networks * one.exchanged_bytes,
     )
 
@@ -188,10 +197,10 @@ class StepKey(Keyed):
         self.precision = precision
         expansion = (plan.expanded_patch, plan.expansion_order)
         training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
-        masked = bool(plan.unannotated)
-        super().__init__(
-            plan, (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, precision)
-        )
+        masked = (bool(plan.unannotated), target_dtype(plan))
+        augmented = plan.augmentation if plan.augmentation.on_device else None
+        step = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, augmented)
+        super().__init__(plan, (*step, precision))
 
 
 @cache
@@ -204,16 +213,18 @@ def cost_of_step(run: Run) -> StepCost:
     """One step of a run without data; to be called inside `FakeTensorMode`."""
     with MemoryTracker() as memory:
         memory.include(run.network.state_dict().values())
-        image, target = inputs_of_step(run)
         make_optimizer_state(run)
-        resident = memory.live - image.nbytes - target.nbytes
+        resident = memory.live
         memory.reset_peak()
+        image, target = inputs_of_step(run)
+        before = memory.touched
         train_step(run, image, target)
         return StepCost(
             peak_bytes=memory.peak,
             resident_bytes=resident,
             workspace_bytes=memory.largest_convolution,
             flops=memory.flops,
+            touched_bytes=memory.touched - before,
             parameter_bytes=float32_bytes(run.network),
             exchanged_bytes=0 if run.space is None else run.space.exchange.sent_bytes,
         )
@@ -225,9 +236,14 @@ def inputs_of_step(run: Run) -> tuple[Tensor, Tensor]:
     if run.pipeline is not None and run.pipeline.stage.number > 0:
         return torch.empty(0), torch.empty(0)
     tiling = None if run.space is None else run.space.exchange.tiling
+    if plan.augmentation.on_device:
+        made = DeviceAugmenter(plan, run.device).batch(largest_raw_batch(plan, plan.batch if tiling is None else 1))
+        if tiling is None:
+            return made
+        del made  # a whole patch, which is sent in tiles before the step
     shape = plan.sampled_patch if tiling is None else tiling.shape_of(tiling.rank)
     image = torch.zeros(plan.batch, plan.network.input_channels, *shape)
-    return image, torch.zeros(plan.batch, *shape, dtype=torch.int64)
+    return image, torch.zeros(plan.batch, *shape, dtype=target_dtype(plan))
 
 
 def make_optimizer_state(run: Run) -> None:
@@ -245,6 +261,7 @@ def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCos
         network = SegmentationNetwork(plan).eval()
         image = torch.zeros(1, plan.input_channels, *size)
         memory.reset_peak()
+        before = memory.touched
         with autocast(precision):
             network(image)
         return StepCost(
@@ -252,6 +269,7 @@ def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCos
             resident_bytes=float32_bytes(network),
             workspace_bytes=memory.largest_convolution,
             flops=memory.flops,
+            touched_bytes=memory.touched - before,
             parameter_bytes=float32_bytes(network),
         )
 

@@ -29,20 +29,21 @@ from megavoxel.planning.planner import plan_preprocessing, plan_setting
 
 COLUMNS = (
     "setting", "patch", "batch", "gpus", "data", "space", "pipeline", "accumulate", "checkpointing", "peak_gib",
-    "hours_per_fold", "gpu_hours", "fits", "reason",
+    "epoch_seconds", "hours_per_fold", "gpu_hours", "fits", "reason",
 )  # fmt: skip
 WHOLE_NUMBERS = ("batch", "gpus", "data", "pipeline", "accumulate")
 HOURS = {"hours_per_fold": "h:min_per_fold", "gpu_hours": "gpu_h:min"}
 """Columns of hours, and what they are called where they are shown as h:min."""
-FORECAST_NUMBERS = ("peak_gib", "hours_per_fold", "gpu_hours")
+FORECAST_NUMBERS = ("peak_gib", "epoch_seconds", "hours_per_fold", "gpu_hours")
 BLIND_SPOTS = (
     "peak_gib: weights, gradients, optimiser, activations and the larger of training and prediction, from the network "
     "itself on fake tensors, plus the device's overhead_gib (libraries, CUDA context) and workspace (memory of "
     "convolutions); it cannot see what cuDNN chooses, nor fragmentation; on a CPU, where training keeps freed memory, "
     "a process may hold twice that.\n"
-    "hours_per_fold: training and prediction of the validation cases at the device's sustained rate, with data loading "
-    "keeping up; gpu_hours: of all folds of the setting. Both rates and overheads come from config/hardware.yaml; "
-    "'megavoxel calibrate' measures them."
+    "epoch_seconds: training steps and validation of an epoch, at the device's sustained rate or at that of the "
+    "processes that load patches, where these are slower, without what augmentation.on_device takes; hours_per_fold: "
+    "of all epochs, and prediction of the validation cases; gpu_hours: of all folds of the setting. Rates and "
+    "overheads come from config/hardware.yaml; 'megavoxel calibrate' measures them."
 )
 
 WHAT_IT_LEAVES_OUT = (
@@ -92,7 +93,7 @@ def spread(plan: Plan, setting: Setting, device: Device, workload: Workload) -> 
     parallel, notes = choice.forecast.parallel, list(plan.notes)
     if setting.parallel is None or not choice.fits:
         notes.append(f"parallel: {choice.reason}")
-    notes += _across_nodes(choice.forecast)
+    notes += [*_across_nodes(choice.forecast), *_slow(choice.forecast)]
     if parallel.pipeline > 1:
         plan = replace(plan, stages=cut_of(plan, parallel, device))
         forecast = forecast_setting(plan, parallel, device, workload)
@@ -157,7 +158,8 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
         workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
-        remarks = (*padding_notes(plan), *_across_nodes(choice.forecast), *_without_hours(choice.forecast))
+        forecast = choice.forecast
+        remarks = (*padding_notes(plan), *_across_nodes(forecast), *_slow(forecast), *_without_hours(forecast))
         choice = replace(choice, reason="; ".join([choice.reason, *remarks]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:
@@ -177,6 +179,11 @@ def _across_nodes(forecast: Forecast) -> list[str]:
         f"{gib(forecast.exchanged_gib)} to its neighbours in a step: this needs a link between nodes as fast as "
         f"link_gib_per_second of {device.name} says ({device.link_gib_per_second:g})"
     ]
+
+
+def _slow(forecast: Forecast) -> list[str]:
+    """That a GPU waits for its patches, where it does."""
+    return [] if forecast.slow_loading is None else [forecast.slow_loading]
 
 
 def _without_hours(forecast: Forecast) -> list[str]:
@@ -204,6 +211,7 @@ def _row(planned: PlannedSetting) -> dict[str, object]:
         "accumulate": parallel.accumulate,
         "checkpointing": describe_checkpointing(parallel.checkpointing),
         "peak_gib": round(forecast.peak_gib, 1),
+        "epoch_seconds": None if forecast.epoch_seconds is None else float(f"{forecast.epoch_seconds:.3g}"),
         "hours_per_fold": None if hours is None else float(f"{hours:.3g}"),
         "gpu_hours": None if device_hours is None or not gpu else float(f"{device_hours * planned.folds:.3g}"),
         "fits": "yes" if planned.choice.fits else "no",

@@ -95,6 +95,7 @@ def _tiled_window(key: Keyed, size: tuple[int, ...], precision: str, rank: int) 
             resident_bytes=weights,
             workspace_bytes=memory.largest_convolution,
             flops=memory.flops,
+            touched_bytes=memory.touched,
             parameter_bytes=weights,
             exchanged_bytes=exchange.sent_bytes + peers.moved_bytes,
         )
@@ -169,6 +170,7 @@ def _window_in_turn(key: Keyed, size: tuple[int, ...], precision: str) -> StepCo
             resident_bytes=weights,
             workspace_bytes=memory.largest_convolution,
             flops=round(tiles * memory.flops),
+            touched_bytes=round(tiles * memory.touched),
             parameter_bytes=weights,
             exchanged_bytes=round(tiles * turns.moved_bytes),
             host_bytes=4 * plan.network.input_channels * voxels + round(on_host),

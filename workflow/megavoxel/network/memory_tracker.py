@@ -47,6 +47,8 @@ class MemoryTracker(TorchDispatchMode):
         """Bytes of input and output of the largest convolution in float32: the scale of its workspace."""
         self.flops = 0
         """Floating-point operations of convolutions, as PyTorch's `FlopCounterMode` counts them."""
+        self.touched = 0
+        """Bytes that all operations but convolutions read and write, temporaries inside of them left out."""
         self._known: set[int] = set()
 
     def reset_peak(self) -> None:
@@ -63,6 +65,9 @@ class MemoryTracker(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         if function in (FORWARD, BACKWARD):
             self._note_convolution(function, args, kwargs or {}, output)
+        elif not function.is_view:
+            leaves = tree_leaves((args, kwargs, output))
+            self.touched += sum(leaf.numel() * leaf.itemsize for leaf in leaves if isinstance(leaf, Tensor))
         self.include(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
         return output
 

@@ -248,7 +248,8 @@ class Plan:
         """Short hash of everything that training depends on; training states are kept under it.
 
         Not on `parallel` and `stages`: they spread the same steps, so that a run may go on with more devices or fewer.
-        Not on `needs`: what jobs ask for changes nothing that they do.
+        Not on `needs`: what jobs ask for changes nothing that they do. Not on `training.workers`: a patch is a function
+        of its number.
         """
         plain = to_plain(self)
         unread = ("notes", "inference", "parallel", "stages", "needs", "study", "setting")
@@ -256,6 +257,7 @@ class Plan:
         relevant["preprocessing"] = {
             key: value for key, value in plain["preprocessing"].items() if key not in ("notes", "largest_shape")
         }
+        relevant["training"] = {key: value for key, value in plain["training"].items() if key != "workers"}
         return content_hash(relevant)
 
     @property

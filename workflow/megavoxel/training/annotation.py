@@ -49,17 +49,36 @@ def annotation_table(plan: Plan, device: torch.device | None = None) -> Tensor |
     return torch.tensor(rows, device=device)
 
 
+def target_dtype(plan: Plan) -> torch.dtype:
+    """Type of targets on their way to the device, and on it: the smallest that holds all of their values."""
+    values = len(annotation_sets(plan)) * plan.network.classes
+    return next(kind for kind in (torch.uint8, torch.int16, torch.int32) if values - 1 <= torch.iinfo(kind).max)
+
+
+def sent_target_dtype(plan: Plan) -> torch.dtype:
+    """Type of targets that one process sends to another: NCCL knows no integers of 16 bits."""
+    kind = target_dtype(plan)
+    return torch.int32 if kind == torch.int16 else kind
+
+
 def encode_target(classes: Tensor, unannotated: tuple[int, ...], plan: Plan) -> Tensor:
-    """The target of a sample.
+    """The target of a sample, of the type `target_dtype`.
 
     Args:
-        classes: int64 (z, y, x).
+        classes: integers of any type (z, y, x).
         unannotated: classes without an annotation in its case.
     """
+    values = target_values(unannotated, plan)
+    return classes.to(target_dtype(plan)) if values is None else values[classes.long()]
+
+
+def target_values(unannotated: tuple[int, ...], plan: Plan) -> Tensor | None:
+    """The value in the target of each class of such a case (classes), of the type `target_dtype`; None: the class."""
     if not unannotated:
-        return classes
-    drawn = torch.isin(classes, torch.tensor(unannotated, dtype=classes.dtype))
-    return classes.masked_fill(drawn, 0) + annotation_sets(plan).index(unannotated) * plan.network.classes
+        return None
+    first = annotation_sets(plan).index(unannotated) * plan.network.classes
+    values = [first if number in unannotated else first + number for number in range(plan.network.classes)]
+    return torch.tensor(values, dtype=target_dtype(plan))
 
 
 def decode_target(target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -30,7 +30,10 @@ from torch import Tensor
 from megavoxel.config.training import Augmentation
 from megavoxel.preprocessing.store import Box
 from megavoxel.training import intensity
+from megavoxel.training.intensity import Intensity
 
+POINTS_AT_ONCE = 2**20
+"""Points at which `labels_at_all_voxels` works together, so that it needs no more than about 200 MiB."""
 TIE = 1e-5
 """Shares of two labels that differ by less than this are equal but for rounding."""
 
@@ -51,10 +54,12 @@ class Augmenter:
     Args:
         settings: probabilities and ranges.
         patch: voxels per axis.
+        at_all_voxels: whether labels are interpolated by `labels_at_all_voxels`.
     """
 
-    def __init__(self, settings: Augmentation, patch: Sequence[int]) -> None:
+    def __init__(self, settings: Augmentation, patch: Sequence[int], *, at_all_voxels: bool = False) -> None:
         self.settings = settings
+        self.labels_at = labels_at_all_voxels if at_all_voxels else sample_labels
         self.patch = tuple(patch)
         self.in_plane = max(patch) / patch[0] > 3
 
@@ -72,6 +77,17 @@ class Augmenter:
                 matrix = matrix @ np.diag([1.0 if self.in_plane else zoom, zoom, zoom])
         mirrored = tuple(axis for axis in self.settings.mirror_axes if random.random() < 0.5)
         return Draws(matrix=matrix, mirrored=mirrored)
+
+    def largest(self) -> Draws:
+        """The spatial draws with the largest source box."""
+        turned = min(self._largest_angle(), math.pi / 4) if self.settings.rotation else 0.0
+        zoom = max(1.0, *self.settings.scaling_range) if self.settings.scaling else 1.0
+        matrix = rotation_matrix((turned, 0.0, 0.0) if self.in_plane else (turned,) * 3)
+        changes = self.settings.rotation or self.settings.scaling
+        return Draws(
+            matrix=matrix @ np.diag([1.0 if self.in_plane else zoom, zoom, zoom]) if changes else None,
+            mirrored=self.settings.mirror_axes,
+        )
 
     def source_box(self, start: Sequence[int], draws: Draws) -> Box:
         """The voxels that the patch beginning at `start` is made of."""
@@ -93,35 +109,58 @@ class Augmenter:
             labels: uint8 or int32 classes: one map (box) or several (maps, box).
 
         Returns:
-            image (channels, patch) and int64 labels ([maps,] patch).
+            image (channels, patch) and labels ([maps,] patch) of the type that they came in.
         """
-        if draws.matrix is not None:
-            image, labels = self._transform(image, labels, draws.matrix)
-        image = intensity.augment(image, self.settings, random, in_plane=self.in_plane)
-        if draws.mirrored:
-            image = image.flip([axis + 1 for axis in draws.mirrored])
-            labels = labels.flip([axis - 3 for axis in draws.mirrored])
-        return image.contiguous(), labels.long().contiguous()
+        return self.change(image, labels, draws, intensity.draw(self.settings, len(image), random))
 
-    def _angles(self, random: np.random.Generator) -> tuple[float, float, float]:
+    def change(
+        self, image: Tensor, labels: Tensor, draws: Draws, drawn: Intensity, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`apply` with intensities that were drawn before; `noise` as for `intensity.change`. On any device."""
+        image, labels = self.turn(image, labels, draws)
+        image = intensity.change(image, drawn, in_plane=self.in_plane, noise=noise)
+        return self.mirror(image, draws).contiguous(), self.mirror(labels, draws).contiguous()
+
+    def turn(self, image: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Rotates and scales: from the source box to the patch."""
+        if draws.matrix is None:
+            return image, labels
+        grid = self._grid(image, draws.matrix)
+        flat = image.flatten(0, 1) if self.in_plane else image
+        turned = F.grid_sample(flat[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+        return turned.view(len(image), *self.patch), self._labels_at(labels, grid)
+
+    def turn_labels(self, labels: Tensor, draws: Draws) -> Tensor:
+        """`turn` of label maps alone, (maps, box)."""
+        return labels if draws.matrix is None else self._labels_at(labels, self._grid(labels, draws.matrix))
+
+    @staticmethod
+    def mirror(voxels: Tensor, draws: Draws) -> Tensor:
+        """Flips voxels (…, patch)."""
+        return voxels.flip([axis - 3 for axis in draws.mirrored]) if draws.mirrored else voxels
+
+    def _largest_angle(self) -> float:
         degrees = self.settings.rotation_degrees
         if degrees is None:
             degrees = 180.0 if self.in_plane else 30.0
-        limit = math.radians(degrees)
+        return math.radians(degrees)
+
+    def _angles(self, random: np.random.Generator) -> tuple[float, float, float]:
+        limit = self._largest_angle()
         if self.in_plane:
             return (random.uniform(-limit, limit), 0.0, 0.0)
         first, second, third = (random.uniform(-limit, limit) for _ in range(3))
         return (first, second, third)
 
-    def _transform(self, image: Tensor, labels: Tensor, matrix: np.ndarray) -> tuple[Tensor, Tensor]:
-        if self.in_plane:
-            grid = _grid(matrix[1:, 1:], image.shape[2:], self.patch[1:])
-            turned = _sample_image(image.flatten(0, 1), grid).unflatten(0, image.shape[:2])
-            slices = sample_labels(labels.reshape(-1, *labels.shape[-2:]), grid)
-            return turned, slices.reshape(*labels.shape[:-2], *slices.shape[1:])
-        grid = _grid(matrix, image.shape[1:], self.patch)
-        maps = sample_labels(labels.reshape(-1, *labels.shape[-3:]), grid)
-        return _sample_image(image, grid), maps.reshape(*labels.shape[:-3], *maps.shape[1:])
+    def _grid(self, voxels: Tensor, matrix: np.ndarray) -> Tensor:
+        """The grid of the patch in voxels (…, source box); of a slice where patches turn in-plane."""
+        first = 1 if self.in_plane else 0
+        return _grid(matrix[first:, first:], voxels.shape[first - 3 :], self.patch[first:], voxels.device)
+
+    def _labels_at(self, labels: Tensor, grid: Tensor) -> Tensor:
+        axes = grid.shape[-1]
+        found = self.labels_at(labels.reshape(-1, *labels.shape[-axes:]), grid)
+        return found.view(*labels.shape[:-axes], *found.shape[1:])
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
@@ -136,18 +175,19 @@ def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
     return matrix
 
 
-def _grid(matrix: np.ndarray, source: Sequence[int], patch: Sequence[int]) -> Tensor:
+def _grid(matrix: np.ndarray, source: Sequence[int], patch: Sequence[int], device: torch.device) -> Tensor:
     """Sampling grid of a patch in a source box with the same centre, for `grid_sample` with align_corners."""
     # grid_sample counts from -1 at the first to 1 at the last voxel, and takes its coordinates in the order x, y, z.
     to_unit = np.diag(2 / np.maximum(np.array(source) - 1, 1))
     from_unit = np.diag((np.array(patch) - 1) / 2)
     linear = (to_unit @ matrix @ from_unit)[::-1, ::-1]
-    theta = torch.from_numpy(np.hstack([linear, np.zeros((len(patch), 1))])).float()
-    return F.affine_grid(theta[None], [1, 1, *patch], align_corners=True)
-
-
-def _sample_image(image: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+    # Unlike `affine_grid`, without a product of matrices, for which a GPU may take fewer digits.
+    axes = [torch.linspace(-1, 1, size, device=device) if size > 1 else torch.zeros(1, device=device) for size in patch]
+    steps = [axis.view([-1, *[1] * (len(patch) - number)]) for number, axis in enumerate(axes, start=1)]
+    grid = torch.empty(1, *patch, len(patch), device=device)
+    for place, factors in enumerate(linear.tolist()):
+        grid[0, ..., place] = sum(factor * step for factor, step in zip(factors, reversed(steps), strict=True))
+    return grid
 
 
 def sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
@@ -160,17 +200,26 @@ def sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
         grid: (1, patch, axes), as for `grid_sample` with align_corners; between -1 and 1.
 
     Returns:
-        int64 (channels, patch).
+        (channels, patch) of the same type.
     """
     labels = labels.contiguous()
     marked = labels.float().masked_fill_(_has_other_neighbours(labels), -1)
     sampled = F.grid_sample(marked[None], grid, mode="nearest", padding_mode="border", align_corners=True)[0]
-    result = sampled.long()
+    result = sampled.to(labels.dtype)
     mixed = (sampled < 0).flatten().nonzero()[:, 0]
     points = grid.view(-1, grid.shape[-1])
     corners, shares = _corners(labels, mixed // len(points), points[mixed % len(points)])
-    result.view(-1)[mixed] = _largest_share(corners.long(), shares)
+    result.view(-1)[mixed] = _largest_share(corners, shares)
     return result
+
+
+def labels_at_all_voxels(labels: Tensor, grid: Tensor) -> Tensor:
+    """What `sample_labels` gives, worked out at all voxels: on a GPU, the host need not wait to learn at which."""
+    labels, channels = labels.contiguous(), torch.arange(len(labels), device=labels.device)[:, None]
+    points = grid.view(-1, grid.shape[-1])
+    parts = points.split(max(1, POINTS_AT_ONCE // len(labels)))
+    found = [_elected(*_corners(labels, channels, part)) for part in parts]
+    return torch.cat(found, dim=1).view(len(labels), *grid.shape[1:-1])
 
 
 def _has_other_neighbours(labels: Tensor) -> Tensor:
@@ -189,8 +238,17 @@ def _has_other_neighbours(labels: Tensor) -> Tensor:
 
 
 def _corners(labels: Tensor, channel: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of the voxels around each point and their linear weights, both (corners, points)."""
-    index, shares = (channel * labels.stride(0))[None], torch.ones(1, len(points))
+    """Labels of the voxels around points and their linear weights.
+
+    Args:
+        labels: (channels, source), contiguous.
+        channel: int64, of each point (points), or of all points (channels, 1).
+        points: (points, axes), as for `grid_sample` with align_corners.
+
+    Returns:
+        (corners, points) or (corners, channels, points), and (corners, points).
+    """
+    index, shares = (channel * labels.stride(0))[None], torch.ones(1, 1, device=points.device)
     for axis in range(1, labels.ndim):
         size, stride = labels.shape[axis], labels.stride(axis)
         position = (points[:, -axis] + 1) / 2 * (size - 1)  # points are in the order x, y, z
@@ -212,3 +270,16 @@ def _largest_share(corners: Tensor, shares: Tensor) -> Tensor:
     winner = corners.gather(0, which[None])[0]
     result[undecided] = torch.where(own[undecided] < most - TIE, winner, result[undecided])
     return result
+
+
+def _elected(corners: Tensor, shares: Tensor) -> Tensor:
+    """`_largest_share` without a choice of points: of labels (corners, channels, points), weights (corners, points)."""
+    shares = shares[:, None]
+    nearest = shares.max(dim=0, keepdim=True).indices.expand(1, *corners.shape[1:])
+    result = corners.gather(0, nearest)[0]
+    own = ((corners == result) * shares).sum(dim=0)
+    winner, most = result, torch.zeros_like(own)
+    for corner in corners:
+        share = ((corners == corner) * shares).sum(dim=0)
+        winner, most = torch.where(share > most, corner, winner), torch.maximum(share, most)
+    return torch.where((own < 0.5 - TIE) & (own < most - TIE), winner, result)

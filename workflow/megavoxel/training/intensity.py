@@ -1,9 +1,15 @@
-"""nnU-Net's intensity augmentations. Every function takes and gives a float32 image (channels, z, y, x)."""
+"""nnU-Net's intensity augmentations: what is drawn, and what it changes, on any device and without waiting for it.
+
+Every function of an image takes and gives one, float32 (channels, z, y, x).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +18,82 @@ from torch import Tensor
 
 from megavoxel.config.training import Augmentation
 
+PerChannel = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """What was drawn of one sample's intensities; None: no such change, of the sample or of a channel."""
+
+    noise: tuple[float, int] | None
+    """Standard deviation, and the seed of the noise."""
+    blur: tuple[tuple[float, ...] | None, ...] | None
+    """Per channel, sigma in voxels per axis."""
+    brightness: PerChannel | None
+    contrast: PerChannel | None
+    low_resolution: tuple[float | None, ...] | None
+    """Per channel, the zoom."""
+    gamma_inverted: PerChannel | None
+    gamma: PerChannel | None
+
+
+def draw(settings: Augmentation, channels: int, random: np.random.Generator) -> Intensity:
+    """Noise, blur, brightness, contrast, low resolution and gamma, in nnU-Net's order, each with its probability."""
+
+    def is_drawn(probability: float) -> bool:
+        return random.random() < probability
+
+    def factors(limits: Sequence[float]) -> PerChannel:
+        return tuple(draw_factor(limits, random) for _ in range(channels))
+
+    def of_some_channels(value: Callable[[], Any]) -> tuple[Any, ...]:
+        return tuple(value() if is_drawn(0.5) else None for _ in range(channels))
+
+    # Arguments are worked out from top to bottom: the draws of a sample keep their order.
+    return Intensity(
+        noise=(random.uniform(*settings.noise_std), int(random.integers(2**31))) if is_drawn(settings.noise) else None,
+        blur=of_some_channels(lambda: tuple(random.uniform(*settings.blur_sigma, size=3)))
+        if is_drawn(settings.blur)
+        else None,
+        brightness=factors(settings.brightness_range) if is_drawn(settings.brightness) else None,
+        contrast=factors(settings.contrast_range) if is_drawn(settings.contrast) else None,
+        low_resolution=of_some_channels(lambda: random.uniform(*settings.low_resolution_zoom))
+        if is_drawn(settings.low_resolution)
+        else None,
+        gamma_inverted=factors(settings.gamma_range) if is_drawn(settings.gamma_inverted) else None,
+        gamma=factors(settings.gamma_range) if is_drawn(settings.gamma) else None,
+    )
+
 
 def augment(image: Tensor, settings: Augmentation, random: np.random.Generator, *, in_plane: bool) -> Tensor:
-    """Noise, blur, brightness, contrast, low resolution and gamma, in nnU-Net's order, each with its probability.
+    """`change` by what is drawn now."""
+    return change(image, draw(settings, len(image), random), in_plane=in_plane)
+
+
+def change(image: Tensor, drawn: Intensity, *, in_plane: bool, noise: Tensor | None = None) -> Tensor:
+    """An image with the intensities that were drawn for it.
 
     Args:
-        image: (channels, z, y, x); not changed.
+        image: (channels, z, y, x), on any device; not changed.
+        drawn: for it.
         in_plane: whether the first axis keeps its resolution when low resolution is simulated.
+        noise: standard noise of the image's shape, by the seed that was drawn, where it is there already.
     """
-    if random.random() < settings.noise:
-        image = add_noise(image, random.uniform(*settings.noise_std), random)
-    if random.random() < settings.blur:
-        image = _some_channels(image, random, lambda one: blur(one, random.uniform(*settings.blur_sigma, size=3)))
-    if random.random() < settings.brightness:
-        image = image * draw_per_channel(settings.brightness_range, image, random)
-    if random.random() < settings.contrast:
-        image = change_contrast(image, draw_per_channel(settings.contrast_range, image, random))
-    if random.random() < settings.low_resolution:
-        image = _some_channels(
-            image,
-            random,
-            lambda one: lower_resolution(one, random.uniform(*settings.low_resolution_zoom), in_plane=in_plane),
-        )
-    if random.random() < settings.gamma_inverted:
-        image = -change_gamma(-image, draw_per_channel(settings.gamma_range, image, random))
-    if random.random() < settings.gamma:
-        image = change_gamma(image, draw_per_channel(settings.gamma_range, image, random))
+    if drawn.noise is not None:
+        std, seed = drawn.noise
+        image = add_noise(image, std, standard_noise(image.shape, seed) if noise is None else noise)
+    if drawn.blur is not None:
+        image = _of_channels(image, drawn.blur, blur)
+    if drawn.brightness is not None:
+        image = image * _of_each_channel(drawn.brightness, image)
+    if drawn.contrast is not None:
+        image = change_contrast(image, _of_each_channel(drawn.contrast, image))
+    if drawn.low_resolution is not None:
+        image = _of_channels(image, drawn.low_resolution, partial(lower_resolution, in_plane=in_plane))
+    if drawn.gamma_inverted is not None:
+        image = -change_gamma(-image, _of_each_channel(drawn.gamma_inverted, image))
+    if drawn.gamma is not None:
+        image = change_gamma(image, _of_each_channel(drawn.gamma, image))
     return image
 
 
@@ -49,15 +105,14 @@ def draw_factor(limits: Sequence[float], random: np.random.Generator) -> float:
     return float(random.uniform(low, high))
 
 
-def draw_per_channel(limits: Sequence[float], image: Tensor, random: np.random.Generator) -> Tensor:
-    """One factor per channel, (channels, 1, 1, 1)."""
-    return torch.tensor([draw_factor(limits, random) for _ in image]).view(-1, 1, 1, 1)
+def standard_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Gaussian noise of standard deviation one, float32, in the host's memory: other devices draw other numbers."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
-def add_noise(image: Tensor, std: float, random: np.random.Generator) -> Tensor:
-    """Gaussian noise of one standard deviation."""
-    generator = torch.Generator().manual_seed(int(random.integers(2**31)))
-    return torch.randn(image.shape, generator=generator).mul_(std).add_(image)
+def add_noise(image: Tensor, std: float, noise: Tensor) -> Tensor:
+    """Gaussian noise of one standard deviation; `noise`, of the image's shape, has standard deviation one."""
+    return (noise * std).add_(image)
 
 
 def blur(image: Tensor, sigmas: Sequence[float]) -> Tensor:
@@ -95,10 +150,15 @@ def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
     return curved.mul_(scale).add_(shift)
 
 
-def _some_channels(image: Tensor, random: np.random.Generator, change) -> Tensor:
-    """Applies `change` to each channel with probability 0.5."""
-    channels = [change(channel[None]) if random.random() < 0.5 else channel[None] for channel in image]
-    return torch.cat(channels)
+def _of_each_channel(factors: PerChannel, image: Tensor) -> Tensor:
+    """One factor per channel beside the image, (channels, 1, 1, 1)."""
+    return torch.tensor(factors).view(-1, 1, 1, 1).to(image.device, non_blocking=True)
+
+
+def _of_channels(image: Tensor, drawn: Sequence[Any], function: Callable[[Tensor, Any], Tensor]) -> Tensor:
+    """The channels, each changed by what was drawn for it."""
+    pairs = zip(image.split(1), drawn, strict=True)
+    return torch.cat([channel if value is None else function(channel, value) for channel, value in pairs])
 
 
 def _blur_along(image: Tensor, axis: int, sigma: float) -> Tensor:

@@ -14,16 +14,19 @@ import blosc2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from megavoxel.config.training import Training
 from megavoxel.network.first_stage import one_hot_branches
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.first_stage import open_first_stage
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, read_box
-from megavoxel.training.annotation import encode_target, unannotated_classes
-from megavoxel.training.augmentation import Augmenter
+from megavoxel.training.annotation import encode_target, target_values, unannotated_classes
+from megavoxel.training.augmentation import Augmenter, Draws
 from megavoxel.training.first_stage_augmentation import augment_first_stage
+from megavoxel.training.intensity import draw as draw_intensity
+from megavoxel.training.intensity import standard_noise
+from megavoxel.training.on_device import RawBatch, RawSample
 from megavoxel.training.states.saving import leave_signals_to_the_parent
 from megavoxel.volumes.grid import window_starts
 
@@ -160,35 +163,60 @@ class PatchDataset(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Patch `number`: float32 image (input channels, z, y, x) and int64 target (z, y, x).
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | RawSample:
+        """Patch `number`: float32 image (input channels, z, y, x) and target (z, y, x); or what it is made of.
 
-        The target holds classes, and says which labels are annotated in the case (`training/annotation.py`).
-        Training patches are the plan's `sampled_patch`, validation patches its `patch`.
+        The target, of the type `target_dtype`, holds classes, and says which labels are annotated in the case
+        (`training/annotation.py`). Training patches are the plan's `sampled_patch`, validation patches its `patch`.
+        With `augmentation.on_device`, training patches are made on the device (`training/on_device.py`).
         """
         random = np.random.default_rng((*self.seed, number))
         case = self.cases[random.integers(len(self.cases))]
-        start = draw_start(case.stored, self.plan.patch, self.plan.training, random)
-        start = tuple(
-            first - (large - size) // 2 for first, large, size in zip(start, self.shape, self.plan.patch, strict=True)
-        )
+        start = self._start(case, random)
         if self.augmenter is None:
             image, maps = _read(case, Box(start=start, shape=self.shape))
         else:
             draws = self.augmenter.draw(random)
             image, maps = _read(case, self.augmenter.source_box(start, draws))
+            if self.plan.augmentation.on_device:
+                return self._raw(image, maps, draws, case.stored.unannotated, random)
             image, maps = self.augmenter.apply(image, maps, draws, random)
-        labels, branches = encode_target(maps[0].long(), case.stored.unannotated, self.plan), maps[1:]
-        return self._with_first_stage(image, branches, random), labels
+        labels, branches = encode_target(maps[0], case.stored.unannotated, self.plan), maps[1:]
+        if len(branches):
+            branches = torch.from_numpy(self._with_faults(branches, random))
+            image = torch.cat([image, one_hot_branches(branches, self.plan.network.classes)])
+        return image, labels
 
-    def _with_first_stage(self, image: Tensor, branches: Tensor, random: np.random.Generator) -> Tensor:
-        """The image with the first stage's labels (branches, z, y, x), augmented, as one-hot channels behind it."""
-        if not len(branches):
-            return image
+    def _start(self, case: SampledCase, random: np.random.Generator) -> tuple[int, ...]:
+        """First voxel of what is sampled, around the patch that was drawn."""
+        start = draw_start(case.stored, self.plan.patch, self.plan.training, random)
+        return tuple(
+            first - (large - size) // 2 for first, large, size in zip(start, self.shape, self.plan.patch, strict=True)
+        )
+
+    def _raw(
+        self, image: Tensor, maps: Tensor, draws: Draws, unannotated: tuple[int, ...], random: np.random.Generator
+    ) -> RawSample:
+        """What a device makes the patch of; the draws are those of a patch that is augmented here."""
+        intensity, branches = draw_intensity(self.plan.augmentation, len(image), random), None
+        if len(maps) > 1:
+            turned = self.augmenter.turn_labels(maps[1:], draws)
+            branches = torch.from_numpy(self._with_faults(self.augmenter.mirror(turned, draws), random))
+        drawn = intensity.noise
+        return RawSample(
+            image=image,
+            labels=maps[0],
+            values=target_values(unannotated, self.plan),
+            draws=draws,
+            intensity=intensity,
+            noise=None if drawn is None else standard_noise((len(image), *self.shape), drawn[1]),
+            branches=branches,
+        )
+
+    def _with_faults(self, branches: Tensor, random: np.random.Generator) -> np.ndarray:
+        """The first stage's labels, uint8 (branches, z, y, x), with random faults where patches are augmented."""
         labels = branches.numpy().astype(np.uint8)
-        if self.augmenter is not None:
-            labels = augment_first_stage(labels, self.plan.augmentation, random)
-        return torch.cat([image, one_hot_branches(labels, self.plan.network.classes)])
+        return labels if self.augmenter is None else augment_first_stage(labels, self.plan.augmentation, random)
 
 
 def _open_cases(plan: Plan, folder: Path, cases: Sequence[str], first_stage: Sequence[Path]) -> list[SampledCase]:
@@ -234,10 +262,19 @@ class SampleNumbers(torch.utils.data.Sampler):
         return len(self.starts) * self.share.samples
 
 
+def validation_workers(workers: int) -> int:
+    """Processes that load validation patches, from the first epoch to the last, beside so many for training patches.
+
+    One is enough: these patches are not augmented.
+    """
+    return min(1, workers)
+
+
 def patch_loader(
     dataset: PatchDataset, share: Share, *, workers: int, pin: bool, numbers: Sequence[int] | None = None
 ) -> DataLoader:
-    """A process's share of the batches: images (samples, channels, z, y, x), targets (samples, z, y, x).
+    """A process's share of the batches: images (samples, channels, z, y, x) and targets (samples, z, y, x), or what
+    they are made of.
 
     Args:
         dataset: patches by number.
@@ -255,7 +292,12 @@ def patch_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=leave_signals_to_the_parent,
+        collate_fn=_together,
     )
+
+
+def _together(samples: list[tuple[Tensor, Tensor] | RawSample]) -> list[Tensor] | RawBatch:
+    return RawBatch(samples=samples) if isinstance(samples[0], RawSample) else default_collate(samples)
 
 
 def _read(case: SampledCase, box: Box) -> tuple[Tensor, Tensor]:

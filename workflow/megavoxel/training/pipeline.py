@@ -32,6 +32,7 @@ from megavoxel.network.device import to_device
 from megavoxel.network.partition import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.program import RunState
 from megavoxel.network.segmentation import SegmentationNetwork
+from megavoxel.training.annotation import sent_target_dtype
 from megavoxel.training.loss import (
     Loss,
     dice_sums_of_batch,
@@ -89,8 +90,6 @@ class _BackwardRoot(torch.autograd.Function):
         return ctx.gradient(), None
 
 
-TARGET_DTYPE = torch.int32
-"""Type of targets that are sent: the smallest that holds all classes and that every backend sends."""
 FORWARD, BACKWARD = "micro-batch {} forward", "micro-batch {} backward"
 """Names in a profiler's trace; a backward pass includes waiting for its gradient."""
 
@@ -106,7 +105,7 @@ class Held:
     logits: dict[int, Tensor]
     """Logits of the stage's own heads, by level: (samples, classes, z, y, x) without padding."""
     target: Tensor | None
-    """int64 (samples, z, y, x), where the stage has heads."""
+    """(samples, z, y, x), where the stage has heads."""
 
 
 def forward_and_backward(run: Run, image: Tensor, target: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ def forward_and_backward(run: Run, image: Tensor, target: Tensor) -> Tensor:
     Args:
         run: with a pipeline.
         image: float32 (samples, channels, z, y, x), read by the first stage alone.
-        target: int64 (samples, z, y, x), the same, as `encode_target` gives it.
+        target: (samples, z, y, x), the same, as `encode_target` gives it.
     """
     count = run.plan.parallel.accumulate
     values = [
@@ -165,7 +164,7 @@ def _expect(run: Run) -> dict[Transfer | None, Arrival]:
     arrivals: dict[Transfer | None, Arrival] = {}
     if member.stage.number > 0 and member.stage.number in member.head_stages:
         shape = (plan.batch // plan.parallel.parts, *plan.patch)
-        arrivals[None] = member.peers.receive(shape, TARGET_DTYPE, 0)
+        arrivals[None] = member.peers.receive(shape, sent_target_dtype(run.plan), 0)
     for transfer in member.stage.receives:
         arrivals[transfer] = member.peers.expect(member.specs[transfer], transfer.source)
     return arrivals
@@ -181,9 +180,9 @@ def _run_micro_batch(
         own = target.to(run.device, non_blocking=True)
         for stage in member.head_stages:
             if stage > 0:
-                member.peers.send(own.to(TARGET_DTYPE), stage)
+                member.peers.send(own.to(sent_target_dtype(run.plan)), stage)
     else:
-        own = arrivals.pop(None).wait().long() if None in arrivals else None
+        own = arrivals.pop(None).wait() if None in arrivals else None
         state = _arrived_state(member, arrivals, gradients)
     with record_function(FORWARD.format(number)), run.precision.autocast(run.device):
         state = run.network.program.run(state, again=run.network.again)

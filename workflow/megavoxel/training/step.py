@@ -41,7 +41,7 @@ class Pass:
     image: Tensor
     """float32 (samples, channels, z, y, x)."""
     target: Tensor
-    """int64 classes (samples, z, y, x), as `encode_target` gives them."""
+    """Classes (samples, z, y, x), as `encode_target` gives them."""
     expanded: bool = False
 
 
@@ -72,7 +72,7 @@ def train_step(run: Run, image: Tensor, target: Tensor) -> Tensor:
         run: with a group whose processes all take this step.
         image: float32 (batch / processes, channels, z, y, x), of the plan's `sampled_patch` or, where processes hold
             tiles of a patch, of this one's tile.
-        target: int64 classes (batch / processes, z, y, x), as `encode_target` gives them.
+        target: classes (batch / processes, z, y, x), as `encode_target` gives them.
     """
     run.optimizer.zero_grad(set_to_none=True)
     loss = _gradients(run, image, target) if run.pipeline is None else forward_and_backward(run, image, target)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from megavoxel.distributed.space import SpaceMember
 from megavoxel.planning.tiling import Tiling
+from megavoxel.training.annotation import sent_target_dtype
+from megavoxel.training.on_device import DeviceAugmenter
 from megavoxel.training.patches import PatchDataset, SampleNumbers, Share, patch_loader
-
-TARGET_DTYPE = torch.int32
-"""Type of targets on their way: it holds all classes, and gloo sends it."""
 
 
 class TileLoader:
@@ -33,11 +32,23 @@ class TileLoader:
         share: the samples that the processes which hold the tiles of a patch take of each batch.
         space: this process's place among them.
         workers: processes that prepare its patches; 0: itself.
+        augmenter: of what it reads, on its device, where loaders do not augment themselves.
     """
 
-    def __init__(self, dataset: PatchDataset, share: Share, space: SpaceMember, *, workers: int, pin: bool) -> None:
+    def __init__(
+        self,
+        dataset: PatchDataset,
+        share: Share,
+        space: SpaceMember,
+        *,
+        workers: int,
+        pin: bool,
+        augmenter: DeviceAugmenter | None = None,
+    ) -> None:
+        self.augmenter = augmenter
         self.space, self.samples, self.pin = space, share.samples, pin
         self.channels = dataset.plan.network.input_channels
+        self.target_dtype = sent_target_dtype(dataset.plan)
         tiles = space.exchange.tiling.count
         numbers = list(SampleNumbers(share, len(dataset)))
         self.count = len(numbers)
@@ -59,17 +70,19 @@ class TileLoader:
         for sample in step:
             for work in sample.works:
                 work.wait()
-        image, target = torch.stack([one.image for one in step]), torch.stack([one.target for one in step]).long()
+        image, target = torch.stack([one.image for one in step]), torch.stack([one.target for one in step])
         return (image.pin_memory(), target.pin_memory()) if self.pin else (image, target)
 
     def _begin(self, reader: int, patches: Iterator[tuple[Tensor, Tensor]]) -> _Sample:
         """Begins to send the tiles of a patch, or to receive this process's tile from the one that reads it."""
         tiling = self.space.exchange.tiling
         if reader == self.space.samples.rank:
-            (image,), (target,) = next(patches)
-            return _scattered(image, target.to(TARGET_DTYPE), tiling, self.space)
+            read = next(patches)
+            # Tiles travel in the host's memory.
+            (image,), (target,) = read if self.augmenter is None else map(Tensor.cpu, self.augmenter.batch(read))
+            return _scattered(image, target.to(self.target_dtype), tiling, self.space)
         shape = tiling.shape_of(tiling.rank)
-        image, target = torch.empty(self.channels, *shape), torch.empty(shape, dtype=TARGET_DTYPE)
+        image, target = torch.empty(self.channels, *shape), torch.empty(shape, dtype=self.target_dtype)
         processes = self.space.samples.processes
         works = [dist.irecv(tensor, group=processes, group_src=reader) for tensor in (image, target)]
         return _Sample(image, target, works, [])

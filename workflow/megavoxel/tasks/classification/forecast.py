@@ -191,7 +191,7 @@ def _seconds_per_step(plan: ClassifierPlan, cost: StepCost, device: Device, prec
     speed = speed_of(device, precision)
     if speed is None:
         return None
-    return step_seconds(speed, Parallel(data=plan.workers), [cost.flops], cost.parameter_bytes)
+    return step_seconds(speed, Parallel(data=plan.workers), [speed.operations(cost)], cost.parameter_bytes)
 
 
 def _hours(plan: ClassifierPlan, seconds: float | None) -> float | None:
@@ -228,6 +228,8 @@ class StepOfImages:
     """Per image."""
     flops: int
     """Per image."""
+    touched_bytes: int
+    """Per image."""
     parameter_bytes: int
 
     def of(self, images: int) -> StepCost:
@@ -237,6 +239,7 @@ class StepOfImages:
             resident_bytes=self.resident_bytes,
             workspace_bytes=images * self.workspace_bytes,
             flops=images * self.flops,
+            touched_bytes=images * self.touched_bytes,
             parameter_bytes=self.parameter_bytes,
         )
 
@@ -287,6 +290,7 @@ def _step(keyed: Keyed, precision: str) -> StepOfImages:
             resident_bytes=sum(tensor.nbytes for tensor in resident),
             workspace_bytes=memory.largest_convolution // TRACED_IMAGES,
             flops=memory.flops // TRACED_IMAGES,
+            touched_bytes=memory.touched // TRACED_IMAGES,
             parameter_bytes=float32_bytes(run.network),
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megavoxel.config.hardware import DeviceKeys, load_device
 from megavoxel.config.records import to_plain
 from megavoxel.datasets.folder import require_unchanged
 from megavoxel.errors import UserError
@@ -34,6 +35,13 @@ class VolumeData(RunData):
     first_stage_data: str | None = None
     """Hash of the first stage's labels; None: there is no first stage."""
 
+    workers: int = DeviceKeys.workers
+    """Processes that load patches for a device, where the plan leaves it open."""
+
+    def loaders(self, plan: Plan) -> int:
+        """Processes that load training patches for a device; 0: the training process itself."""
+        return self.workers if plan.training.workers == "auto" else plan.training.workers
+
     @property
     def hashed(self) -> tuple[Any, ...]:
         """The first stage's labels and the weights to begin with, where there are any."""
@@ -51,7 +59,7 @@ class VolumeData(RunData):
             "labels_never_seen": labels_never_seen(plan, self.preprocessed, self.training),
             "cases_without_annotation": cases_without_annotation(plan, self.training),
         }
-        return {"data": data, "parallel": to_plain(plan.parallel)}
+        return {"data": data, "parallel": to_plain(plan.parallel), "workers": self.loaders(plan)}
 
 
 def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
@@ -82,6 +90,7 @@ def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
         first_stage_data=content_hash([file_sha256(path) for path in labels]) if labels else None,
         start=arguments.weights,
         start_data=file_sha256(arguments.weights) if arguments.weights else None,
+        workers=_workers_of_device(arguments),
     )
 
 
@@ -123,6 +132,15 @@ def warn_of_what_is_not_taught(plan: Plan, data: VolumeData) -> None:
             "known to be background; only a loss with Dice teaches it, as what is none of the labels",
             flush=True,
         )
+
+
+def _workers_of_device(arguments: argparse.Namespace) -> int:
+    """What the hardware file says of the device that was asked for; of another kind than that, its default."""
+    if arguments.hardware is None:
+        return DeviceKeys.workers
+    device = load_device(Path(arguments.hardware[0]), arguments.hardware[1], source="--hardware")
+    is_tried_on_cpu = device.kind == "gpu" and arguments.device == "cpu"
+    return DeviceKeys.workers if is_tried_on_cpu else device.workers
 
 
 def _check_stages(plan: Plan) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,18 +21,27 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
 from megavoxel.tasks.segmentation.data import VolumeData, warn_of_what_is_not_taught
-from megavoxel.training.annotation import annotation_table, decode_target
+from megavoxel.training.annotation import annotation_table
 from megavoxel.training.class_weights import class_weights
 from megavoxel.training.loop import Samples, TrainingFunctions, train_plan
+from megavoxel.training.on_device import DeviceAugmenter
 from megavoxel.training.optimizer import build_optimizer
-from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, patch_loader
-from megavoxel.training.pipeline import finest_logits, whole_network
+from megavoxel.training.patches import (
+    TRAINING,
+    VALIDATION,
+    PatchDataset,
+    Share,
+    patch_loader,
+    validation_workers,
+)
+from megavoxel.training.pipeline import whole_network
 from megavoxel.training.run import Part, Run
 from megavoxel.training.states.checkpoint import load_state
 from megavoxel.training.states.lock import Lock
 from megavoxel.training.states.resuming import precision_of, take_up
-from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of, replicated, train_step
+from megavoxel.training.step import replicated, train_step
 from megavoxel.training.tiles import TileLoader
+from megavoxel.training.validation import validate
 
 
 def train(
@@ -163,10 +171,15 @@ def loader(run: Run, data: VolumeData, stream: int, count: int, first_iteration:
         first_stage=data.first_stage,
     )
     share = Share(first_iteration=first_iteration, batch=run.plan.batch, rank=run.sharers.rank, ranks=run.sharers.size)
-    workers, pin = run.plan.training.workers if stream == TRAINING else 0, run.device.type == "cuda"
+    workers, pin = data.loaders(run.plan), run.device.type == "cuda"
+    if stream == VALIDATION:
+        workers = validation_workers(workers)
+    on_device = run.plan.augmentation.on_device and stream == TRAINING
+    augmenter = DeviceAugmenter(run.plan, run.device) if on_device else None
     if run.space is not None:
-        return TileLoader(dataset, share, run.space, workers=workers, pin=pin)
-    return patch_loader(dataset, share, workers=workers, pin=pin)
+        return TileLoader(dataset, share, run.space, workers=workers, pin=pin, augmenter=augmenter)
+    batches = patch_loader(dataset, share, workers=workers, pin=pin)
+    return batches if augmenter is None else augmenter.batches(batches)
 
 
 def _samples(run: Run, data: VolumeData) -> Samples:
@@ -206,57 +219,6 @@ def _common_precision(plan: Plan, device: torch.device, group: Group) -> Precisi
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
-@torch.no_grad()
-def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[str, float]:
-    """Mean loss and pseudo-Dice on validation patches, of all processes together.
-
-    The pseudo-Dice of a label is the DSC of all patches laid together, but for those of cases without an annotation of
-    it; NaN where none of them has the label.
-
-    Args:
-        run: the network.
-        batches: this process's share of each batch, as many for every process.
-        labels: names of the classes 1 and up.
-    """
-    run.network.eval()
-    losses, counts, steps = [], torch.zeros(3, len(labels), dtype=torch.float64), 0
-    for image, target in batches:
-        steps += 1
-        for loss, logits, own in _evaluated(run, image, target):
-            losses.append(loss)
-            predicted = logits.argmax(dim=1).cpu()
-            counts += _overlap(predicted, *decode_target(own.cpu(), run.annotated), len(labels))
-    both, predicted, reference = run.group.sum(counts).cpu()
-    dice = (2 * both / (predicted + reference)).tolist()
-    scores = {
-        "validation_loss": run.mean_loss(torch.stack(losses).mean().item() if losses else 0.0) if steps else math.nan,
-        "pseudo_dice": torch.tensor(dice).nanmean().item(),
-    }
-    return scores | {f"pseudo_dice_{label}": value for label, value in zip(labels, dice, strict=True)}
-
-
-def _evaluated(run: Run, image: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Loss, logits and target at full resolution, part by part; of a pipeline, in the stage that has these logits."""
-    if run.pipeline is not None:
-        yield from finest_logits(run, image, target)
-        return
-    parts = parts_of(run, image, target)
-    by_level = losses_by_level(run, parts)
-    for part in parts:
-        loss, logits = loss_of_pass(run, part, by_level)
-        yield loss, logits, part.target
-
-
-def _overlap(predicted: Tensor, target: Tensor, known: Tensor | None, labels: int) -> Tensor:
-    """Voxels of each label in both, in the prediction, in the reference, where it is annotated: (3, labels)."""
-    if known is not None:
-        samples = zip(predicted, target, known, strict=True)
-        return torch.stack([_overlap(own, classes, None, labels) * there for own, classes, there in samples]).sum(dim=0)
-    pairs = torch.bincount((target * (labels + 1) + predicted).flatten(), minlength=(labels + 1) ** 2)
-    table = pairs.view(labels + 1, labels + 1).double()
-    return torch.stack([table.diagonal(), table.sum(dim=0), table.sum(dim=1)])[:, 1:]
 
 
 FUNCTIONS = TrainingFunctions(
