@@ -52,7 +52,7 @@ def tiny_plan(*, training: dict | None = None, **changes) -> Plan:
     """A plan that trains in seconds."""
     keys = {
         "epochs": 2, "iterations_per_epoch": 3, "validation_iterations": 2, "workers": 0, "precision": "float32",
-        "checkpoint_minutes": 0.0,
+        "checkpoint_minutes": 0.0, "tf32": False,
     }  # fmt: skip
     plan = Plan(
         study="test",

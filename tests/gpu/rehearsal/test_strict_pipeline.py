@@ -44,7 +44,7 @@ def run_of(plan: Plan, network: SegmentationNetwork, member: PipelineMember | No
 
 
 def new_network(plan: Plan) -> SegmentationNetwork:
-    keys = {"seed": 1, "checkpointing": plan.parallel.checkpointing}
+    keys = {"seed": pipeline_worker.SEED, "checkpointing": plan.parallel.checkpointing}
     return SegmentationNetwork(plan.network, **keys).to(memory_format=torch.channels_last_3d).train()
 
 

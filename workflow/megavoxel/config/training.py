@@ -96,6 +96,17 @@ class Training(Optimisation):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers in which convolutions compute. `auto`: bfloat16 on a GPU that has it, float16 on others; on a CPU the
     faster one by a short measurement."""
+    memory_layout: Literal["auto", "channels_last", "channels_first"] = "auto"
+    """Order in which activations and weights lie in memory. `auto`: on a GPU the faster one by a short measurement at
+    the start of training; `channels_last` on a CPU, in a pipeline and in tiles."""
+    cudnn_benchmark: bool | None = None
+    """Whether cuDNN tries its algorithms for each shape before it settles; null: on a GPU what is faster by the same
+    measurement, else false."""
+    tf32: bool = True
+    """Whether a GPU may round the factors of float32 convolutions to TF32, as PyTorch does by default."""
+    compile: bool = False
+    """Whether `torch.compile` compiles the network, which takes a minute or more; without checkpointing, pipelines,
+    tiles and expanded patches. On a CPU it needs g++."""
     workers: Literal["auto"] | Annotated[int, between(0, 64)] = "auto"
     """Processes that load and augment patches for each device; 0: the training process itself. `auto`: as many as the
     hardware file gives the device (`workers` there)."""

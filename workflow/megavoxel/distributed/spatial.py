@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megavoxel.distributed.exchange import Exchange, Pending
-from megavoxel.network.blocks import BatchNorm, MeanOverVoxels
+from megavoxel.network.blocks import BatchNorm, InstanceNorm, MeanOverVoxels
 from megavoxel.network.large_convolution import (
     ONES,
     ZEROS,
@@ -348,7 +348,7 @@ class TiledMeanOverVoxels(MeanOverVoxels):
 
 TILED = {
     nn.Conv3d: TiledConvolution,
-    nn.InstanceNorm3d: TiledInstanceNorm,
+    InstanceNorm: TiledInstanceNorm,
     BatchNorm: TiledBatchNorm,
     MeanOverVoxels: TiledMeanOverVoxels,
 }

@@ -36,7 +36,7 @@ from megavoxel.network.partition import (
     spec_of,
     transfer_specs,
 )
-from megavoxel.network.program import Program, RunState
+from megavoxel.network.program import Program, RunState, with_channels_last
 from megavoxel.network.segmentation import SegmentationNetwork, computed_again, entering_state
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import shape_of
@@ -83,7 +83,7 @@ def fake_network(plan: NetworkPlan) -> FakeNetwork:
     """The network of a plan, made once for all who ask."""
     mode = FakeTensorMode()
     with mode:
-        network = SegmentationNetwork(plan)
+        network = with_channels_last(SegmentationNetwork(plan))
     return FakeNetwork(mode=mode, network=network, program=network.program)
 
 

@@ -24,6 +24,7 @@ from megavoxel.distributed.space import SpaceMember
 from megavoxel.distributed.spatial import in_tiles
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
+from megavoxel.network.program import with_channels_last
 from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.tiling import Tiling, even_tiling
@@ -147,7 +148,8 @@ def optimizer_bytes(plan: Plan, parameter_bytes: int) -> int:
 
 def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = None) -> Run:
     """A run without data, of a network of its own where none is given; to be made inside `FakeTensorMode`."""
-    network = network or SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+    if network is None:
+        network = with_channels_last(SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing))
     space = None
     if plan.parallel.tiles > 1:
         exchange = SilentExchange(largest_tiling(plan, plan.parallel))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,9 +23,55 @@ class BatchNorm(nn.BatchNorm3d):
         return F.batch_norm(activation, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm that leaves the layout of its input as it is.
+
+    PyTorch's own copies a tensor with channels last to channels first, and the convolutions around it copy that back.
+    """
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to the same."""
+        if not has_channels_last(activation):
+            return super().forward(activation)
+        return _NormOfSamples.apply(activation, self.weight, self.bias, self.eps)
+
+
+class _NormOfSamples(torch.autograd.Function):
+    """PyTorch's batch norm of the voxels of each sample, which are a matrix (voxels, channels) with channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        result = torch.empty_like(activation)
+        kind = torch.promote_types(activation.dtype, torch.float32)
+        moments = activation.new_empty(2, *activation.shape[:2], dtype=kind)
+        for own, out, mean, deviation in zip(_voxels(activation), _voxels(result), *moments, strict=True):
+            given = (own, weight, bias, None, None, True, 0.0, eps)
+            torch.ops.aten.native_batch_norm.out(*given, out=out, save_mean=mean, save_invstd=deviation)
+        ctx.save_for_backward(activation, weight, moments)
+        ctx.eps = eps
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        activation, weight, moments = ctx.saved_tensors
+        result, of_weights = torch.empty_like(activation), []
+        samples = zip(*map(_voxels, (gradient, activation, result)), *moments, strict=True)
+        for slope, own, out, mean, deviation in samples:
+            given = (slope, own, weight, None, None, mean, deviation, True, ctx.eps, [True] * 3)
+            found, *others = torch.ops.aten.native_batch_norm_backward(*given)
+            out.copy_(found)
+            of_weights.append(torch.stack(others))
+        return result, *torch.stack(of_weights).sum(dim=0), None
+
+
+def _voxels(tensor: Tensor) -> Iterator[Tensor]:
+    """The samples of a tensor, each as a matrix (voxels, channels): a view where channels lie last."""
+    return (sample.movedim(0, -1).flatten(0, 2) for sample in tensor)
+
+
 SLOPE = 0.01
 """Slope of leaky ReLUs for negative numbers."""
-NORMS = {"instance": nn.InstanceNorm3d, "batch": BatchNorm}
+NORMS = {"instance": InstanceNorm, "batch": BatchNorm}
 
 
 class ConvolutionNorm(nn.Sequential):
@@ -61,8 +108,8 @@ class ConvolutionNorm(nn.Sequential):
 
     def _convolved(self, activation: Tensor) -> Tensor:
         convolved = self[0](activation)
-        # Instance norm reads channels first. Made here, that is the only copy that is kept.
-        return convolved if isinstance(self[1], nn.BatchNorm3d) else _ChannelsFirst.apply(convolved)
+        # The instance norm of tiles reads channels first. Made here, that is the only copy that is kept.
+        return convolved if isinstance(self[1], InstanceNorm | nn.BatchNorm3d) else _ChannelsFirst.apply(convolved)
 
 
 class ConvolutionNormActivation(ConvolutionNorm):
@@ -189,8 +236,8 @@ class _LeakyReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        # Laid as the norm left its result: on a CPU, PyTorch 2.13.0 works out a wrong gradient of instance norm for a
-        # single sample whose own gradient has channels last.
+        # Laid as the norm left its result: on a CPU, PyTorch 2.13.0 works out a wrong gradient of its instance norm for
+        # a single sample whose own gradient has channels last.
         found = torch.empty_like(gradient, memory_format=ctx.memory_format)
         torch.ops.aten.leaky_relu_backward.grad_input(gradient, result, ctx.slope, True, grad_input=found)
         return found, None

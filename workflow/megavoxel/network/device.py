@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.segmentation import SegmentationNetwork
@@ -20,8 +21,10 @@ from megavoxel.planning.tiling import cells_of
 from megavoxel.planning.topology import shape_of
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU = torch.device("cpu")
 PROBE_VOXELS = 48**3
-PROBE_REPEATS = 5
+PROBE_REPEATS, PROBE_SECONDS = 5, 1.0
+"""Passes that are timed at most, and the time after which no other one begins."""
 CPU_INFO = Path("/proc/cpuinfo")
 GRANTED_BY_SLURM = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 """Variables with which Slurm names the GPUs of a job."""
@@ -162,9 +165,9 @@ def choose_precision(plan: Plan, device: torch.device) -> Precision:
     return Precision(name=name, reason=f"measured: a bfloat16 step takes {ratio:.2f} of a float32 step")
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A batch (batch, channels, z, y, x) on the device with channels last in memory, which convolutions prefer."""
-    return tensor.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last_3d)
+def to_device(tensor: Tensor, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+    """A batch (batch, channels, z, y, x) on the device, laid in memory as the network's weights."""
+    return tensor.to(device, non_blocking=True).contiguous(memory_format=memory_format)
 
 
 def smallest_extent(plan: Plan) -> int:
@@ -182,23 +185,45 @@ def has_amx() -> bool:
 @cache
 def _bfloat16_ratio(network: NetworkPlan, shape: tuple[int, ...]) -> float:
     """Ratio of the times of a bfloat16 and a float32 step on this CPU, measured once per process."""
-    return _step_seconds(network, shape, "bfloat16") / _step_seconds(network, shape, "float32")
+
+    def seconds(name: str) -> float:
+        precision = Precision(name=name, reason="probe")
+        return step_seconds(SegmentationNetwork(network), shape, precision, CPU, torch.channels_last_3d)
+
+    return seconds("bfloat16") / seconds("float32")
 
 
-def _step_seconds(keys: NetworkPlan, shape: tuple[int, ...], name: str) -> float:
-    device = torch.device("cpu")
-    network = SegmentationNetwork(keys).to(memory_format=torch.channels_last_3d).train()
+def step_seconds(
+    network: SegmentationNetwork,
+    shape: tuple[int, ...],
+    precision: Precision,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> float:
+    """Time of a forward and a backward pass on noise, once everything is warm; `network` is moved to the device.
+
+    Args:
+        shape: of the image (batch, channels, z, y, x).
+    """
+    network = network.to(device, memory_format=memory_format).train()
     # Noise, not zeros: a constant image makes subnormal numbers, which slow float32 down many times.
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    image = to_device(noise, device)
-    seconds = []
-    for _ in range(PROBE_REPEATS + 1):
-        begin = time.perf_counter()
-        with Precision(name=name, reason="").autocast(device):
-            logits = network(image)
-        torch.stack([level.float().square().mean() for level in logits]).sum().backward()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])  # other work on the machine only ever adds to a step
+    image = to_device(noise, device, memory_format)
+    _pass_seconds(network, image, precision, device)
+    found: list[float] = []
+    while len(found) < PROBE_REPEATS and sum(found) < PROBE_SECONDS:
+        found.append(_pass_seconds(network, image, precision, device))
+    return min(found)  # other work on the machine only ever adds to a step
+
+
+def _pass_seconds(network: SegmentationNetwork, image: Tensor, precision: Precision, device: torch.device) -> float:
+    begin = time.perf_counter()
+    with precision.autocast(device):
+        logits = network(image)
+    torch.stack([level.float().square().mean() for level in logits]).sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def _probe_patch(plan: Plan) -> list[int]:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.network.architectures import whole_program
 from megavoxel.network.device import Precision
-from megavoxel.network.program import Block, Program, RunState
+from megavoxel.network.program import Block, Program, RunState, with_channels_last
 from megavoxel.network.recomputation import has_channels_last
 from megavoxel.network.segmentation import entering_state
 from megavoxel.planning.plan import NetworkPlan
@@ -119,7 +119,7 @@ def transfer_specs(
         image: shape of a micro-batch (samples, channels, z, y, x); it is padded as `SegmentationNetwork` does.
     """
     with FakeTensorMode(), torch.device(device):
-        program = whole_program(plan)
+        program = with_channels_last(whole_program(plan))
         shape = (*image[:2], *shape_of(plan).padded(image[2:]))
         state = entering_state(plan, torch.empty(shape, memory_format=torch.channels_last_3d))
         specs, waiting = {}, dict(state.stashed)

@@ -171,6 +171,16 @@ class Program(nn.Module):
         return self.run(RunState(activation=image)).logits
 
 
+def with_channels_last(network: nn.Module) -> nn.Module:
+    """The network with its weights laid as in training; for fake tensors, with which `Module.to` does not work."""
+    for module in network.modules():
+        for name, weights in list(module.named_parameters(recurse=False)):
+            if weights.dim() == 5:
+                laid = weights.detach().contiguous(memory_format=torch.channels_last_3d)
+                setattr(module, name, nn.Parameter(laid))
+    return network
+
+
 def _computing_again(block: Block, again: Container[str] | None, *, channels_last: bool) -> AbstractContextManager:
     if again is None or not torch.is_grad_enabled():
         return nullcontext()

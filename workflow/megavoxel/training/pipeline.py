@@ -176,7 +176,7 @@ def _run_micro_batch(
     member = run.pipeline
     gradients: dict[Transfer, Tensor] = {}
     if member.stage.number == 0:
-        state = run.network.enter(to_device(image, run.device))
+        state = run.network.enter(to_device(image, run.device, run.kernels.memory_format))
         own = target.to(run.device, non_blocking=True)
         for stage in member.head_stages:
             if stage > 0:

@@ -16,6 +16,7 @@ from megavoxel.distributed.pipeline import PipelineMember
 from megavoxel.distributed.space import SpaceMember
 from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
+from megavoxel.training.kernels import Kernels
 from megavoxel.training.loss import Completion, Loss, TiledPatch, build_loss
 
 Part = tuple[Tensor, Tensor]
@@ -66,6 +67,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     """Scales losses in float16; does nothing in other precisions."""
+    kernels: Kernels = field(default_factory=lambda: Kernels(reason="the default"))
     group: Group = field(default_factory=Group)
     replica: DistributedDataParallel | None = None
     """The network where it is one of several, whose gradients it averages."""
@@ -141,6 +143,7 @@ class Run:
             "history": self.history,
             "peak_memory": self.peak_memory,
             "precision": {"name": self.precision.name, "reason": self.precision.reason},
+            "kernels": self.kernels.plain(),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),

@@ -170,7 +170,7 @@ def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
 
 def _forward(run: Run, network: torch.nn.Module, one: Pass) -> tuple[list[Tensor], Tensor]:
     with run.precision.autocast(run.device):
-        image = to_device(one.image, run.device)
+        image = to_device(one.image, run.device, run.kernels.memory_format)
         logits = [run.network.forward_expanded(image)] if one.expanded else network(image)
     return logits, one.target.to(run.device, non_blocking=True)
 

@@ -23,6 +23,7 @@ from megavoxel.planning.plan import Plan
 from megavoxel.tasks.segmentation.data import VolumeData, warn_of_what_is_not_taught
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.class_weights import class_weights
+from megavoxel.training.kernels import choose_kernels
 from megavoxel.training.loop import Samples, TrainingFunctions, train_plan
 from megavoxel.training.on_device import DeviceAugmenter
 from megavoxel.training.optimizer import build_optimizer
@@ -38,7 +39,7 @@ from megavoxel.training.pipeline import whole_network
 from megavoxel.training.run import Part, Run
 from megavoxel.training.states.checkpoint import load_state
 from megavoxel.training.states.lock import Lock
-from megavoxel.training.states.resuming import precision_of, take_up
+from megavoxel.training.states.resuming import kernels_of, precision_of, take_up
 from megavoxel.training.step import replicated, train_step
 from megavoxel.training.tiles import TileLoader
 from megavoxel.training.validation import validate
@@ -102,17 +103,22 @@ def start_run(
     """
     group = group or Group(device=device)
     precision = precision_of(state, plan) if state else _common_precision(plan, device, group)
+    kernels = kernels_of(state, plan) if state else choose_kernels(plan, device, precision, group)
+    kernels.use(device)
     network = SegmentationNetwork(plan.network, seed=plan.seed + data.number, checkpointing=plan.parallel.checkpointing)
     if weights is not None and state is None:
         load_start(network, weights, plan)
     member = join_pipeline(network, plan, group, precision)
-    network = network.to(device, memory_format=torch.channels_last_3d)
+    network = network.to(device, memory_format=kernels.memory_format)
     space = join_space(network, plan, group)
+    if kernels.compile:
+        network.compile(dynamic=False)
     weights_of_classes = class_weights(plan, data.preprocessed, data.training)
     run = Run(
         plan=plan,
         device=device,
         precision=precision,
+        kernels=kernels,
         network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),

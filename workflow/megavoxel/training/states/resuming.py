@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.device import TYPES, Precision
+from megavoxel.training.kernels import LAYOUTS, Kernels
 from megavoxel.training.pipeline import load_weights
 from megavoxel.training.run import Run
 
@@ -29,6 +30,22 @@ def precision_of(state: dict[str, Any], plan: Any) -> Precision:
         if name not in TYPES or not isinstance(reason, str):
             raise ValueError("'precision'")
         return Precision(name=name, reason=reason)
+
+
+def kernels_of(state: dict[str, Any], plan: Any) -> Kernels:
+    """The choice of kernels that a state was trained with.
+
+    Raises:
+        UserError: the state says none.
+    """
+    with _explained(plan):
+        kernels = Kernels(**state["kernels"])
+        kinds = {"memory_layout": str, "cudnn_benchmark": bool, "tf32": bool, "compile": bool, "reason": str}
+        if kernels.memory_layout not in LAYOUTS or any(
+            not isinstance(getattr(kernels, name), kind) for name, kind in kinds.items()
+        ):
+            raise ValueError("'kernels'")
+        return kernels
 
 
 def take_up(run: Run, state: dict[str, Any]) -> None:
