@@ -171,8 +171,10 @@ def predict_slabs(
     inside = slice(-starts[2][0], shape[2] - starts[2][0])
 
     def read_logits(start: tuple[int, int, int]) -> Iterator[Tensor]:
-        window = torch.from_numpy(read_box(image, Box(start=start, shape=tuple(patch))))
-        return mirrored(predictor, window[None].to(device), mirror_axes)
+        window = torch.from_numpy(read_box(image, Box(start=start, shape=tuple(patch))))[None]
+        if device.type == "cuda":  # from pinned memory the host does not wait for the copy
+            window = window.pin_memory()
+        return mirrored(predictor, window.to(device, non_blocking=True), mirror_axes)
 
     on_host = device.type == "cpu"
     widest = widest_strip(classes, patch, max(shape[2], patch[2]), on_host=on_host) if classes else None

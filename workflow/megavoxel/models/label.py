@@ -1,11 +1,14 @@
-"""Labels new scans, one after the other: finished ones are skipped, faulty ones are named and left out."""
+"""Labels new scans, in turn: finished ones are skipped, faulty ones are named and left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megavoxel.errors import UserError, printable
 from megavoxel.evaluation.postprocessing import Postprocessing
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.network.first_stage import ImageWithFirstStage
     from megavoxel.planning.plan import Plan
     from megavoxel.preprocessing.store import CaseProperties
+    from megavoxel.volumes.volume import Volume
 
 
 SCANS = "scans"
@@ -128,27 +132,25 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
 
 
 def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labelling) -> None:
-    """Labels scans, with a line for each.
+    """Labels scans, with a line for each, while the next one is read and the last one is written.
 
     Raises:
         UserError: the faults of all scans that could not be labelled, after the others were.
     """
     from megavoxel.forecast.prediction import WholeImages
-    from megavoxel.models.volumes import collect_volumes
+    from megavoxel.inference.overlap import overlapped
 
     labelling.note({})  # not before, since the model may have been refused
-    whole_images = WholeImages.of(predictor)
-    faults = []
-    with progress("predict", len(scans)) as shown:
-        for scan in scans:
-            key = labelling.key(scan)
-            fault = _fault_of(scan, predictor, whole_images, labelling)
-            if fault:
-                faults.append(fault)
-            else:
-                labelling.note({scan.case: key})
-            shown.advance(line=printable(f"case {scan.case}{': not labelled, see below' if fault else ''}"))
+    whole_images, faults = WholeImages.of(predictor), []
+    with scratch_directory(labelling.output) as scratch, progress("predict", len(scans)) as shown:
+        steps = _Steps(predictor=predictor, whole_images=whole_images, labelling=labelling, scratch=scratch)
+        for turn in overlapped(scans, steps.read, steps.predict, steps.write):
+            if turn.fault:
+                faults.append(turn.fault)
+            shown.advance(line=printable(f"case {turn.scan.case}{': not labelled, see below' if turn.fault else ''}"))
     if labelling.pictures:
+        from megavoxel.models.volumes import collect_volumes
+
         collect_volumes(labelling.output)
     if faults:
         _refuse(faults, scans)
@@ -159,20 +161,6 @@ def _refuse(faults: Sequence[str], scans: Sequence[Scan]) -> None:
     if len(faults) == len(scans) == 1:
         raise UserError(f"{faults[0]}{remedy}")
     raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults) + remedy)
-
-
-def _fault_of(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> str | None:
-    """Labels a scan; what is wrong with it where that cannot be done."""
-    if scan.fault:
-        return scan.fault
-    try:
-        _label(scan, predictor, whole_images, labelling)
-    except UserError as error:
-        named = scan.case in str(error)
-        return str(error) if named else f"case {scan.case}: {error}"
-    except MemoryError:
-        return f"case {scan.case}: memory ran out; run it with more memory, or with --large-voxels 1"
-    return None
 
 
 def _with_first_stage(
@@ -188,27 +176,107 @@ def _with_first_stage(
     return ImageWithFirstStage(image=image, first_stage=labels, classes=plan.network.classes)
 
 
-def _label(scan: Scan, predictor: CasePredictor, whole_images: WholeImages, labelling: Labelling) -> None:
-    from megavoxel.inference.logits import open_logits
-    from megavoxel.models.outputs import postprocess_in_place, write_label_map, write_probabilities
-    from megavoxel.models.prepare import in_unit_of, open_scan, prepared
-    from megavoxel.models.volumes import write_volumes
-    from megavoxel.reporting.picture import write_picture
+@dataclass(kw_only=True)
+class _Turn:
+    """A scan on its way, and what there is of it."""
 
-    plan = predictor.plan.preprocessing
-    with scratch_directory(labelling.output) as scratch:
-        volumes = in_unit_of(plan, scan.case, open_scan(scan, plan.channels, labelling.reading))
-        image, properties = prepared(scan, volumes, predictor.plan, labelling.reading, scratch)
-        whole_images.check(scan.case, image.shape[1:])
-        image = _with_first_stage(image, properties, predictor.plan, labelling, scan)
-        logits = labelling.logits or (scratch / "logits" if labelling.probabilities else None)
-        predictor.write(image, properties, scratch, logits)
+    scan: Scan
+    fault: str | None
+    """What is wrong with it, where that has been found: no further step is taken then."""
+    folder: Path
+    """For files that are not to stay; removed behind the last step."""
+    key: str = ""
+    volumes: list[Volume] = field(default_factory=list)
+    prepared: tuple[Any, CaseProperties] | None = None
+    """Image on the network's grid; None: not yet, as it is too large to be read before its turn."""
+
+    def step(self, work: Callable[[_Turn], None], *, last: bool = False) -> _Turn:
+        """Takes a step, unless there is a fault already; what is wrong where that cannot be done is the fault."""
+        try:
+            if self.fault is None:
+                work(self)
+        except UserError as error:
+            named = self.scan.case in str(error)
+            self.fault = str(error) if named else f"case {self.scan.case}: {error}"
+        except MemoryError:
+            self.fault = f"case {self.scan.case}: memory ran out; run it with more memory, or with --large-voxels 1"
+        if last or self.fault:
+            self.prepared = None
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """The steps of a scan. `read` and `write` run while others are predicted."""
+
+    predictor: CasePredictor
+    whole_images: WholeImages
+    labelling: Labelling
+    scratch: Path
+    """Folder for what is not to stay."""
+
+    def read(self, scan: Scan) -> _Turn:
+        """Opened, and prepared if it is not too large to be read ahead."""
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        return _Turn(scan=scan, fault=scan.fault, folder=folder).step(self._read)
+
+    def predict(self, turn: _Turn) -> _Turn:
+        """With its logits in its folder."""
+        return turn.step(self._predict)
+
+    def write(self, turn: _Turn) -> _Turn:
+        """With all its files in the output, and noted."""
+        return turn.step(self._write, last=True)
+
+    def _read(self, turn: _Turn) -> None:
+        from megavoxel.inference.overlap import READ_AHEAD_BYTES
+        from megavoxel.models.prepare import in_unit_of, open_scan
+
+        plan = self.predictor.plan.preprocessing
+        turn.key = self.labelling.key(turn.scan)
+        opened = open_scan(turn.scan, plan.channels, self.labelling.reading)
+        turn.volumes = in_unit_of(plan, turn.scan.case, opened)
+        if 4 * sum(math.prod(volume.shape) for volume in turn.volumes) <= READ_AHEAD_BYTES:
+            self._prepare(turn)
+
+    def _prepare(self, turn: _Turn) -> None:
+        from megavoxel.models.prepare import prepared
+
+        turn.prepared = prepared(turn.scan, turn.volumes, self.predictor.plan, self.labelling.reading, turn.folder)
+
+    def _predict(self, turn: _Turn) -> None:
+        if turn.prepared is None:
+            self._prepare(turn)
+        image, properties = turn.prepared
+        self.whole_images.check(turn.scan.case, image.shape[1:])
+        image = _with_first_stage(image, properties, self.predictor.plan, self.labelling, turn.scan)
+        self.predictor.logits(image, properties, self._logits(turn), turn.folder)
+        turn.prepared = None
+
+    def _logits(self, turn: _Turn) -> Path:
+        return self.labelling.logits or turn.folder / "logits"
+
+    def _write(self, turn: _Turn) -> None:
+        from megavoxel.inference.logits import open_logits, write_label_map
+        from megavoxel.models import outputs
+
+        labelling, scan, labels = self.labelling, turn.scan, self.predictor.plan.preprocessing.labels
+        logits, made = open_logits(self._logits(turn), scan.case), turn.folder / f"{scan.case}.nii.gz"
+        write_label_map(turn.folder, logits.header, logits.slabs())
         if probabilities := labelling.probability_map(scan):
-            write_probabilities(probabilities, open_logits(logits, scan.case), scratch, volumes[0])
-        labels = scratch / f"{scan.case}.nii.gz"
-        postprocess_in_place(labels, labelling.postprocessing, plan.labels)
+            outputs.write_probabilities(probabilities, logits, turn.folder, turn.volumes[0])
+        outputs.postprocess_in_place(made, labelling.postprocessing, labels)
         if picture := labelling.picture(scan):
-            modality = labelling.reading.modality or volumes[0].modality or plan.channels[0]
-            sizes = write_picture(picture, volumes[0], labels, plan.labels, title=scan.case, modality=modality)
-            write_volumes(labelling.volumes(scan), scan.case, sizes)
-        write_label_map(volumes[0], labels, labelling.label_map(scan))
+            self._write_picture(turn, picture, made)
+        outputs.write_label_map(turn.volumes[0], made, labelling.label_map(scan))
+        labelling.note({scan.case: turn.key})
+
+    def _write_picture(self, turn: _Turn, picture: Path, made: Path) -> None:
+        from megavoxel.models.volumes import write_volumes
+        from megavoxel.reporting.picture import write_picture
+
+        scan, plan, volume = turn.scan, self.predictor.plan.preprocessing, turn.volumes[0]
+        modality = self.labelling.reading.modality or volume.modality or plan.channels[0]
+        sizes = write_picture(picture, volume, made, plan.labels, title=scan.case, modality=modality)
+        write_volumes(self.labelling.volumes(scan), scan.case, sizes)

@@ -213,7 +213,6 @@ def _label(
     """Labels new scans; those that have their label map are skipped."""
     from megavoxel.models.label import Labelling, label_scans, unfinished
     from megavoxel.models.scans import find_scans
-    from megavoxel.models.volumes import collect_volumes
 
     labelling = Labelling(
         output=arguments.output,
@@ -229,6 +228,8 @@ def _label(
     left = unfinished(scans, labelling)
     if not left:
         if labelling.pictures:  # a run that was killed may have left it out
+            from megavoxel.models.volumes import collect_volumes
+
             collect_volumes(labelling.output)
         return
     from megavoxel.forecast.prediction import explained_predictor

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_directory
+from megavoxel.files import atomic_directory, scratch_directory
 from megavoxel.forecast.prediction import WholeImages, explained_predictor
 from megavoxel.inference.finished import Finished
+from megavoxel.inference.logits import Logits, write_label_map
+from megavoxel.inference.overlap import overlapped, read_whole
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.first_stage import with_first_stage
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
-from megavoxel.preprocessing.store import open_case
+from megavoxel.preprocessing.store import CaseProperties, open_case
 from megavoxel.progress import progress
 
 
@@ -63,13 +69,31 @@ def _predict_cases(
     predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, kept: Finished
 ) -> None:
     whole_images = WholeImages.of(predictor)
-    with progress("predict", len(names)) as shown:
-        for name in names:
-            case = open_case(arguments.preprocessed, name)
-            image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
-            whole_images.check(name, image.shape[1:])
-            with kept.adding(name) as (output, logits):
-                predictor.write(image, case.properties, output, logits)
+
+    def read(name: str) -> tuple[CaseProperties, Any]:
+        case = open_case(arguments.preprocessed, name)
+        image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
+        return case.properties, read_whole(image)
+
+    def predict_one(read: tuple[CaseProperties, Any]) -> tuple[Path, Logits]:
+        properties, image = read
+        whole_images.check(properties.case, image.shape[1:])
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        return folder, predictor.logits(image, properties, folder, folder)
+
+    def write(predicted: tuple[Path, Logits]) -> str:
+        folder, logits = predicted
+        case = logits.header.properties.case
+        with kept.adding(case) as (output, kept_logits):
+            write_label_map(output, logits.header, logits.slabs())
+            for path in list(folder.iterdir()) if kept_logits else ():
+                os.replace(path, kept_logits / path.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        return case
+
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(kept.folder) as scratch, progress("predict", len(names)) as shown:
+        for name in overlapped(names, read, predict_one, write):
             shown.advance(line=name)
 
 
