@@ -21,6 +21,8 @@ from megavoxel.inference.turns import TilesInTurn
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.planning.plan import Plan
+from megavoxel.planning.tiling import cells_of
+from megavoxel.planning.topology import shape_of
 from space_prediction_worker import (
     CASES,
     CPU,
@@ -93,6 +95,21 @@ def test_a_moment_of_any_size_is_foretold_without_memory():
     with FakeTensorMode():
         mean, variance = torch.batch_norm_update_stats(torch.zeros(1, 32, 4096, 4096, 4096), None, None, 0.0)
     assert mean.shape == variance.shape == (32,)
+
+
+def test_a_window_may_have_more_tiles_than_a_patch_has_room_for():
+    plan = plan_of("plain")
+    patch_cells = cells_of(plan.patch, shape_of(plan.network).divisor)
+    tiles = (1, 1, patch_cells[2] + 1)
+    window = (*plan.patch[:2], 2 * plan.patch[2])
+    image = image_of(plan, window).float().numpy()
+    labels = []
+    for inference in (Inference(window=window), Inference(window=window, tiles=tiles)):
+        cut = replace(plan, inference=inference)
+        check_parallel(cut, Parallel())
+        predictor = CasePredictor(cut, [network_of(plan)], "float32", CPU)
+        labels.append(torch.cat([slab.logits.argmax(dim=0) for slab in predictor.slabs(image)]))
+    assert torch.equal(*labels)
 
 
 @pytest.mark.parametrize(

@@ -89,13 +89,15 @@ class TilesInTurn:
         exchange: TurnExchange | None = None,
     ) -> None:
         self.plan, self.device, self.precision, self.memory_format = plan, device, precision, memory_format
-        self.exchange = exchange or TurnExchange(self._tiling_of(plan.patch, network))
+        whole = even_tiling(plan.patch, network.shape.divisor, (1, 1, 1))  # until a window says how it is cut
+        self.exchange = exchange or TurnExchange(whole)
         self.network = in_tiles(network, self.exchange)
         self.blocks = list(network.program)
 
     def __call__(self, window: Tensor) -> list[Tensor]:
         """Logits (1, classes, z, y, x) of a window (1, channels, z, y, x), of its type and in host memory like it."""
-        whole = self.exchange.tiling = self._tiling_of(window.shape[2:], self.network)
+        whole = even_tiling(window.shape[2:], self.network.shape.divisor, self.plan.inference.tiles)
+        self.exchange.tiling = whole
         tiles = [(..., *whole.tile_of(rank)) for rank in range(whole.count)]
         states = [self.network.enter(window[tile]) for tile in tiles]
         self.run(states)
@@ -119,9 +121,6 @@ class TilesInTurn:
     def to_host(self, tensor: Tensor) -> Tensor:
         """A tensor of the device in host memory."""
         return tensor.to(HOST)
-
-    def _tiling_of(self, size: Sequence[int], network: SegmentationNetwork) -> Tiling:
-        return even_tiling(size, network.shape.divisor, self.plan.inference.tiles)
 
     def _run_block(self, number: int, states: list[RunState]) -> None:
         self.exchange.inputs = [state.activation for state in states]
