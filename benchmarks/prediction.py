@@ -171,7 +171,7 @@ def their_network() -> nn.Module:
     ours = SegmentationNetwork(plan)
     unused = set(theirs.decoder.seg_layers[:-1])
     for kind in (nn.Conv3d, nn.InstanceNorm3d, nn.ConvTranspose3d):
-        pairs = ([m for m in network.modules() if type(m) is kind and m not in unused] for network in (ours, theirs))
+        pairs = ([m for m in network.modules() if isinstance(m, kind) and m not in unused] for network in (ours, theirs))
         for mine, other in zip(*pairs, strict=True):
             other.load_state_dict(mine.state_dict())
     return theirs
