@@ -171,8 +171,8 @@ def their_network() -> nn.Module:
     ours = SegmentationNetwork(plan)
     unused = set(theirs.decoder.seg_layers[:-1])
     for kind in (nn.Conv3d, nn.InstanceNorm3d, nn.ConvTranspose3d):
-        pairs = ([m for m in network.modules() if isinstance(m, kind) and m not in unused] for network in (ours, theirs))
-        for mine, other in zip(*pairs, strict=True):
+        found = [[m for m in one.modules() if isinstance(m, kind) and m not in unused] for one in (ours, theirs)]
+        for mine, other in zip(*found, strict=True):
             other.load_state_dict(mine.state_dict())
     return theirs
 

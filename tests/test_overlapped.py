@@ -19,6 +19,7 @@ def test_results_come_in_order():
     found = list(overlapped(range(5), lambda one: one + 1, lambda one: one * 10, str))
     assert found == ["10", "20", "30", "40", "50"]
     assert list(overlapped([7], str, str, str)) == ["7"]
+    assert list(overlapped([], str, str, str)) == []
 
 
 def test_the_next_case_is_read_and_the_last_one_written_while_one_is_predicted():

@@ -29,6 +29,7 @@ from megavoxel.reporting.statistics import mean_interval
 from megavoxel.reporting.stored import Stored, load_stored
 from megavoxel.reporting.style import figure_style
 from megavoxel.tasks.segmentation.forecast import forecast_gib
+from megavoxel.training.annotation import target_dtype
 from megavoxel.training.memory import tracked_step
 
 TRACKED, ALLOCATED = "tracked tensors of the first step", "CUDA peak of PyTorch's allocator"
@@ -389,7 +390,7 @@ def test_the_forecast_of_a_run_is_near_what_its_step_takes(parts, tolerance):
     run = new_run(replace(plan, parallel=replace(plan.parallel, accumulate=parts)), "float32")
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(plan.batch, 1, *plan.patch, generator=generator)
-    target = torch.randint(0, 3, (plan.batch, *plan.patch), generator=generator)
+    target = torch.randint(0, 3, (plan.batch, *plan.patch), generator=generator, dtype=target_dtype(plan))
     _, peak_bytes = tracked_step(run, image, target)
     # Of accumulated parts the forecast holds one: the other's image and target, 0.09 of 2.1 MiB, are left out.
     assert forecast_gib(run) == pytest.approx(peak_bytes / 2**30, rel=tolerance)

@@ -35,7 +35,7 @@ def overlapped(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         coming: Future[Read] | None = None
         leaving: Future[Written] | None = None
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in zip(items, [*items, None][1:], strict=True):
             ready = (coming or reader.submit(read, item)).result()
             coming = None if following is None else reader.submit(read, following)
             predicted = predict(ready)
