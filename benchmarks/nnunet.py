@@ -42,7 +42,7 @@ class Made:
     memory_gib: float
     """Memory for which it is planned."""
     preset: str | None = None
-    """Of residual encoders; None: the plain network."""
+    """Name of nnU-Net's preset of residual encoders; None: the plain network."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,10 +118,6 @@ class Device(DeviceKeys):
             return self.memory_gib
         return self.host_memory_mb / 1024
 
-    def loaders(self, workers: int | Literal["auto"]) -> int:
-        """Processes that load patches for one device of a job, where `training.workers` says so many."""
-        return self.workers if workers == "auto" else workers
-
     def nodes(self, devices: int) -> int:
         """The fewest nodes that hold so many devices, the same number on each."""
         fewest = -(-devices // (self.devices_per_node or devices))

@@ -111,6 +111,11 @@ class Training(Optimisation):
     """Processes that load and augment patches for each device; 0: the training process itself. `auto`: as many as the
     hardware file gives the device (`workers` there)."""
 
+    def loaders(self, of_device: int) -> int:
+        """Processes that load patches for a device, of which the hardware file gives it so many; 0: the training
+        process itself."""
+        return of_device if self.workers == "auto" else self.workers
+
     @rule_of_whole
     def _weights_have_a_loss(self) -> None:
         weights = self.class_weights

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.config.dataset import Dataset, Hidden
-from megavoxel.datasets.cases import Case
+from megavoxel.datasets.cases import Case, together
 from megavoxel.datasets.groups import require_undivided, with_groups
 from megavoxel.errors import UserError, closest
 
@@ -80,16 +79,13 @@ def _drawn(cases: Sequence[Case], dataset: Dataset) -> list[str]:
     if dataset.test_count is None:
         return []
     labelled = [case for case in cases if case.split == "training" and case.label is not None]
-    together: dict[str, list[str]] = defaultdict(list)
-    for case in labelled:
-        together[case.id if case.group is None else case.group].append(case.id)
-    units = sorted(together)
+    units = together(labelled)
     order = np.random.RandomState(dataset.test_seed).permutation(len(units))
     drawn: list[str] = []
     for number in order:
         if len(drawn) < dataset.test_count:
-            drawn += together[units[number]]
-    if len(drawn) == len(labelled) or len(labelled) <= dataset.test_count:
+            drawn += [case.id for case in units[number]]
+    if len(drawn) == len(labelled):
         raise UserError(
             f"dataset {dataset.name}: test_count: {dataset.test_count} test cases cannot be drawn from {len(labelled)} "
             "labelled ones, because some must be left to train on; lower it"

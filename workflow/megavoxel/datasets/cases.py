@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -119,6 +119,14 @@ class Cases:
     def read_geometry(self, case: Case) -> Geometry:
         """Grid of a case on disk, from the header alone."""
         return read_geometry(Path(self.root) / case.images[0])
+
+
+def together(cases: Iterable[Case]) -> list[list[Case]]:
+    """The cases of each group, groups in order of their names; without groups, each case by itself."""
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.id if case.group is None else case.group, []).append(case)
+    return [found[name] for name in sorted(found)]
 
 
 def save_cases(path: Path, cases: Any) -> None:

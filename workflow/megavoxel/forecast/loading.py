@@ -63,7 +63,7 @@ def loading_of(plan: Plan, parallel: Parallel, device: Device) -> Loading:
     samples = plan.batch / (parallel.data * parallel.tiles)
     return Loading(
         core_seconds=samples * sample_seconds(plan, device),
-        workers=device.loaders(plan.training.workers),
+        workers=plan.training.loaders(device.workers),
         cores=None if device.gpus else device.cpus_per_job,
     )
 

@@ -32,7 +32,7 @@ CASE_MINUTES = 0.5
 def needs_of(plan: Plan, forecast: Forecast, workload: Workload, *, test_cases: int) -> Needs:
     """What jobs of a setting need."""
     on_gpu = forecast.device.kind == "gpu"
-    workers = forecast.device.loaders(plan.training.workers)
+    workers = plan.training.loaders(forecast.device.workers)
     loading = (workers + validation_workers(workers)) * (
         LOADER_GIB + BATCHES_OF_A_LOADER * _share_bytes(plan, forecast) / GIB
     )

@@ -48,6 +48,11 @@ def overlapped(
             yield leaving.result()
 
 
+def is_read_ahead(*shapes: Sequence[int]) -> bool:
+    """Whether an image with parts of these shapes is small enough to be read before its turn."""
+    return 4 * sum(map(math.prod, shapes)) <= READ_AHEAD_BYTES
+
+
 def read_whole(image: Any) -> Any:
-    """An array (channels, z, y, x) in memory; one that takes more than `READ_AHEAD_BYTES` stays where it is."""
-    return image[:, :, :, :] if 4 * math.prod(image.shape) <= READ_AHEAD_BYTES else image
+    """An array (channels, z, y, x) in memory; one that is too large to be read ahead stays where it is."""
+    return image[:, :, :, :] if is_read_ahead(image.shape) else image

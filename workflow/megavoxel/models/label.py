@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -230,14 +229,14 @@ class _Steps:
         return turn.step(self._write, last=True)
 
     def _read(self, turn: _Turn) -> None:
-        from megavoxel.inference.overlap import READ_AHEAD_BYTES
+        from megavoxel.inference.overlap import is_read_ahead
         from megavoxel.models.prepare import in_unit_of, open_scan
 
         plan = self.predictor.plan.preprocessing
         turn.key = self.labelling.key(turn.scan)
         opened = open_scan(turn.scan, plan.channels, self.labelling.reading)
         turn.volumes = in_unit_of(plan, turn.scan.case, opened)
-        if 4 * sum(math.prod(volume.shape) for volume in turn.volumes) <= READ_AHEAD_BYTES:
+        if is_read_ahead(*(volume.shape for volume in turn.volumes)):
             self._prepare(turn)
 
     def _prepare(self, turn: _Turn) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.config.records import read_record, record, to_plain
-from megavoxel.datasets.cases import Case, Cases
+from megavoxel.datasets.cases import Cases, together
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
 
@@ -44,10 +44,7 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     Raises:
         UserError: there are fewer training cases, or groups of them, than folds.
     """
-    together: dict[str, list[Case]] = {}
-    for case in cases.of_split("training"):
-        together.setdefault(case.id if case.group is None else case.group, []).append(case)
-    units = [together[name] for name in sorted(together)]
+    units = together(cases.of_split("training"))
     what = "training cases" if all(len(unit) == 1 for unit in units) else "groups of training cases"
     if folds < 2:
         raise UserError(f"folds is {folds}; cross-validation needs at least 2")

@@ -40,7 +40,7 @@ class VolumeData(RunData):
 
     def loaders(self, plan: Plan) -> int:
         """Processes that load training patches for a device; 0: the training process itself."""
-        return self.workers if plan.training.workers == "auto" else plan.training.workers
+        return plan.training.loaders(self.workers)
 
     @property
     def hashed(self) -> tuple[Any, ...]:
