@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from megavoxel.datasets.cases import Case, Cases
+from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 from megavoxel.volumes.write import write_nifti
+
+STATISTICS = Intensities(
+    mean=40.0, median=41.0, std=20.0, minimum=-900.0, maximum=900.0, percentile_0_5=-100.0, percentile_99_5=300.0
+)
 
 
 def write_case(
@@ -84,6 +89,17 @@ def unwritten(count: int, *, tests: int = 0, **changes) -> Cases:
     training = [Case(id=f"c{number:03d}", images=("none.nii.gz",)) for number in range(count)]
     test = [Case(id=f"t{number:03d}", images=("none.nii.gz",), split="test") for number in range(tests)]
     return dataset(Path("nowhere"), training + test, **changes)
+
+
+def fingerprint(spacings, shapes, *, channels=("CT",), full=None) -> Fingerprint:
+    """Of cases with these spacings and cropped shapes; `full`: the shape before cropping, where it is another."""
+    cases = tuple(
+        CaseFingerprint(
+            id=f"c{number:03d}", spacing=tuple(spacing), shape=tuple(full or shape), cropped_shape=tuple(shape)
+        )
+        for number, (spacing, shape) in enumerate(zip(spacings, shapes, strict=True))
+    )
+    return Fingerprint(dataset="made", channels=channels, cases=cases, intensities=(STATISTICS,) * len(channels))
 
 
 def dataset_of(folder: Path, *, limit: int) -> Cases:

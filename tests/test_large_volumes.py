@@ -40,6 +40,7 @@ from scans import dataset
 
 RANGE = ChannelNormalisation(scheme="range", lower=-20.0, upper=80.0)
 CT = ChannelNormalisation(scheme="ct", mean=50.0, std=25.0, lower=-100.0, upper=200.0)
+RESCALE, UNCHANGED = (ChannelNormalisation(scheme=scheme) for scheme in ("rescale-0-1", "unchanged"))
 Z_SCORE = ChannelNormalisation(scheme="z-score")
 INSIDE = ChannelNormalisation(scheme="z-score", inside_nonzero=True)
 SHAPE = (40, 44, 37)
@@ -119,7 +120,9 @@ def test_without_resampling_blocks_give_the_same_case(tmp_path, storage, transpo
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("rules", [(Z_SCORE, Z_SCORE), (INSIDE, CT), (CT, INSIDE), (RANGE, INSIDE)])
+@pytest.mark.parametrize(
+    "rules", [(Z_SCORE, Z_SCORE), (INSIDE, CT), (CT, INSIDE), (RANGE, INSIDE), (RESCALE, UNCHANGED)]
+)
 def test_moments_and_holes_of_the_whole_image_reach_every_block(tmp_path, rules):
     case = write_scan(tmp_path, STORAGES["upside down"], channels=2)
     plan = preprocessing_plan(channels=("T1", "T2"), normalisation=rules)

@@ -14,25 +14,11 @@ from megavoxel.config.study_file import parse_study
 from megavoxel.config.training import Training
 from megavoxel.datasets.cases import save_cases
 from megavoxel.errors import UserError
-from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, measure, save_fingerprint
+from megavoxel.planning.fingerprint import measure, save_fingerprint
 from megavoxel.planning.plan import ChannelNormalisation, load_plan, load_preprocessing_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
 from megavoxel.planning.spacing import coarsest_axis, median_shape, target_spacing, transposition
-from scans import dataset_of, unwritten
-
-STATISTICS = Intensities(
-    mean=40.0, median=41.0, std=20.0, minimum=-900.0, maximum=900.0, percentile_0_5=-100.0, percentile_99_5=300.0
-)
-
-
-def fingerprint(spacings, shapes, *, channels=("CT",), full=None) -> Fingerprint:
-    cases = tuple(
-        CaseFingerprint(
-            id=f"c{number:03d}", spacing=tuple(spacing), shape=tuple(full or shape), cropped_shape=tuple(shape)
-        )
-        for number, (spacing, shape) in enumerate(zip(spacings, shapes, strict=True))
-    )
-    return Fingerprint(dataset="made", channels=channels, cases=cases, intensities=(STATISTICS,) * len(channels))
+from scans import dataset_of, fingerprint, unwritten
 
 
 def preprocessing(current, shape, cases=10, **keys):

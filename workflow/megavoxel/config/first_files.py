@@ -107,7 +107,9 @@ def dataset_text(
         lines += ["  images: # one pattern per channel", *(f"    - {_flow(pattern)}" for pattern in files.images)]
         lines += [f"  {_key('label', files.label)}"]
     lines += _lines_of_patients(patients) if patients is not None else []
-    lines += [f"{_key('channels', list(channels))} # CT is normalised as CT, anything else by z-score"]
+    lines += [
+        f"{_key('channels', list(channels))} # names decide how intensities are scaled: CT as CT, others by z-score"
+    ]
     lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
     lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
     lines += [

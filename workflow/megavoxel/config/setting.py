@@ -65,6 +65,9 @@ class IntensityRange:
     is 0 as well: the lower end, such as air."""
 
 
+Scaling = Literal["ct", "z-score", "rescale-0-1", "rgb-0-1", "unchanged"] | IntensityRange
+
+
 @record
 class Interpolation:
     """Interpolation of images and labels on another grid."""
@@ -88,11 +91,16 @@ class Preprocessing(Interpolation):
     """Order of axes: network axis n is axis transpose[n] of (z, y, x); None: the coarsest first, the others as they
     are."""
     normalisation: Annotated[
-        Literal["ct", "z-score"] | IntensityRange | None,
-        Field(description="ct, z-score, or a fixed range as in {range: [-21, 89]}"),
+        Scaling | Several[Scaling] | None,
+        Field(description="a scheme, a fixed range as in {range: [-21, 89]}, or a list with one of these per channel"),
     ] = None
     """Scaling of intensities: `ct` by the foreground of the whole dataset, `z-score` by mean and standard deviation of
-    each image, or a fixed range as in `{range: [-21, 89]}`; None: by the channel's name."""
+    each image, `rescale-0-1` by the lowest and highest value of each image, `rgb-0-1` by 255, `unchanged`, or a fixed
+    range as in `{range: [-21, 89]}`; a list has one of these per channel. None: by the channel's name, as in nnU-Net:
+    `CT`, `zscore`, `rescale_to_0_1`, `rgb_to_0_1`, `noNorm`, and `z-score` for any other name."""
+    mask_for_norm: bool | None = None
+    """Whether `z-score` takes its statistics of the nonzero region alone and leaves 0 around it; None: where cropping
+    to that region leaves less than 3/4 of the median image, as in nnU-Net."""
 
 
 @record

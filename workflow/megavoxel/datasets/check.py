@@ -117,7 +117,7 @@ def check_case(
     def found(check: str, message: str, severity: str = "error") -> Finding:
         return Finding(case=case.id, check=check, severity=severity, message=message)
 
-    images, faults, content = _check_images(root, case)
+    images, faults, content = _check_images(root, case, channels)
     if len(images) == len(case.images):
         faults += channel_faults(list(images.values()), channels)
     findings = [found(check, message) for check, message in faults]
@@ -146,12 +146,15 @@ def check_case(
     )
 
 
-def _check_images(root: Path, case: Case) -> tuple[dict[str, Volume], list[Fault], list[str]]:
+def _check_images(
+    root: Path, case: Case, channels: tuple[str, ...]
+) -> tuple[dict[str, Volume], list[Fault], list[str]]:
     """The readable files of a case by name, the faults of all, and checksums of the voxels of those that are sound."""
     opened, faults, content = {}, [], []
-    for name in case.images:
+    for number, name in enumerate(case.images):
         if not (root / name).exists():
-            faults.append(("missing-image", _absence(root / name, name)))
+            lost = "" if len(case.images) == 1 else _lost_channel(number, channels)
+            faults.append(("missing-image", f"{_absence(root / name, name)}{lost}"))
             continue
         try:
             volume = open_volume(root / name)
@@ -166,6 +169,15 @@ def _check_images(root: Path, case: Case) -> tuple[dict[str, Volume], list[Fault
 
 def _absence(path: Path, name: str) -> str:
     return f"{name} is a link to nothing" if is_link_to_nothing(path) else f"there is no {name}"
+
+
+def _lost_channel(number: int, channels: tuple[str, ...]) -> str:
+    """What follows of the absence of one of several channels of a case."""
+    which = f", the channel {channels[number]}" if number < len(channels) else ""
+    return (
+        f"{which}: every case needs all of {', '.join(channels)}; bring the file, leave the case out by 'exclude' of "
+        "the dataset file, or take the channel off all cases"
+    )
 
 
 def _doubts(images: dict[str, Volume]) -> list[Fault]:

@@ -110,7 +110,7 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     if not (asked.labels or found.labels):
         refuse_images({value for one in looked for value in one.values}, found.root)
     faulty = {case.id for case, one in zip(present, looked, strict=True) if one.faults}
-    faults = [*_lacking(absent, unlabelled), *chain(*(one.faults for one in looked))]
+    faults = [*_lacking(found, absent, unlabelled), *chain(*(one.faults for one in looked))]
     training = [case for case in present if case.id not in faulty]
     if faults and not (asked.leave_out and training):
         raise faults_listed(str(found.root), faults, "or leave these cases out by --leave-out")
@@ -136,14 +136,22 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     )
 
 
-def _lacking(absent: dict[str, list[str]], unlabelled: Sequence[str]) -> list[str]:
-    """Files that are links to nothing, and images without a label map, in a sentence each."""
-    faults = []
-    if absent:
-        names = listed(chain(*absent.values()))
+def _lacking(found: _Layout, absent: dict[str, list[str]], unlabelled: Sequence[str]) -> list[str]:
+    """Files that are not there or links to nothing, and images without a label map, in a sentence each."""
+    faults, names = [], list(chain(*absent.values()))
+    links = [name for name in names if is_link_to_nothing(found.root / name)]
+    if links:
         faults.append(
-            f"these files are links to nothing: {names}; bring what they lead to, as by 'git annex get' or "
+            f"these files are links to nothing: {listed(links)}; bring what they lead to, as by 'git annex get' or "
             "'datalad get'"
+        )
+    missing = sorted(set(names) - set(links))
+    if missing:
+        several = len(found.channels) > 1
+        channels = f"; every case needs all channels ({', '.join(found.channels)})" if several else ""
+        faults.append(
+            f"its dataset.json and file names ask for files that are not there: {listed(missing)}{channels}; bring "
+            "these files"
         )
     if unlabelled:
         faults.append(f"{len(unlabelled)} images have no label map: {listed(unlabelled)}; bring the label maps")
@@ -169,14 +177,6 @@ def _described(root: Path, asked: Asked) -> _Layout:
         name="init", source=Source(folder=str(root)), labels=asked.labels or None, channels=asked.channels or None
     )
     layout = read_layout(root, dataset)
-    missing = [
-        name
-        for case in layout.cases
-        for name in (*case.images, case.label)
-        if name and not (root / name).exists() and not is_link_to_nothing(root / name)
-    ]
-    if missing:
-        raise UserError(f"{root}: its dataset.json and file names ask for files that are not there: {listed(missing)}")
     return _Layout(
         root=root,
         name="Medical Segmentation Decathlon" if is_decathlon else "nnU-Net raw",
@@ -223,8 +223,8 @@ def _paired(folder: Path, names: Sequence[str], asked: Asked) -> _Layout:
 
 
 def _absent(root: Path, case: Case) -> list[str]:
-    """Files of a case that are links to nothing."""
-    return [name for name in (*case.images, case.label) if name and is_link_to_nothing(root / name)]
+    """Files of a case that are not there, or are links to nothing."""
+    return [name for name in (*case.images, case.label) if name and not (root / name).exists()]
 
 
 def _channel_names(folder: Path, files: Files, cases: Sequence[Case]) -> tuple[str, ...]:

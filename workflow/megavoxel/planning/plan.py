@@ -33,8 +33,8 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs
 
-NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper"), "z-score": ()}
-"""What a normalisation must say, by its scheme."""
+NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper")}
+"""What a normalisation must say, by its scheme; others need nothing."""
 LabelValue = Annotated[int, between(1, 65535)]
 
 
@@ -42,9 +42,12 @@ LabelValue = Annotated[int, between(1, 65535)]
 class ChannelNormalisation:
     """Normalisation of the intensities of one channel."""
 
-    scheme: Literal["ct", "z-score", "range"]
+    scheme: Literal["ct", "z-score", "rescale-0-1", "rgb-0-1", "unchanged", "range"]
     """`ct`: clip to [lower, upper], subtract mean, divide by std, all four from the dataset's foreground.
     `z-score`: subtract the image's own mean and divide by its own standard deviation.
+    `rescale-0-1`: bring the image's own lowest and highest value to 0 and 1.
+    `rgb-0-1`: divide by 255; values below 0 or above 255 are refused.
+    `unchanged`: the values of the file.
     `range`: clip to [lower, upper], both from the study, and bring that to [0, 1]."""
     mean: float | None = None
     std: NotNegative | None = None
@@ -57,8 +60,9 @@ class ChannelNormalisation:
 
     @rule
     def _scheme_has_its_numbers(self) -> None:
-        if any(getattr(self, key) is None for key in NEEDED[self.scheme]):
-            refuse(f"expected {' and '.join(NEEDED[self.scheme])} for {self.scheme}")
+        needed = NEEDED.get(self.scheme, ())
+        if any(getattr(self, key) is None for key in needed):
+            refuse(f"expected {' and '.join(needed)} for {self.scheme}")
         if self.scheme == "range" and self.lower >= self.upper:
             refuse("expected lower below upper")
 

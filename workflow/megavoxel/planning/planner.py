@@ -74,7 +74,7 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         stage = require_low_resolution(_full_resolution(cases, spacing, median), keys, cases.dataset)
         spacing, median = stage.frame.spacing, stage.frame.median_shape
         notes.append(f"spacing: {times(spacing)} mm, {stage.reason}")
-    normalisation = plan_normalisation(cases, fingerprint, keys.normalisation)
+    normalisation = plan_normalisation(cases, fingerprint, keys)
     return PreprocessingPlan(
         channels=cases.channels,
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),

@@ -19,6 +19,7 @@ from megavoxel.preprocessing.foreground import count_classes, sample_foreground
 from megavoxel.preprocessing.large import (
     check_channels,
     is_large,
+    named_scan,
     require_sound_image,
     spool_for,
     store_large_image,
@@ -66,7 +67,7 @@ def preprocess_image(
     properties = case_properties(turned.shape[1:], box, geometry, plan, case_id, modality)
     cropped = np.array(crop(turned, properties.box), dtype=np.float32, order="C")
     inside = fill_holes(nonzero_mask(cropped)) if any(rule.inside_nonzero for rule in rules) else None
-    normalise(cropped, rules, inside)
+    normalise(cropped, rules, inside, where=named_scan(case_id))
     array = resample_image(cropped, properties.spacing, plan.spacing, properties.shape, plan.image_order)
     return array, properties
 

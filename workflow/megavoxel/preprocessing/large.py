@@ -24,7 +24,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import writing
 from megavoxel.planning.plan import ChannelNormalisation, PreprocessingPlan
 from megavoxel.preprocessing.foreground import count_classes, sample_foreground
-from megavoxel.preprocessing.normalise import Moments, merged_moments, moments_of, normalise_channel
+from megavoxel.preprocessing.normalise import normalise_channel, statistics_of
 from megavoxel.preprocessing.resample import elect_labels, extremes, label_taps, resample_block
 from megavoxel.preprocessing.store import CaseProperties, case_properties, image_path, labels_path, new_array
 from megavoxel.volumes.checks import Intensities, require_sound
@@ -74,7 +74,12 @@ def require_sound_image(image: np.ndarray, case_id: str) -> None:
 
 
 def _require_sound(seen: Intensities, case_id: str) -> None:
-    require_sound(seen.faults(f"case {case_id}: the scan"), "mend the file, or leave this scan out")
+    require_sound(seen.faults(named_scan(case_id)), "mend the file, or leave this scan out")
+
+
+def named_scan(case_id: str) -> str:
+    """What messages call the image of a case."""
+    return f"case {case_id}: the scan"
 
 
 def store_large_image(
@@ -109,7 +114,8 @@ def store_large_image(
     with new_array(image_path(folder, case_id), (len(rules), *properties.shape), np.float32, patch) as array:
         for channel, rule in enumerate(rules):
             region = inside if rule.inside_nonzero else None
-            read = _normalised(_cropped(spooled.array, spooled.box, channel), rule, region, properties.cropped_shape)
+            whole = _cropped(spooled.array, spooled.box, channel)
+            read = _normalised(whole, rule, region, properties.cropped_shape, named_scan(case_id))
             for place, voxels in _resampled(read, properties, plan, array.chunks[1:]):
                 with writing(image_path(folder, case_id)):
                     array[(channel, *place)] = voxels
@@ -178,21 +184,15 @@ def _cropped(array: blosc2.NDArray, box: Sequence[Sequence[int]], *lead: int) ->
 
 
 def _normalised(
-    read: Reader, rule: ChannelNormalisation, region: blosc2.NDArray | None, shape: Sequence[int]
+    read: Reader, rule: ChannelNormalisation, region: blosc2.NDArray | None, shape: Sequence[int], where: str
 ) -> Reader:
-    moments = _moments(read, region, shape) if rule.scheme == "z-score" else None
+    parts = (read(place) if region is None else read(place)[region[place]] for place in _blocks(shape, (EDGE,) * 3))
+    seen = statistics_of(rule, parts, where)
 
     def normalised(place: Place) -> np.ndarray:
-        return normalise_channel(read(place), rule, moments, None if region is None else region[place])
+        return normalise_channel(read(place), rule, seen, None if region is None else region[place])
 
     return normalised
-
-
-def _moments(read: Reader, region: blosc2.NDArray | None, shape: Sequence[int]) -> Moments:
-    return merged_moments(
-        moments_of(read(place) if region is None else read(place)[region[place]])
-        for place in _blocks(shape, (EDGE,) * 3)
-    )
 
 
 def _nonzero_region(spooled: SpooledImage, shape: Sequence[int], target: Path) -> blosc2.NDArray:

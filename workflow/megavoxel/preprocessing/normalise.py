@@ -1,5 +1,5 @@
-"""Intensities to zero mean and unit variance, by the rules of nnU-Net (Isensee et al., Nat. Methods 18:203, 2021), or
-from a fixed range to 0 to 1.
+"""Intensities to zero mean and unit variance, or to 0 to 1, by the rules of nnU-Net (Isensee et al., Nat. Methods
+18:203, 2021), or from a fixed range to 0 to 1.
 
 One difference: nnU-Net also counts labelled voxels outside of the nonzero region as inside while it trains. Test images
 have no labels, so that the same scan would be normalised in two ways; here the region depends on the image alone.
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megavoxel.errors import UserError
 from megavoxel.planning.plan import ChannelNormalisation
 
 SMALLEST_STD = 1e-8
+MOST_RGB = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,40 +28,90 @@ class Moments:
     std: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """Lowest and highest value of some voxels."""
+
+    low: float
+    high: float
+
+
+Statistics = Moments | Extent | None
+"""What a rule needs to know of the whole channel, or of its nonzero region."""
+
+
 def normalise(
-    image: np.ndarray, channels: Sequence[ChannelNormalisation], inside: np.ndarray | None = None
+    image: np.ndarray,
+    channels: Sequence[ChannelNormalisation],
+    inside: np.ndarray | None = None,
+    *,
+    where: str = "the image",
 ) -> np.ndarray:
     """Normalises an image in place and returns it.
 
     Args:
         image: float32 (channels, z, y, x).
         inside: bool (z, y, x), the nonzero region with its holes filled; needed where a channel says `inside_nonzero`.
+        where: what a message calls the image.
+
+    Raises:
+        UserError: as `statistics_of`.
     """
     for channel, rule in zip(image, channels, strict=True):
         region = inside if rule.inside_nonzero else None
-        moments = moments_of(channel if region is None else channel[region]) if rule.scheme == "z-score" else None
-        normalise_channel(channel, rule, moments, region)
+        seen = statistics_of(rule, [channel if region is None else channel[region]], where)
+        normalise_channel(channel, rule, seen, region)
     return image
 
 
+def statistics_of(rule: ChannelNormalisation, parts: Iterable[np.ndarray], where: str) -> Statistics:
+    """What a rule needs to know of a channel, which is given in parts of any shape.
+
+    Args:
+        where: what a message calls the image.
+
+    Raises:
+        UserError: the values are not those of an RGB image where the rule takes them for that.
+    """
+    if rule.scheme == "z-score":
+        first, *others = map(moments_of, parts)
+        return merged_moments([first, *others]) if others else first
+    if rule.scheme not in ("rescale-0-1", "rgb-0-1"):
+        return None
+    ends = np.array([(part.min(), part.max()) for part in parts])
+    extent = Extent(low=float(ends.min()), high=float(ends.max()))
+    if rule.scheme == "rgb-0-1" and not 0 <= extent.low <= extent.high <= MOST_RGB:
+        raise UserError(
+            f"{where} has values from {extent.low:g} to {extent.high:g}, and its normalisation is rgb-0-1, for values "
+            f"from 0 to {MOST_RGB}; mend the image, or set preprocessing.normalisation of the study"
+        )
+    return extent
+
+
 def normalise_channel(
-    channel: np.ndarray, rule: ChannelNormalisation, moments: Moments | None, inside: np.ndarray | None = None
+    channel: np.ndarray, rule: ChannelNormalisation, seen: Statistics, inside: np.ndarray | None = None
 ) -> np.ndarray:
     """Normalises a channel, or a part of one, in place and returns it.
 
     Args:
         channel: float32 (z, y, x).
-        moments: of the whole channel, or of its nonzero region; only `z-score` needs them.
+        seen: what `statistics_of` gives for the whole channel, or for its nonzero region.
         inside: bool (z, y, x), the nonzero region where the rule says `inside_nonzero`.
     """
+    if rule.scheme == "unchanged":
+        return channel
+    if rule.scheme == "rgb-0-1":
+        return _scale(channel, 0, MOST_RGB)
+    if rule.scheme == "rescale-0-1":
+        return _scale(channel, seen.low, seen.high - seen.low)
     if rule.scheme == "ct":
         np.clip(channel, rule.lower, rule.upper, out=channel)
         return _scale(channel, rule.mean, rule.std)
     if rule.scheme == "range":
         np.clip(channel, rule.lower, rule.upper, out=channel)
         return _scale(channel, rule.lower, rule.upper - rule.lower)
-    if moments.count:
-        _scale(channel, moments.mean, moments.std)
+    if seen.count:
+        _scale(channel, seen.mean, seen.std)
     if inside is not None:
         channel[~inside] = 0
     return channel
