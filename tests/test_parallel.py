@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from threadpoolctl import threadpool_info
 
 from megavoxel import parallel
 from megavoxel.errors import UserError
-from megavoxel.parallel import map_cases
+from megavoxel.parallel import all_at_once, map_cases
 
 
 def square_and_process(number: int) -> tuple[int, int]:
@@ -118,3 +119,33 @@ def test_lines_say_how_far_it_is(capsys):
 
 def fail_at_never(number: int) -> int:
     return fail_at(-1, number)
+
+
+def tell_and_add(number: int, tell: Callable[[str], None]) -> int:
+    tell(f"begin {number}")
+    if number == 7:
+        raise UserError("case 7: broken")
+    if number == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(f"end {number}")
+    return number + 1
+
+
+def test_what_processes_tell_is_heard_and_their_results_come_in_order():
+    heard = []
+    assert all_at_once(tell_and_add, [3, 1], heard=heard.append, title="sums") == [4, 2]
+    assert sorted(heard) == ["begin 1", "begin 3", "end 1", "end 3"]
+
+
+@pytest.mark.parametrize(("bad", "said"), [(7, "case 7: broken"), (8, "sums: a process was killed")])
+def test_an_error_of_one_process_is_raised_behind_what_was_told(bad, said):
+    heard = []
+    with pytest.raises(UserError, match=said):
+        all_at_once(tell_and_add, [1, bad], heard=heard.append, title="sums")
+    assert f"begin {bad}" in heard or bad == 8
+    assert "end 1" in heard or bad == 8
+
+
+def test_an_error_in_hearing_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        all_at_once(tell_and_add, [1], heard=lambda _: 1 / 0, title="sums")

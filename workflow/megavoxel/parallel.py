@@ -8,11 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.context import BaseContext
+from multiprocessing.queues import SimpleQueue
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -22,6 +22,7 @@ from megavoxel.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Message = TypeVar("Message")
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PROBES = 2
 """Items done in this process first. The last of them, after all imports, tells how long the others will take."""
@@ -90,11 +91,65 @@ def _by_processes(
         ) from None
 
 
+def all_at_once(
+    work: Callable[[Item, Callable[[Message], None]], Result],
+    items: Sequence[Item],
+    *,
+    heard: Callable[[Message], None],
+    title: str,
+) -> list[Result]:
+    """Returns `[work(item, tell) for item in items]`, each in a process of its own, all at the same time.
+
+    Args:
+        work: a function of a module, or a `functools.partial` of one. What it passes to `tell` reaches `heard`.
+        items: the first arguments of `work`.
+        heard: called in this process, in a thread, for one message after another.
+        title: what is being done.
+
+    Raises:
+        UserError: a process was killed. Errors of `work`, of which the others do not hear, and of `heard` are raised
+            as well, after all have ended.
+    """
+    context = multiprocessing.get_context("spawn")  # the fork server may keep to one thread each
+    messages = context.SimpleQueue()
+    with ThreadPoolExecutor(1) as listener, _pool(len(items), context, messages) as pool:
+        listening = listener.submit(_listen, messages, heard)
+        futures = [pool.submit(_work_and_tell, work, item) for item in items]
+        try:
+            wait(futures)
+        finally:
+            messages.put(None)
+        listening.result()
+    try:
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise UserError(f"{title}: a process was killed, most likely because the machine's memory ran out") from None
+
+
+def _listen(messages: SimpleQueue, heard: Callable[[Message], None]) -> None:
+    while (message := messages.get()) is not None:
+        heard(message)
+
+
+def _work_and_tell(work: Callable[[Item, Callable[[Message], None]], Result], item: Item) -> Result:
+    (messages,) = _to_parent
+    return work(item, messages.put)
+
+
+_to_parent: list[SimpleQueue] = []
+"""In a process that was started here: the queue of its messages, if it has one."""
+
+
+def _begin(messages: SimpleQueue | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if messages is not None:
+        _to_parent.append(messages)
+
+
 @contextmanager
-def _pool(processes: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
+def _pool(processes: int, context: BaseContext, messages: SimpleQueue | None = None) -> Iterator[ProcessPoolExecutor]:
     """Processes that leave Ctrl-C, which a terminal sends to all of them, to this one: it ends them."""
-    leave_to_parent = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=leave_to_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(messages,)) as pool:
         try:
             yield pool
         except KeyboardInterrupt:

@@ -47,9 +47,14 @@ def study(tmp_path_factory) -> Path:
 
 
 def megavoxel(study: Path, cache: Path, stage: str, way: str, *words: object) -> str:
-    """A stage with two GPUs; what it says."""
+    """A stage for the cases of the study, with two GPUs; what it says."""
     common = ["--plan", f"{way}.json", "--preprocessed", "cases", "--splits", "splits.json", "--device", "cuda"]
-    command = [sys.executable, "-m", "megavoxel", stage, *common, *words]
+    return run(study, cache, stage, *common, *words)
+
+
+def run(study: Path, cache: Path, *words: object) -> str:
+    """A command with two GPUs; what it says."""
+    command = [sys.executable, "-m", "megavoxel", *words]
     variables = environment(cache, DEVICES=2)
     done = subprocess.run(
         list(map(str, command)), cwd=study, env=variables, capture_output=True, text=True, check=False
@@ -85,3 +90,19 @@ def test_a_pipeline_predicts_a_whole_image_as_one_gpu_does(trained, guard_cache)
                   f"predicted-{way}")  # fmt: skip
         maps.append(np.asarray(nibabel.load(trained / f"predicted-{way}/case2.nii.gz").dataobj))
     assert np.mean(maps[0] != maps[1]) < 1e-3
+
+
+def test_two_gpus_share_the_scans_of_a_folder(trained, guard_cache):
+    (trained / "scans").mkdir()
+    for number in range(3):
+        voxels = np.random.default_rng(number).normal(size=(16, 16, 12)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), trained / f"scans/scan{number}.nii.gz")
+    maps = {}
+    for name, device in {"two": "cuda", "one": "cuda:1"}.items():
+        command = ["predict", "--plan", "one.json", "--weights", "one/model.pt", "--input", "scans", "--device", device]
+        said = run(trained, guard_cache, *command, "--output", f"labelled-{name}")
+        assert ("2 GPUs share 3 cases" in said) == (name == "two")
+        paths = sorted((trained / f"labelled-{name}").glob("*.nii.gz"))
+        maps[name] = {path.name: np.asarray(nibabel.load(path).dataobj).tolist() for path in paths}
+    assert maps["two"] == maps["one"]
+    assert len(maps["two"]) == 3

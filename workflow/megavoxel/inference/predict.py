@@ -166,6 +166,16 @@ def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetw
     return network
 
 
+def require_weights(plan: Plan, weights: Sequence[Path]) -> None:
+    """Refuses weights of which there can be no predictor.
+
+    Raises:
+        UserError: weights are missing, damaged, or of another plan.
+    """
+    for path in weights:
+        _filled(plan, path, load_weights(path, plan_hash=plan.hash))
+
+
 def usable_precision(name: str, device: torch.device) -> Precision:
     """The precision that a network was trained in, or float32 where the device does not have it."""
     if name == "float16" and device.type == "cpu":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,8 @@ class Labelling:
         return made
 
     def note(self, made: Mapping[str, str]) -> None:
-        """Writes down the keys of scans that have been labelled, beside those that are there."""
-        write_json(self.output / RECORD, {**self.model, SCANS: self.made() | dict(made)})
+        """Writes down the keys of scans that have been labelled, beside those that are there, by case."""
+        write_json(self.output / RECORD, {**self.model, SCANS: dict(sorted((self.made() | dict(made)).items()))})
 
 
 def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
@@ -130,29 +131,70 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
     return left
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What became of a scan."""
+
+    case: str
+    key: str
+    fault: str | None
+    """Why it has no label map."""
+
+
 def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labelling) -> None:
-    """Labels scans, with a line for each, while the next one is read and the last one is written.
+    """Labels scans, with a line for each.
 
     Raises:
         UserError: the faults of all scans that could not be labelled, after the others were.
     """
+    with gathered(scans, labelling) as gather:
+        label_each(scans, predictor, labelling, gather)
+
+
+def label_each(
+    scans: Sequence[Scan], predictor: CasePredictor, labelling: Labelling, done: Callable[[Labelled], None]
+) -> None:
+    """Labels scans: one is read and another is written while a third is predicted.
+
+    Args:
+        done: called in a thread for one scan after another, as soon as it has all its files or is given up.
+    """
     from megavoxel.forecast.prediction import WholeImages
     from megavoxel.inference.overlap import overlapped
 
+    whole_images = WholeImages.of(predictor)
+    with scratch_directory(labelling.output) as scratch:
+        steps = _Steps(predictor=predictor, whole_images=whole_images, labelling=labelling, scratch=scratch, done=done)
+        for _ in overlapped(scans, steps.read, steps.predict, steps.write):
+            pass
+
+
+@contextmanager
+def gathered(scans: Sequence[Scan], labelling: Labelling) -> Iterator[Callable[[Labelled], None]]:
+    """A function that notes what becomes of each scan, with a line for it.
+
+    Raises:
+        UserError: at the end, the faults of all scans that could not be labelled.
+    """
     labelling.note({})  # not before, since the model may have been refused
-    whole_images, faults = WholeImages.of(predictor), []
-    with scratch_directory(labelling.output) as scratch, progress("predict", len(scans)) as shown:
-        steps = _Steps(predictor=predictor, whole_images=whole_images, labelling=labelling, scratch=scratch)
-        for turn in overlapped(scans, steps.read, steps.predict, steps.write):
-            if turn.fault:
-                faults.append(turn.fault)
-            shown.advance(line=printable(f"case {turn.scan.case}{': not labelled, see below' if turn.fault else ''}"))
+    cases, faults = [scan.case for scan in scans], []
+    with progress("predict", len(scans)) as shown:
+
+        def gather(labelled: Labelled) -> None:
+            if labelled.fault:
+                faults.append((cases.index(labelled.case), labelled.fault))
+            else:
+                labelling.note({labelled.case: labelled.key})
+            told = ": not labelled, see below" if labelled.fault else ""
+            shown.advance(line=printable(f"case {labelled.case}{told}"))
+
+        yield gather
     if labelling.pictures:
         from megavoxel.models.volumes import collect_volumes
 
         collect_volumes(labelling.output)
     if faults:
-        _refuse(faults, scans)
+        _refuse([fault for _, fault in sorted(faults)], scans)
 
 
 def _refuse(faults: Sequence[str], scans: Sequence[Scan]) -> None:
@@ -189,7 +231,7 @@ class _Turn:
     prepared: tuple[Any, CaseProperties] | None = None
     """Image on the network's grid; None: not yet, as it is too large to be read before its turn."""
 
-    def step(self, work: Callable[[_Turn], None], *, last: bool = False) -> _Turn:
+    def step(self, work: Callable[[_Turn], None]) -> _Turn:
         """Takes a step, unless there is a fault already; what is wrong where that cannot be done is the fault."""
         try:
             if self.fault is None:
@@ -199,10 +241,14 @@ class _Turn:
             self.fault = str(error) if named else f"case {self.scan.case}: {error}"
         except MemoryError:
             self.fault = f"case {self.scan.case}: memory ran out; run it with more memory, or with --large-voxels 1"
-        if last or self.fault:
-            self.prepared = None
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.fault:
+            self.clear()
         return self
+
+    def clear(self) -> None:
+        """Removes what is not to stay."""
+        self.prepared = None
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +260,7 @@ class _Steps:
     labelling: Labelling
     scratch: Path
     """Folder for what is not to stay."""
+    done: Callable[[Labelled], None]
 
     def read(self, scan: Scan) -> _Turn:
         """Opened, and prepared if it is not too large to be read ahead."""
@@ -225,8 +272,10 @@ class _Steps:
         return turn.step(self._predict)
 
     def write(self, turn: _Turn) -> _Turn:
-        """With all its files in the output, and noted."""
-        return turn.step(self._write, last=True)
+        """With all its files in the output, and told of; so is a fault."""
+        turn.step(self._write).clear()
+        self.done(Labelled(case=turn.scan.case, key=turn.key, fault=turn.fault))
+        return turn
 
     def _read(self, turn: _Turn) -> None:
         from megavoxel.inference.overlap import is_read_ahead
@@ -269,7 +318,6 @@ class _Steps:
         if picture := labelling.picture(scan):
             self._write_picture(turn, picture, made)
         outputs.write_label_map(turn.volumes[0], made, labelling.label_map(scan))
-        labelling.note({scan.case: turn.key})
 
     def _write_picture(self, turn: _Turn, picture: Path, made: Path) -> None:
         from megavoxel.models.volumes import write_volumes

@@ -77,7 +77,11 @@ def _add_everyday(group: argparse._ArgumentGroup) -> None:
         help="also CASE.png (three slices with the labels), CASE.volumes.json, and volumes.csv of all cases, in mL",
     )
     group.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
-    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:0, …")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default), cpu, cuda, cuda:0, …; several GPUs share the scans, if none is named",
+    )
     group.add_argument("--threads", type=int, help="CPU threads of PyTorch; default: all that the process may use")
     group.add_argument(
         "--large-voxels",
@@ -233,7 +237,11 @@ def _label(
             collect_volumes(labelling.output)
         return
     from megavoxel.forecast.prediction import explained_predictor
+    from megavoxel.models.shares import label_by_devices, sharing_devices
 
+    if devices := sharing_devices(plan, arguments.device, len(left)):
+        label_by_devices(left, plan, weights, labelling, devices, arguments.threads)
+        return
     with explained_predictor(plan, weights, "predict", arguments) as predictor:
         if predictor is not None:
             label_scans(left, predictor, labelling)
