@@ -51,10 +51,14 @@ def run() -> list[Row]:
             seconds["theirs"].append(home.call(_their_seconds))
             seconds["float32"].append(in_process(_our_seconds, precise, fold)[1])
     rate = {name: 1 / statistics.median(values) for name, values in seconds.items()}
-    size = f"{'x'.join(map(str, plan.patch))} x {plan.batch}"
+    size = " × ".join(map(str, (*plan.patch, plan.batch)))
     return [
         larger_is_better(
-            f"training with loading, {size}, {name}", peer("nnunetv2"), rate[key], rate["theirs"], "steps/s"
+            f"training step with loading, hippocampus {size}, {name}",
+            peer("nnunetv2"),
+            rate[key],
+            rate["theirs"],
+            "steps/s",
         )
         for name, key in ((f"{chosen} as chosen", "chosen"), ("float32", "float32"))
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import re
 import shutil
 import stat
 import tarfile
@@ -392,3 +393,13 @@ def test_links_to_links_are_followed_as_far_as_linux_does(tmp_path, target, orde
     extract_dataset(chain(40), target)
     assert (target / "imagesTr/link-39").read_bytes() == CONTENT["Task/imagesTr/a.nii.gz"]
     assert not any(path.is_symlink() for path in target.rglob("*"))
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 153), (10, 9)])  # version of the format, method of compression
+def test_a_zip_that_cannot_be_read_here_says_what_to_do(tmp_path, target, place, value):
+    path = pack_zip(tmp_path / "later.zip", CONTENT)
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"PK\x01\x02") + place
+    content[begin : begin + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    assert re.search(r"cannot be read here \(.+\); extract it and name its folder", fault(path, target))

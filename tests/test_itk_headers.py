@@ -98,6 +98,19 @@ def test_voxels_outside_of_the_folder_of_the_header_are_refused(folder, suffix, 
         open_volume(path)
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+@pytest.mark.parametrize(
+    "name",
+    ["9" * 300, "a/" * 3000 + "a", f"s{'9' * 300}%d.raw 1 3 1", "round/a.raw"],
+    ids=["long", "deep", "long pattern", "circle"],
+)
+def test_a_name_that_no_file_can_have_is_a_missing_file(folder, suffix, name):
+    (folder / "round").symlink_to("round")
+    for files, more in ((name, ""), ("LIST", f"{name}\n")):
+        with pytest.raises(UserError, match=r"is missing|makes no sense"):
+            open_volume(header(folder, suffix, files, more))
+
+
 @pytest.mark.parametrize("key", [" ElementDataFile", "\tElementDataFile ", "Comment = x\rElementDataFile"])
 def test_a_name_in_another_spelling_is_seen_as_well(folder, key):
     with pytest.raises(UserError, match="not in the folder of the header"):

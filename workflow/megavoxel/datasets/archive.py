@@ -148,6 +148,8 @@ def _extract(archive: Path, target: Path) -> None:
                 _extract_tar(allowance, source, target)
     except DAMAGED as fault:
         raise _damaged(archive, fault) from None
+    except NotImplementedError as fault:  # a method, or a version of the format, that zipfile does not know
+        raise UserError(f"{archive}: cannot be read here ({fault}); extract it and name its folder") from None
     except OSError as fault:
         if fault.errno is not None:  # the disk's fault; gzip and bzip2 give no number for a damaged file
             raise
@@ -238,12 +240,7 @@ def _extract_zip(allowance: _Allowance, source: zipfile.ZipFile, target: Path) -
             raise UserError(f"{archive}: '{member.filename}' is a link or device; pack the file itself")
         if member.flag_bits & 0x1:
             raise UserError(f"{archive}: '{member.filename}' is encrypted; extract the archive and name its folder")
-        try:
-            content = _opened(source, member)
-        except NotImplementedError as fault:
-            raise UserError(
-                f"{archive}: '{member.filename}': {fault}; extract the archive and name its folder"
-            ) from None
+        content = _opened(source, member)
         _write(archive, target / name, content, LZMA_PIECE if member.compress_type == zipfile.ZIP_LZMA else PIECE)
 
 

@@ -5,6 +5,7 @@ ITK follows a header to any file of the machine, and makes room for as many voxe
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ OTHER_UNITS = {
     "in", "inch", "inches",
 }  # fmt: skip
 """Units of lengths that are not mm, in lower case and without a plural."""
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of the system where no file can be found by a name."""
 END_OF_NRRD = re.compile(rb"\r?\n\r?\n")
 PACKED = ("gzip", "gz", "bzip2", "bz2")
 
@@ -181,13 +184,18 @@ def _files(path: Path, folder: Path, name: str) -> list[Path]:
             "mend the header"
         )
     place = folder / first.replace("\\", "/")
-    if not place.parent.resolve().is_relative_to(folder):
-        raise _outside(path, name)
-    if pattern is None:
-        found = [place] if place.is_file() else []
-    else:
-        own = re.compile(re.escape(PurePosixPath(pattern[1] + "0").name[:-1]) + r"\d+" + re.escape(pattern[2]))
-        found = [file for file in sorted(place.parent.glob("*")) if own.fullmatch(file.name)]
+    try:
+        if not place.parent.resolve().is_relative_to(folder):
+            raise _outside(path, name)
+        if pattern is None:
+            found = [place] if place.is_file() else []
+        else:
+            own = re.compile(re.escape(PurePosixPath(pattern[1] + "0").name[:-1]) + r"\d+" + re.escape(pattern[2]))
+            found = [file for file in sorted(place.parent.glob("*")) if own.fullmatch(file.name)]
+    except (OSError, RuntimeError) as fault:  # no file can have such a name, or links lead round in a circle
+        if getattr(fault, "errno", None) not in (None, *NO_NAME):
+            raise
+        found = []
     if not found:
         raise DamagedFileError(f"{path}: the file {shown(name)} with its voxels is missing; copy it to the header")
     if not all(file.resolve().is_relative_to(folder) for file in found):
