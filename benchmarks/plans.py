@@ -40,6 +40,8 @@ LABEL_TOLERANCE = 1e-4
 """Bound of the share of foreground voxels with another label."""
 RANDOM_DATASETS = {REFERENCE_MEMORY_GIB: 40, 24.0: 20}
 """Random datasets per memory in GiB that is planned for."""
+SLICES = "2d"
+"""nnU-Net's name of its plan of slices."""
 RANDOM_PRESETS = {"M": 8.0, "L": 24.0, "XL": 40.0}
 """Memory in GiB of nnU-Net's presets of residual encoders."""
 OF_A_PRESET = 20
@@ -59,9 +61,11 @@ def run() -> list[Row]:
             home = Peer(home=Path(folder), reader=REORIENTING_READER)
             home.link(data_folder() / name, channel)
             theirs, cases = home.plan(), sound_cases(name)
-            plan = planned(cases, measure(cases))
-            plans.append(real_plan(name, plan, theirs))
+            fingerprint = measure(cases)
+            plan, slices = planned(cases, fingerprint), planned(cases, fingerprint, dimensions=2)
+            plans += [real_plan(name, plan, theirs, "3d_fullres"), real_plan(name, slices, theirs, SLICES)]
             arrays += compare_arrays(name, home, cases, plan.preprocessing, theirs)
+            arrays += compare_arrays(name, home, cases, slices.preprocessing, theirs)
     return [*plans, *random_plans(), *random_presets(), *arrays]
 
 
@@ -88,11 +92,12 @@ def planned(
     fingerprint: Fingerprint,
     *,
     memory_gib: float = 8.0,
-    resolution: str = "full",
     preset: str | None = None,
+    **keys: Any,
 ) -> Plan:
-    """Our plan, with everything left to the planner; with a preset, of residual encoders."""
-    keys = Preprocessing(resolution=resolution)
+    """Our plan, with everything left to the planner but keys of the preprocessing; with a preset, of residual
+    encoders."""
+    keys = Preprocessing(**keys)
     network = Network() if preset is None else Network(architecture="residual", preset=preset)
     setting = Setting(name="peer", memory_gib=memory_gib, preprocessing=keys, network=network)
     return plan_setting(cases, plan_preprocessing(cases, fingerprint, keys), setting, study="peer", seed=1)
@@ -101,17 +106,18 @@ def planned(
 def our_fields(plan: Plan) -> dict[str, Any]:
     """Values of our plan, under nnU-Net's names."""
     preprocessing, network = plan.preprocessing, plan.network
+    first = 3 - preprocessing.dimensions
     blocks = {"n_blocks_per_stage": network.blocks} if network.blocks else {}
     return blocks | {
         "transpose_forward": preprocessing.transpose,
-        "spacing": preprocessing.spacing,
-        "median_image_size_in_voxels": preprocessing.median_shape,
+        "spacing": preprocessing.spacing[first:],
+        "median_image_size_in_voxels": preprocessing.median_shape[first:],
         "normalization_schemes": [rule.scheme for rule in preprocessing.normalisation],
         "use_mask_for_norm": [rule.inside_nonzero for rule in preprocessing.normalisation],
-        "patch_size": plan.patch,
+        "patch_size": plan.patch[first:],
         "batch_size": plan.batch,
-        "strides": network.strides,
-        "kernel_sizes": network.kernels,
+        "strides": [strides[first:] for strides in network.strides],
+        "kernel_sizes": [kernel[first:] for kernel in network.kernels],
         "features_per_stage": network.features,
         "batch_dice": plan.training.batch_dice,
     }
@@ -141,13 +147,14 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(np.array_equal(ours, theirs))
 
 
-def real_plan(name: str, plan: Plan, theirs: dict[str, Any]) -> Row:
+def real_plan(name: str, plan: Plan, theirs: dict[str, Any], configuration: str) -> Row:
     """The number of equal fields in the plans of a real dataset; none of the three has a low-resolution stage."""
-    found = differences(plan, theirs, "3d_fullres")
+    found = differences(plan, theirs, configuration)
     for text in found:
         print(f"{name}: {text}")
     total = len(our_fields(plan))
-    title = f"plan of {name}: fields equal to nnU-Net's"
+    what = "plan of slices" if configuration == SLICES else "plan"
+    title = f"{what} of {name}: fields equal to nnU-Net's"
     return larger_is_better(title, peer("nnunetv2"), float(total - len(found)), float(total), "fields")
 
 
@@ -164,6 +171,7 @@ def random_plans() -> list[Row]:
     return [
         equal_plans("plans of random datasets", ours, theirs, "3d_fullres"),
         equal_plans("low-resolution plans of random datasets", ours[:low], theirs[:low], "3d_lowres"),
+        equal_plans("plans of slices of random datasets", ours, theirs, SLICES),
     ]
 
 
@@ -175,7 +183,11 @@ def random_presets() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         theirs = Peer(home=Path(folder)).plan_made(datasets)
     ours = [our_plans(made) for made in datasets]
-    return [equal_plans("plans of random datasets by the presets of residual encoders", ours, theirs, "3d_fullres")]
+    by = "by the presets of residual encoders"
+    return [
+        equal_plans(f"plans of random datasets {by}", ours, theirs, "3d_fullres"),
+        equal_plans(f"plans of slices of random datasets {by}", ours, theirs, SLICES),
+    ]
 
 
 def equal_plans(title: str, ours: list[dict[str, Plan]], theirs: list[dict[str, Any]], configuration: str) -> Row:
@@ -203,7 +215,8 @@ def our_plans(made: Made) -> dict[str, Plan]:
         for case, spacing, shape in zip(cases, made.spacings.tolist(), made.shapes.tolist(), strict=True)
     ]
     found = Fingerprint(dataset="made", channels=("MRI",), cases=tuple(shapes), intensities=(INTENSITIES,))
-    plans = {"3d_fullres": planned(dataset, found, memory_gib=made.memory_gib, preset=made.preset)}
+    keys = {"memory_gib": made.memory_gib, "preset": made.preset}
+    plans = {"3d_fullres": planned(dataset, found, **keys), SLICES: planned(dataset, found, dimensions=2, **keys)}
     with contextlib.suppress(UserError):  # there is no low-resolution stage
         plans["3d_lowres"] = planned(dataset, found, memory_gib=made.memory_gib, resolution="low")
     return plans
@@ -236,7 +249,8 @@ def compare_arrays(name: str, home: Peer, cases: Cases, plan: PreprocessingPlan,
     into our plan before arrays are made.
     """
     chosen = cases.of_split("training")[:CASES_COMPARED]
-    theirs = home.arrays("3d_fullres", [case.id for case in chosen])
+    configuration = SLICES if plan.dimensions == 2 else "3d_fullres"
+    theirs = home.arrays(configuration, [case.id for case in chosen])
     plan, statistics = with_their_statistics(name, plan, plans)
     differences, changed, foreground = [], 0, 0
     for case in chosen:
@@ -244,7 +258,8 @@ def compare_arrays(name: str, home: Peer, cases: Cases, plan: PreprocessingPlan,
         differences.append(np.abs(image - theirs[case.id][0]).ravel())
         changed += np.count_nonzero(labels != theirs[case.id][1])
         foreground += np.count_nonzero(theirs[case.id][1])
-    every, title = np.concatenate(differences), f"{len(chosen)} preprocessed cases of {name}"
+    slices = " in slices" if plan.dimensions == 2 else ""
+    every, title = np.concatenate(differences), f"{len(chosen)} preprocessed cases of {name}{slices}"
     quantile, unit = float(np.quantile(every, 0.999)), "standard deviations"
     return [
         *statistics,

@@ -32,7 +32,7 @@ TINY = {
     },
     "settings": {
         "first": {},
-        "second": {"patch": [16, 16, 16]},
+        "second": {"patch": [1, 16, 16], "preprocessing": {"dimensions": 2}},
         "alone": {"folds": [1], "postprocess": False, "start": "first", "inference": {"window": "whole"}},
         "context": {"expansion": {"factor": 1.5}, "training": {"patience": 2}, "inference": {"weights": "centre"}},
         "refined": {"stage1": ["first", "context"]},
@@ -208,7 +208,7 @@ def test_every_setting_is_timed_in_its_own_windows(finished):
     counts = Counter((row["setting"], row["window"]) for row in rows)
     assert counts == {
         ("first", "8x16x16"): 8,
-        ("second", "16x16x16"): 8,
+        ("second", "1x16x16"): 8,
         ("alone", "whole"): 4,
         ("context", "8x16x16"): 8,
         ("refined", "8x16x16"): 8,

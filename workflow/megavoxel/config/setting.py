@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -82,8 +83,12 @@ class Interpolation:
 class Preprocessing(Interpolation):
     """How cases are brought to one grid. Axes are in network order: the coarsest first (axial scans: z, y, x)."""
 
+    dimensions: Literal[2, 3] = 3
+    """Dimensions of what the network sees. 2: nnU-Net's 2D configuration, planned, trained and predicted slice by slice
+    across the first axis, along which each case keeps its own spacing; patches are [1, y, x]."""
     spacing: Spacing | None = None
-    """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint."""
+    """Target spacing in mm per axis; None: nnU-Net's rule on the fingerprint. With `dimensions: 2` the first number
+    says how the voxels of the dataset are counted, and no more."""
     resolution: Literal["full", "low"] = "full"
     """Resolution of the network's grid; `low` is the spacing of nnU-Net's low-resolution stage, for large cases. Not
     beside `spacing`."""
@@ -101,6 +106,11 @@ class Preprocessing(Interpolation):
     mask_for_norm: bool | None = None
     """Whether `z-score` takes its statistics of the nonzero region alone and leaves 0 around it; None: where cropping
     to that region leaves less than 3/4 of the median image, as in nnU-Net."""
+
+    @rule_of_whole
+    def _slices_are_at_full_resolution(self) -> None:
+        if self.dimensions == 2 and self.resolution == "low":
+            refuse("'dimensions' is 2, and slices have full resolution alone; remove one of them", "resolution")
 
 
 @record
@@ -143,8 +153,8 @@ class Network(NetworkParts):
     decoder of `residual`."""
     base_features: Annotated[int, between(1, 1024)] = 32
     """Channels of the first level; each level below doubles them."""
-    max_features: Channels = 320
-    """Upper bound of the channels of a level."""
+    max_features: Channels | None = None
+    """Upper bound of the channels of a level; None: 320, or 512 with `preprocessing.dimensions: 2`, as in nnU-Net."""
     features: PerLevel[Channels] | None = None
     """Channels per level, the bottleneck last, as many as there are levels; None: by `base_features`."""
     for_patch: Voxels | None = None
@@ -365,6 +375,36 @@ class Setting(SettingKeys):
             )
         if self.phases and self.expansion is not None:
             refuse("a setting with 'expansion' trains on one pair of patches; remove one of them", "phases")
+
+    @rule
+    def _slices_are_one_voxel_thick(self) -> None:
+        if self.preprocessing.dimensions == 3:
+            return
+        if self.stage1:
+            refuse("a second stage sees volumes; remove it, or 'preprocessing.dimensions: 2'", "stage1")
+        for key, sizes in self._sizes_per_axis():
+            if not isinstance(sizes, str) and sizes[0] != 1:
+                refuse(
+                    f"{list(sizes)}: with 'preprocessing.dimensions: 2' the network sees single slices; give 1 as the "
+                    "first number",
+                    key,
+                )
+
+    def _sizes_per_axis(self) -> Iterator[tuple[str, Sequence[float] | str]]:
+        """Keys that have a number per axis, each with its value."""
+        network, parallel = self.network, self.parallel
+        yield from (("phases", phase.patch) for phase in self.phases if phase.patch)
+        yield from (("network.kernels", kernel) for kernel in network.kernels or ())
+        yield from (("network.strides", stride) for stride in network.strides or ())
+        single = {
+            "patch": self.patch,
+            "network.for_patch": network.for_patch,
+            "parallel.space": parallel and parallel.space,
+            "expansion.factor": self.expansion and self.expansion.factor,
+            "inference.window": self.inference.window,
+            "inference.tiles": self.inference.tiles,
+        }
+        yield from ((key, sizes) for key, sizes in single.items() if sizes is not None)
 
 
 @record

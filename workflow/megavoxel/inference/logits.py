@@ -115,7 +115,8 @@ def linear_weights(
 
 def header_of(properties: CaseProperties, plan: PreprocessingPlan) -> LogitsHeader:
     """The header for logits that were computed on a case preprocessed under `plan`."""
-    return LogitsHeader(properties=properties, labels=plan.labels, transpose=plan.transpose, spacing=plan.spacing)
+    spacing = plan.spacing_for(properties.spacing)
+    return LogitsHeader(properties=properties, labels=plan.labels, transpose=plan.transpose, spacing=spacing)
 
 
 def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> Logits:

@@ -204,7 +204,7 @@ def _versions(model: ModelDescription) -> str:
 
 
 def _format(model: ModelDescription, plan: Plan) -> str:
-    spacing = " × ".join(f"{size:g}" for size in plan.preprocessing.spacing)
+    spacing = plan.preprocessing.shown_spacing
     window = plan.inference.window or plan.patch
     rows = [
         ("Channels", ", ".join(model.channels)),

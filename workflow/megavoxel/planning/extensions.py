@@ -34,6 +34,8 @@ def with_numbers(setting: Setting, preprocessing: PreprocessingPlan) -> tuple[Se
             f"setting {setting.name}: patch 'whole' needs the largest shape of the cases, which the preprocessing plan "
             "does not have; run 'megavoxel plan-preprocessing' again"
         )
+    if preprocessing.dimensions == 2:
+        largest = (1, *largest[1:])
     inference = setting.inference
     if setting.last_patch == WHOLE and inference.window is None:
         inference = replace(inference, window=WHOLE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from megavoxel.config.setting import Network, Preprocessing
 from megavoxel.errors import UserError
-from megavoxel.planning.patch import REFERENCE_BATCH, REFERENCE_MEMORY_GIB, Candidate, Frame, largest_patch
+from megavoxel.planning.patch import REFERENCE_MEMORY_GIB, SMALLEST_BATCH, Candidate, Frame, largest_patch
 from megavoxel.planning.spacing import times
 
 ENOUGH = 0.25
@@ -61,7 +61,7 @@ def low_resolution(frame: Frame) -> LowResolution | NoLowResolution:
     Raises:
         UserError: no patch fits into the frame's memory.
     """
-    candidate, stage = largest_patch(frame, REFERENCE_BATCH), frame
+    candidate, stage = largest_patch(frame, SMALLEST_BATCH), frame
     full = voxels = math.prod(frame.median_shape)
     if math.prod(candidate.patch) / voxels >= ENOUGH:
         own = f"nnU-Net's own patch, {times(candidate.patch)},"
@@ -71,7 +71,7 @@ def low_resolution(frame: Frame) -> LowResolution | NoLowResolution:
         shape = [size * old / new for size, old, new in zip(frame.median_shape, frame.spacing, spacing, strict=True)]
         voxels = math.prod(shape)
         stage = replace(frame, spacing=spacing, median_shape=tuple(float(max(1, round(size))) for size in shape))
-        candidate = largest_patch(stage, REFERENCE_BATCH)
+        candidate = largest_patch(stage, SMALLEST_BATCH)
     if full / voxels < LEAST_GAIN:
         gain = f"{full / voxels:.3g}"
         return NoLowResolution(
@@ -109,6 +109,8 @@ def low_resolution_note(frame: Frame, patch: Sequence[int], keys: Preprocessing)
     The stage is that of nnU-Net's own network and 8 GiB, whatever the setting has, because `preprocessing.resolution:
     low` gives it to all settings alike.
     """
+    if keys.dimensions == 2:
+        return "low resolution: none, nnU-Net has slices at full resolution alone"
     if keys.resolution == "low":
         return f"low resolution: the setting is trained at it, and {_held(patch, frame.median_shape)}"
     if math.prod(patch) >= ENOUGH * math.prod(frame.median_shape):
@@ -123,9 +125,11 @@ def low_resolution_note(frame: Frame, patch: Sequence[int], keys: Preprocessing)
 def dice_of_whole_batch(frame: Frame, patch: Sequence[int], keys: Preprocessing) -> tuple[bool, str]:
     """Whether nnU-Net takes Dice sums over the whole batch, and a note that says why.
 
-    It does at full resolution of a dataset with a low-resolution stage, and nowhere else. The stage is that of
+    It does of slices, and at full resolution of a dataset with a low-resolution stage. The stage is that of
     nnU-Net's own network of the setting's architecture and preset, and the setting's memory, 8 GiB at least.
     """
+    if keys.dimensions == 2:
+        return True, "dice: of the whole batch, as nnU-Net of slices, which often lack labels"
     if keys.resolution == "low":
         return False, "dice: of each sample, as nnU-Net at low resolution"
     large = math.prod(patch) >= ENOUGH * math.prod(frame.median_shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from megavoxel.config.setting import Network, NetworkParts, Setting
 from megavoxel.errors import UserError
@@ -22,11 +23,13 @@ from megavoxel.planning.topology import (
     shape_of,
 )
 
-START_VOLUME = 256**3
-"""Voxels of the patch that the search begins with, before it is clipped to the median shape."""
+START_SIDES = {2: 2048, 3: 256}
+"""Side in voxels of the square or cube that is as large as the patch that the search begins with, by the dimensions of
+the network; then it is clipped to the median shape."""
+MOST_FEATURES = {2: 512, 3: 320}
+"""Upper bound of the channels of a level, by the dimensions of the network."""
 REFERENCE_MEMORY_GIB = 8.0
 """What nnU-Net plans its own network for."""
-REFERENCE_BATCH = 2
 SMALLEST_BATCH = 2
 
 
@@ -67,6 +70,13 @@ class Frame:
     """Memory that the planner aims at."""
     keys: Network
     """What the study says of the network."""
+    dimensions: Literal[2, 3] = 3
+    """2: of slices across the first axis, which patches have one voxel of."""
+
+    @property
+    def first_axis(self) -> int:
+        """First of the axes that the network sees."""
+        return 3 - self.dimensions
 
     @property
     def architecture(self) -> Architecture:
@@ -76,29 +86,33 @@ class Frame:
     @property
     def reference(self) -> Reference:
         """What patch and batch are planned by."""
-        return reference_of(self.keys)
+        return reference_of(self.keys, self.dimensions)
 
     @property
     def reference_elements(self) -> float:
-        """Convolution outputs of one sample that fit at the reference batch of 2."""
+        """Convolution outputs of one sample that fit at the reference's batch."""
         return self.reference.elements * self.memory_gib / self.reference.memory_gib
 
     def topology(self, patch: Sequence[float]) -> Topology:
         """The U-Net for a patch, or for the one that the study names, with no more levels than the study asks for, and
         with the strides and kernels that it fixes."""
-        keys = self.keys
+        keys, seen = self.keys, slice(self.first_axis, None)
+        spacing = self.spacing[seen]
         if keys.strides is None:
-            topology = self.architecture.topology(self.spacing, patch if keys.for_patch is None else keys.for_patch)
+            topology = self.architecture.topology(spacing, (patch if keys.for_patch is None else keys.for_patch)[seen])
             levels = keys.fixed_levels
             topology = topology if levels is None else topology.truncated(levels)
         else:
-            topology = Topology(kernels=kernels_of(self.spacing, keys.strides), strides=keys.strides)
+            strides = tuple(steps[seen] for steps in keys.strides)
+            topology = Topology(kernels=kernels_of(spacing, strides), strides=strides)
+        topology = topology if self.dimensions == 3 else topology.across_slices()
         return topology if keys.kernels is None else replace(topology, kernels=keys.kernels[: topology.levels])
 
     def candidate(self, patch: Sequence[float]) -> Candidate:
         """The network for a patch, and the patch rounded up to what its strides need."""
         topology, keys = self.topology(patch), self.keys
-        doubled = tuple(min(keys.max_features, keys.base_features * 2**level) for level in range(topology.levels))
+        most = keys.max_features or MOST_FEATURES[self.dimensions]
+        doubled = tuple(min(most, keys.base_features * 2**level) for level in range(topology.levels))
         parts = {part.name: getattr(keys, part.name) for part in fields(NetworkParts)}
         blocks = self.architecture.blocks if keys.blocks is None else keys.blocks
         if keys.decoder_features is not None:
@@ -116,15 +130,19 @@ class Frame:
         return Candidate(patch=shape_of(network).padded(patch), network=network)
 
 
-def reference_of(keys: Network) -> Reference:
+def reference_of(keys: Network, dimensions: int) -> Reference:
     """What patch and batch of a network are planned by."""
-    return ARCHITECTURES[keys.architecture].references[keys.preset]
+    architecture = ARCHITECTURES[keys.architecture]
+    return (architecture.references if dimensions == 3 else architecture.references_of_slices)[keys.preset]
 
 
-def start_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
-    """The patch of 256³ voxels whose sides are as long in mm, clipped to the median shape."""
-    scale = (START_VOLUME * math.prod(spacing)) ** (1 / len(spacing))
-    return tuple(min(round(scale / step), size) for step, size in zip(spacing, median_shape, strict=True))
+def start_patch(frame: Frame) -> tuple[float, ...]:
+    """The patch of 256³ voxels, or 2048² of a slice, whose sides are as long in mm, clipped to the median shape."""
+    seen = slice(frame.first_axis, None)
+    spacing, median = frame.spacing[seen], frame.median_shape[seen]
+    scale = (START_SIDES[frame.dimensions] ** frame.dimensions * math.prod(spacing)) ** (1 / frame.dimensions)
+    sides = (min(round(scale / step), size) for step, size in zip(spacing, median, strict=True))
+    return (*(1,) * frame.first_axis, *sides)
 
 
 def largest_patch(frame: Frame, batch: int) -> Candidate:
@@ -135,8 +153,8 @@ def largest_patch(frame: Frame, batch: int) -> Candidate:
     Raises:
         UserError: nothing fits.
     """
-    most = frame.reference_elements * REFERENCE_BATCH / batch
-    candidate = frame.candidate(start_patch(frame.spacing, frame.median_shape))
+    most = frame.reference_elements * frame.reference.batch / batch
+    candidate = frame.candidate(start_patch(frame))
     while candidate.elements > most:
         shrunk = [_shrunk(frame, candidate, axis) for axis in range(len(candidate.patch))]
         axes = [axis for axis, patch in enumerate(shrunk) if patch[axis] >= SMALLEST_EDGE]
@@ -152,7 +170,7 @@ def largest_patch(frame: Frame, batch: int) -> Candidate:
 
 def batch_by_memory(frame: Frame, candidate: Candidate) -> int:
     """Samples that fit into the memory target; may be 0."""
-    return round(frame.reference_elements / candidate.elements * REFERENCE_BATCH)
+    return round(frame.reference_elements / candidate.elements * frame.reference.batch)
 
 
 def batch_by_dataset(frame: Frame, patch: Sequence[int], dataset_voxels: float) -> int:
@@ -208,6 +226,8 @@ def prediction_window(plan: Plan, shape: Sequence[float]) -> tuple[int, ...]:
     if plan.inference.window != WHOLE:
         return tuple(plan.inference.window)
     sides = [max(size, patch) for size, patch in zip(shape, plan.patch, strict=True)]
+    if plan.preprocessing.dimensions == 2:  # several slices at once would be normalised together
+        sides[0] = 1
     return shape_of(plan.network).padded(sides)
 
 

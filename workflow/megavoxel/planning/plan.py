@@ -32,6 +32,7 @@ from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs
+from megavoxel.planning.spacing import times
 
 NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper")}
 """What a normalisation must say, by its scheme; others need nothing."""
@@ -73,6 +74,8 @@ class PreprocessingPlan(Interpolation):
 
     channels: Several[str]
     """Names of the image channels."""
+    dimensions: Literal[2, 3] = 3
+    """2: for networks that see slices across the first axis, along which cases keep their own spacing."""
     labels: Annotated[dict[str, LabelValue], Field(min_length=1)]
     """Values in the label files by name, in ascending order; their position plus one is the network's class."""
     background_values: tuple[LabelValue, ...] = ()
@@ -80,9 +83,10 @@ class PreprocessingPlan(Interpolation):
     transpose: Transposition
     """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
     spacing: Spacing
-    """Target spacing in mm, network order."""
+    """Target spacing in mm, network order; see `spacing_for`."""
     median_shape: Triple[Positive]
-    """Median voxels per axis after cropping and resampling, network order; halves come from an even number of cases."""
+    """Median voxels per axis after cropping and resampling to `spacing`, network order; halves come from an even number
+    of cases. By them nnU-Net counts the voxels of a dataset, also where it keeps slices."""
     normalisation: tuple[ChannelNormalisation, ...]
     """One per channel; none where the dataset has modalities."""
     normalisation_by_modality: dict[str, tuple[ChannelNormalisation, ...]] = field(default_factory=dict)
@@ -109,6 +113,15 @@ class PreprocessingPlan(Interpolation):
         for channels in self.normalisation_by_modality.values() or [self.normalisation]:
             if len(channels) != len(self.channels):
                 refuse(f"expected one per channel ({', '.join(self.channels)})", "normalisation")
+
+    @property
+    def shown_spacing(self) -> str:
+        """Target spacing in mm for a reader; `own` across slices, where cases keep theirs."""
+        return times(self.spacing) if self.dimensions == 3 else f"own × {times(self.spacing[1:])}"
+
+    def spacing_for(self, spacing: Sequence[float]) -> tuple[float, ...]:
+        """What a case of a spacing is brought to, in mm per axis, network order; across slices it keeps its own."""
+        return self.spacing if self.dimensions == 3 else (spacing[0], *self.spacing[1:])
 
     def normalisation_of(self, case_id: str, modality: str | None) -> tuple[ChannelNormalisation, ...]:
         """The normalisation of each channel of a case.
@@ -276,6 +289,15 @@ class Plan:
             refuse(f"expected {channels}, those of the image", "network.channels")
         if self.network.classes != classes:
             refuse(f"expected {classes}, the labels and the background", "network.classes")
+
+    @rule
+    def _slices_are_one_voxel_thick(self) -> None:
+        if self.preprocessing.dimensions == 3:
+            return
+        window = (1,) if self.inference.window in (None, "whole") else self.inference.window
+        sizes = [self.sampled_patch, window, *(phase.patch for phase in self.phases)]
+        if any(size[0] != 1 for size in (*sizes, *self.network.kernels, *self.network.strides)):
+            refuse("expected patches, window, kernels and strides of 1 along the first axis, across slices", "patch")
 
 
 def save_plan(path: Path, plan: Plan | PreprocessingPlan) -> None:

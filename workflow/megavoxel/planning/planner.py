@@ -18,9 +18,9 @@ from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.low_resolution import dice_of_whole_batch, low_resolution_note, require_low_resolution
 from megavoxel.planning.normalisation import plan_normalisation
 from megavoxel.planning.patch import (
-    REFERENCE_BATCH,
     REFERENCE_MEMORY_GIB,
     SMALLEST_BATCH,
+    START_SIDES,
     Candidate,
     Frame,
     batch_by_dataset,
@@ -35,6 +35,7 @@ from megavoxel.planning.patch import (
     start_patch,
 )
 from megavoxel.planning.plan import Plan, PreprocessingPlan
+from megavoxel.planning.slices import plan_augmentation
 from megavoxel.planning.spacing import (
     coarsest_axis,
     is_anisotropic,
@@ -75,20 +76,21 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         spacing, median = stage.frame.spacing, stage.frame.median_shape
         notes.append(f"spacing: {times(spacing)} mm, {stage.reason}")
     normalisation = plan_normalisation(cases, fingerprint, keys)
-    return PreprocessingPlan(
+    plan = PreprocessingPlan(
         channels=cases.channels,
+        dimensions=keys.dimensions,
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
         background_values=tuple(sorted(cases.background_values)),
         transpose=transpose,
         spacing=spacing,
         median_shape=median,
-        largest_shape=largest_shape(shapes, spacings, spacing),
         normalisation=normalisation.rules,
         normalisation_by_modality=normalisation.by_modality,
         image_order=keys.image_order,
         label_order=keys.label_order,
         notes=(*notes, *normalisation.notes),
     )
+    return replace(plan, largest_shape=largest_shape(shapes, spacings, [plan.spacing_for(own) for own in spacings]))
 
 
 def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Setting, *, study: str, seed: int) -> Plan:
@@ -107,21 +109,14 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     _check_class_weights(preprocessing, setting)
     written, whole_notes = with_numbers(setting, preprocessing)
     setting = as_last_phase(written)
-    frame = Frame(
-        setting=setting.name,
-        spacing=preprocessing.spacing,
-        median_shape=preprocessing.median_shape,
-        channels=len(preprocessing.channels),
-        classes=len(preprocessing.labels) + 1,
-        memory_gib=setting.memory_gib or reference_of(setting.network).memory_gib,
-        keys=setting.network,
-    )
+    frame = _frame(preprocessing, setting)
     candidate, patch_notes = _choose_patch(frame, setting)
     patch = setting.patch or candidate.patch
     check_levels(frame, setting, patch)
     batch, batch_notes = _choose_batch(frame, setting, candidate, patch, len(cases.of_split("training")))
     training, budget_notes = _budget(setting.training, batch)
     training, dice_note = _dice(frame, patch, replace(setting, training=training))
+    augmentation, augmentation_notes = plan_augmentation(setting.augmentation, patch, frame.dimensions)
     large, network, expansion_notes = plan_expansion(setting, patch, candidate.network, frame.median_shape)
     network, cascade_notes = plan_cascade(setting, network)
     phases, phase_notes = plan_phases(written, patch, batch, training)
@@ -140,7 +135,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
         phases=phases,
         start=setting.start,
         training=training,
-        augmentation=setting.augmentation,
+        augmentation=augmentation,
         inference=setting.inference,
         unannotated={case.id: case.unseen for case in cases.of_split("training") if case.unseen},
         notes=(
@@ -152,6 +147,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
             dice_note,
             *batch_notes,
             *budget_notes,
+            *augmentation_notes,
             *expansion_notes,
             *cascade_notes,
             *phase_notes,
@@ -159,6 +155,20 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     )
     check_sizes(plan)
     return replace(plan, notes=(*plan.notes, *padding_notes(plan)))
+
+
+def _frame(preprocessing: PreprocessingPlan, setting: Setting) -> Frame:
+    dimensions = preprocessing.dimensions
+    return Frame(
+        setting=setting.name,
+        spacing=preprocessing.spacing,
+        median_shape=preprocessing.median_shape,
+        channels=len(preprocessing.channels),
+        classes=len(preprocessing.labels) + 1,
+        memory_gib=setting.memory_gib or reference_of(setting.network, dimensions).memory_gib,
+        keys=setting.network,
+        dimensions=dimensions,
+    )
 
 
 def _check_class_weights(preprocessing: PreprocessingPlan, setting: Setting) -> None:
@@ -191,6 +201,8 @@ def _grid(fingerprint: Fingerprint, keys: Preprocessing) -> tuple[tuple[int, ...
         reason = f"fixed by the study; the median of the dataset is {times(transposed(median, transpose))} mm"
     if coarsest_axis(spacing) != 0:
         reason += "; its first axis is not the coarsest one, which the order of axes is meant for"
+    if keys.dimensions == 2:
+        reason += f"; slices across {AXES[transpose[0]]} keep the distance that they have in each case"
     order = ", ".join(AXES[axis] for axis in transpose)
     why = "the coarsest first" if keys.transpose is None else "fixed by the study"
     return transpose, spacing, [f"axes: {order}, {why}", f"spacing: {times(spacing)} mm, {reason}"]
@@ -215,7 +227,12 @@ def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting
             f"setting {setting.name}: the preprocessing plan has other labels or channels than dataset "
             f"{cases.dataset}; run 'megavoxel plan-preprocessing' again"
         )
-    asked = setting.preprocessing.spacing
+    asked, dimensions = setting.preprocessing.spacing, setting.preprocessing.dimensions
+    if dimensions != preprocessing.dimensions:
+        raise UserError(
+            f"setting {setting.name}: preprocessing.dimensions is {dimensions}, the preprocessing plan has "
+            f"{preprocessing.dimensions}; it belongs to another setting"
+        )
     if asked is not None and tuple(asked) != tuple(preprocessing.spacing):
         raise UserError(
             f"setting {setting.name}: preprocessing.spacing is {times(asked)} mm, the preprocessing plan has "
@@ -231,10 +248,10 @@ def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting
 def _choose_patch(frame: Frame, setting: Setting) -> tuple[Candidate, list[str]]:
     if setting.patch is not None:
         return frame.candidate(setting.patch), _fixed_patch_notes(frame, setting.patch)
-    batch = setting.batch or SMALLEST_BATCH
-    start = frame.candidate(start_patch(frame.spacing, frame.median_shape)).patch
-    chosen = largest_patch(frame, batch)
-    note = f"patch: {times(chosen.patch)}, begun at {times(start)} (256³ voxels, at most the median shape, padded)"
+    batch = setting.batch or frame.reference.planned_batch
+    start = frame.candidate(start_patch(frame)).patch
+    chosen, size = largest_patch(frame, batch), f"{START_SIDES[frame.dimensions]}{'²³'[frame.dimensions - 2]}"
+    note = f"patch: {times(chosen.patch)}, begun at {times(start)} ({size} voxels, at most the median shape, padded)"
     if chosen.patch == start:
         return chosen, [f"{note}; kept, because batch {batch} of it fits into memory_gib {frame.memory_gib:g}"]
     return chosen, [f"{note} and shrunk until batch {batch} fits into memory_gib {frame.memory_gib:g}"]
@@ -282,8 +299,8 @@ def _choose_batch(
     if batch == by_dataset:
         return batch, [f"batch: {batch}, {most} of the dataset's voxels; memory would do for {by_memory}"]
     notes = [f"batch: {batch}, the smallest; memory would do for {by_memory}, {most} of the dataset for {by_dataset}"]
-    share = candidate.elements / frame.reference_elements
+    share = candidate.elements * batch / (frame.reference_elements * frame.reference.batch)
     if share > 1:
-        needed = share * frame.memory_gib * batch / REFERENCE_BATCH
+        needed = share * frame.memory_gib
         notes.append(f"batch: it needs about {needed:.0f} GiB by nnU-Net's measure, more than memory_gib asks for")
     return batch, notes

@@ -73,10 +73,10 @@ def median_shape(
 
 
 def largest_shape(
-    shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]], spacing: Sequence[float]
+    shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]
 ) -> tuple[int, ...]:
-    """Most voxels per axis after resampling every case to `spacing`; all arguments have the same order of axes."""
-    resampled = [resampled_shape(shape, current, spacing) for shape, current in zip(shapes, spacings, strict=True)]
+    """Most voxels per axis after resampling every case to its target; all arguments have the same order of axes."""
+    resampled = map(resampled_shape, shapes, spacings, targets)
     return tuple(max(sides) for sides in zip(*resampled, strict=True))
 
 

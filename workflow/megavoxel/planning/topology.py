@@ -49,6 +49,11 @@ class Topology:
         bottleneck = (3,) * len(self.kernels[0])
         return Topology(kernels=(*self.kernels[: levels - 1], bottleneck), strides=self.strides[:levels])
 
+    def across_slices(self) -> Topology:
+        """A topology of two axes with one before them, across slices, that nothing is convolved or halved along."""
+        flat = {key: tuple((1, *sizes) for sizes in getattr(self, key)) for key in ("kernels", "strides")}
+        return Topology(**flat)
+
 
 def build_topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
     """The deepest U-Net for a patch.

@@ -68,7 +68,7 @@ def preprocess_image(
     cropped = np.array(crop(turned, properties.box), dtype=np.float32, order="C")
     inside = fill_holes(nonzero_mask(cropped)) if any(rule.inside_nonzero for rule in rules) else None
     normalise(cropped, rules, inside, where=named_scan(case_id))
-    array = resample_image(cropped, properties.spacing, plan.spacing, properties.shape, plan.image_order)
+    array = resample_image(cropped, *_spacings(properties, plan), properties.shape, plan.image_order)
     return array, properties
 
 
@@ -91,7 +91,12 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: Prep
             "run 'megavoxel check' on the dataset"
         )
     classes = np.ascontiguousarray(crop(_to_classes(turned, plan, properties.case), properties.box))
-    return resample_labels(classes, properties.spacing, plan.spacing, properties.shape, plan.label_order)
+    return resample_labels(classes, *_spacings(properties, plan), properties.shape, plan.label_order)
+
+
+def _spacings(properties: CaseProperties, plan: PreprocessingPlan) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Spacing of a case in its files, and that of its network grid."""
+    return properties.spacing, plan.spacing_for(properties.spacing)
 
 
 def preprocess_case(

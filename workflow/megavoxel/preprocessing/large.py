@@ -152,7 +152,7 @@ def store_large_labels(
             "run 'megavoxel check' on the dataset"
         )
     kind = to_classes(np.zeros(1, dtype=np.uint16)).dtype
-    separate = separate_axis(properties.spacing, plan.spacing)
+    separate = separate_axis(properties.spacing, plan.spacing_for(properties.spacing))
     taps = label_taps(properties.cropped_shape, properties.shape, separate)
     read = _cropped(spooled, properties.box)
     with new_array(labels_path(folder, properties.case), properties.shape, kind, patch) as array:
@@ -221,7 +221,7 @@ def _resampled(
     if old == tuple(new):
         yield from ((place, read(place)) for place in places)
         return
-    separate = separate_axis(properties.spacing, plan.spacing)
+    separate = separate_axis(properties.spacing, plan.spacing_for(properties.spacing))
     limits = extremes(((place, read(place)) for place in _blocks(old, (EDGE,) * 3)), old, separate)
     for place in places:
         yield place, resample_block(read, place, (old, new), limits, separate, plan.image_order)

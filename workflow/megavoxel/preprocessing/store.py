@@ -110,10 +110,11 @@ def case_properties(
     """
     canonical = rounded_spacing(geometry.spacing)
     spacing = tuple(canonical[axis] for axis in plan.transpose)
-    shape = resampled_shape([stop - start for start, stop in box], spacing, plan.spacing)
+    target = plan.spacing_for(spacing)
+    shape = resampled_shape([stop - start for start, stop in box], spacing, target)
     if math.prod(shape) > MOST_FOLD * math.prod(full_shape):
         raise UserError(
-            f"case {case_id}: brought from a spacing of {_millimetres(spacing)} to {_millimetres(plan.spacing)} it has "
+            f"case {case_id}: brought from a spacing of {_millimetres(spacing)} to {_millimetres(target)} it has "
             f"more than {MOST_FOLD} times as many voxels; correct the spacing in its header (it may not be in mm), or "
             "preprocessing.spacing of the study"
         )

@@ -112,7 +112,7 @@ def _preprocessing(stored: Stored, setting: str) -> str:
         return f"scaled to {plan.resolution} × {plan.resolution} pixels"
     own = plan.preprocessing
     schemes = dict.fromkeys(channel.scheme for channel in own.normalisation)
-    return f"resampled to {times(own.spacing)} mm; intensities normalised by scheme {', '.join(schemes)}"
+    return f"resampled to {own.shown_spacing} mm; intensities normalised by scheme {', '.join(schemes)}"
 
 
 def _missing(stored: Stored) -> str:

@@ -121,6 +121,7 @@ def _study(stored: Stored) -> dict[str, Any]:
         "metrics": stored.metrics,
         "metric_names": " and ".join(", ".join(metric.shown for metric in stored.metrics).rsplit(", ", 1)),
         "splits": stored.splits,
+        "groups": stored.groups,
         "classes": stored.classes if isinstance(stored, StoredClassification) else (),
         "run_count": sum(map(len, stored.histories.values())),
         "case_counts": stored.scores.groupby("split")["case"].nunique().reindex(stored.splits).to_dict(),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from megavoxel.config.study import Sweep
 from megavoxel.evaluation.postprocessing import load_postprocessing
+from megavoxel.reporting.best import BEHIND, BEST, LEFT_OUT, TOGETHER, UNDECIDED, deciding_metric
 from megavoxel.reporting.claim import claim_table, items_left, times
 from megavoxel.reporting.costs import PEAK, how_measured, own_peaks
 from megavoxel.reporting.definition import Definition
@@ -24,6 +25,8 @@ from megavoxel.reporting.viewer import case_data
 
 CLASSIFICATION_COSTS = ("cost_against_resolution", "accuracy_against_memory", "accuracy_against_seconds")
 ENTRIES_SHOWN = 8
+VERDICTS = {"best": BEST, "together": TOGETHER, "behind": BEHIND, "few": UNDECIDED, "left_out": LEFT_OUT}
+"""What the table of the best model says of each, by the template's name for it."""
 AGAINST_FIRST = ("− first [95 %]", "p", "p (Holm)")
 """Columns of a sweep that compare its points with the first one."""
 
@@ -65,6 +68,16 @@ def _enough(table: pd.DataFrame) -> pd.Series:
 
 def _has_others(report: Report) -> bool:
     return not report.numbers["comparison"].empty
+
+
+def _best(report: Report) -> dict[str, Any]:
+    table = report.numbers["best"]
+    names = {key: list(table["model"][table["verdict"] == verdict]) for key, verdict in VERDICTS.items()}
+    return {"best_told": names, "best_metric": deciding_metric(report.stored)}
+
+
+def _has_ranking(report: Report) -> bool:
+    return report.numbers["best"]["rank"].count() > 1
 
 
 def _labels(report: Report) -> dict[str, Any]:
@@ -187,7 +200,7 @@ def settings_table(stored: Stored) -> pd.DataFrame:
             "Setting": name,
             "Patch": times(plan.patch),
             "Batch": plan.batch,
-            "Spacing (mm)": times(plan.preprocessing.spacing),
+            "Spacing (mm)": plan.preprocessing.shown_spacing,
             "Loss": plan.training.loss,
             "Optimiser": f"{plan.training.optimizer}, {plan.training.learning_rate:g}, {plan.training.schedule}",
             "Epochs × iterations": f"{plan.training.epochs} × {plan.training.iterations_per_epoch}",
@@ -247,6 +260,7 @@ CLAIM = Section(name="claim", title="CLAIM", values=_claim)
 SEGMENTATION_SECTIONS = (
     Section(name="scores", title="Scores", values=_scores),
     Section(name="comparison", title="Comparison", values=_comparison, is_shown=_has_others),
+    Section(name="best", title="Best by cross-validation", values=_best, is_shown=_has_ranking),
     Section(name="labels", title="Per label", values=_labels, figures=_label_figures),
     Section(
         name="sweeps",

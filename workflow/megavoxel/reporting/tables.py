@@ -13,6 +13,7 @@ from megavoxel.csv_files import write_csv
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import write_text
 from megavoxel.reporting import statistics
+from megavoxel.reporting.best import best_table
 from megavoxel.reporting.costs import own_peaks, time_table, with_peaks
 from megavoxel.reporting.published import published_table
 from megavoxel.reporting.statistics import sweep_table
@@ -152,6 +153,17 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
     return show(table, columns)
 
 
+def show_best(table: pd.DataFrame) -> pd.DataFrame:
+    """The ranking by cross-validation with rounded numbers."""
+    columns = {
+        "Rank": ("rank", partial(number, form="d")), "Model": "model",
+        "Members": ("members", lambda names: names or NONE), "Cases": "cases",
+        "Mean [95 %]": ("mean low high", with_interval),
+        "− best [95 %]": ("difference difference_low difference_high", signed_with_interval), "Verdict": "verdict",
+    }  # fmt: skip
+    return show(table, columns)
+
+
 def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
     """The sweeps with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
     if table.empty:
@@ -235,6 +247,7 @@ def _with_peaks_shown(write: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable
 SHOWN = {
     "summary": _with_peaks_shown(show_summary),
     "comparison": show_comparison,
+    "best": show_best,
     "labels": _with_peaks_shown(show_labels),
     "sweeps": _with_peaks_shown(show_sweeps),
     "cost": _with_peaks_shown(show_cost),
@@ -266,6 +279,7 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
     tables = {
         "summary": summary,
         "comparison": statistics.comparison(stored, summary),
+        "best": best_table(stored),
         "labels": statistics.labels(stored),
         "sweeps": sweep_table(stored, published),
         "cost": statistics.cost(stored),

@@ -14,7 +14,8 @@ from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, write_json
 
-TYPICAL_PATCH = (128, 128, 128)
+TYPICAL_PATCHES = {2: (1, 512, 512), 3: (128, 128, 128)}
+"""By the dimensions of what networks see."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--patch",
         type=int,
         nargs=3,
-        default=TYPICAL_PATCH,
         metavar=("Z", "Y", "X"),
-        help="typical patch, for the chunks on disk; default: 128 128 128",
+        help="typical patch, for the chunks on disk; default: 128 128 128, or 1 512 512 of slices",
     )
     parser.add_argument("--processes", type=int, default=1, help="cases worked on at once; default: 1")
     parser.add_argument(
@@ -76,7 +76,7 @@ def _preprocess(arguments: argparse.Namespace) -> None:
         cases=cases,
         plan=plan,
         folder=arguments.folder,
-        patch=arguments.patch,
+        patch=arguments.patch or TYPICAL_PATCHES[plan.dimensions],
         processes=arguments.processes,
         resume=arguments.resume,
         checksums=None if arguments.checksums is None else read_checksums(arguments.checksums),

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes report/ in the study's folder."""
+    from megavoxel.reporting.closing import best_words
     from megavoxel.reporting.report import write_report
 
     write_report(
@@ -62,3 +63,6 @@ def run(arguments: argparse.Namespace) -> None:
         allow_extra=arguments.allow_extra,
         processes=arguments.processes,
     )
+    best = arguments.results / "report/tables/best.csv"
+    if best.is_file():
+        print(best_words(best))
