@@ -73,8 +73,9 @@ def metadata(model: ModelDescription, plan: Plan) -> dict[str, Any]:
         "supported_apps": {},
         "name": model.name,
         "task": f"Segmentation of {', '.join(model.labels)}",
-        "description": f"A {plan.preprocessing.dimensions}D U-Net of megavoxel that segments {', '.join(model.labels)} in "
-        f"{', '.join(model.channels)}; the logits of {len(model.folds)} networks are averaged",
+        "description": f"A {plan.preprocessing.dimensions}D U-Net of megavoxel that segments "
+        f"{', '.join(model.labels)} in {', '.join(model.channels)}; "
+        f"the logits of {len(model.folds)} networks are averaged",
         "authors": model.authors or NOT_STATED,
         "copyright": f"of the data: {data.licence or NOT_STATED}",
         "data_source": f"{data.name}. {data.description} {data.reference}".strip(),
