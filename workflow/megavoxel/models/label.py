@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megavoxel.errors import UserError, printable
-from megavoxel.evaluation.postprocessing import Postprocessing
 from megavoxel.files import read_json, scratch_directory, write_json
 from megavoxel.inference.finished import key_of
 from megavoxel.models.scans import RECORD, Scan
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     import blosc2
     import numpy as np
 
+    from megavoxel.evaluation.postprocessing import Postprocessing
     from megavoxel.forecast.prediction import WholeImages
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading

@@ -303,9 +303,9 @@ def initialise(module: nn.Module) -> None:
     """Kaiming-normal weights for leaky ReLU (0.01) and zero biases, as in nnU-Net; to be used with `Module.apply`.
 
     The last norm of a residual block makes 0, so that the block begins as its shortcut. All other modules keep what
-    PyTorch gives them.
+    PyTorch gives them. So do those on the device `meta`, which hold nothing: PyTorch would load its compiler for them.
     """
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
