@@ -30,6 +30,24 @@ def stored(folder, array: torch.Tensor, case_properties, plan=None):
     return write_logits(folder, header, rows)
 
 
+@pytest.mark.parametrize(("keep", "small_bytes", "files"), [(False, 2**26, 0), (False, 0, 2), (True, 2**26, 2)])
+def test_small_logits_that_nobody_keeps_stay_in_memory(tmp_path, monkeypatch, keep, small_bytes, files):
+    monkeypatch.setattr(module, "SMALL_BYTES", small_bytes)
+    torch.manual_seed(0)
+    plan = tiny_plan()
+    network = SegmentationNetwork(plan.network)
+    predictor = CasePredictor(plan, [network], "float32", torch.device("cpu"))
+    case, image = properties("a", (12, 14, 13)), np.random.default_rng(0).normal(size=(1, 12, 14, 13))
+    image = image.astype(np.float32)
+    expected = write_logits(tmp_path / "expected", header_of(case, plan.preprocessing), predictor.slabs(image))
+    scratch, kept = tmp_path / "scratch", tmp_path / "kept"
+    logits = predictor.logits(image, case, kept if keep else None, scratch)
+    assert torch.equal(logits.slab(0, 12), expected.slab(0, 12))
+    found = [folder for folder in (scratch, kept) if folder.exists()]
+    assert [len(list(folder.iterdir())) for folder in found] == [files] * (files > 0)
+    assert found == ([kept if keep else scratch] if files else [])
+
+
 @pytest.mark.parametrize("size", [(9, 10, 11), (14, 8, 20), (7, 15, 9)])
 def test_resampled_logits_equal_trilinear_interpolation(tmp_path, size):
     torch.manual_seed(0)

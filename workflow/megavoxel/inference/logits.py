@@ -1,7 +1,11 @@
-"""Logits on disk, and their way back to the image's grid, slab by slab: never classes × volume in memory."""
+"""Logits of a case, and their way back to the image's grid, slab by slab.
+
+Those of a large image are on disk: classes × volume are never in memory.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,8 @@ from megavoxel.volumes.write import write_label_slabs
 
 CHUNK_COLUMNS = 512
 """Most voxels of a chunk along the second axis."""
+SMALL_BYTES = 2**26
+"""Logits of a case up to which they may stay in memory."""
 BACKGROUND = 100.0
 """Logit of the background where the network did not look (outside of the cropped box); the others are 0 there."""
 
@@ -39,13 +45,23 @@ class LogitsHeader:
     spacing: tuple[float, ...]
     """Spacing of the logits in mm, network order."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits (classes, network grid)."""
+        return len(self.labels) + 1, *self.properties.shape
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the logits may stay in memory."""
+        return np.dtype(np.float16).itemsize * math.prod(self.shape) <= SMALL_BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
     """Logits of a case on the network's grid."""
 
     header: LogitsHeader
-    array: blosc2.NDArray
+    array: blosc2.NDArray | np.ndarray
     """float16 (classes, network grid)."""
 
     @property
@@ -125,10 +141,9 @@ def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> L
     folder.mkdir(parents=True, exist_ok=True)
     case, shape = header.properties.case, header.properties.shape
     path = folder / f"{case}.logits.b2nd"
-    classes = len(header.labels) + 1
     with atomic_path(path) as partial:
         array = blosc2.zeros(
-            (classes, *shape),
+            header.shape,
             dtype=np.float16,
             urlpath=str(partial),
             mode="w",
@@ -136,13 +151,28 @@ def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> L
             chunks=(1, 1, min(shape[1], CHUNK_COLUMNS), shape[2]),
             cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1),
         )
-        for slab in slabs:
-            rows = slab.logits.clamp(-6e4, 6e4).half().cpu().numpy()
+        for rows, place in _placed(slabs):
             with writing(path):
-                array[:, slab.start : slab.stop, slab.first_column : slab.first_column + rows.shape[2]] = rows
+                array[place] = rows
         del array
     write_json(folder / f"{case}.json", to_plain(header))
     return open_logits(folder, case)
+
+
+def hold_logits(header: LogitsHeader, slabs: Iterable[Slab]) -> Logits:
+    """Slabs (network order) as they come, in memory: the numbers that `write_logits` writes."""
+    array = np.zeros(header.shape, dtype=np.float16)
+    for rows, place in _placed(slabs):
+        array[place] = rows
+    return Logits(header=header, array=array)
+
+
+def _placed(slabs: Iterable[Slab]) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
+    """The logits of each slab as float16, and where they belong."""
+    for slab in slabs:
+        rows = slab.logits.clamp(-6e4, 6e4).half().cpu().numpy()
+        columns = slice(slab.first_column, slab.first_column + rows.shape[2])
+        yield rows, (slice(None), slice(slab.start, slab.stop), columns)
 
 
 def open_logits(folder: Path, case: str) -> Logits:
@@ -155,7 +185,7 @@ def open_logits(folder: Path, case: str) -> Logits:
     header = from_plain(LogitsHeader, read_json(where, what="header of logits"), where=str(where))
     check_properties(header.properties, case, str(where))
     array = open_array(Path(folder) / f"{case}.logits.b2nd")
-    if array.shape != (len(header.labels) + 1, *header.properties.shape):
+    if array.shape != header.shape:
         raise UserError(
             f"{folder}: the logits of case {case} have shape {array.shape}, which is not that of their header"
         )

@@ -21,7 +21,7 @@ from megavoxel.distributed.launch import gpus_here, nodes_of_step, start_group
 from megavoxel.errors import UserError
 from megavoxel.files import scratch_directory
 from megavoxel.inference.joint import JointNetwork, dismiss, serve
-from megavoxel.inference.logits import Logits, header_of, write_label_map, write_logits
+from megavoxel.inference.logits import Logits, header_of, hold_logits, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.inference.staged import StagedNetwork
 from megavoxel.inference.tiled import TiledNetwork
@@ -116,17 +116,24 @@ class CasePredictor:
             UserError: some logits are NaN or infinite; names the case.
         """
         with scratch_directory(output) as scratch:
-            logits = self.logits(image, properties, logits_folder or scratch, scratch)
+            logits = self.logits(image, properties, logits_folder, scratch)
             write_label_map(output, logits.header, logits.slabs())
 
-    def logits(self, image, properties: CaseProperties, folder: Path, scratch: Path) -> Logits:
-        """Writes the logits of a preprocessed image (channels, network grid) to a folder.
+    def logits(self, image, properties: CaseProperties, folder: Path | None, scratch: Path) -> Logits:
+        """The logits of a preprocessed image (channels, network grid).
+
+        Args:
+            folder: where they are kept; None: in memory if they are small, otherwise in `scratch`.
+            scratch: a folder for what is not to stay.
 
         Raises:
             UserError: some are NaN or infinite; names the case.
         """
         header = header_of(properties, self.plan.preprocessing)
-        return write_logits(folder, header, self.slabs(image, scratch, name=f"case {properties.case}"))
+        slabs = self.slabs(image, scratch, name=f"case {properties.case}")
+        if folder is None and header.is_small:
+            return hold_logits(header, slabs)
+        return write_logits(folder or scratch, header, slabs)
 
     def _predictor(self) -> Predictor:
         @torch.inference_mode()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
 
     from megavoxel.evaluation.postprocessing import Postprocessing
     from megavoxel.forecast.prediction import WholeImages
+    from megavoxel.inference.logits import Logits
     from megavoxel.inference.predict import CasePredictor
     from megavoxel.models.prepare import Reading
     from megavoxel.network.first_stage import ImageWithFirstStage
@@ -230,6 +231,7 @@ class _Turn:
     volumes: list[Volume] = field(default_factory=list)
     prepared: tuple[Any, CaseProperties] | None = None
     """Image on the network's grid; None: not yet, as it is too large to be read before its turn."""
+    logits: Logits | None = None
 
     def step(self, work: Callable[[_Turn], None]) -> _Turn:
         """Takes a step, unless there is a fault already; what is wrong where that cannot be done is the fault."""
@@ -247,7 +249,7 @@ class _Turn:
 
     def clear(self) -> None:
         """Removes what is not to stay."""
-        self.prepared = None
+        self.prepared = self.logits = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -299,18 +301,15 @@ class _Steps:
         image, properties = turn.prepared
         self.whole_images.check(turn.scan.case, image.shape[1:])
         image = _with_first_stage(image, properties, self.predictor.plan, self.labelling, turn.scan)
-        self.predictor.logits(image, properties, self._logits(turn), turn.folder)
+        turn.logits = self.predictor.logits(image, properties, self.labelling.logits, turn.folder)
         turn.prepared = None
 
-    def _logits(self, turn: _Turn) -> Path:
-        return self.labelling.logits or turn.folder / "logits"
-
     def _write(self, turn: _Turn) -> None:
-        from megavoxel.inference.logits import open_logits, write_label_map
+        from megavoxel.inference.logits import write_label_map
         from megavoxel.models import outputs
 
         labelling, scan, labels = self.labelling, turn.scan, self.predictor.plan.preprocessing.labels
-        logits, made = open_logits(self._logits(turn), scan.case), turn.folder / f"{scan.case}.nii.gz"
+        logits, made = turn.logits, turn.folder / f"{scan.case}.nii.gz"
         write_label_map(turn.folder, logits.header, logits.slabs())
         if probabilities := labelling.probability_map(scan):
             outputs.write_probabilities(probabilities, logits, turn.folder, turn.volumes[0])

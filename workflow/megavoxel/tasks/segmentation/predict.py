@@ -79,7 +79,7 @@ def _predict_cases(
         properties, image = read
         whole_images.check(properties.case, image.shape[1:])
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        return folder, predictor.logits(image, properties, folder, folder)
+        return folder, predictor.logits(image, properties, folder if arguments.logits else None, folder)
 
     def write(predicted: tuple[Path, Logits]) -> str:
         folder, logits = predicted
