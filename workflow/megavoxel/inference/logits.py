@@ -47,7 +47,7 @@ class LogitsHeader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the logits (classes, network grid)."""
+        """Shape of the logits (classes, network grid)."""
         return len(self.labels) + 1, *self.properties.shape
 
     @property
