@@ -12,12 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers import preprocessing_plan, properties, tiny_plan, woken
-from megavoxel.config.setting import Network, Preprocessing, Setting
+from megavoxel.config.setting import Network, Parallel, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
 from megavoxel.config.training import Augmentation
 from megavoxel.errors import UserError
+from megavoxel.forecast.step import cost_of_step, new_run, training_step
 from megavoxel.inference.logits import header_of
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.segmentation import SegmentationNetwork
@@ -86,6 +88,7 @@ def test_slices_turn_as_in_nnunet(patch, keys, degrees):
     plan = planned_slices((4, 1, 1), (30, 256, 256), patch=patch, augmentation=Augmentation(**keys))
     assert plan.augmentation.rotation_degrees == degrees
     assert plan.augmentation.mirror_axes == (1, 2)
+    assert f"augmentation: slices are turned by up to {degrees}°, and mirrored along axis 1 and 2" in plan.notes
 
 
 def test_a_whole_slice_is_as_large_as_the_largest_case_in_plane():
@@ -301,3 +304,15 @@ def test_a_plan_whose_patches_are_thicker_than_a_slice_is_refused():
         replace(plan, patch=(2, 12, 16))
     with pytest.raises(Exception, match="across slices"):
         replace(plan, network=replace(plan.network, kernels=((3, 3, 3),) * 3))
+
+
+@pytest.mark.slow
+def test_a_step_of_many_slices_is_forecast_from_fewer(monkeypatch):
+    monkeypatch.setattr("megavoxel.forecast.step.MOST_SAMPLES", 4)
+    plan = slices_plan(batch=6)
+    found = training_step(plan, samples=6, parallel=Parallel(), precision="bfloat16")
+    with FakeTensorMode():
+        wanted = cost_of_step(new_run(plan, "bfloat16"))
+    for key in ("peak_bytes", "resident_bytes", "workspace_bytes", "flops", "parameter_bytes"):
+        assert getattr(found, key) == getattr(wanted, key), key
+    assert found.touched_bytes == pytest.approx(wanted.touched_bytes, rel=0.05)

@@ -267,7 +267,8 @@ def test_tables_come_again_from_the_scores_alone(repository, finished, tmp_path)
     shutil.copy(finished / "phantom.yaml", tmp_path)
     done = snakemake(repository, tmp_path, "tables", "--configfile", "tiny.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    for table in ("summary.csv", "labels.tex", "cost.md"):
+    assert re.search("^best by cross-validation: (first|second|context|refined|both) ", done.stdout, re.MULTILINE)
+    for table in ("summary.csv", "labels.tex", "cost.md", "best.csv"):
         expected = (finished / "results/tiny/report/tables" / table).read_bytes()
         assert (results / "report/tables" / table).read_bytes() == expected
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,8 @@ from megavoxel.training.step import train_step
 CPU = torch.device("cpu")
 GIB = 2**30
 ONE_NETWORK = 1
+MOST_SAMPLES = 16
+"""Samples of a step that is run; what more of them cost follows."""
 KEYS_OF_A_STEP = ("optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent")
 """Keys of `training` on which memory and FLOPs of a step depend; settings that differ in others share a forecast."""
 
@@ -207,8 +209,21 @@ class StepKey(Keyed):
 
 @cache
 def _training_step(key: StepKey) -> StepCost:
+    if key.plan.batch > MOST_SAMPLES:
+        fewer = [replace(key.plan, batch=samples) for samples in (MOST_SAMPLES // 2, MOST_SAMPLES)]
+        return _extended(*(_training_step(StepKey(plan, key.precision)) for plan in fewer), key.plan.batch)
     with FakeTensorMode():
         return cost_of_step(new_run(key.plan, key.precision))
+
+
+def _extended(half: StepCost, whole: StepCost, samples: int) -> StepCost:
+    """The cost of a large batch, from that of `MOST_SAMPLES` and of half of them: each more sample costs the same.
+
+    Norms are worked out sample by sample, which takes minutes of a hundred slices.
+    """
+    more = (samples - MOST_SAMPLES) / (MOST_SAMPLES // 2)
+    own = {field.name: getattr(whole, field.name) for field in fields(StepCost)}
+    return StepCost(**{key: value + round(more * (value - getattr(half, key))) for key, value in own.items()})
 
 
 def cost_of_step(run: Run) -> StepCost:

@@ -26,5 +26,6 @@ def plan_augmentation(keys: Augmentation, patch: Sequence[int], dimensions: int)
     degrees = SMALL_ANGLE if max(patch[1:]) / min(patch[1:]) > ELONGATED else ANY_ANGLE
     degrees = degrees if keys.rotation_degrees is None else keys.rotation_degrees
     mirrored = tuple(axis for axis in keys.mirror_axes if axis != 0)
-    note = f"augmentation: slices are turned by up to {degrees:g}°, and mirrored along their own axes"
+    ways = f"mirrored along axis {' and '.join(map(str, mirrored))}" if mirrored else "not mirrored"
+    note = f"augmentation: slices are turned by up to {degrees:g}°, and {ways}"
     return replace(keys, rotation_degrees=degrees, mirror_axes=mirrored), [note]
