@@ -23,7 +23,7 @@ from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab, finite
 from megavoxel.models import prepare
 from megavoxel.models.label import Labelling, label_scans, unfinished
-from megavoxel.models.prepare import Reading, in_unit_of
+from megavoxel.models.prepare import Reading, as_in_training
 from megavoxel.models.scans import find_scans
 from megavoxel.volumes.grid import compare_grids
 from megavoxel.volumes.no_scans import is_no_scan
@@ -143,7 +143,7 @@ def test_a_model_of_a_dataset_in_micrometres_takes_scans_as_their_numbers_are(tm
     assert answer.header.get_xyzt_units()[0] == "micron"
     write(tmp_path / "far/a.nii.gz", in_unit("meter", 1000.0))
     with pytest.raises(UserError, match=r"voxels of 4000 x 2000 x 1500 meter, the model's are 4 x 2 x 1.5 mm: neither"):
-        in_unit_of(threshold_plan("image").preprocessing, "a", [open_volume(tmp_path / "far/a.nii.gz")])
+        as_in_training(threshold_plan("image").preprocessing, "a", [open_volume(tmp_path / "far/a.nii.gz")])
 
 
 def test_label_maps_in_another_unit_than_their_image_lie_elsewhere(tmp_path):

@@ -10,6 +10,7 @@ import atexit
 import errno
 import gc
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ GROUPS = {
         "init": "look at a folder of images and write a first dataset and study file",
         "status": "show the progress of the runs of a study",
         "export": "make a model that can be used elsewhere, from trained runs",
+        "import": "make such a model from a trained folder of nnU-Net",
         "predict": "label images by the sliding window",
         "evaluate": "score label maps: DSC and NSD",
         "calibrate": "measure rate and memory of this device for forecasts",
@@ -89,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_stage(name: str, options: list[str]) -> None:
-    stage = importlib.import_module(f"megavoxel.stages.{name.replace('-', '_')}")
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    stage = importlib.import_module(f"megavoxel.stages.{module}")
     parser = argparse.ArgumentParser(prog=f"megavoxel {name}", description=stage.__doc__)
     stage.add_arguments(parser)
     with _told_to_runner():

@@ -82,6 +82,8 @@ CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.s
 # Settings of whose predictions the logits are kept: ensembles of label maps average them.
 MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members if SEGMENTS}
 WEIGHTS = {} if SEGMENTS else STUDY.weights
+# Files of weights that settings begin with, or folders of them.
+STARTS = [setting.start.file for setting in STUDY.settings if SEGMENTS and setting.start and not setting.start_setting]
 # Files beside the study's and the dataset's: ready-made folds, and a table of the groups of cases.
 READY_SPLITS = SEGMENTS and STUDY.splits or []
 GROUPS = getattr(DATASET.groups, "table", [])
@@ -256,7 +258,9 @@ def starting_weights(wildcards):
     setting = SETTINGS[wildcards.setting]
     if not SEGMENTS:
         return f"data/weights/{setting.network}.pth" if setting.pretrained else []
-    return [] if setting.start is None else f"{RESULTS}/{setting.start}/fold-{wildcards.fold}/model.pt"
+    if setting.start_setting is not None:
+        return f"{RESULTS}/{setting.start}/fold-{wildcards.fold}/model.pt"
+    return [] if setting.start is None else os.path.relpath(setting.start.of_fold(wildcards.fold))
 
 
 def as_json(record):
@@ -316,7 +320,7 @@ def enter_containers(images, lock):
 def folders_outside():
     """Folders that stages read or write and that do not lie in the working directory, behind links as well."""
     read = [MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""), CONFIG_FOLDER]
-    files = [DATASET_FILE, READY_SPLITS, GROUPS, *(found.file for found in WEIGHTS.values())]
+    files = [DATASET_FILE, READY_SPLITS, GROUPS, *(found.file for found in WEIGHTS.values()), *STARTS]
     read += [os.path.dirname(path) for path in files if path]
     written = [RESULTS, DATA, LOGS, JOBS, STATE]
     folders = [os.path.realpath(folder) for folder in (*read, *written, *map(os.path.dirname, written)) if folder]

@@ -44,6 +44,7 @@ SECTIONS = {
     study.StudyFile: "A study file",
     setting.WrittenSetting: "A setting",
     setting.Phase: "A phase of a setting",
+    setting.StartFile: "`start` of a setting, as a file",
     setting.Preprocessing: "`preprocessing` of a setting",
     setting.IntensityRange: "`normalisation` of `preprocessing`",
     setting.Network: "`network` of a setting",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -30,6 +31,7 @@ from megavoxel.config.fields import (
     Several,
     Spacing,
     T,
+    Text,
     Transposition,
     Triple,
     Upsampling,
@@ -306,6 +308,32 @@ class Phase:
     """Initial learning rate; the schedule runs once in each phase."""
 
 
+@record
+class StartFile:
+    """Weights of another training, in a file, that this one begins with."""
+
+    file: Text
+    """An exported model or a trained folder of nnU-Net v2 (of which the network of the same fold is taken, else its
+    first one), a `model.pt`, or a checkpoint of nnU-Net v2 or nnssl. A relative path is one below the working
+    directory."""
+    parts: Literal["encoder", "body", "all"] = "body"
+    """Parts of the network that are taken: the `encoder`, the encoder and decoder (`body`), or `all`, with the heads,
+    for the same labels. Of a checkpoint of nnssl it is the encoder at most."""
+
+    def of_fold(self, fold: int | str) -> Path:
+        """The file of weights for a fold: of a folder the network of that fold, or the first one that is there."""
+        folder = Path(self.file)
+        for name in ("fold-{}.pt", "fold_{}/checkpoint_final.pth"):
+            own, others = folder / name.format(fold), sorted(folder.glob(name.format("*")))
+            if others:
+                return own if own in others else others[0]
+        return folder / f"fold-{fold}.pt" if folder.is_dir() else folder
+
+
+Start = Annotated[
+    LongName | StartFile | None, Field(description="the name of a setting, or a file, as in {file: models/NAME}")
+]
+
 Curriculum = Annotated[
     tuple[Phase, ...],
     Field(max_length=20, json_schema_extra={"minItems": 2}),
@@ -338,9 +366,10 @@ class SettingKeys:
     phases: Curriculum = ()
     """A curriculum: parts of training with a patch and batch of their own, each with a new optimiser and from the last
     one's weights. Patch and batch of the last one are those of the trained setting."""
-    start: LongName | None = None
+    start: Start = None
     """Setting whose trained weights of the same fold this one begins with: a curriculum whose parts are settings
-    themselves, trained once and compared. Their networks have to be equal, see `for_patch`. None: random weights."""
+    themselves, trained once and compared. Their networks have to be equal, see `for_patch`. Or a file, as in
+    `{file: models/NAME}`, of whose network is taken what fits this one. None: random weights."""
     stage1: DistinctOrNone[LongName] = ()
     """Settings whose predictions the network is given beside the image: the first stage of a cascade."""
     fusion: Fusion = "post"
@@ -359,6 +388,11 @@ class Setting(SettingKeys):
 
     name: LongName
     """It becomes a folder."""
+
+    @property
+    def start_setting(self) -> str | None:
+        """The setting of the study that has to be trained before, for its weights."""
+        return self.start if isinstance(self.start, str) else None
 
     @property
     def last_patch(self) -> tuple[int, ...] | str | None:
@@ -405,6 +439,16 @@ class Setting(SettingKeys):
             "inference.tiles": self.inference.tiles,
         }
         yield from ((key, sizes) for key, sizes in single.items() if sizes is not None)
+
+    @rule
+    def _frozen_encoder_has_its_weights(self) -> None:
+        if not self.training.freeze_encoder:
+            return
+        if self.start is None:
+            refuse("its weights would stay random; give 'start' beside it, or remove it", "training.freeze_encoder")
+        if self.expansion is not None or self.network.norm == "batch":
+            what = "'expansion'" if self.expansion is not None else "'norm: batch'"
+            refuse(f"it does not go with {what}; remove one of them", "training.freeze_encoder")
 
 
 @record

@@ -169,7 +169,7 @@ def _with_repeats_alike(name: str, keys: Keys, families: Mapping[str, Sequence[s
         changed["stage1"] = [
             _repeat_alike(keys, other, families, f"{source}: settings.{name}.stage1") for other in keys["stage1"]
         ]
-    if keys.get("start"):
+    if isinstance(keys.get("start"), str):
         changed["start"] = _repeat_alike(keys, keys["start"], families, f"{source}: settings.{name}.start")
     return changed
 
@@ -349,21 +349,21 @@ def _check_first_stage(setting: Setting, study: Study, where: str) -> None:
 
 
 def _check_start(setting: Setting, study: Study, where: str) -> None:
-    if setting.start is None:
+    start = setting.start_setting
+    if start is None:
         return
-    _require_name(setting.start, [other.name for other in study.settings], where)
-    _check_no_circle(setting.name, setting.start, study, where)
-    lacking = sorted(set(study.folds_of(setting)) - set(study.folds_of(study.setting(setting.start))))
+    _require_name(start, [other.name for other in study.settings], where)
+    _check_no_circle(setting.name, start, study, where)
+    lacking = sorted(set(study.folds_of(setting)) - set(study.folds_of(study.setting(start))))
     if lacking:
         raise UserError(
-            f"{where}: '{setting.start}' is not trained on fold {lacking[0]}, which this setting is; give both "
-            "the same 'folds'"
+            f"{where}: '{start}' is not trained on fold {lacking[0]}, which this setting is; give both the same 'folds'"
         )
 
 
 def _needed(setting: Setting) -> tuple[str, ...]:
     """Settings that have to be trained before."""
-    return setting.stage1 if setting.start is None else (*setting.stage1, setting.start)
+    return setting.stage1 if setting.start_setting is None else (*setting.stage1, setting.start_setting)
 
 
 def _check_no_circle(start: str, name: str, study: Study, where: str, seen: tuple[str, ...] = ()) -> None:

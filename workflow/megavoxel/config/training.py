@@ -61,6 +61,13 @@ class Training(Optimisation):
     """Training patches of the whole run, so that batches compare at equal work; None: as many as the steps take."""
     validation_iterations: CountOrNone = 50
     """Validation batches per epoch."""
+    freeze_encoder: bool = False
+    """Whether the encoder keeps the weights that it begins with, see `start`: it needs no gradients, which saves memory
+    and time. Not in a pipeline, with an expanded patch or with batch norm."""
+    encoder_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from one level of the network to the next one down the way to the image: the lowest
+    level of the encoder has the learning rate times this, the level above it times its square, and so on up to the
+    first one; the decoder has the whole learning rate. 1: all have it."""
     gradient_clip: Positive = 12.0
     """Largest L2 norm of all gradients together."""
     loss: Literal["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"] = "dice_ce"

@@ -26,7 +26,7 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import ChannelNormalisation, NetworkPlan, Plan, PreprocessingPlan
 from megavoxel.planning.spacing import times
 from megavoxel.training.loop import peak_memory_mib
-from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.optimizer import build_optimizer, trained_weights
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
@@ -272,7 +272,7 @@ def _new_run(plan: Plan, precision: str, device: torch.device) -> Run:
         device=device,
         precision=Precision(name=precision, reason="calibration"),
         network=network,
-        optimizer=build_optimizer(network.parameters(), plan.training),
+        optimizer=build_optimizer(trained_weights(network, plan.training), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
     )
 

@@ -31,7 +31,7 @@ from megavoxel.planning.tiling import Tiling, even_tiling
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, target_dtype
 from megavoxel.training.on_device import DeviceAugmenter, largest_raw_batch
-from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.optimizer import build_optimizer, trained_weights
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
@@ -40,7 +40,9 @@ GIB = 2**30
 ONE_NETWORK = 1
 MOST_SAMPLES = 16
 """Samples of a step that is run; what more of them cost follows."""
-KEYS_OF_A_STEP = ("optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent")
+KEYS_OF_A_STEP = (
+    "optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent", "freeze_encoder",
+)  # fmt: skip
 """Keys of `training` on which memory and FLOPs of a step depend; settings that differ in others share a forecast."""
 
 
@@ -163,7 +165,7 @@ def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = No
         device=CPU,
         precision=Precision(name=precision, reason="forecast"),
         network=network,
-        optimizer=build_optimizer(network.parameters(), plan.training),
+        optimizer=build_optimizer(trained_weights(network, plan.training), plan.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         space=space,
         class_weights=torch.ones(plan.network.classes) if weighted else None,
@@ -266,7 +268,8 @@ def inputs_of_step(run: Run) -> tuple[Tensor, Tensor]:
 def make_optimizer_state(run: Run) -> None:
     """Makes the optimiser's state, which the first step of a run leaves behind."""
     for parameter in run.network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
 

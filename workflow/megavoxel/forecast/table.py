@@ -26,6 +26,7 @@ from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.patch import padding_notes
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
+from megavoxel.training.start import require_fitting_start
 
 COLUMNS = (
     "setting", "patch", "batch", "gpus", "data", "space", "pipeline", "accumulate", "checkpointing", "peak_gib",
@@ -156,6 +157,7 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
     try:
         preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
+        require_fitting_start(plan, study.folds_of(setting), is_there=False)
         workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
         forecast = choice.forecast

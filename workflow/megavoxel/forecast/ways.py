@@ -45,6 +45,12 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
             f"{where}.pipeline: a step with an expanded patch runs a part of the network on its own and cannot go "
             "through a pipeline; set pipeline to 1 (data, accumulate and checkpointing spread it as well)"
         )
+    if parallel.pipeline > 1 and (plan.training.freeze_encoder or plan.training.encoder_rate_decay != 1):
+        raise UserError(
+            f"{where}.pipeline: all weights go by one learning rate in a pipeline; set pipeline to 1 (data, space, "
+            "accumulate and checkpointing spread a step as well), or remove training.freeze_encoder and "
+            "training.encoder_rate_decay"
+        )
     if parallel.pipeline > 1 and parallel.accumulate > 1 and plan.training.batch_dice:
         raise UserError(
             f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "

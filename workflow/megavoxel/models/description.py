@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tabulate import tabulate
 
@@ -43,16 +44,18 @@ class DatasetFacts:
 class FoldFacts:
     """One network."""
 
-    fold: int
+    fold: int | Literal["all"]
+    """`all`: it was trained on all cases."""
     weights: str
     """Its file."""
     training_cases: int
     validation_cases: int
     """Cases that it did not see, by which it was scored."""
     epochs: int
-    hours: float
-    """Hours of training."""
-    seed: int
+    hours: float | None
+    """Hours of training; None: not known."""
+    seed: int | None
+    """None: not known."""
     precision: str
     parameters: int
     data_sha256: str | None
@@ -102,6 +105,8 @@ class ModelDescription:
     postprocessed: bool = False
     """Whether largest components are kept."""
     authors: str = ""
+    origin: str = ""
+    """What trained it, where that was not megavoxel."""
     sha256: dict[str, str]
     """SHA-256 of the other files of the model, by name."""
 
@@ -163,7 +168,7 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
     """
     sections = [
         f"# {model.name}",
-        f"Segments {', '.join(model.labels)} in {_input(model)}. Made by megavoxel {_versions(model)}.",
+        f"Segments {', '.join(model.labels)} in {_input(model)}. {_maker(model)}",
         f"**Intended use.** {INTENDED_USE}",
         "## Use",
         usage,
@@ -199,6 +204,12 @@ def _input(model: ModelDescription) -> str:
     return f"3D scans with the channel{'s' if len(model.channels) > 1 else ''} {', '.join(model.channels)}{kinds}"
 
 
+def _maker(model: ModelDescription) -> str:
+    if model.origin:
+        return f"Trained by {model.origin}; brought to this form by megavoxel {_versions(model)}."
+    return f"Made by megavoxel {_versions(model)}."
+
+
 def _versions(model: ModelDescription) -> str:
     return " and ".join(sorted({fold.version for fold in model.folds}))
 
@@ -229,14 +240,16 @@ def _training(model: ModelDescription) -> str:
     ]
     folds = [
         (
-            fold.fold, fold.training_cases, fold.validation_cases, fold.epochs, f"{fold.hours:.2f}", fold.seed,
+            fold.fold, fold.training_cases, fold.validation_cases, fold.epochs,
+            NOT_STATED if fold.hours is None else f"{fold.hours:.2f}", NOT_STATED if fold.seed is None else fold.seed,
             fold.precision, fold.hardware,
         )
         for fold in model.folds
     ]  # fmt: skip
     names = ("fold", "training cases", "validation cases", "epochs", "hours", "seed", "precision", "hardware")
     packages = ", ".join(f"{name} {version}" for name, version in model.folds[0].versions.items())
-    return "\n\n".join([_table(("", ""), rows), _table(names, folds), f"Versions: {packages}."])
+    versions = [f"Versions: {packages}."] if packages else []
+    return "\n\n".join([_table(("", ""), rows), _table(names, folds), *versions])
 
 
 def _scores(scores: Sequence[Mean]) -> list[str]:

@@ -281,12 +281,12 @@ class _Steps:
 
     def _read(self, turn: _Turn) -> None:
         from megavoxel.inference.overlap import is_read_ahead
-        from megavoxel.models.prepare import in_unit_of, open_scan
+        from megavoxel.models.prepare import as_in_training, open_scan
 
         plan = self.predictor.plan.preprocessing
         turn.key = self.labelling.key(turn.scan)
         opened = open_scan(turn.scan, plan.channels, self.labelling.reading)
-        turn.volumes = in_unit_of(plan, turn.scan.case, opened)
+        turn.volumes = as_in_training(plan, turn.scan.case, opened)
         if is_read_ahead(*(volume.shape for volume in turn.volumes)):
             self._prepare(turn)
 

@@ -64,17 +64,17 @@ class Reading:
         return Hints(orientation=self.orientation, sides=self.sides, series=self.series)
 
 
-def check_orientation_code(code: str) -> str:
+def check_orientation_code(code: str, *, option: str = "--assume-orientation") -> str:
     """An orientation such as RAS or LPI, in capitals.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none; names the option.
     """
     capitals = code.upper()
     axes = ["".join(axis for axis in AXES if letter in axis) for letter in capitals]
     if sorted(axes) != sorted(AXES):
         raise UserError(
-            f"--assume-orientation {code}: expected where the axes i, j, k run to: one letter each of L or R, P or A, "
+            f"{option} {code}: expected where the axes i, j, k run to: one letter each of L or R, P or A, "
             "I or S, such as RAS or LPS"
         )
     return capitals
@@ -100,8 +100,9 @@ def open_scan(scan: Scan, channels: Sequence[str], reading: Reading) -> list[Vol
     return volumes
 
 
-def in_unit_of(plan: PreprocessingPlan, case: str, volumes: Sequence[Volume]) -> list[Volume]:
-    """The files of a scan, with grids whose header states another unit than mm in the unit of the model's spacing.
+def as_in_training(plan: PreprocessingPlan, case: str, volumes: Sequence[Volume]) -> list[Volume]:
+    """The files of a scan, turned as the model's images were, and with grids whose header states another unit than mm
+    in the unit of the model's spacing.
 
     A model of a dataset in micrometres has them where others have mm. As units are a thousand apart, and scans of one
     kind are not, one of the two ways to read a grid fits the model and the other does not.
@@ -109,7 +110,8 @@ def in_unit_of(plan: PreprocessingPlan, case: str, volumes: Sequence[Volume]) ->
     Raises:
         UserError: neither fits.
     """
-    return [_in_unit_of(plan, case, volume) for volume in volumes]
+    volumes = [_in_unit_of(plan, case, volume) for volume in volumes]
+    return [replace(volume, geometry=replace(volume.geometry, axes=plan.axes)) for volume in volumes]
 
 
 def _in_unit_of(plan: PreprocessingPlan, case: str, volume: Volume) -> Volume:

@@ -22,12 +22,21 @@ ITEM_BYTES = {
 ORDERED, PARAMETER = "collections OrderedDict", "torch._utils _rebuild_parameter"
 TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 GLOBALS = {ORDERED, PARAMETER, *TENSORS, *(f"torch {name}" for name in ITEM_BYTES)}
+CODED, DEVICE, KIND = "_codecs encode", "torch device", "numpy dtype"
+SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+OF_OTHERS = {CODED, DEVICE, KIND, *SCALARS}
+"""What the checkpoints of nnU-Net hold besides: single numbers of NumPy, in its log, and the device."""
+NUMBER_BYTES = {"f8": 8, "f4": 4, "f2": 2, "i8": 8, "i4": 4, "u1": 1, "b1": 1}
+"""Bytes of such a number, by NumPy's name of its kind."""
 MOST_STEPS = 1_000_000
 """Opcodes of a pickle; a network of a thousand tensors with its optimiser has less than a tenth."""
+MOST_STEPS_OF_OTHERS = 20_000_000
+"""Opcodes where a log is among them: about ten per epoch and label."""
 MOST_LETTERS = 2**26
 """Signs and values that would be written if everything were printed."""
 MOST_SHARED = 4
-"""How often the numbers of a file may be part of a tensor, on average."""
+"""How often the numbers of a file may be part of a tensor, on average: networks of nnU-Net hold each of their encoder
+four times, under as many names."""
 UNNATURAL = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
@@ -36,26 +45,28 @@ class _Value:
     """What the unpickler would have on its stack."""
 
     kind: str
-    """`atom`, `name`, `tuple`, `open` (a list or dictionary, or a tuple with one), `storage`, `tensor`."""
+    """`atom`, `name`, `tuple`, `open` (a list or dictionary, or a tuple with one), `storage`, `tensor`; of others also
+    `bytes`, and `kind`, of a number."""
     size: int = 1
     """Values and letters in it."""
     content: Any = None
-    """An atom or name, the values of a tuple, or the length of a storage."""
+    """An atom or name, the values of a tuple, or the length of a storage, of bytes or of a number."""
 
 
-def storages_in(pickled: bytes | BinaryIO) -> dict[str, int]:
+def storages_in(pickled: bytes | BinaryIO, *, of_others: bool = False) -> dict[str, int]:
     """Bytes of the arrays of numbers that a pickle refers to, by their key.
 
     Args:
         pickled: the pickle; of a file that is open, the part from its position to the end of the pickle is read.
+        of_others: whether what checkpoints of nnU-Net hold besides is allowed.
 
     Raises:
         ValueError: the pickle has something in it that no file of tensors needs, or claims what cannot be.
     """
-    reading = _Reading()
+    reading, most = _Reading(of_others=of_others), MOST_STEPS_OF_OTHERS if of_others else MOST_STEPS
     try:
         for steps, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-            if steps > MOST_STEPS or reading.letters > MOST_LETTERS:
+            if steps > most or reading.letters > MOST_LETTERS:
                 raise ValueError("it holds more values than any network has")
             reading.step(opcode.name, argument)
     except UNNATURAL as fault:
@@ -70,6 +81,7 @@ def storages_in(pickled: bytes | BinaryIO) -> dict[str, int]:
 class _Reading:
     """The unpickler's stack, with the size of things in place of the things."""
 
+    of_others: bool = False
     stack: list[_Value] = field(default_factory=list)
     below: list[list[_Value]] = field(default_factory=list)
     """Stacks below a mark."""
@@ -105,7 +117,7 @@ class _Reading:
             self.below.append(self.stack)
             self.stack = []
         elif name == "GLOBAL":
-            self._require(argument in GLOBALS, argument)
+            self._require(argument in GLOBALS or (self.of_others and argument in OF_OTHERS), argument)
             self._push("name", content=argument)
         elif name == "BINPERSID":
             self._push_storage(self.stack.pop().content)
@@ -114,7 +126,7 @@ class _Reading:
             self._reduce(function, arguments)
         elif name == "BUILD":  # the versions of modules, which PyTorch adds to the weights of a network
             state = self.stack.pop()
-            self._require({state.kind, self.stack[-1].kind} == {"open"}, name)
+            self._require({state.kind, self.stack[-1].kind} == {"open"} or self._is_order_of_bytes(state), name)
         elif name == "PROTO":
             self._require(argument == 2, f"protocol {argument}")
         elif name == "STOP":
@@ -130,9 +142,33 @@ class _Reading:
         elif function.content == PARAMETER:
             self._require(parts[0].kind == "tensor", "parameter")
             self._push("tensor")
+        elif function.content in OF_OTHERS:
+            self._reduce_of_others(function.content, parts)
         else:
             self._require(function.content in TENSORS, function.content)
             self._push_tensor(*parts[:4])
+
+    def _reduce_of_others(self, function: str, parts: list[_Value]) -> None:
+        if function == CODED:
+            text, code = (part.content for part in parts)
+            self._require(isinstance(text, str) and code == "latin1", function)
+            self._push("bytes", size=1 + len(text), content=len(text))
+        elif function == KIND:
+            self._require([part.content for part in parts[1:]] == [False, True], function)
+            self._push("kind", content=NUMBER_BYTES[parts[0].content])
+        elif function == DEVICE:
+            self._require(all(part.kind == "atom" for part in parts), function)
+            self._push("atom")
+        else:
+            self._require([part.kind for part in parts] == ["kind", "bytes"], function)
+            self._require(parts[0].content == parts[1].content, "length of a number")
+            self._push("atom")
+
+    def _is_order_of_bytes(self, state: _Value) -> bool:
+        """Whether a kind of numbers is told that its lowest byte comes first, or that it has one byte."""
+        if self.stack[-1].kind != "kind" or state.kind != "tuple":
+            return False
+        return [part.content for part in state.content] in ([3, sign, None, None, None, -1, -1, 0] for sign in "<|")
 
     def _push_tensor(self, storage: _Value, offset: _Value, shape: _Value, strides: _Value) -> None:
         self._require(storage.kind == "storage", "tensor")

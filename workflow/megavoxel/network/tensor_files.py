@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from megavoxel.files import FAILING_DISK, atomic_path, reading, writing
-from megavoxel.network.pickles import storages_in
+from megavoxel.network.pickles import KIND, SCALARS, storages_in
 
 ARCHIVE = b"PK\x03\x04"
 OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -44,8 +46,11 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
             raise RuntimeError(fault.strerror) from fault
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path, *, of_others: bool = False) -> dict[str, Any]:
     """Reads tensors and plain values, and nothing that runs code, onto the CPU.
+
+    Args:
+        of_others: whether the file may be a checkpoint of nnU-Net, which holds numbers of NumPy besides.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,8 +59,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     try:
         with reading(path), Path(path).open("rb") as source:
-            _check(source)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            _check(source, of_others=of_others)
+        with _numbers_of_numpy() if of_others else nullcontext():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as fault:
@@ -72,18 +78,38 @@ def one_line(fault: Exception) -> str:
     return " ".join(str(fault).split())[:200]
 
 
-def _check(source: BinaryIO) -> None:
+class _Kind:
+    """Stands for NumPy's description of a number, in a file that `storages_in` has let through."""
+
+    def __init__(self, code: str, *_: bool) -> None:
+        self.code = f"<{code}"
+
+    def __setstate__(self, _: tuple) -> None:
+        pass
+
+
+def _number(kind: _Kind, content: bytes) -> float | int | bool:
+    return np.frombuffer(content, kind.code)[0].item()
+
+
+def _numbers_of_numpy() -> AbstractContextManager:
+    """Has PyTorch read single numbers of NumPy as plain ones; nothing of NumPy is called by the file."""
+    names = {name.replace(" ", "."): _number for name in SCALARS} | {KIND.replace(" ", "."): _Kind}
+    return torch.serialization.safe_globals([*((found, name) for name, found in names.items())])
+
+
+def _check(source: BinaryIO, *, of_others: bool) -> None:
     head = source.read(len(OLD))
     source.seek(0)
     if head.startswith(ARCHIVE):
-        _check_archive(source)
+        _check_archive(source, of_others=of_others)
     elif head == OLD:
         _check_old(source)
     else:
         raise ValueError("no archive of PyTorch")
 
 
-def _check_archive(source: BinaryIO) -> None:
+def _check_archive(source: BinaryIO, *, of_others: bool) -> None:
     _require_one_table(source)
     with zipfile.ZipFile(source) as archive:
         parts = {part.filename: part for part in archive.infolist()}
@@ -100,7 +126,7 @@ def _check_archive(source: BinaryIO) -> None:
         damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"bits of its part {damaged} are not those that were written: the checksum differs")
-        for key, size in storages_in(archive.read(f"{root}/data.pkl")).items():
+        for key, size in storages_in(archive.read(f"{root}/data.pkl"), of_others=of_others).items():
             if parts[f"{root}/data/{key}"].file_size != size:
                 raise ValueError(f"its array {key} is said to have {size} bytes, which is not its length")
 

@@ -27,12 +27,13 @@ from megavoxel.config.fields import (
     refuse,
 )
 from megavoxel.config.records import read_record, record, rule, to_plain
-from megavoxel.config.setting import Inference, Interpolation, NetworkParts, Parallel
+from megavoxel.config.setting import Inference, Interpolation, NetworkParts, Parallel, StartFile
 from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, write_json
 from megavoxel.planning.needs import Needs
 from megavoxel.planning.spacing import times
+from megavoxel.volumes.grid import AXES
 
 NEEDED = {"ct": ("mean", "std", "lower", "upper"), "range": ("lower", "upper")}
 """What a normalisation must say, by its scheme; others need nothing."""
@@ -82,6 +83,8 @@ class PreprocessingPlan(Interpolation):
     """Values in the label files that count as background, like 0."""
     transpose: Transposition
     """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
+    axes: Annotated[str, Field(pattern=AXES)] = "RAS"
+    """Where the canonical axes x, y and z run to; other than RAS in models that were trained elsewhere."""
     spacing: Spacing
     """Target spacing in mm, network order; see `spacing_for`."""
     median_shape: Triple[Positive]
@@ -99,7 +102,7 @@ class PreprocessingPlan(Interpolation):
     @property
     def hash(self) -> str:
         """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
-        unread = ("notes", "median_shape", "largest_shape")
+        unread = ("notes", "median_shape", "largest_shape", *(("axes",) if self.axes == "RAS" else ()))
         return content_hash({key: value for key, value in to_plain(self).items() if key not in unread})
 
     @rule
@@ -224,8 +227,8 @@ class Plan:
     ones. Cases with all labels are left out."""
     phases: tuple[PhasePlan, ...] = ()
     """A curriculum, of whose last phase `patch`, `batch` and `training` are; empty without one."""
-    start: str | None = None
-    """Setting of the study whose weights training begins with; None: random weights."""
+    start: str | StartFile | None = None
+    """Setting of the study, or file, whose weights training begins with; None: random weights."""
     parallel: Parallel = field(default_factory=Parallel)
     """Distribution of a training step over devices."""
     stages: tuple[int, ...] = ()

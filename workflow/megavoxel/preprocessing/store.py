@@ -8,6 +8,7 @@ classes), `CASE.foreground.npz` (sampled coordinates per class), `CASE.json` (th
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from megavoxel.errors import UserError, expect
 from megavoxel.files import atomic_path, json_text, read_json, write_text, writing
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.checksums import REMEDY, require_as_written, write_checksums
-from megavoxel.volumes.grid import MILLIMETRES, Geometry, resampled_shape, rounded_spacing
+from megavoxel.volumes.grid import AXES, MILLIMETRES, Geometry, resampled_shape, rounded_spacing
 
 MOST_FOLD = 1000
 """Voxels that resampling may make of one; CT of 5 mm slices brought to 1 mm becomes 5."""
@@ -53,11 +54,13 @@ class CaseProperties:
     """Voxels of each class of the preprocessed label map, background first; empty where there is none."""
     unit: str | None = None
     """Unit of the affine, as in `Geometry`."""
+    axes: str = "RAS"
+    """Where the canonical axes run, as in `Geometry`."""
 
     @property
     def geometry(self) -> Geometry:
         """The grid of the file."""
-        return Geometry(shape=self.file_shape, affine=np.array(self.affine), unit=self.unit)
+        return Geometry(shape=self.file_shape, affine=np.array(self.affine), unit=self.unit, axes=self.axes)
 
     @property
     def cropped_shape(self) -> tuple[int, ...]:
@@ -128,6 +131,7 @@ def case_properties(
         spacing=spacing,
         shape=shape,
         unit=geometry.unit,
+        axes=geometry.axes,
     )
 
 
@@ -304,6 +308,7 @@ def check_properties(properties: CaseProperties, case: str, where: str) -> None:
     is_inside = is_box and all(0 <= a < b <= size for (a, b), size in zip(box, properties.full_shape, strict=True))
     expect(is_inside, f"{where}: box", "two ends per axis inside of full_shape")
     expect(properties.unit in (None, *MILLIMETRES), f"{where}: unit", f"null or one of {', '.join(MILLIMETRES)}")
+    expect(re.fullmatch(AXES, properties.axes), f"{where}: axes", "L or R, A or P, and I or S")
     is_affine = affine.shape == (4, 4) and abs(np.linalg.det(affine.astype(float)[:3, :3])) > 0
     expect(is_affine, f"{where}: affine", "4 x 4 numbers that can be inverted")
 

@@ -153,7 +153,11 @@ def _initial(stored: Stored, setting: str) -> str:
     plan = stored.plans[setting]
     if _is_of_images(stored):
         return "published weights of ImageNet" if plan.pretrained else "random"
-    return f"those of setting {plan.start}" if plan.start else "random"
+    if plan.start is None:
+        return "random"
+    if isinstance(plan.start, str):
+        return f"those of setting {plan.start}"
+    return f"{plan.start.parts} of {plan.start.file}"
 
 
 def _training(stored: Stored, setting: str) -> str:

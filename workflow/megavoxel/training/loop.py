@@ -20,7 +20,7 @@ from megavoxel.errors import UserError
 from megavoxel.network.host_memory import peak_resident_bytes
 from megavoxel.progress import say
 from megavoxel.training.memory import begin_peak, measured_step, note_allocated
-from megavoxel.training.optimizer import learning_rate
+from megavoxel.training.optimizer import learning_rate, set_rate
 from megavoxel.training.pace import Pace
 from megavoxel.training.pipeline import whole_state
 from megavoxel.training.run import Part, Run, RunData
@@ -125,8 +125,7 @@ def train_epoch(functions: TrainingFunctions, run: Run, samples: Samples, rate: 
     Raises:
         UserError: the mean loss is not finite.
     """
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(run.optimizer, rate)
     run.network.train()
     pace = Pace(run, samples.steps)
     for image, target in itertools.islice(samples.batches, samples.steps - len(run.losses)):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from megavoxel.config.classification import ClassifierTraining
 from megavoxel.config.training import Training
+from megavoxel.network.segmentation import SegmentationNetwork
 
 POLY_EXPONENT = 0.9
 RULES: dict[str, Callable[[float], float]] = {
@@ -19,8 +22,32 @@ RULES: dict[str, Callable[[float], float]] = {
 """Factor of the learning rate by the ratio of two batches."""
 
 
+def trained_weights(network: SegmentationNetwork, training: Training) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The weights that a segmentation run changes, in groups with a `factor` of the learning rate where these differ.
+
+    Those of a frozen encoder are told that they need no gradient, and left out.
+    """
+    network.requires_grad_(True)
+    levels, groups = len(network.plan.features), {}
+    for block in network.program:
+        is_encoder = block.place is not None and block.place.side == "encoder"
+        if is_encoder and training.freeze_encoder:
+            block.requires_grad_(False)
+        elif own := list(block.parameters()):
+            groups.setdefault(levels - block.place.level if is_encoder else 0, []).extend(own)
+    if training.encoder_rate_decay == 1:
+        return [weights for weights in network.parameters() if weights.requires_grad]
+    return [{"params": own, "factor": training.encoder_rate_decay**steps} for steps, own in groups.items()]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Has the next steps go by a learning rate, of each group times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], training: Training | ClassifierTraining
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], training: Training | ClassifierTraining
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants."""
     adaptive = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}

@@ -206,7 +206,7 @@ def update_weights(run: Run) -> None:
 
 def _average_gradients(run: Run) -> None:
     """What the wrapper does where there is one: every gradient becomes the mean over the replicas."""
-    run.replicas.average([parameter.grad for parameter in run.network.parameters()])
+    run.replicas.average([weights.grad for weights in run.network.parameters() if weights.requires_grad])
 
 
 def _share_statistics(run: Run) -> None:

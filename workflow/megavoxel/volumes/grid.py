@@ -2,7 +2,8 @@
 
 Everything but the files themselves works in *canonical order*: axes (z, y, x) of the closest RAS+ orientation, so that
 axis 0 runs from inferior to superior, axis 1 from posterior to anterior, axis 2 from left to right. Images of several
-channels have the channel first. `Geometry` knows the way from a file to this order and back.
+channels have the channel first. `Geometry` knows the way from a file to this order and back. A network that was trained
+elsewhere may see its images the other way round along some axes: then the grid has other `axes` than RAS.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from megavoxel.errors import UserError
 
+AXES = "[LR][AP][IS]"
+"""Directions in which canonical axes x, y and z may run, as a pattern."""
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 ANISOTROPY = 3.0
 """Ratio of the coarsest to the finest spacing above which the coarsest axis is resampled on its own."""
@@ -42,6 +45,14 @@ class Geometry:
     """4 x 4, voxel index of the file to mm in RAS+, or to another unit that the file states."""
     unit: str | None = None
     """One of MILLIMETRES; None: the file does not state it, and it counts as mm."""
+    axes: str = "RAS"
+    """Where the canonical axes x, y and z run to: L or R, P or A, I or S."""
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """Per axis of the file the canonical axis (0: x) and its direction, as nibabel has orientations."""
+        signs = [1 if letter == own else -1 for letter, own in zip(self.axes, "RAS", strict=True)]
+        return io_orientation(np.diag([*signs, 1]) @ self.affine)
 
     def in_mm(self) -> Geometry:
         """This grid with its affine in mm; a unit that is not stated counts as mm."""
@@ -61,22 +72,22 @@ class Geometry:
         return tuple(int(self.shape[axis]) for axis in self._file_axes())
 
     def _file_axes(self) -> list[int]:
-        orientation = io_orientation(self.affine)[:, 0].astype(int)
+        orientation = self.orientation[:, 0].astype(int)
         return [int(np.flatnonzero(orientation == world)[0]) for world in (2, 1, 0)]
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """A file's array (i, j, k, ...) as (..., z, y, x); a view where possible."""
-        turned = apply_orientation(array, io_orientation(self.affine))
+        turned = apply_orientation(array, self.orientation)
         return np.moveaxis(turned, [0, 1, 2], [-1, -2, -3])
 
     def restore(self, array: np.ndarray) -> np.ndarray:
         """A canonical array (z, y, x) in the order of the file (i, j, k); a view where possible."""
-        back = ornt_transform(CANONICAL, io_orientation(self.affine))
+        back = ornt_transform(CANONICAL, self.orientation)
         return apply_orientation(np.transpose(array, (2, 1, 0)), back)
 
     def restore_channels(self, array: np.ndarray) -> np.ndarray:
         """A canonical array (channels, z, y, x) in the order of the file (i, j, k, channels); a view."""
-        back = ornt_transform(CANONICAL, io_orientation(self.affine))
+        back = ornt_transform(CANONICAL, self.orientation)
         return apply_orientation(np.transpose(array, (3, 2, 1, 0)), back)
 
 

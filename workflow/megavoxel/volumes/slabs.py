@@ -13,7 +13,6 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
-from nibabel.orientations import io_orientation
 
 from megavoxel.volumes.grid import Geometry
 
@@ -42,7 +41,7 @@ class FileSlab:
 
 def slab_axis(geometry: Geometry) -> tuple[int, bool]:
     """The canonical axis along which planes follow one another in the file, and whether the last comes first."""
-    world, direction = io_orientation(geometry.affine)[2]
+    world, direction = geometry.orientation[2]
     return 2 - int(world), direction < 0
 
 

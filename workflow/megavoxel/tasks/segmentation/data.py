@@ -11,6 +11,7 @@ from typing import Any
 
 from megavoxel.config.hardware import DeviceKeys, load_device
 from megavoxel.config.records import to_plain
+from megavoxel.config.setting import StartFile
 from megavoxel.datasets.folder import require_unchanged
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256
@@ -53,13 +54,25 @@ class VolumeData(RunData):
         data = {
             "dataset": plan.dataset,
             "checksums_sha256": self.data,
-            "start": {"setting": plan.start, "weights_sha256": self.start_data} if plan.start else None,
+            "start": self._start(plan),
             "training": list(self.training),
             "validation": list(self.validation),
             "labels_never_seen": labels_never_seen(plan, self.preprocessed, self.training),
             "cases_without_annotation": cases_without_annotation(plan, self.training),
         }
         return {"data": data, "parallel": to_plain(plan.parallel), "workers": self.loaders(plan)}
+
+    def _start(self, plan: Plan) -> dict[str, Any] | None:
+        """What training began with; of a file also which blocks of the network it has given."""
+        if plan.start is None:
+            return None
+        if isinstance(plan.start, str):
+            return {"setting": plan.start, "weights_sha256": self.start_data}
+        from megavoxel.training.start import fitted_start
+
+        donor, fitted = fitted_start(plan, self.start)
+        given = {key: getattr(fitted, key) for key in ("loaded", "changed", "random", "unused")}
+        return {"file": str(self.start), "origin": donor.origin, "weights_sha256": self.start_data, **to_plain(given)}
 
 
 def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
@@ -153,6 +166,11 @@ def _check_stages(plan: Plan) -> None:
 
 
 def _check_start(plan: Plan, start: Path | None) -> None:
+    if isinstance(plan.start, StartFile) and start is None:
+        raise UserError(
+            f"setting {plan.setting}: it begins with the weights in {plan.start.file}; give --weights with that file, "
+            "of a folder the one for this fold"
+        )
     if plan.start is not None and start is None:
         raise UserError(
             f"setting {plan.setting}: it begins with the weights of {plan.start}; give --weights with the model.pt of "
@@ -160,5 +178,7 @@ def _check_start(plan: Plan, start: Path | None) -> None:
         )
     if start is not None and plan.start is None:
         raise UserError(f"--weights: setting {plan.setting} begins with random weights; leave it out")
+    if isinstance(plan.start, StartFile) and not start.is_file():
+        raise UserError(f"--weights {start}: there is no such file of weights")
     if start is not None and not start.is_file():
         raise UserError(f"--weights {start}: no such file; train {plan.start} on this fold first")

@@ -59,6 +59,10 @@ def plan(arguments: argparse.Namespace) -> Sequence[str]:
         raise UserError(f"--dataset {request.dataset}: {arguments.cases} is of dataset {cases.dataset}")
     preprocessing = load_preprocessing_plan(arguments.preprocessing_plan)
     found = plan_setting(cases, preprocessing, request.setting, study=request.study, seed=request.seed)
+    if found.start is not None:
+        from megavoxel.training.start import require_fitting_start
+
+        require_fitting_start(found, request.setting.folds or range(request.folds))
     if request.device is not None:
         found = _on_device(found, request, request.device, cases)
     elif request.setting.parallel != Parallel():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megavoxel.config.setting import StartFile
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.distributed.space import join_space
@@ -26,7 +27,7 @@ from megavoxel.training.class_weights import class_weights
 from megavoxel.training.kernels import choose_kernels
 from megavoxel.training.loop import Samples, TrainingFunctions, train_plan
 from megavoxel.training.on_device import DeviceAugmenter
-from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.optimizer import build_optimizer, trained_weights
 from megavoxel.training.patches import (
     TRAINING,
     VALIDATION,
@@ -37,6 +38,7 @@ from megavoxel.training.patches import (
 )
 from megavoxel.training.pipeline import whole_network
 from megavoxel.training.run import Part, Run
+from megavoxel.training.start import fitted_start
 from megavoxel.training.states.checkpoint import load_state
 from megavoxel.training.states.lock import Lock
 from megavoxel.training.states.resuming import kernels_of, precision_of, take_up
@@ -69,7 +71,7 @@ def train(
     group = group or Group(device=device)
     if group.leads:
         warn_of_what_is_not_taught(plan, data)
-    weights, key = None if data.start is None else load_weights(data.start)["weights"], data.key(plan)
+    weights, key = _starting_weights(plan, data, say_it=group.leads), data.key(plan)
     if not plan.phases:
         return _finished(train_plan(_from(weights), plan, data, state_folder / key, key, group, lock))
     history: list[dict[str, float]] = []
@@ -96,7 +98,10 @@ def start_run(
     group: Group | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> Run:
-    """A new run, from `weights` of the whole network if there are any, or the one that `state` was taken of.
+    """A new run, or the one that `state` was taken of.
+
+    Args:
+        weights: of the network to begin with, all of them but where they come from a file; None: random ones.
 
     Raises:
         UserError: the weights are of another network, or the state is damaged.
@@ -107,7 +112,10 @@ def start_run(
     kernels.use(device)
     network = SegmentationNetwork(plan.network, seed=plan.seed + data.number, checkpointing=plan.parallel.checkpointing)
     if weights is not None and state is None:
-        load_start(network, weights, plan)
+        if isinstance(plan.start, StartFile):
+            network.load_state_dict(weights, strict=False)
+        else:
+            load_start(network, weights, plan)
     member = join_pipeline(network, plan, group, precision)
     network = network.to(device, memory_format=kernels.memory_format)
     space = join_space(network, plan, group)
@@ -120,7 +128,7 @@ def start_run(
         precision=precision,
         kernels=kernels,
         network=network,
-        optimizer=build_optimizer(network.parameters(), plan.training),
+        optimizer=build_optimizer(trained_weights(network, plan.training), plan.training),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
         replica=replicated(network, group) if member is None and space is None else None,
@@ -132,6 +140,18 @@ def start_run(
     if state:
         take_up(run, state)
     return run
+
+
+def _starting_weights(plan: Plan, data: VolumeData, *, say_it: bool) -> dict[str, Tensor] | None:
+    """The weights that the plan begins with; of a file those that fit, with a line on the others if `say_it`."""
+    if data.start is None:
+        return None
+    if not isinstance(plan.start, StartFile):
+        return load_weights(data.start)["weights"]
+    donor, fitted = fitted_start(plan, data.start)
+    if say_it:
+        print("\n".join(fitted.lines(donor)), flush=True)
+    return fitted.weights
 
 
 def load_start(network: SegmentationNetwork, weights: dict[str, Tensor], plan: Plan) -> None:
@@ -213,7 +233,7 @@ def _from(weights: dict[str, Tensor] | None) -> TrainingFunctions:
 
 def _finished(run: Run) -> Run:
     """The run with its whole network, also where a pipeline's stages held it in parts."""
-    run.network = whole_network(run)
+    run.network = whole_network(run).requires_grad_(True)
     return run
 
 

@@ -58,7 +58,10 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
         _require(isinstance(state["epoch"], int) and 0 <= state["epoch"] == len(state["history"]), "epoch")
         _require(all(isinstance(row, dict) for row in state["history"]), "history")
         _require(isinstance(state["peak_memory"], dict | None), "peak_memory")
+        factors = [group.get("factor", 1.0) for group in run.optimizer.param_groups]
         load_weights(run, state)
+        for group, factor in zip(run.optimizer.param_groups, factors, strict=True):
+            group["factor"] = factor
         _require_sound_optimizer(run.optimizer)
         run.scaler.load_state_dict(state["scaler"])
         run.epoch, run.history, run.peak_memory = state["epoch"], state["history"], state["peak_memory"]
