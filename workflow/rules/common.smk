@@ -349,12 +349,21 @@ def facts_for_planning():
     return {} if DATASET.known_ahead and not all(map(os.path.exists, facts.values())) else facts
 
 
-MODELS = [*SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
+# What is predicted, scored and reported: of a setting with the network of all cases alone, nothing.
+COMPARED_SETTINGS = [name for name in SETTINGS if folds_of(name)]
+MODELS = [*COMPARED_SETTINGS, *(f"ensembles/{name}" for name in ENSEMBLES)]
+# Networks that are trained on all cases.
+OF_ALL_CASES = [
+    f"{RESULTS}/{name}/fold-{fold}/model.pt"
+    for name, setting in SETTINGS.items()
+    for fold in STUDY.networks_of(setting)
+    if fold not in folds_of(name)
+]
 PREPROCESSINGS = {preprocessing_key(name): SETTINGS[name].preprocessing for name in SETTINGS if SEGMENTS}
 FACTS = facts_for_planning()
 # Without cross-validation there is nothing to validate on.
 VALIDATED = [(model, fold) for model in MODELS for fold in folds_of(model) if STUDY.folds > 1]
-RUNS = [(setting, fold) for setting in SETTINGS for fold in folds_of(setting)]
+RUNS = [(setting, fold) for setting in COMPARED_SETTINGS for fold in folds_of(setting)]
 TIMINGS = [f"{RESULTS}/{setting}/fold-{fold}/timings.csv" for setting, fold in timed_runs()]
 
 

@@ -18,6 +18,8 @@ rule train:
         f"{LOGS}/train/{{setting}}-{{fold}}.log",
     benchmark:
         f"{JOBS}/train/{{setting}}-{{fold}}.tsv"
+    wildcard_constraints:
+        fold=r"\d+|all",
     conda:
         "../../envs/megavoxel.yaml"
     container:

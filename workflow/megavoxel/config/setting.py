@@ -14,10 +14,10 @@ from megavoxel.config.fields import (
     Batch,
     Channels,
     Count,
+    CountOrNone,
     Distinct,
     DistinctOrNone,
     ExpansionOrder,
-    Folds,
     Fusion,
     Interval,
     LongName,
@@ -51,12 +51,25 @@ def _without_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+def _as_list(folds: Any) -> Any:
+    return (folds,) if folds == ALL else folds
+
+
 def _three(factor: Any) -> Any:
     return factor if isinstance(factor, tuple) else (factor,) * 3
 
 
 def _two_or_more(phases: tuple) -> tuple:
     return refuse("there is one; a curriculum has two phases or more") if len(phases) == 1 else phases
+
+
+ALL = "all"
+"""The name of the network that is trained on all cases, among folds."""
+FoldsAndAll = Annotated[
+    Literal["all"] | Distinct[CountOrNone | Literal["all"]] | None,
+    Field(description="all, or a list of numbers of folds, with or without all"),
+    AfterValidator(_as_list),
+]
 
 
 @record
@@ -353,8 +366,9 @@ class SettingKeys:
     memory_gib: Positive | None = None
     """Memory in GiB, of all devices together, that the planner aims at where patch or batch are left to it; None: that
     of `network.preset`, else of the study's device, or 8 (nnU-Net's reference) where the device states none."""
-    folds: Folds | None = None
-    """The folds to train; None: all of the study."""
+    folds: FoldsAndAll = None
+    """The folds to train. `all` among them, or alone, also trains one network on all training cases: nothing of it is
+    validated or scored, and it is there to be exported. None: all folds of the study, each on its own part."""
     seed: Seed | None = None
     """Seed of weights and patches, for repeats of a setting; None: that of the study."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import DatasetName, Distinct, LongName, Name, Positive, Seed, Several, Text, between
 from megavoxel.config.records import record
-from megavoxel.config.setting import Setting, WrittenSetting
+from megavoxel.config.setting import ALL, Setting, WrittenSetting
 
 Point = Annotated[
     str, Field(min_length=1, max_length=80, description="a text of 1 to 80 characters; numbers in quotes")
@@ -120,8 +120,13 @@ class Compared:
         return {setting.name: setting for setting in self.settings}[name]
 
     def folds_of(self, setting: Any) -> tuple[int, ...]:
-        """The folds that a setting is trained on."""
-        return setting.folds if setting.folds is not None else tuple(range(self.folds))
+        """The folds that a setting is trained and validated on; none where it has the network of all cases alone."""
+        folds = range(self.folds) if setting.folds is None else setting.folds
+        return tuple(fold for fold in folds if fold != ALL)
+
+    def networks_of(self, setting: Any) -> tuple[int | str, ...]:
+        """The folds of the networks that are trained of a setting, `all` among them where one is of all cases."""
+        return (*self.folds_of(setting), *([ALL] if ALL in (setting.folds or ()) else []))
 
     def folds_of_ensemble(self, ensemble: Any) -> tuple[int, ...]:
         """The folds of an ensemble: those of its members, which agree."""

@@ -259,10 +259,13 @@ def _check_segmentation(study: Study, source: str) -> None:
     """
     names = [setting.name for setting in study.settings]
     _check_common(study, names, source)
+    validated = [setting.name for setting in study.settings if study.folds_of(setting)]
+    for name in filter(None, (study.baseline, *(member for own in study.ensembles for member in own.members))):
+        _require_validated(name, names, validated, source)
     for setting in study.settings:
         _check_first_stage(setting, study, f"{source}: settings.{setting.name}.stage1")
         _check_start(setting, study, f"{source}: settings.{setting.name}.start")
-    models = [*names, *(ensemble.name for ensemble in study.ensembles)]
+    models = [*validated, *(ensemble.name for ensemble in study.ensembles)]
     for sweep in study.sweeps:
         _check_sweep(sweep, study, models, f"{source}: sweeps.{sweep.name}")
 
@@ -278,6 +281,14 @@ def _check_classification(study: ClassificationStudy, source: str) -> None:
         _check_weights(setting, study, f"{source}: settings.{setting.name}.pretrained")
     for ensemble in study.ensembles:
         _check_reserved(ensemble.name, f"{source}: ensembles.{ensemble.name}")
+
+
+def _require_validated(name: str, names: Sequence[str], validated: Sequence[str], source: str) -> None:
+    if name in names and name not in validated:
+        raise UserError(
+            f"{source}: settings.{name}.folds: one network on all cases, of which nothing is validated, so that it "
+            "cannot be a baseline or a member of an ensemble; give the setting folds beside 'all'"
+        )
 
 
 def _require_name(name: str, names: Sequence[str], where: str) -> None:
@@ -302,7 +313,7 @@ def _check_common(study: Study | ClassificationStudy, baselines: Sequence[str], 
 
 def _check_name_and_folds(setting: Setting | ClassifierSetting, study: Study | ClassificationStudy, where: str) -> None:
     _check_reserved(setting.name, where)
-    late = [fold for fold in setting.folds or () if fold >= study.folds]
+    late = [fold for fold in study.folds_of(setting) if fold >= study.folds]
     if late:
         raise UserError(
             f"{where}.folds: there is no fold {late[0]}; allowed: 0 to {study.folds - 1} ('folds' of the study is "
@@ -354,7 +365,8 @@ def _check_start(setting: Setting, study: Study, where: str) -> None:
         return
     _require_name(start, [other.name for other in study.settings], where)
     _check_no_circle(setting.name, start, study, where)
-    lacking = sorted(set(study.folds_of(setting)) - set(study.folds_of(study.setting(start))))
+    there = study.networks_of(study.setting(start))
+    lacking = [fold for fold in study.networks_of(setting) if fold not in there]
     if lacking:
         raise UserError(
             f"{where}: '{start}' is not trained on fold {lacking[0]}, which this setting is; give both the same 'folds'"

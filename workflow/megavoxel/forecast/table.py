@@ -148,16 +148,16 @@ def save_table(path: Path, rows: pandas.DataFrame) -> None:
 
 def workload_of(study: Study, setting: Setting, cases: Cases) -> Workload:
     """What a fold of a setting trains on and predicts."""
-    own = len(study.folds_of(setting))
+    own = max(1, len(study.folds_of(setting)))
     return Workload(training_cases=len(cases.of_split("training")), folds=study.folds, own_folds=own)
 
 
 def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerprint, device: Device) -> PlannedSetting:
-    folds = len(study.folds_of(setting))
+    folds = len(study.networks_of(setting))
     try:
         preprocessing = plan_preprocessing(cases, fingerprint, setting.preprocessing)
         plan = plan_setting(cases, preprocessing, setting, study=study.name, seed=study.seed)
-        require_fitting_start(plan, study.folds_of(setting), is_there=False)
+        require_fitting_start(plan, study.networks_of(setting), is_there=False)
         workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
         forecast = choice.forecast

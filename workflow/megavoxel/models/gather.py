@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megavoxel.config.dataset import Dataset, load_dataset
+from megavoxel.config.setting import ALL
 from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_in
@@ -29,12 +30,12 @@ class Runs:
     setting: Path
     """results/STUDY/SETTING."""
     plan: Plan
-    folds: tuple[int, ...]
-    """In ascending order."""
+    folds: tuple[int | str, ...]
+    """Numbers in ascending order, or `all` for the network of all cases."""
     is_whole: bool
     """Whether these are all folds that the setting was trained on."""
 
-    def folder(self, fold: int) -> Path:
+    def folder(self, fold: int | str) -> Path:
         """The folder of a fold."""
         return self.setting / f"fold-{fold}"
 
@@ -59,7 +60,7 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             f"{settings[0]} and {settings[1]} are two settings: a model is one setting with its folds; export each of "
             "them to a folder of its own"
         )
-    setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds})
+    setting, folds = settings[0], sorted({fold for _, folds in named for fold in folds}, key=str)
     task = task_of(setting / "plan.json", what="plan")
     if not task.labels_scans:
         raise UserError(
@@ -70,6 +71,11 @@ def find_runs(paths: Sequence[Path]) -> Runs:
         raise UserError(
             f"{setting}: it is the second stage of a cascade after {' and '.join(plan.stage1)}, whose label maps it "
             "needs; such models are not exported: predict with both stages by 'megavoxel predict --stage1-labels'"
+        )
+    if ALL in folds and len(folds) > 1:
+        raise UserError(
+            f"{setting}/fold-all: it is trained on all cases and no member of the cross-validation; export it alone, "
+            "or the folds without it"
         )
     for fold in folds:
         if not (setting / f"fold-{fold}" / "model.pt").is_file():
@@ -82,12 +88,14 @@ def find_runs(paths: Sequence[Path]) -> Runs:
 
 def folds_left_out(runs: Runs) -> tuple[int, ...]:
     """Folds of the study's splits.json that are not among the runs; none where there is no such file."""
+    if ALL in runs.folds:
+        return ()
     path = runs.setting.parent / "splits.json"
     every = range(len(load_splits(path).folds)) if path.is_file() else ()
     return tuple(fold for fold in every if fold not in runs.folds)
 
 
-def fold_facts(runs: Runs, fold: int) -> FoldFacts:
+def fold_facts(runs: Runs, fold: int | str) -> FoldFacts:
     """What manifest.json says of a fold.
 
     Raises:
@@ -170,13 +178,14 @@ def _tolerances(results: Path) -> dict[str, float]:
     return scored_tolerances(results, load_cases(path) if path.is_file() else None)
 
 
-def _folds_named(path: Path) -> tuple[Path, list[int]]:
+def _folds_named(path: Path) -> tuple[Path, list[int | str]]:
     """The setting's folder and the folds that a folder stands for."""
     if (path / "plan.json").is_file() and _all_folds(path):
         return path, _all_folds(path)
     number = path.name.removeprefix("fold-")
-    if path.is_dir() and path.name != number and number.isdecimal() and (path.parent / "plan.json").is_file():
-        return path.parent, [int(number)]
+    is_fold = path.name != number and (number.isdecimal() or number == ALL)
+    if path.is_dir() and is_fold and (path.parent / "plan.json").is_file():
+        return path.parent, [ALL if number == ALL else int(number)]
     if path.resolve().parent.name == "ensembles":
         raise UserError(
             f"{path}: ensembles of settings are not exported; export their members, each of which is a model with all "
@@ -187,12 +196,15 @@ def _folds_named(path: Path) -> tuple[Path, list[int]]:
     )
 
 
-def _all_folds(setting: Path) -> list[int]:
+def _all_folds(setting: Path) -> list[int | str]:
+    """The folds that are there; where there are none, the network of all cases if that is."""
     numbers = (path.name.removeprefix("fold-") for path in setting.glob("fold-*") if path.is_dir())
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return sorted(int(number) for number in numbers if number.isdecimal()) or (
+        [ALL] if (setting / "fold-all").is_dir() else []
+    )
 
 
-def _fold_facts(manifest: dict[str, Any], fold: int) -> FoldFacts:
+def _fold_facts(manifest: dict[str, Any], fold: int | str) -> FoldFacts:
     hardware = manifest["hardware"]
     return FoldFacts(
         fold=fold,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from megavoxel.config.records import read_record, record, to_plain
+from megavoxel.config.setting import ALL
 from megavoxel.datasets.cases import Cases, together
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
@@ -130,12 +131,15 @@ def load_splits(path: Path) -> Splits:
     return splits
 
 
-def fold_of(splits: Splits, number: int, *, source: Path) -> Fold:
-    """One fold.
+def fold_of(splits: Splits, number: int | Literal["all"], *, source: Path) -> Fold:
+    """One fold; of `all`, all cases of the folds train, and none is left to validate.
 
     Raises:
         UserError: there is no such fold.
     """
+    if number == ALL:
+        every = {name for fold in splits.folds for name in (*fold.training, *fold.validation)}
+        return Fold(training=tuple(sorted(every)), validation=())
     if not 0 <= number < len(splits.folds):
         raise UserError(f"--fold {number}: {source} has the folds 0 to {len(splits.folds) - 1}")
     return splits.folds[number]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from megavoxel.config.setting import ALL
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import read_scores
@@ -41,7 +42,7 @@ STARTING_SECONDS = 30
 LAST_LINES = 5
 MOST_CHARACTERS = 400
 QUEUE_SECONDS = 15
-NAMES = re.compile(r"(?P<setting>.+)-(?P<fold>\d+)")
+NAMES = re.compile(r"(?P<setting>.+)-(?P<fold>\d+|all)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class RunProgress:
     """A setting on a fold."""
 
     setting: str
-    fold: int
+    fold: int | str
+    """Its number, or `all`."""
     state: str
     """`waiting`, `queued`, `starting`, `running`, `interrupted` (told to end, or killed), `failed` (ended by an error),
     `trained` (not yet scored) or `done`."""
@@ -86,25 +88,32 @@ class Folders:
     def logs(self) -> Path:
         return self.root / "logs" / self.study
 
-    def log(self, setting: str, fold: int) -> Path:
+    def log(self, setting: str, fold: int | str) -> Path:
         """The log of a run's training."""
         return self.logs / "train" / f"{setting}-{fold}.log"
 
-    def state(self, setting: str, fold: int) -> Path:
+    def state(self, setting: str, fold: int | str) -> Path:
         """The folder of a run's states."""
         return self.root / "state" / self.study / setting / f"fold-{fold}"
 
 
-def begun_runs(folders: Folders) -> list[tuple[str, int]]:
+def begun_runs(folders: Folders) -> list[tuple[str, int | str]]:
     """The runs that have left something, where no study file says which there are to be."""
     places = [*folders.results.glob("*/fold-*/"), *folders.root.glob(f"state/{folders.study}/*/fold-*/")]
     found = {(path.parent.name, path.name) for path in places}
-    runs = {(setting, int(fold.removeprefix("fold-"))) for setting, fold in found}
+    runs = {(setting, _fold(fold.removeprefix("fold-"))) for setting, fold in found}
     logs = filter(None, (NAMES.fullmatch(path.stem) for path in folders.logs.glob("train/*.log")))
-    return sorted(runs | {(match["setting"], int(match["fold"])) for match in logs})
+    return sorted(
+        runs | {(match["setting"], _fold(match["fold"])) for match in logs},
+        key=lambda run: (run[0], str(run[1]).zfill(3)),
+    )
 
 
-def look_at(folders: Folders, runs: Iterable[tuple[str, int]]) -> list[RunProgress]:
+def _fold(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
+
+
+def look_at(folders: Folders, runs: Iterable[tuple[str, int | str]]) -> list[RunProgress]:
     """The state of each run, in the same order."""
     queued = queued_runs(folders.root)
     return [_look(folders, setting, fold, f"{setting}_{fold}" in queued) for setting, fold in runs]
@@ -146,7 +155,7 @@ def last_lines(path: Path) -> tuple[str, ...]:
     return tuple(lines[faults[-1] :][:LAST_LINES] if faults else lines[-LAST_LINES:])
 
 
-def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> RunProgress:
+def _look(folders: Folders, setting: str, fold: int | str, is_queued: bool) -> RunProgress:
     outputs, log = folders.results / setting / f"fold-{fold}", folders.log(setting, fold)
     if (outputs / "model.pt").is_file():
         return _finished(outputs, setting, fold)
@@ -170,13 +179,13 @@ def _look(folders: Folders, setting: str, fold: int, is_queued: bool) -> RunProg
     )
 
 
-def _finished(outputs: Path, setting: str, fold: int) -> RunProgress:
+def _finished(outputs: Path, setting: str, fold: int | str) -> RunProgress:
     last = pd.read_csv(outputs / "history.csv").iloc[-1] if (outputs / "history.csv").is_file() else None
     epoch = "" if last is None else f"{last['epoch']:.0f}"
     column = next((name for name in WATCHED if last is not None and name in last), None)
     watched = {} if column is None else {"watched": float(last[column]), "watched_as": WATCHED[column]}
     metric, score = _mean_score(outputs / "scores.csv")
-    state = "trained" if score is None else "done"
+    state = "trained" if score is None and fold != ALL else "done"
     return RunProgress(setting=setting, fold=fold, state=state, epoch=epoch, metric=metric, score=score, **watched)
 
 

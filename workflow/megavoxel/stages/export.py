@@ -3,6 +3,8 @@
 One setting with all its folds, or with some of them, which are averaged:
   megavoxel export results/STUDY/SETTING --to models/NAME
   megavoxel export results/STUDY/SETTING/fold-0 results/STUDY/SETTING/fold-1 --to models/NAME
+The network of all cases, of a setting whose folds have 'all' among them:
+  megavoxel export results/STUDY/SETTING/fold-all --to models/NAME
 For MONAI:
   megavoxel export results/STUDY/SETTING --to bundles/NAME --format bundle
 """
@@ -13,6 +15,8 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from megavoxel.config.setting import ALL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         write_model(runs, description, arguments.to)
     print(f"{arguments.to}: {description.name}, {_named(runs.folds)}", flush=True)
+    if ALL in runs.folds:
+        print("note: fold all is trained on all cases, so that nothing of this model is validated", flush=True)
     if left_out := folds_left_out(runs):
         print(f"note: {_named(left_out)} of the study's splits.json: not in this model", flush=True)
     if arguments.format != "bundle":
@@ -58,5 +64,5 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"next:\n  megavoxel predict --model {model} --input SCANS --output labelled --pictures", flush=True)
 
 
-def _named(folds: Sequence[int]) -> str:
+def _named(folds: Sequence[int | str]) -> str:
     return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"

@@ -75,7 +75,7 @@ def _show_study(path: Path) -> None:
 
     study = load_study(path)
     folders = Folders(study=study.name, root=Path())
-    planned = [(setting.name, fold) for setting in study.settings for fold in study.folds_of(setting)]
+    planned = [(setting.name, fold) for setting in study.settings for fold in study.networks_of(setting)]
     _print(folders, look_at(folders, planned))
 
 

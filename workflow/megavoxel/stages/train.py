@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from megavoxel.config.hardware import load_device
+from megavoxel.config.setting import ALL
 from megavoxel.errors import UserError
 from megavoxel.progress import also_on_terminal
 
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--preprocessed", type=Path, help="folder of the preprocessed cases")
     data.add_argument("--cases", type=Path, help="cases.json, for a setting of a classification study")
     parser.add_argument("--splits", type=Path, required=True, help="splits.json of the study")
-    parser.add_argument("--fold", type=int, required=True, help="the fold, counted from 0")
+    parser.add_argument(
+        "--fold", type=fold_name, required=True, help="the fold, counted from 0; all: one network on all training cases"
+    )
     parser.add_argument(
         "--state", type=Path, required=True, help="folder for states; one below it per plan, fold and data"
     )
@@ -59,6 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
     alive = living(arguments.state) if os.environ.get("RANK", "0") == "0" else nullcontext()
     with alive, also_on_terminal(arguments.terminal):
         _train(arguments)
+
+
+def fold_name(word: str) -> int | str:
+    return word if word == ALL else int(word)
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def build_manifest(run: Run, data: RunData, *, forecast_gib: float) -> dict[str,
     return {
         "study": run.plan.study,
         "setting": run.plan.setting,
-        "fold": data.number,
+        "fold": data.fold,
         "plan_hash": run.plan.hash,
         "run_key": data.key(run.plan),
         "seed": run.plan.seed,

@@ -28,7 +28,9 @@ class RunData:
     """What a run trains on; each task adds its own fields."""
 
     number: int
-    """The fold, counted from 0."""
+    """The fold, counted from 0; of all cases, the number behind that of the last fold."""
+    is_of_all: bool = False
+    """Whether all cases train, and none validates."""
     training: tuple[Any, ...]
     """The training cases, or their ids."""
     validation: tuple[Any, ...]
@@ -39,6 +41,11 @@ class RunData:
     """File of the weights that training begins with; None: random weights."""
     start_data: str | None = None
     """SHA-256 of that file."""
+
+    @property
+    def fold(self) -> int | str:
+        """The fold's number, or `all`."""
+        return "all" if self.is_of_all else self.number
 
     def key(self, plan: Any) -> str:
         """Short hash of everything that the trained weights depend on: the plan, the cases and the data."""

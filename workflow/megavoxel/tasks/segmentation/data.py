@@ -11,7 +11,7 @@ from typing import Any
 
 from megavoxel.config.hardware import DeviceKeys, load_device
 from megavoxel.config.records import to_plain
-from megavoxel.config.setting import StartFile
+from megavoxel.config.setting import ALL, StartFile
 from megavoxel.datasets.folder import require_unchanged
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256
@@ -87,13 +87,18 @@ def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
         raise UserError(f"setting {plan.setting}: give --preprocessed, the folder of its preprocessed cases")
     splits = load_splits(arguments.splits)
     split = fold_of(splits, arguments.fold, source=arguments.splits)
+    if arguments.fold == ALL and plan.training.patience is not None:
+        raise UserError(
+            f"setting {plan.setting}: training.patience looks at validation cases, and fold all has none; leave it out"
+        )
     _check_stages(plan)
     require_first_stage(plan, arguments.stage1, option="--stage1")
     _check_start(plan, arguments.weights)
     cases = (*split.training, *split.validation)
     labels = [first_stage_path(arguments.stage1, case) for case in cases] if arguments.stage1 else []
     return plan, VolumeData(
-        number=arguments.fold,
+        number=len(splits.folds) if arguments.fold == ALL else arguments.fold,
+        is_of_all=arguments.fold == ALL,
         folds=len(splits.folds),
         preprocessed=arguments.preprocessed,
         training=tuple(split.training),
@@ -135,13 +140,13 @@ def warn_of_what_is_not_taught(plan: Plan, data: VolumeData) -> None:
     absent = labels_never_seen(plan, data.preprocessed, data.training)
     if absent:
         print(
-            f"warning: fold {data.number}: no training case has {', '.join(absent)} annotated; the network cannot "
+            f"warning: fold {data.fold}: no training case has {', '.join(absent)} annotated; the network cannot "
             "learn it, and validation cases that have it score 0 for it",
             flush=True,
         )
     if background_never_seen(plan, data.training):
         print(
-            f"warning: fold {data.number}: every training case lacks the annotation of some label, so that no voxel is "
+            f"warning: fold {data.fold}: every training case lacks the annotation of some label, so that no voxel is "
             "known to be background; only a loss with Dice teaches it, as what is none of the labels",
             flush=True,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megavoxel.config.hardware import Device, load_device
 from megavoxel.config.records import from_plain
-from megavoxel.config.setting import Parallel, Setting
+from megavoxel.config.setting import ALL, Parallel, Setting
 from megavoxel.config.study_file import load_study, planned_for, with_memory
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError
@@ -105,11 +105,11 @@ def _on_device(plan: Plan, request: Request, device: Device, cases: Cases) -> Pl
     from megavoxel.forecast.needs import needs_of
     from megavoxel.forecast.table import spread
 
-    own = request.setting.folds
+    own = None if request.setting.folds is None else [fold for fold in request.setting.folds if fold != ALL]
     workload = Workload(
         training_cases=len(cases.of_split("training")),
         folds=request.folds,
-        own_folds=None if own is None else len(own),
+        own_folds=None if own is None else max(1, len(own)),
     )
     plan, choice = spread(plan, request.setting, device, workload)
     return replace(plan, needs=needs_of(plan, choice.forecast, workload, test_cases=len(cases.of_split("test"))))

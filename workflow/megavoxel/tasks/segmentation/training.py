@@ -210,11 +210,12 @@ def loader(run: Run, data: VolumeData, stream: int, count: int, first_iteration:
 
 def _samples(run: Run, data: VolumeData) -> Samples:
     training, batch = run.plan.training, run.plan.batch
+    validation = loader(run, data, VALIDATION, training.validation_iterations * batch) if data.validation else ()
     return Samples(
         batches=iter(training_batches(run, data)),
         steps=training.iterations_per_epoch,
         batch=batch,
-        validation=loader(run, data, VALIDATION, training.validation_iterations * batch),
+        validation=validation,
     )
 
 
