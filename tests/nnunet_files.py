@@ -57,6 +57,7 @@ def saved(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+INTENSITIES = {"mean": 0.1, "std": 0.5, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
 Keys = Mapping[str, Any]
 NONE: Keys = MappingProxyType({})
 
@@ -98,7 +99,8 @@ def trained_folder(folder: Path, network: SegmentationNetwork, *, keys: Keys = N
         "dataset_name": "Dataset001_Made", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
         "original_median_spacing_after_transp": [1.0] * 3, "original_median_shape_after_transp": [20] * 3,
         "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
-        "experiment_planner_used": "ExperimentPlanner", "foreground_intensity_properties_per_channel": {},
+        "experiment_planner_used": "ExperimentPlanner",
+        "foreground_intensity_properties_per_channel": {str(number): INTENSITIES for number in range(plan.channels)},
         "configurations": {"3d_fullres": configuration}, **plans,
     }  # fmt: skip
     dataset = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -32,7 +33,11 @@ def network_of(kind: str = "plain", **changes) -> SegmentationNetwork:
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, 0.0, 0.3, generator=generator)
-    return network.eval()
+    network.eval()
+    with torch.no_grad():
+        logits = network(torch.randn(1, plan.channels, 24, 24, 24, generator=generator))[0]
+        network.program.blocks["head0"].module.bias -= logits.mean(dim=(0, 2, 3, 4))  # no class is ahead
+    return network
 
 
 def scan(
@@ -76,12 +81,19 @@ def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order):
     assert (found == expected).mean() >= 0.999  # bar ties, which logits in float16 decide
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.3, 1.1), (0.7, 0.7, 3.0)])
-def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, kind, spacing):
+@pytest.mark.parametrize(
+    ("spacing", "scheme", "kind"),
+    [
+        ((1.0, 1.0, 1.0), "ZScore", "residual"),
+        ((0.8, 1.3, 1.1), "CT", "plain"),
+        ((0.7, 0.7, 3.0), "RescaleTo01", "residual"),
+        ((1.0, 1.0, 1.0), "No", "plain"),
+    ],
+)
+def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, kind, spacing, scheme):
     predictors = pytest.importorskip("nnunetv2.inference.predict_from_raw_data", reason="the peer is not installed")
     monkeypatch.setenv("nnUNet_compile", "f")
-    folder = trained_folder(tmp_path, network_of(kind))
+    folder = trained_folder(tmp_path, network_of(kind), keys={"normalization_schemes": [f"{scheme}Normalization"]})
     for number, shape in enumerate([(23, 30, 17), (12, 33, 20)]):
         scan(tmp_path / f"scans/case{number}_0000.nii.gz", shape, spacing=spacing, axes="LPS", seed=number)
     import_model(Request(folder=folder, orientation="LPS"), tmp_path / "model")
@@ -91,6 +103,11 @@ def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, 
     )
     predictor.initialize_from_trained_model_folder(str(folder), use_folds=(0,))
     (tmp_path / "theirs").mkdir()
+    # In float16 nothing is left of its weights and sums at the corners of a window, where random logits are close.
+    monkeypatch.setattr(torch, "half", torch.float32)
+    weights = partial(predictors.compute_gaussian, dtype=torch.float32)
+    weights.cache_clear = predictors.compute_gaussian.cache_clear
+    monkeypatch.setattr(predictors, "compute_gaussian", weights)
     predictor.predict_from_files_sequential(str(tmp_path / "scans"), str(tmp_path / "theirs"))
     equal = []
     for path in sorted((tmp_path / "theirs").glob("*.nii.gz")):
@@ -98,7 +115,8 @@ def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, 
         assert len(np.unique(theirs)) == 3
         equal.append((theirs == ours).ravel())
     assert len(equal) == 2
-    assert np.concatenate(equal).mean() >= 0.999  # random weights: far more voxels are undecided than after a training
+    # Our logits are kept in float16, and random ones are close in more voxels than those of a trained network.
+    assert np.concatenate(equal).mean() >= 0.9995
 
 
 def test_folds_are_imported_together_and_described(tmp_path, capsys):

@@ -258,10 +258,10 @@ def _check_segmentation(study: Study, source: str) -> None:
             file (`source`) and key.
     """
     names = [setting.name for setting in study.settings]
-    _check_common(study, names, source)
     validated = [setting.name for setting in study.settings if study.folds_of(setting)]
     for name in filter(None, (study.baseline, *(member for own in study.ensembles for member in own.members))):
         _require_validated(name, names, validated, source)
+    _check_common(study, names, source)
     for setting in study.settings:
         _check_first_stage(setting, study, f"{source}: settings.{setting.name}.stage1")
         _check_start(setting, study, f"{source}: settings.{setting.name}.start")

@@ -22,6 +22,10 @@ ORDERS = {"order_z": 0, "force_separate_z": None}
 """How its resampling is called in all plans that its planners write, beside the order of the spline."""
 LINEAR = 1
 """Order in which our logits are brought to the grid of an image."""
+PLAIN_SCHEMES = {
+    "NoNormalization": "unchanged", "RescaleTo01Normalization": "rescale-0-1", "RGBTo01Normalization": "rgb-0-1",
+}  # fmt: skip
+"""Normalisations that need no numbers, by nnU-Net's name."""
 NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual"}
 LAYERS = {
     "conv_op": "torch.nn.modules.conv.Conv3d",
@@ -192,6 +196,8 @@ def _normalisation(trained: Trained, channels: Sequence[str]) -> list[dict[str, 
             own = properties[str(number)]
             percentiles = {"lower": own["percentile_00_5"], "upper": own["percentile_99_5"]}
             rules.append({"scheme": "ct", "mean": own["mean"], "std": own["std"], **percentiles})
+        elif scheme in PLAIN_SCHEMES:
+            rules.append({"scheme": PLAIN_SCHEMES[scheme]})
         else:
             raise trained.fault(PLANS, f"channel {channels[number]} has {scheme}, which is not imported")
     return rules

@@ -53,7 +53,7 @@ def tracked_step(run: Run, image: Tensor, target: Tensor, step: Step = train_ste
     it had been there. Of a batch in several parts, one counts, as on a GPU, where the others wait outside. The
     buffer that gradients are sent from is there all the time, but is seen once the first of them is copied into it.
     """
-    weights, passes = list(run.network.parameters()), []
+    weights, passes = [weight for weight in run.network.parameters() if weight.requires_grad], []
 
     def gradients_are_copied(_: Tensor) -> None:
         if not passes and run.replica.require_backward_grad_sync:
