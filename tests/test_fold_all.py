@@ -124,8 +124,8 @@ def test_the_workflow_trains_it_and_scores_the_folds_alone(repository, tmp_path)
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split()[:2] for line in done.stdout.splitlines() if re.match(r"\w+ +\d+$", line))
     assert (jobs["train"], jobs["predict_validation"], jobs["evaluate_test"]) == ("3", "1", "1")
-    values = {**values, "settings": {"b": {"folds": "all"}}, "timing": None}
-    del values["baseline"]
+    values = {**values, "settings": {"b": {"folds": "all"}}}
+    del values["baseline"], values["timing"]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
     done = snakemake(repository, tmp_path, "--configfile", "study.yaml", "-n")
     assert done.returncode == 0, done.stderr

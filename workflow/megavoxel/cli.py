@@ -10,7 +10,6 @@ import atexit
 import errno
 import gc
 import importlib
-import keyword
 import os
 import signal
 import sys
@@ -91,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_stage(name: str, options: list[str]) -> None:
-    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
-    stage = importlib.import_module(f"megavoxel.stages.{module}")
+    stage = importlib.import_module(f"megavoxel.stages.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"megavoxel {name}", description=stage.__doc__)
     stage.add_arguments(parser)
     with _told_to_runner():
