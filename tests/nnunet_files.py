@@ -29,16 +29,22 @@ def their_name(name: str, plan: NetworkPlan) -> str:
     return f"decoder.stages.{len(plan.features) - 2 - int(level)}.convs.{index}.{part}.{kind}"
 
 
+def is_flat(network: SegmentationNetwork) -> bool:
+    """Whether it sees slices: nnU-Net's own has two axes then."""
+    return all(kernel[0] == 1 for kernel in network.plan.kernels)
+
+
 def checkpoint(network: SegmentationNetwork, **changes: Any) -> dict[str, Any]:
     """What nnU-Net writes at the end of a training: every layer under several names, a log with numbers of NumPy."""
     weights = {}
-    for name, tensor in network.state_dict().items():
+    for name, own in network.state_dict().items():
+        tensor = own.squeeze(2) if is_flat(network) and own.dim() == 5 else own
         theirs = their_name(name, network.plan)
         again = theirs.replace(".conv.", ".all_modules.0.").replace(".norm.", ".all_modules.1.")
         weights |= dict.fromkeys((theirs, again), tensor)
         if theirs.startswith("encoder."):
             weights |= dict.fromkeys((f"decoder.{theirs}", f"decoder.{again}"), tensor)
-    lowest = (network.plan.classes, network.plan.features[-2], 1, 1, 1)
+    lowest = (network.plan.classes, network.plan.features[-2], *(1, 1, 1)[is_flat(network) :])
     weights.setdefault("decoder.seg_layers.0.weight", torch.ones(lowest))
     weights.setdefault("decoder.seg_layers.0.bias", torch.zeros(lowest[0]))
     log = {"train_losses": [np.float32(0.5)], "mean_fg_dice": [np.float64(0.25)], "lrs": [0.01]}
@@ -46,7 +52,7 @@ def checkpoint(network: SegmentationNetwork, **changes: Any) -> dict[str, Any]:
         "network_weights": weights, "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
         "grad_scaler_state": None, "logging": log, "_best_ema": np.float64(0.25), "current_epoch": 3,
         "init_args": {"fold": 0, "configuration": "3d_fullres", "device": torch.device("cpu")},
-        "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": (0, 1, 2),
+        "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": (0, 1, 2)[: 3 - is_flat(network)],
     }  # fmt: skip
     return {**content, **changes}
 
@@ -70,21 +76,23 @@ def trained_folder(folder: Path, network: SegmentationNetwork, *, keys: Keys = N
         plans: keys beside the configurations, that differ.
     """
     plan, levels = network.plan, len(network.plan.features)
-    residual = plan.architecture == "residual"
+    residual, first = plan.architecture == "residual", int(is_flat(network))
+    axes = 3 - first
     linear = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     layers = {
-        "n_stages": levels, "features_per_stage": list(plan.features), "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": plan.kernels, "strides": plan.strides,
+        "n_stages": levels, "features_per_stage": list(plan.features), "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+        "kernel_sizes": [sizes[first:] for sizes in plan.kernels],
+        "strides": [sizes[first:] for sizes in plan.strides],
         "n_conv_per_stage_decoder": [plan.convolutions_per_level] * (levels - 1), "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None, "dropout_op_kwargs": None,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
         "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
         **({"n_blocks_per_stage": plan.blocks} if residual else {"n_conv_per_stage": [2] * levels}),
     }  # fmt: skip
     name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
     configuration = {
-        "data_identifier": "d", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": [16, 16, 16],
-        "median_image_size_in_voxels": [20.0, 20.0, 20.0], "spacing": [1.0, 1.0, 1.0], "batch_dice": False,
+        "data_identifier": "d", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": [16] * axes,
+        "median_image_size_in_voxels": [20.0] * axes, "spacing": [1.0] * axes, "batch_dice": False,
         "normalization_schemes": ["ZScoreNormalization"] * plan.channels, "use_mask_for_norm": [False] * plan.channels,
         "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": {**linear, "order": 3},
         "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_seg_kwargs": {**linear, "is_seg": True},

@@ -22,7 +22,8 @@ from megavoxel.models.nnunet import Request, frame_of, import_model
 from megavoxel.network.segmentation import SegmentationNetwork
 from nnunet_files import checkpoint, saved, trained_folder
 
-NETWORKS = {"plain": {}, "residual": RESIDUAL}
+FLAT = {"kernels": ((1, 3, 3),) * 3, "strides": ((1, 1, 1), (1, 2, 2), (1, 2, 2))}
+NETWORKS = {"plain": {}, "residual": RESIDUAL, "slices": FLAT}
 
 
 def network_of(kind: str = "plain", **changes) -> SegmentationNetwork:
@@ -61,9 +62,17 @@ def predicted(model: Path, scans: Path, output: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("axes", "order"), [("RAS", (0, 1, 2)), ("LPS", (0, 1, 2)), ("PIR", (1, 0, 2))])
-def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order):
-    network = network_of()
+@pytest.mark.parametrize(
+    ("axes", "order", "kind"),
+    [
+        ("RAS", (0, 1, 2), "plain"),
+        ("LPS", (0, 1, 2), "residual"),
+        ("PIR", (1, 0, 2), "plain"),
+        ("LPS", (2, 0, 1), "slices"),
+    ],
+)
+def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order, kind):
+    network = network_of(kind)
     folder = trained_folder(tmp_path, network, plans={"transpose_forward": order})
     path = folder / "fold_0/checkpoint_final.pth"
     saved(path, checkpoint(network, inference_allowed_mirroring_axes=None))
@@ -74,7 +83,8 @@ def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order):
     seen = voxels.transpose(2, 1, 0).transpose(order)
     seen = torch.from_numpy(((seen - seen.mean()) / seen.std()).copy())
     with torch.no_grad():
-        labels = network(seen[None, None])[0][0].argmax(dim=0).numpy()
+        parts = seen[:, None, None] if kind == "slices" else seen[None, None]
+        labels = network(parts)[0].argmax(dim=1).squeeze().numpy()
     expected = labels.transpose(np.argsort(order)).transpose(2, 1, 0)
     found = np.asanyarray(nibabel.load(tmp_path / "out/a.nii.gz").dataobj)
     assert len(np.unique(expected)) == 3
@@ -88,6 +98,7 @@ def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order):
         ((0.8, 1.3, 1.1), "CT", "plain"),
         ((0.7, 0.7, 3.0), "RescaleTo01", "residual"),
         ((1.0, 1.0, 1.0), "No", "plain"),
+        ((0.8, 1.3, 1.1), "ZScore", "slices"),
     ],
 )
 def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, kind, spacing, scheme):
@@ -156,7 +167,7 @@ def test_plans_of_before_say_the_same_network(tmp_path):
     ("keys", "plans", "message"),
     [
         ({"previous_stage": "3d_lowres"}, {}, "3d_fullres is the second stage of a cascade, which is not imported"),
-        ({"patch_size": [16, 16]}, {}, "3d_fullres is not in three dimensions"),
+        ({"patch_size": [16]}, {}, "3d_fullres is neither in two nor in three dimensions"),
         (
             {"normalization_schemes": ["OddNormalization"]},
             {},

@@ -28,8 +28,8 @@ PLAIN_SCHEMES = {
 """Normalisations that need no numbers, by nnU-Net's name."""
 NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual"}
 LAYERS = {
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "conv_op": ("torch.nn.modules.conv.Conv3d", "torch.nn.modules.conv.Conv2d"),
+    "norm_op": ("torch.nn.modules.instancenorm.InstanceNorm3d", "torch.nn.modules.instancenorm.InstanceNorm2d"),
     "norm_op_kwargs": {"eps": 1e-05, "affine": True},
     "conv_bias": True,
     "dropout_op": None,
@@ -56,6 +56,15 @@ class Trained:
     def fault(self, file: str, reason: str) -> UserError:
         """An error about one of its files."""
         return UserError(f"{self.folder / file}: {reason}")
+
+    @property
+    def dimensions(self) -> int:
+        """2 for a network that sees slices across the first axis."""
+        return len(self.keys["patch_size"])
+
+    def whole(self, sizes: Sequence[Any], first: Any = 1) -> list[Any]:
+        """Sizes of three axes; of slices, which have two, with that of the first axis."""
+        return list(sizes) if self.dimensions == 3 else [first, *sizes]
 
     @property
     def reader(self) -> str:
@@ -107,8 +116,8 @@ def _require_imported(trained: Trained) -> None:
     name, keys = trained.configuration, trained.keys
     if keys.get("previous_stage"):
         raise trained.fault(PLANS, f"{name} is the second stage of a cascade, which is not imported; take 3d_fullres")
-    if len(keys.get("patch_size", ())) != 3:
-        raise trained.fault(PLANS, f"{name} is not in three dimensions, which is not imported; take 3d_fullres")
+    if len(keys.get("patch_size", ())) not in (2, 3):
+        raise trained.fault(PLANS, f"{name} is neither in two nor in three dimensions, which is not imported")
     if keys.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
         raise trained.fault(PLANS, f"preprocessor_name is {keys['preprocessor_name']}, which is not imported")
     if trained.reader not in (*READERS, READER_OF_RAS):
@@ -149,16 +158,19 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
                 "labels": labels,
                 "axes": axes,
                 "transpose": [turned[axis] for axis in plans["transpose_forward"]],
-                "spacing": keys["spacing"],
-                "median_shape": keys["median_image_size_in_voxels"],
+                "dimensions": trained.dimensions,
+                "spacing": trained.whole(keys["spacing"], plans["original_median_spacing_after_transp"][0]),
+                "median_shape": trained.whole(
+                    keys["median_image_size_in_voxels"], plans["original_median_shape_after_transp"][0]
+                ),
                 "normalisation": rules,
                 "image_order": keys["resampling_fn_data_kwargs"]["order"],
             },
-            "patch": keys["patch_size"],
+            "patch": trained.whole(keys["patch_size"]),
             "batch": keys["batch_size"],
             "network": {"channels": len(channels), "classes": len(labels) + 1, **_network(trained)},
             "training": {"epochs": max(1, epochs), "batch_dice": bool(keys["batch_dice"])},
-            "augmentation": {"mirror_axes": list(mirrored)},
+            "augmentation": {"mirror_axes": [axis + 3 - trained.dimensions for axis in mirrored]},
             "inference": {"mirror": bool(mirrored)},
         }
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as fault:
@@ -256,8 +268,8 @@ def _shape(
     return {
         "architecture": kind,
         "features": list(features),
-        "strides": [list(stride) for stride in strides],
-        "kernels": [list(kernel) for kernel in kernels],
+        "strides": [trained.whole(stride) for stride in strides],
+        "kernels": [trained.whole(kernel) for kernel in kernels],
         "convolutions_per_level": convolutions.pop(),
         "blocks": list(encoder) if kind == "residual" else [],
     }

@@ -78,13 +78,18 @@ def _donor(path: Path, weights: dict[str, Tensor], facts: Mapping[str, Any], *, 
     if is_ours:
         own = {plain_name(name): tensor for name, tensor in weights.items()}
         return Donor(path=path, origin="megavoxel", weights=own, facts=facts)
-    weights = {WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    weights = {WRAPPERS.sub("", name): in_three_dimensions(tensor) for name, tensor in weights.items()}
     adaptation = facts.get("nnssl_adaptation_plan")
     if adaptation is not None:
         weights = _encoder_of_nnssl(weights, adaptation)
     found, unknown = from_names_of_nnunet(weights)
     origin: Origin = "nnU-Net" if adaptation is None else "nnssl"
     return Donor(path=path, origin=origin, weights=found, unknown=unknown, facts=facts)
+
+
+def in_three_dimensions(weight: Tensor) -> Tensor:
+    """The kernel (out, in, y, x) of a network of slices as ours (out, in, 1, y, x); all other weights as they are."""
+    return weight.unsqueeze(2) if weight.dim() == 4 else weight
 
 
 def _encoder_of_nnssl(weights: Mapping[str, Tensor], adaptation: Any) -> dict[str, Tensor]:
