@@ -109,7 +109,7 @@ def our_prediction(image: np.ndarray, precision: str, folder: Path) -> Callable[
 
     def predict() -> np.ndarray:
         logits = write_logits(folder, header, predictor.slabs(image))
-        return label_map(logits.canonical_shape, LABELS, logits.slabs())
+        return label_map(logits.canonical_shape, logits.header.decision, logits.slabs())
 
     return predict
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from helpers import RESIDUAL, tiny_plan, woken
+from megavoxel.config.regions import Regions
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.pipeline import join_pipeline
@@ -22,6 +23,7 @@ from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import annotation_table, encode_target, target_dtype, unannotated_classes
 from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.outputs import outputs_of
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
@@ -34,6 +36,8 @@ OVERFLOWS = {"init_scale": 2.0**24, "backoff_factor": 2.0**-14}
 """Of the scaler in float16: the first step overflows and is left out, those that follow are taken."""
 CUTS = {1: (), 2: (0, 7), 3: (0, 4, 12), 4: (0, 3, 8, 13)}
 """First blocks of the stages; with 3 and 4 of them a skip passes a stage by."""
+SPARSE = {"ignore_value": 9}
+REGIONS = {"regions": Regions(values={"both": (1, 3), "cube": (3,)}, class_order=(1, 3))}
 WAYS = {
     "instance norm": {},
     "one head": {"network": {"deep_supervision": False}},
@@ -52,6 +56,8 @@ WAYS = {
     "dice and focal loss": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
     "rmsprop": {"training": {"optimizer": "rmsprop", "learning_rate": 1e-5}, "network": {"norm": "batch"}},
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
+    "sparse annotation": {"preprocessing": SPARSE},
+    "sparse regions": {"preprocessing": SPARSE | REGIONS, "training": {"batch_dice": True, "learning_rate": 1e-3}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
     "coarse first level": {"network": {"strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))}},
     "residual, checkpointing": {"network": RESIDUAL, "parallel": {"checkpointing": "blocks"}},
@@ -69,7 +75,10 @@ def plan_of(way: str, *, stages: int = 1, micro_batches: int = 1, data: int = 1)
     network = replace(plan.network, **levels | changes.get("network", {}))
     parallel = Parallel(pipeline=stages, micro_batches=micro_batches, data=data, **changes.get("parallel", {}))
     missing = changes.get("unannotated", {})
-    return replace(plan, network=network, parallel=parallel, stages=CUTS[stages], unannotated=missing)
+    rules = replace(plan.preprocessing, **changes.get("preprocessing", {}))
+    network = replace(network, classes=rules.outputs)
+    keys = {"preprocessing": rules, "unannotated": missing}
+    return replace(plan, network=network, parallel=parallel, stages=CUTS[stages], **keys)
 
 
 def started(plan: Plan, group: Group) -> Run:
@@ -83,7 +92,7 @@ def started(plan: Plan, group: Group) -> Run:
         plan=plan, device=CPU, precision=precision, network=network,
         optimizer=build_optimizer(network.parameters(), plan.training),
         scaler=torch.amp.GradScaler("cpu", **OVERFLOWS, enabled=precision.name == "float16"),
-        group=group, pipeline=member, annotated=annotation_table(plan),
+        group=group, pipeline=member, annotated=annotation_table(plan), outputs=outputs_of(plan),
         class_weights=None if isinstance(weights, str) else torch.tensor(weights),
     )  # fmt: skip
 
@@ -96,6 +105,9 @@ def batches(plan: Plan) -> list[tuple[torch.Tensor, torch.Tensor]]:
         target = torch.randint(0, 3, (BATCH, *plan.patch), generator=generator)
         if plan.unannotated:
             target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
+        if plan.preprocessing.ignored_class:
+            for sample, rows in enumerate(target):
+                rows[: 2 * sample] = plan.preprocessing.ignored_class
         pairs.append((image, target.to(target_dtype(plan))))
     return pairs
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from helpers import RESIDUAL, tiny_plan, woken
+from megavoxel.config.regions import Regions
 from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, joined_group
 from megavoxel.distributed.space import join_space
@@ -24,6 +25,7 @@ from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, encode_target, target_dtype, unannotated_classes
 from megavoxel.training.memory import tracked_step
 from megavoxel.training.optimizer import build_optimizer
+from megavoxel.training.outputs import outputs_of
 from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_loader
 from megavoxel.training.run import Run
 from megavoxel.training.tiles import TileLoader
@@ -34,6 +36,8 @@ FLAT = {
     "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
 }
+SPARSE = {"ignore_value": 9}
+REGIONS = {"regions": Regions(values={"both": (1, 3), "cube": (3,)}, class_order=(1, 3))}
 FEW = ("plain", "padded", "flat", "wide kernels", "excitation, norms again", "batch norm, blocks again", "residual")
 """Ways that eight processes take."""
 WAYS = {
@@ -48,6 +52,9 @@ WAYS = {
     "batch dice in parts": {"training": {"batch_dice": True}, "parallel": {"accumulate": 2}},
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
     "unannotated labels, each sample": {"unannotated": {"a case": ("cube",)}},
+    "sparse annotation": {"preprocessing": SPARSE},
+    "sparse annotation in parts": {"preprocessing": SPARSE, "parallel": {"accumulate": 2}},
+    "sparse regions": {"preprocessing": SPARSE | REGIONS, "training": {"batch_dice": True}},
     "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
     "top k": {"training": {"loss": "dice_topk", "topk_percent": 7.5}},
     "batch norm": {"network": {"norm": "batch"}},
@@ -87,9 +94,10 @@ def plan_of(way: str, *, space: tuple[int, ...] = (1, 1, 1), data: int = 1) -> P
     levels = {"features": (4, 6, 8), "kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))}
     network = replace(plan.network, **levels | changes.get("network", {}))
     parallel = Parallel(**{"space": space, "data": data, **changes.get("parallel", {})})
+    rules = replace(plan.preprocessing, **changes.get("preprocessing", {}))
     return replace(
-        plan, patch=changes.get("patch", (16, 24, 16)), network=network, parallel=parallel,
-        unannotated=changes.get("unannotated", {}),
+        plan, patch=changes.get("patch", (16, 24, 16)), network=replace(network, classes=rules.outputs),
+        parallel=parallel, preprocessing=rules, unannotated=changes.get("unannotated", {}),
     )  # fmt: skip
 
 
@@ -101,6 +109,9 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     target = (image[:, 0] > 2).long() + (torch.rand(BATCH, *plan.patch, generator=generator) > 0.7).long()
     if plan.unannotated:
         target[::2] = encode_target(target[::2], unannotated_classes(plan, "a case"), plan)
+    if plan.preprocessing.ignored_class:
+        target[0, : plan.patch[0] // 2] = plan.preprocessing.ignored_class
+        target[1, :, ::3] = plan.preprocessing.ignored_class
     return image, target.to(target_dtype(plan))
 
 
@@ -111,7 +122,7 @@ def started(plan: Plan, group: Group, kind: torch.dtype) -> Run:
     return Run(
         plan=plan, device=CPU, precision=Precision(name=plan.training.precision, reason="test"), network=network,
         optimizer=build_optimizer(network.parameters(), plan.training), group=group,
-        space=join_space(network, plan, group), annotated=annotation_table(plan),
+        space=join_space(network, plan, group), annotated=annotation_table(plan), outputs=outputs_of(plan),
         class_weights=None if isinstance(weights, str) else torch.tensor(weights, dtype=kind),
     )  # fmt: skip
 

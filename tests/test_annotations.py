@@ -16,6 +16,7 @@ from fake_study import evaluate_part, make_study, report_study, score_study
 from helpers import store_case, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.dataset import Dataset, Hidden, load_dataset
+from megavoxel.config.regions import LabelScheme
 from megavoxel.config.setting import Preprocessing, Setting
 from megavoxel.config.source import Source
 from megavoxel.datasets.adjustments import annotated_cases
@@ -44,6 +45,7 @@ from megavoxel.volumes.write import write_labels
 
 CPU = torch.device("cpu")
 LABELS = ("one", "two")
+SCHEME = LabelScheme(labels={name: number for number, name in enumerate(LABELS, start=1)})
 
 
 def keys(**changes: object) -> Dataset:
@@ -58,7 +60,7 @@ def made(count: int, *, tests: int = 0) -> list[Case]:
 
 
 def applied(cases: list[Case], dataset: Dataset) -> dict[str, Case]:
-    done = annotated_cases(cases, dataset, LABELS, {case.id for case in cases})
+    done = annotated_cases(cases, dataset, SCHEME, {case.id for case in cases})
     return {case.id: case for case in done}
 
 
@@ -84,7 +86,7 @@ def test_what_cannot_be_meant_is_refused(unannotated, words):
 
 def test_a_pattern_may_name_a_case_that_is_left_out():
     cases = made(2)
-    assert annotated_cases(cases[:1], keys(unannotated={"two": ("c001",)}), LABELS, {"c000", "c001"})[0].unseen == ()
+    assert annotated_cases(cases[:1], keys(unannotated={"two": ("c001",)}), SCHEME, {"c000", "c001"})[0].unseen == ()
 
 
 def test_hidden_annotations_are_the_share_asked_for_of_each_label_and_none_of_test_cases():

@@ -26,7 +26,7 @@ def member(folder, name: str, probabilities: np.ndarray, postprocessing=None, pl
     write_logits(folder / name / "logits", header, [Slab(start=0, stop=SHAPE[0], logits=logits)])
     opened = open_logits(folder / name / "logits", "case")
     (folder / name / "maps").mkdir()
-    labels = label_map(SHAPE, header.labels, opened.slabs())
+    labels = label_map(SHAPE, header.decision, opened.slabs())
     write_labels(folder / name / "maps" / "case.nii.gz", labels, header.properties.geometry)
     return Member(
         name=name,

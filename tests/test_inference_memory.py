@@ -56,8 +56,8 @@ def test_memory_is_bounded_by_a_row_of_windows_and_a_slab(predictor, tmp_path):
     # More than a row of windows has the network's first level: eight features of one window, where the skip joins in.
     assert largest.elements <= 8 * predictor.plan.patch[0] * PLANE[0] * PLANE[1] < everything / 2
     with LargestTensor() as largest:
-        label_map(stored.canonical_shape, header.labels, stored.slabs())
-        label_map(stored.canonical_shape, header.labels, mean_probabilities([stored, stored], [None, None]))
+        label_map(stored.canonical_shape, header.decision, stored.slabs())
+        label_map(stored.canonical_shape, header.decision, mean_probabilities([stored, stored], [None, None]))
     # Source rows of a slab of 6, one more on each side.
     assert largest.elements <= CLASSES * 8 * PLANE[0] * PLANE[1] < everything / 7
 

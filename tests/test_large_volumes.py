@@ -15,6 +15,7 @@ from torch import nn
 
 from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
+from megavoxel.config.regions import LabelScheme
 from megavoxel.config.setting import Inference
 from megavoxel.config.source import Phantom
 from megavoxel.datasets import phantom
@@ -191,7 +192,7 @@ def test_faults_are_found_whatever_the_slabs(monkeypatch, tmp_path, fault):
     findings = []
     for voxels in (2**22, 2 * 44 * 44):
         monkeypatch.setattr(slabs, "SLAB_VOXELS", voxels)
-        findings.append(check_case(tmp_path, case, channels=("T1", "T2"), labels=labels).findings)
+        findings.append(check_case(tmp_path, case, channels=("T1", "T2"), scheme=LabelScheme(labels=labels)).findings)
     assert findings[0] == findings[1]
     expected = {"none": "2 channels", "not finite": "3 voxels", "constant": "value 7 in", "undeclared": "value 3;"}
     assert len(findings[0]) == 1

@@ -15,7 +15,8 @@ from megavoxel.config.setting import Inference
 from megavoxel.config.training import Augmentation
 from megavoxel.errors import UserError
 from megavoxel.inference import logits as module
-from megavoxel.inference.logits import BACKGROUND, header_of, label_map, linear_weights, open_logits, write_logits
+from megavoxel.inference.decision import UNSEEN
+from megavoxel.inference.logits import header_of, label_map, linear_weights, open_logits, write_logits
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.inference.sliding_window import Slab
 from megavoxel.network.segmentation import SegmentationNetwork
@@ -94,8 +95,8 @@ def test_outside_of_the_cropped_box_there_is_background(tmp_path):
     array[2] = 1.0
     logits = stored(tmp_path, array, case)
     slab = logits.slab(0, 6)
-    labels = label_map(logits.canonical_shape, logits.header.labels, logits.slabs())
-    assert slab[0, 0, 0, 0] == BACKGROUND
+    labels = label_map(logits.canonical_shape, logits.header.decision, logits.slabs())
+    assert slab[0, 0, 0, 0] == UNSEEN
     assert (labels == 3).sum() == 64
     assert (labels[1:5, 0:4, 3:7] == 3).all()
 
@@ -107,7 +108,7 @@ def test_transposed_logits_come_back_in_canonical_order(tmp_path):
     case = properties("a", (6, 4, 5), file_shape=(6, 5, 4))
     logits = stored(tmp_path, array, case, preprocessing_plan(transpose=(2, 0, 1)))
     assert logits.canonical_shape == (4, 5, 6)
-    labels = label_map(logits.canonical_shape, logits.header.labels, logits.slabs())
+    labels = label_map(logits.canonical_shape, logits.header.decision, logits.slabs())
     assert np.argwhere(labels == 1).tolist() == [[2, 3, 5]]
 
 

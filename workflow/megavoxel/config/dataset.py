@@ -26,11 +26,13 @@ from megavoxel.config.fields import (
     unique,
 )
 from megavoxel.config.records import from_file, record, rule
+from megavoxel.config.regions import IGNORE, LabelScheme, label_scheme
 from megavoxel.config.source import Blocks, Classification, Files, Patients, Source
 from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 
 KEYS_OF_CLASSIFICATION = ("name", "source", "description", "reference", "licence", "exclude")
+LabelValue = Annotated[int, between(0, 65535)]
 Size = Triple[Annotated[int, between(1, 100_000)]]
 """Voxels per axis."""
 PatternsByLabel = Annotated[dict[str, Patterns], Field(json_schema_extra={"minProperties": 1})]
@@ -93,8 +95,15 @@ class Dataset:
     """Publication to cite."""
     licence: str = ""
     """Licence of the images, for readers of the file."""
-    labels: Annotated[dict[str, Annotated[int, between(0, 65535)]], Field(min_length=1)] | None = None
-    """Label values by name, background left out or 0; None: as in dataset.json."""
+    labels: Annotated[dict[str, LabelValue | Several[LabelValue]], Field(min_length=1)] | None = None
+    """Label values by name, background left out or 0; None: as in dataset.json. A list of values is a region, which may
+    overlap others: regions are then segmented and scored in place of labels. `ignore` names the value of voxels that
+    nobody annotated: they count for nothing in training and in scores."""
+    regions_class_order: Annotated[
+        Several[LabelValue] | None, needs(labels="it also needs 'labels' in this file, with the regions")
+    ] = None
+    """For each region, in the order of `labels`, the value that a voxel of a predicted label map gets where no later
+    region is present, as in nnU-Net; only with regions, and None: as in dataset.json."""
     background_values: Annotated[
         DistinctOrNone[Annotated[int, between(1, 65535)]],
         needs(labels="it also needs 'labels' in this file, those to be segmented"),
@@ -183,6 +192,17 @@ class Dataset:
     """Size and spacing of the cases, with `labels` and `channels` enough to plan without the data."""
 
     @property
+    def label_scheme(self) -> LabelScheme | None:
+        """What `labels` says; None where dataset.json does.
+
+        Raises:
+            UserError: as `label_scheme`.
+        """
+        if self.labels is None:
+            return None
+        return label_scheme(self.labels, self.regions_class_order, f"dataset {self.name}")
+
+    @property
     def task(self) -> str:
         """The task of studies on it: `segmentation` or `classification`."""
         return "segmentation" if self.classification is None else "classification"
@@ -228,8 +248,19 @@ class Dataset:
     @rule
     def _background_has_values_of_its_own(self) -> None:
         for name, value in (self.labels or {}).items():
-            if value in self.background_values:
-                refuse(f"{value} is the value of the label '{name}'; remove it from one of them", "background_values")
+            both = set(value if isinstance(value, tuple) else [value]) & set(self.background_values)
+            if both:
+                refuse(
+                    f"{min(both)} is the value of the label '{name}'; remove it from one of them", "background_values"
+                )
+
+    @rule
+    def _masks_make_labels_alone(self) -> None:
+        if self.patients is None or self.patients.label_map is not None:
+            return
+        odd = [name for name, value in (self.labels or {}).items() if isinstance(value, tuple) or name == IGNORE]
+        if odd:
+            refuse(f"masks or structures become one label each, which '{odd[0]}' is not; leave it out", "labels")
 
     @rule
     def _patients_have_masks_of_all_labels(self) -> None:

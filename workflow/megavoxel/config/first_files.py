@@ -10,6 +10,7 @@ import yaml
 
 from megavoxel.config.dataset import Declared
 from megavoxel.config.hardware import Device
+from megavoxel.config.regions import IGNORE, LabelScheme
 from megavoxel.config.source import Files, Patients
 
 MOST_FOLDS = 5
@@ -72,7 +73,7 @@ def dataset_text(
     files: Files | None,
     patients: Patients | None,
     channels: Sequence[str],
-    labels: dict[str, int],
+    scheme: LabelScheme,
     unnamed: bool,
     excluded: Sequence[str],
     groups: str | None,
@@ -86,6 +87,7 @@ def dataset_text(
         files: what images and label maps are called; None: `patients` or dataset.json tells.
         patients: what images and masks in folders of patients are called.
         channels: their names.
+        scheme: what the values of label maps mean.
         unnamed: whether the names of the labels are made up.
         excluded: cases that are left out.
         groups: pattern of the cases that belong together.
@@ -110,8 +112,7 @@ def dataset_text(
     lines += [
         f"{_key('channels', list(channels))} # names decide how intensities are scaled: CT as CT, others by z-score"
     ]
-    lines += ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
-    lines += [f"  {_flow(label)}: {value}" for label, value in labels.items()]
+    lines += _lines_of_labels(scheme, unnamed=unnamed)
     lines += [
         "# How far apart two good readers draw a surface, one number or one per label; about twice the finest voxel.",
         _key("nsd_tolerance_mm", tolerance),
@@ -129,6 +130,21 @@ def dataset_text(
         f"  {_key('spacing', list(declared.spacing))} # mm",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lines_of_labels(scheme: LabelScheme, *, unnamed: bool) -> list[str]:
+    lines = ["labels: # no file says what these values are: give them names" if unnamed else "labels:"]
+    lines += [f"  {_flow(label)}: {_values(values)}" for label, values in scheme.structures.items()]
+    if scheme.ignore_value is not None:
+        lines += [f"  {IGNORE}: {scheme.ignore_value} # voxels that nobody annotated; they count for nothing"]
+    if scheme.regions is not None:
+        order = _key("regions_class_order", list(scheme.regions.class_order))
+        lines += ["# The value that a predicted voxel gets if no later region has it, one per region.", order]
+    return lines
+
+
+def _values(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else _flow(list(values))
 
 
 def _lines_of_patients(patients: Patients) -> list[str]:
@@ -151,12 +167,14 @@ def study_text(
     path: str,
     cases: int,
     labels: Sequence[str],
+    splits: tuple[str, int] | None = None,
     larger: tuple[Sequence[int], str] | None = None,
 ) -> str:
     """A first study with one setting that suits a device.
 
     Args:
         name: of the study.
+        splits: a file with folds, and how many they are; None: they are drawn at random.
         larger: a patch to compare with that of the rules, and what it is in relation to the images; None: that of the
             rules holds them already.
         labels: their names: left and right ones are told apart by their side, so that nothing is mirrored.
@@ -174,7 +192,8 @@ def study_text(
         _key("study", name),
         _key("dataset", dataset),
         f"{_key('hardware', device.name)} # a name in config/hardware.yaml",
-        f"folds: {min(MOST_FOLDS, cases)}",
+        f"folds: {min(MOST_FOLDS, cases)}" if splits is None else f"folds: {splits[1]} # as many as the file has",
+        *([] if splits is None else [_key("splits", splits[0])]),
         "seed: 12345",
         f"baseline: {'default' if device.gpus else 'small'}",
     ]

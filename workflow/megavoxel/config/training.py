@@ -72,7 +72,8 @@ class Training(Optimisation):
     """Largest L2 norm of all gradients together."""
     loss: Literal["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"] = "dice_ce"
     """Function that training minimises: Dice alone, cross-entropy alone (`ce`), or the sum of Dice and another: focal
-    loss, cross-entropy of the worst voxels, difference of surface areas."""
+    loss, cross-entropy of the worst voxels, difference of surface areas. In a dataset with regions the cross-entropy is
+    the binary one of each region, and only `dice_ce`, `dice` and `cross_entropy` are allowed."""
     focal_gamma: NotNegative = 2.0
     """Exponent of `dice_focal`."""
     topk_percent: Annotated[float, Field(gt=0, le=100)] = 10.0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from megavoxel.config.dataset import Dataset, Hidden
+from megavoxel.config.regions import LabelScheme
 from megavoxel.datasets.cases import Case, together
 from megavoxel.datasets.groups import require_undivided, with_groups
 from megavoxel.errors import UserError, closest
@@ -113,20 +114,25 @@ def matches_one(case: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(case, pattern) for pattern in patterns)
 
 
-def annotated_cases(
-    cases: Sequence[Case], dataset: Dataset, labels: Sequence[str], known: set[str]
-) -> tuple[Case, ...]:
+def annotated_cases(cases: Sequence[Case], dataset: Dataset, scheme: LabelScheme, known: set[str]) -> tuple[Case, ...]:
     """Applies `unannotated` and `hidden` of a dataset file.
 
     Args:
         cases: those that are kept, training and test cases told apart.
-        labels: names of the labels.
+        scheme: the labels of the dataset.
         known: ids of all cases, those left out included, which patterns may match.
 
     Raises:
         UserError: `unannotated` names no label, a pattern matches no case, or no training case is left that teaches a
-            label.
+            label, or the dataset has regions or an ignore label.
     """
+    labels = tuple(scheme.labels)
+    if (scheme.regions or scheme.ignore_value is not None) and (dataset.unannotated or dataset.hidden):
+        key = "unannotated" if dataset.unannotated else "hidden"
+        raise UserError(
+            f"dataset {dataset.name}: {key}: not in a dataset with regions or an ignore label; leave it out, and mark "
+            "voxels that nobody annotated with the ignore label"
+        )
     _require_known(dataset, labels, known)
     cases = [replace(case, unannotated=_not_drawn(case, dataset, labels)) for case in cases]
     _require_annotated(

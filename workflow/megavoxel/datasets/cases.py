@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.regions import Regions, structures_of
 from megavoxel.errors import UserError, expect
 from megavoxel.files import read_json, require_file_name, write_json
 from megavoxel.volumes.grid import Geometry
@@ -65,6 +66,20 @@ class Cases:
     cases: tuple[Case, ...]
     background_values: tuple[int, ...] = ()
     """Values of the label files that count as background. The key is not written where there are none."""
+    regions: Regions | None = None
+    """What is segmented and scored in place of the labels. Written as `background_values` is."""
+    ignore_value: int | None = None
+    """Value of voxels that nobody annotated. Written as `background_values` is."""
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is segmented and scored, with its values in label maps: the regions, else the labels."""
+        return structures_of(self.labels, self.regions)
+
+    @property
+    def unlabelled_values(self) -> tuple[int, ...]:
+        """Values of label maps besides 0 that are of no label: background, and voxels that nobody annotated."""
+        return (*self.background_values, *(() if self.ignore_value is None else (self.ignore_value,)))
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -106,7 +121,8 @@ class Cases:
         return joined_image(volumes), volumes[0].geometry
 
     def read_labels(self, case: Case) -> np.ndarray:
-        """Label map of a case (z, y, x) in canonical order, with 0 for all `background_values`.
+        """Label map of a case (z, y, x) in canonical order, with 0 for all `background_values`; voxels that nobody
+        annotated keep their value.
 
         Raises:
             UserError: the case has no label map.
@@ -130,10 +146,10 @@ def together(cases: Iterable[Case]) -> list[list[Case]]:
 
 
 def save_cases(path: Path, cases: Any) -> None:
-    """Writes `cases.json`, of either task; `background_values`, and `unannotated`, `hidden` and `group` of a case, only
-    where there are some.
+    """Writes `cases.json`, of either task; `background_values`, `regions`, `ignore_value`, and `unannotated`, `hidden`
+    and `group` of a case, only where there are some.
     """
-    plain = _without_empty(to_plain(cases), "background_values")
+    plain = _without_empty(to_plain(cases), "background_values", "regions", "ignore_value")
     write_json(
         path, plain | {"cases": [_without_empty(case, "unannotated", "hidden", "group") for case in plain["cases"]]}
     )
@@ -156,7 +172,11 @@ def _check(cases: Cases, where: str) -> None:
     expect(len(cases.channels) > 0, f"{where}: channels", "one name or more")
     expect(len(values) > 0 and len(set(values)) == len(values), f"{where}: labels", "a value of its own for each")
     expect(all(0 < value <= 65535 for value in values), f"{where}: labels", "values from 1 to 65535")
-    expect(set(cases.labels) <= set(cases.nsd_tolerance_mm), f"{where}: nsd_tolerance_mm", "a number for each label")
+    expect(
+        set(cases.structures) <= set(cases.nsd_tolerance_mm), f"{where}: nsd_tolerance_mm", "a number for each label"
+    )
+    known = {value for values in cases.structures.values() for value in values}
+    expect(known == set(values), f"{where}: regions", "values of the labels, all of them")
     expect(
         all(value >= 0 for value in cases.nsd_tolerance_mm.values()), f"{where}: nsd_tolerance_mm", "no negative one"
     )

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pandas
 
 from megavoxel.config.records import to_plain
+from megavoxel.config.regions import LabelScheme
 from megavoxel.csv_files import write_csv
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.folder import unused_files
@@ -19,7 +20,14 @@ from megavoxel.datasets.layout import Layout
 from megavoxel.datasets.pairs import listed
 from megavoxel.errors import UserError
 from megavoxel.parallel import map_cases
-from megavoxel.volumes.checks import Fault, channel_faults, grid_faults, intensity_faults, label_faults
+from megavoxel.volumes.checks import (
+    Fault,
+    channel_faults,
+    grid_faults,
+    intensity_faults,
+    undeclared_faults,
+    values_of,
+)
 from megavoxel.volumes.grid import shown_sizes
 from megavoxel.volumes.no_scans import is_link_to_nothing
 from megavoxel.volumes.open import open_volume, stem_of
@@ -63,7 +71,7 @@ def check_layout(
         processes: cases that are read at the same time; the result does not depend on it.
     """
     look = partial(
-        check_case, root, channels=layout.channels, labels=layout.labels, background_values=background_values
+        check_case, root, channels=layout.channels, scheme=layout.scheme, background_values=background_values
     )
     looked_at = map_cases(look, layout.cases, processes=processes, title="checking")
     found = [finding for looked in looked_at for finding in looked.findings]
@@ -103,14 +111,14 @@ def check_case(
     case: Case,
     *,
     channels: tuple[str, ...],
-    labels: dict[str, int],
+    scheme: LabelScheme,
     background_values: tuple[int, ...] = (),
 ) -> Looked:
     """A case's files, read to their end: all faults, or one finding with severity `ok` that describes it.
 
     Args:
         channels: names of the channels that the image must have.
-        labels: values by name that the label map may have besides 0.
+        scheme: the values that the label map may have besides 0; that of the ignore label only in training.
         background_values: others that count as background, like 0.
     """
 
@@ -124,17 +132,19 @@ def check_case(
     findings += [found(check, message, "warning") for check, message in _doubts(images)]
     grids = dict(images)
     if case.label is not None:
-        background = {0, *background_values}
-        opened, faults, values = _check_labels(root, case.label, labels, background)
+        background, labels = {0, *background_values}, scheme.labels
+        opened, faults, values = _check_labels(root, case.label, scheme, background)
         grids |= opened
         findings += [found(check, message) for check, message in faults]
+        if case.split == "test" and scheme.ignore_value in values:
+            findings.append(found("ignore-label", _incomplete_test(case.label, scheme.ignore_value)))
         drawn = [name for name in case.unannotated if labels[name] in values]
         if drawn:
             message = (
                 f"{case.label} has voxels of {', '.join(drawn)}, which count for nothing: the dataset file calls it"
             )
             findings.append(found("unannotated", f"{message} unannotated in this case", "warning"))
-        if values and values <= background:
+        if values and values <= {*background, scheme.ignore_value}:
             findings.append(found("foreground", f"{case.label} has no voxel of any label", "warning"))
     elif case.split == "training":
         findings.append(found("missing-label", "this training case has no label map"))
@@ -191,17 +201,26 @@ def _doubts(images: dict[str, Volume]) -> list[Fault]:
 
 
 def _check_labels(
-    root: Path, name: str, labels: dict[str, int], background: set[int]
+    root: Path, name: str, scheme: LabelScheme, background: set[int]
 ) -> tuple[dict[str, Volume], list[Fault], set[int]]:
     """The label map by its name where it is readable, its faults, and its values."""
     if not (root / name).exists():
         return {}, [("missing-label", _absence(root / name, name))], set()
     try:
         volume = open_volume(root / name)
-        faults, values = label_faults(volume, name, labels, background)
+        values = values_of(volume)
+        ignored = set() if scheme.ignore_value is None else {scheme.ignore_value}
+        faults = undeclared_faults(values - ignored, name, scheme.labels, background)
     except UserError as fault:
         return {}, [("readable" if isinstance(fault, DamagedFileError) else "label-values", str(fault))], set()
     return {name: volume}, faults, values
+
+
+def _incomplete_test(label: str, ignored: int) -> str:
+    return (
+        f"{label} has voxels of the ignore label ({ignored}); test cases are scored, so their label maps must be "
+        "complete: annotate them, or take the case out of the test split"
+    )
 
 
 def _duplicates(layout: Layout) -> list[Finding]:

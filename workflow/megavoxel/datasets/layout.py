@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megavoxel.config.dataset import Dataset
+from megavoxel.config.regions import LabelScheme, label_scheme
 from megavoxel.datasets.adjustments import adjusted_cases, annotated_cases, with_recorded
 from megavoxel.datasets.cases import Case
 from megavoxel.errors import UserError, shown
@@ -37,12 +38,17 @@ class Layout:
 
     channels: tuple[str, ...]
     """Names of the image channels."""
-    labels: dict[str, int]
-    """Values 1 and up by name, in ascending order; background is left out."""
+    scheme: LabelScheme
+    """What the values of label maps mean."""
     cases: tuple[Case, ...]
     """All cases but those left out, in order of their ids; files may be missing, ids may occur twice."""
     excluded: tuple[str, ...]
     """Ids of the cases that the dataset file leaves out."""
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Values 1 and up by name, in ascending order."""
+        return self.scheme.labels
 
 
 def read_layout(root: Path, dataset: Dataset) -> Layout:
@@ -59,7 +65,7 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     content = read_json(source, what="dataset description")
     if not isinstance(content, dict):
         raise UserError(f"{source}: expected a JSON object with 'labels' and 'modality' or 'channel_names'")
-    labels = _foreground(_labels(content, source) if dataset.labels is None else dataset.labels, source)
+    scheme = dataset.label_scheme or label_scheme(_labels(content, source), _class_order(content, source), str(source))
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
     listed = "training" in content and not _has_own_list(content) and not _is_numbered(root, content, source)
     _require_section(root, content, dataset, listed)
@@ -76,8 +82,8 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
         require_file_name(case.id, f"{source}: case")
     kept, excluded = adjusted_cases(cases, dataset, root)
     recorded = with_recorded(dataset, content.get("unannotated", {}), source)
-    annotated = annotated_cases(kept, recorded, tuple(labels), {case.id for case in cases})
-    return Layout(channels=channels, labels=labels, cases=annotated, excluded=excluded)
+    annotated = annotated_cases(kept, recorded, scheme, {case.id for case in cases})
+    return Layout(channels=channels, scheme=scheme, cases=annotated, excluded=excluded)
 
 
 def _has_own_list(content: dict[str, Any]) -> bool:
@@ -105,41 +111,27 @@ def _require_section(root: Path, content: dict[str, Any], dataset: Dataset, list
         raise UserError(f"dataset {dataset.name}: test_section: {missing}; leave the key out, or name another section")
 
 
-def _labels(content: dict[str, Any], source: Path) -> dict[str, int]:
-    """Values by name, from {"1": "liver"} or {"liver": 1}."""
+def _labels(content: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Values by name, from {"1": "liver"} or {"liver": 1}; a region has a list of values."""
     entries = content.get("labels")
     if not isinstance(entries, dict) or not entries:
         raise UserError(f'{source}: \'labels\' must name the label values, as in {{"0": "background", "1": "liver"}}')
     by_value = all(key.isdecimal() for key in entries) and all(isinstance(name, str) for name in entries.values())
     pairs = [(name, value) for value, name in entries.items()] if by_value else list(entries.items())
-    labels = {}
+    labels: dict[str, Any] = {}
     for name, value in pairs:
         if name in labels:
             raise UserError(f"{source}: labels: two values have the name '{name}'; name each value once")
-        labels[name] = _label_value(name, value, source)
+        labels[name] = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,5}", value) else value
     return labels
 
 
-def _label_value(name: str, value: Any, source: Path) -> int:
-    if isinstance(value, list) or name == "ignore":
-        raise UserError(
-            f"{source}: labels: '{name}' is a region of several values or the ignore label, which are not supported; "
-            "give one name per value under 'labels' of the dataset file"
-        )
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,5}", str(value)) or int(value) > 65535:
-        raise UserError(f"{source}: labels: '{name}' has the value {value!r}; allowed: whole numbers from 0 to 65535")
-    return int(value)
-
-
-def _foreground(labels: dict[str, int], source: Path) -> dict[str, int]:
-    values = list(labels.values())
-    twice = [name for name, value in labels.items() if values.count(value) > 1]
-    if twice:
-        raise UserError(f"{source}: labels: {' and '.join(twice)} have the same value; give each label its own")
-    foreground = {name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value > 0}
-    if not foreground:
-        raise UserError(f"{source}: labels: there is no label above 0, so there is nothing to segment")
-    return foreground
+def _class_order(content: dict[str, Any], source: Path) -> list[int] | None:
+    order = content.get("regions_class_order")
+    sound = isinstance(order, list) and all(isinstance(value, int) and not isinstance(value, bool) for value in order)
+    if order is not None and not sound:
+        raise UserError(f"{source}: regions_class_order: {shown(order)} is not allowed; a list of label values")
+    return order
 
 
 def _channels(content: dict[str, Any], source: Path) -> tuple[str, ...]:

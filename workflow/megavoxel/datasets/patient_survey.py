@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megavoxel.config.regions import LabelScheme
 from megavoxel.config.source import Patients
 from megavoxel.datasets.cases import Case
 from megavoxel.datasets.folder import unused_files
@@ -150,7 +151,7 @@ def _masked(folder: Path, keys: Patients, labels: dict[str, int], asked: Asked, 
         layout=f"a folder per patient, with a {'mask' if keys.masks else 'DICOM structure'} per label",
         files=None,
         patients=replace(keys, **{kind: {label: drawn[label] for label in ordered}}),
-        labels=dict(sorted(values.items(), key=lambda item: item[1])),
+        scheme=LabelScheme(labels=dict(sorted(values.items(), key=lambda item: item[1]))),
         unnamed=False,
         overlap=sum(one.overlap for one in seen.values()),
         empty=empty,
@@ -161,7 +162,7 @@ def _masked(folder: Path, keys: Patients, labels: dict[str, int], asked: Asked, 
 def _mapped(folder: Path, keys: Patients, asked: Asked, seen: dict[str, _Seen]) -> Survey:
     values = {value: name for name, one in reversed(seen.items()) for value in one.values}
     if asked.labels:
-        refuse_unnamed(values, asked.labels, folder)
+        refuse_unnamed(values, LabelScheme(labels=asked.labels), folder)
     else:
         refuse_images(set(values), folder)
     return Survey(
@@ -169,7 +170,7 @@ def _mapped(folder: Path, keys: Patients, asked: Asked, seen: dict[str, _Seen]) 
         layout="a folder per patient, with a label map",
         files=None,
         patients=keys,
-        labels=asked.labels or made_up(values, folder),
+        scheme=LabelScheme(labels=asked.labels or made_up(values, folder)),
         unnamed=not asked.labels,
         **_counted(seen),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from typing import TypeVar
 import pandas
 
 from megavoxel.config.dataset import Dataset
+from megavoxel.config.regions import LabelScheme, Regions
 from megavoxel.config.source import Files, Source
 from megavoxel.datasets.cases import Case, naming_case
 from megavoxel.datasets.dicom_naming import folder_of_patients, guess_dicom, has_dicom
@@ -51,6 +52,14 @@ class _Layout:
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: dict[str, int] | None
+    regions: Regions | None = None
+    ignore_value: int | None = None
+
+    def scheme_of(self, labels: dict[str, int]) -> LabelScheme:
+        """What the values of label maps mean, with the labels that were asked for or found."""
+        if labels is not self.labels:
+            return LabelScheme(labels=labels)
+        return LabelScheme(labels=labels, regions=self.regions, ignore_value=self.ignore_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +128,15 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
     values = {value: case.id for case, one in reversed(list(zip(training, seen, strict=True))) for value in one.values}
     labels = asked.labels or found.labels
     if labels is not None:
-        refuse_unnamed(values, labels, found.root)
+        refuse_unnamed(values, found.scheme_of(labels), found.root)
+    named = made_up(values, found.root) if labels is None else _sorted(labels, values, found)
     return Survey(
         root=found.root.resolve(),
         layout=found.name,
         files=found.files,
         channels=found.channels,
-        labels=made_up(values, found.root) if labels is None else _sorted(labels, values, found),
+        scheme=replace(found.scheme_of(labels or {}), labels=named),
+        splits=_splits_beside(found),
         unnamed=labels is None,
         excluded=tuple(sorted(excluded)),
         unused=unused_files(found.root, found.cases),
@@ -183,7 +194,9 @@ def _described(root: Path, asked: Asked) -> _Layout:
         files=None,
         cases=layout.cases,
         channels=layout.channels,
-        labels=layout.labels,
+        labels=layout.scheme.labels,
+        regions=layout.scheme.regions,
+        ignore_value=layout.scheme.ignore_value,
     )
 
 
@@ -305,6 +318,12 @@ def _refuse_volumes(stored: dict[str, int], channels: tuple[str, ...]) -> None:
     raise UserError(
         f"{total} images for {len(channels)} channels ({', '.join(channels)}); name as many as there are by --channels"
     )
+
+
+def _splits_beside(found: _Layout) -> Path | None:
+    """nnU-Net's file of folds beside dataset.json; None: there is none."""
+    path = found.root.resolve() / "splits_final.json"
+    return path if found.files is None and path.is_file() else None
 
 
 def _sorted(labels: dict[str, int], values: dict[int, str], found: _Layout) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megavoxel.config.regions import LabelScheme
 from megavoxel.config.source import Files, Patients
 from megavoxel.datasets.naming import MODALITY_WORDS
 from megavoxel.datasets.pairs import listed
@@ -51,8 +52,10 @@ class Survey:
     patients: Patients | None = None
     """What images and masks in folders of patients are called; None: there are no such folders."""
     channels: tuple[str, ...] = ()
-    labels: dict[str, int]
-    """Values above 0 by name, in ascending order."""
+    scheme: LabelScheme
+    """What the values of label maps mean."""
+    splits: Path | None = None
+    """A file with folds, as nnU-Net writes it, beside dataset.json."""
     unnamed: bool
     """Whether the names of the labels are made up."""
     excluded: tuple[str, ...] = ()
@@ -74,6 +77,11 @@ class Survey:
     """Names of masks that are empty in all patients, and were left out."""
     single: tuple[str, ...] = ()
     """Names of masks that one patient alone has, and were left out."""
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Values above 0 by name, in ascending order."""
+        return self.scheme.labels
 
 
 def channel_names(images: Sequence[tuple[str, Path]]) -> tuple[str, ...]:
@@ -102,7 +110,7 @@ def sizes_of(seen: Sequence[tuple[Sequence[int], Sequence[float]]]) -> dict[str,
     }
 
 
-def refuse_unnamed(values: dict[int, str], labels: dict[str, int], root: Path) -> None:
+def refuse_unnamed(values: dict[int, str], scheme: LabelScheme, root: Path) -> None:
     """Refuses label maps with values that have no name.
 
     Args:
@@ -111,7 +119,8 @@ def refuse_unnamed(values: dict[int, str], labels: dict[str, int], root: Path) -
     Raises:
         UserError: there are some.
     """
-    unnamed = sorted(set(values) - set(labels.values()))
+    labels = scheme.labels
+    unnamed = sorted(set(values) - {*labels.values(), scheme.ignore_value})
     if unnamed:
         where = listed(f"{value} (in {values[value]})" for value in unnamed)
         named = ", ".join(f"{name}={value}" for name, value in labels.items())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +22,17 @@ if TYPE_CHECKING:  # loaded where a surface is first asked for
 MARGIN = 1
 """Voxels around both masks that belong to the box of a label."""
 Box = tuple[slice, ...]
+Values = int | tuple[int, ...]
+"""Value of a label in label maps, or the values of a region, which may overlap others."""
 
 
-def dice_per_label(prediction: np.ndarray, reference: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """DSC = 2 |P ∩ R| / (|P| + |R|) of each label (Dice 1945), all labels from one count of value pairs.
+def dice_per_label(prediction: np.ndarray, reference: np.ndarray, labels: Sequence[Values]) -> np.ndarray:
+    """DSC = 2 |P ∩ R| / (|P| + |R|) of each label or region (Dice 1945), all from one count of value pairs.
 
     Args:
         prediction: label map of any shape, unsigned or non-negative integers.
         reference: label map of the same shape.
-        labels: values to score, each once; other values count as not being any of them.
+        labels: what to score, each once; other values count as not being any of them.
 
     Returns:
         float64, one value from 0 to 1 per label, in the order of `labels`. NaN where neither map has the label,
@@ -44,19 +47,34 @@ def dice_per_label(prediction: np.ndarray, reference: np.ndarray, labels: Sequen
 
 
 def label_counts(
-    prediction: np.ndarray, reference: np.ndarray, labels: Sequence[int]
+    prediction: np.ndarray, reference: np.ndarray, labels: Sequence[Values]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels per label: in both maps, in the prediction, in the reference; arguments as in `dice_per_label`."""
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must agree")
-    size = len(labels) + 1
-    predicted, referred = _positions(prediction, labels), _positions(reference, labels)
+    groups = [_tuple_of(label) for label in labels]
+    single = list(dict.fromkeys(chain(*groups)))
+    size = len(single) + 1
+    predicted, referred = _positions(prediction, single), _positions(reference, single)
     pairs = np.zeros(size * size, dtype=np.int64)
     for start in range(0, predicted.size, VOXELS_AT_ONCE):
         part = slice(start, start + VOXELS_AT_ONCE)
         pairs += np.bincount(predicted[part].astype(np.int64) * size + referred[part], minlength=size * size)
     table = pairs.reshape(size, size)
-    return table.diagonal()[1:].copy(), table.sum(axis=1)[1:], table.sum(axis=0)[1:]
+    places = [[1 + single.index(value) for value in group] for group in groups]
+    found = [(table[np.ix_(own, own)].sum(), table[own].sum(), table[:, own].sum()) for own in places]
+    both, of_prediction, of_reference = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    return both, of_prediction, of_reference
+
+
+def mask_of(array: np.ndarray, label: Values) -> np.ndarray:
+    """Where a label map has a label or region."""
+    values = _tuple_of(label)
+    return array == values[0] if len(values) == 1 else np.isin(array, values)
+
+
+def _tuple_of(label: Values) -> tuple[int, ...]:
+    return label if isinstance(label, tuple) else (label,)
 
 
 def _positions(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
@@ -123,17 +141,18 @@ class Compared:
 def compared_labels(
     prediction: np.ndarray,
     reference: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[Values],
     *,
     tolerances: Sequence[float],
     spacing: Sequence[float],
 ) -> Iterator[Compared]:
-    """Each label of two maps in turn, in the box around both masks: metrics have the values of the whole maps there.
+    """Each label or region of two maps in turn, in the box around both masks: metrics have the values of the whole maps
+    there.
 
     Args:
         prediction: label map with three axes, integers from 0.
         reference: label map of the same shape.
-        labels: values, 1 or more, each once.
+        labels: of values from 1, each once.
         tolerances: largest accepted distance in mm, one per label.
         spacing: voxel size in mm per axis, in the order of the arrays' axes.
 
@@ -141,13 +160,15 @@ def compared_labels(
         ValueError: the shapes differ.
     """
     counts = zip(*label_counts(prediction, reference, labels), strict=True)
-    boxes = [_boxes(array, labels) for array in (prediction, reference)]
+    values = sorted(set(chain(*map(_tuple_of, labels))))
+    boxes = [_boxes(array, values) for array in (prediction, reference)]
     diagonal = math.hypot(*(length * size for length, size in zip(prediction.shape, spacing, strict=True)))
     for label, tolerance, (both, predicted, referred) in zip(labels, tolerances, counts, strict=True):
-        box = _around([found[label] for found in boxes if found[label] is not None], prediction.shape)
+        own = [found[value] for found in boxes for value in _tuple_of(label)]
+        box = _around([one for one in own if one is not None], prediction.shape)
         yield Compared(
-            prediction=prediction[box] == label,
-            reference=reference[box] == label,
+            prediction=mask_of(prediction[box], label),
+            reference=mask_of(reference[box], label),
             both=int(both),
             predicted=int(predicted),
             referred=int(referred),

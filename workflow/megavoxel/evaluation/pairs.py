@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.evaluation.compared import compared_labels
+from megavoxel.evaluation.compared import Values, compared_labels
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
 from megavoxel.memory import free_memory
@@ -48,15 +48,24 @@ class Pair:
     """Values that the maps may have besides background, by name; None: any."""
     background: tuple[int, ...] = ()
     """Values besides 0 that count as background."""
+    ignored: int | None = None
+    """Value of voxels that nobody annotated in the reference; None: there are none."""
+
+    def annotated(self, prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both maps with background where nobody annotated the reference: what lies there counts for nothing."""
+        if self.ignored is None:
+            return prediction, reference
+        kept = reference != self.ignored
+        return prediction * kept, reference * kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A label to score."""
+    """A label or region to score."""
 
     name: str
-    value: int
-    """Its number in the label maps, 1 or more."""
+    values: Values
+    """What it is in the label maps, from 1."""
     tolerance: float
     """Tolerance of NSD in mm."""
 
@@ -81,9 +90,10 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, Geometry]:
     predicted, referred = require_comparable(pair)
     geometry = referred.geometry
     prediction, reference = predicted.labels(), referred.labels()
-    for path, labels in ((pair.prediction, prediction), (pair.reference, reference)):
+    ignored = set() if pair.ignored is None else {pair.ignored}
+    for path, labels, others in ((pair.prediction, prediction, set()), (pair.reference, reference, ignored)):
         if pair.labels is not None:
-            where, background = f"case {pair.case}: {path}", {0, *pair.background}
+            where, background = f"case {pair.case}: {path}", {0, *pair.background, *others}
             faults = undeclared_faults(values_in(labels), where, pair.labels, background)
             require_sound(faults, "mend the label map, or declare the value in the dataset file")
     return prediction, reference, geometry
@@ -291,7 +301,7 @@ def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
 
 
 def targets_of(cases: Cases, tolerances: Sequence[str] = ()) -> list[Target]:
-    """The labels of a dataset, in ascending order of their values.
+    """What is scored of a dataset: its regions, or its labels in ascending order of their values.
 
     Args:
         cases: the dataset.
@@ -300,11 +310,9 @@ def targets_of(cases: Cases, tolerances: Sequence[str] = ()) -> list[Target]:
     Raises:
         UserError: a tolerance is no number from 0, or a label has none.
     """
-    by_name = parse_tolerances(tolerances, list(cases.labels), others=True) if tolerances else cases.nsd_tolerance_mm
-    return [
-        Target(name=name, value=value, tolerance=by_name[name])
-        for name, value in sorted(cases.labels.items(), key=lambda item: item[1])
-    ]
+    names = list(cases.structures)
+    by_name = parse_tolerances(tolerances, names, others=True) if tolerances else cases.nsd_tolerance_mm
+    return [Target(name=name, values=values, tolerance=by_name[name]) for name, values in cases.structures.items()]
 
 
 def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Target]:
@@ -318,7 +326,7 @@ def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Tar
     """
     by_name = parse_tolerances(tolerances, list(labels))
     order = sorted(labels.items(), key=lambda item: item[1])
-    return [Target(name=name, value=value, tolerance=by_name[name]) for name, value in order]
+    return [Target(name=name, values=value, tolerance=by_name[name]) for name, value in order]
 
 
 def parse_labels(words: Sequence[str]) -> dict[str, int]:
@@ -349,6 +357,7 @@ def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -
         skipped=skipped,
         labels=cases.labels,
         background=cases.background_values,
+        ignored=cases.ignore_value,
     )
 
 
@@ -419,9 +428,8 @@ def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric])
     targets = [target for target in targets if target.name not in pair.skipped]
     prediction, reference, geometry = read_pair(pair)
     labels = compared_labels(
-        prediction,
-        reference,
-        [target.value for target in targets],
+        *pair.annotated(prediction, reference),
+        [target.values for target in targets],
         tolerances=[target.tolerance for target in targets],
         # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
         spacing=rounded_spacing(geometry.spacing),

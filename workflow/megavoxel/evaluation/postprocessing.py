@@ -1,7 +1,8 @@
 """Post-processing: keep the largest component, where cross-validation says that it helps.
 
 The rule is that of nnU-Net (Isensee et al. 2021, Nature Methods 18:203, "Postprocessing"): first for the foreground
-as a whole, then label by label. Components are connected by faces, edges and corners (26 neighbours).
+as a whole, then label by label, or region by region. Components are connected by faces, edges and corners (26
+neighbours).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.ndimage import find_objects
 
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.errors import UserError, expect
-from megavoxel.evaluation.compared import dice_per_label
+from megavoxel.evaluation.compared import Values, dice_per_label, mask_of
 from megavoxel.evaluation.pairs import Pair, read_pair
 from megavoxel.files import read_json, write_json
 from megavoxel.parallel import map_cases
@@ -95,13 +96,13 @@ def load_postprocessing(path: Path) -> Postprocessing:
 
 
 def apply_postprocessing(
-    labels: np.ndarray, postprocessing: Postprocessing, label_values: Mapping[str, int]
+    labels: np.ndarray, postprocessing: Postprocessing, label_values: Mapping[str, Values]
 ) -> np.ndarray:
     """A post-processed copy of a label map; voxels that are not kept become background (0).
 
     Args:
         labels: integers, three axes.
-        label_values: value of each label by name.
+        label_values: value of each label by name, or values of each region.
 
     Raises:
         UserError: the post-processing names a label that `label_values` lacks.
@@ -122,9 +123,9 @@ def keep_largest_foreground(labels: np.ndarray, connectivity: int = CONNECTIVITY
     labels[~largest_component(labels != 0, connectivity)] = 0
 
 
-def keep_largest_label(labels: np.ndarray, value: int, connectivity: int = CONNECTIVITY) -> None:
-    """Sets the voxels of one value to 0, in place, but for their largest component."""
-    mask = labels == value
+def keep_largest_label(labels: np.ndarray, values: Values, connectivity: int = CONNECTIVITY) -> None:
+    """Sets the voxels of a label or region to 0, in place, but for their largest component."""
+    mask = mask_of(labels, values)
     labels[mask & ~largest_component(mask, connectivity)] = 0
 
 
@@ -141,7 +142,7 @@ def largest_component(mask: np.ndarray, connectivity: int = CONNECTIVITY) -> np.
 
 
 def postprocess_file(
-    paths: tuple[Path, Path], *, postprocessing: Postprocessing, label_values: Mapping[str, int]
+    paths: tuple[Path, Path], *, postprocessing: Postprocessing, label_values: Mapping[str, Values]
 ) -> None:
     """Reads the label map `paths[0]` and writes it post-processed, on the same grid, to `paths[1]`.
 
@@ -153,7 +154,7 @@ def postprocess_file(
 
 
 def determine_postprocessing(
-    pairs: Sequence[Pair], label_values: dict[str, int], *, processes: int = 1
+    pairs: Sequence[Pair], label_values: Mapping[str, Values], *, processes: int = 1
 ) -> Postprocessing:
     """Tries to keep the largest component of the foreground, then of each label, as nnU-Net does.
 
@@ -171,22 +172,36 @@ def determine_postprocessing(
         title="keeping the largest foreground",
     )
     foreground = _judge_foreground(*_means(trial))
-    trial = map_cases(
-        partial(_try_labels, label_values=label_values, foreground=foreground.kept),
-        pairs,
-        processes=processes,
-        title="keeping the largest of each label",
-    )
-    steps = [
-        Evidence(step="label", label=name, before=_number(before), after=_number(after), kept=bool(after > before))
-        for name, before, after in zip(label_values, *_means(trial), strict=True)
-    ]
-    kept = tuple(step.label for step in steps if step.kept)
+    kept: tuple[str, ...] = ()
+    steps: list[Evidence] = []
+    for names in _tried_together(label_values):
+        done = KeepLargest(foreground=foreground.kept, labels=kept)
+        trial = map_cases(
+            partial(_try_labels, label_values=label_values, done=done, added=names),
+            pairs,
+            processes=processes,
+            title="keeping the largest of each label",
+        )
+        found = [
+            Evidence(step="label", label=name, before=_number(before), after=_number(after), kept=bool(after > before))
+            for name, before, after in zip(label_values, *_means(trial), strict=True)
+            if name in names
+        ]
+        steps += found
+        kept += tuple(step.label for step in found if step.kept)
     return Postprocessing(
         keep_largest=KeepLargest(foreground=foreground.kept, labels=kept),
         evidence=(foreground, *steps),
         cases=len(pairs),
     )
+
+
+def _tried_together(label_values: Mapping[str, Values]) -> list[tuple[str, ...]]:
+    """Labels, of which none changes another, at once; regions one after the other, as in nnU-Net, each on top of those
+    that are kept."""
+    if any(isinstance(values, tuple) and len(values) > 1 for values in label_values.values()):
+        return [(name,) for name in label_values]
+    return [tuple(label_values)]
 
 
 def disabled_postprocessing(reason: str) -> Postprocessing:
@@ -200,7 +215,7 @@ def _judge_foreground(before: np.ndarray, after: np.ndarray) -> Evidence:
     return Evidence(step="foreground", before=_number(mean_before), after=_number(mean_after), kept=kept)
 
 
-def _try_foreground(pair: Pair, label_values: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _try_foreground(pair: Pair, label_values: Mapping[str, Values]) -> tuple[np.ndarray, np.ndarray]:
     prediction, reference, _ = read_pair(pair)
     before = _dice(pair, prediction, reference, label_values)
     prediction = prediction.copy()
@@ -208,20 +223,20 @@ def _try_foreground(pair: Pair, label_values: dict[str, int]) -> tuple[np.ndarra
     return before, _dice(pair, prediction, reference, label_values)
 
 
-def _try_labels(pair: Pair, label_values: dict[str, int], foreground: bool) -> tuple[np.ndarray, np.ndarray]:
+def _try_labels(
+    pair: Pair, label_values: Mapping[str, Values], done: KeepLargest, added: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     prediction, reference, _ = read_pair(pair)
-    prediction = prediction.copy()
-    if foreground:
-        keep_largest_foreground(prediction)
+    prediction = apply_postprocessing(prediction, Postprocessing(keep_largest=done), label_values)
     before = _dice(pair, prediction, reference, label_values)
-    for value in label_values.values():
-        keep_largest_label(prediction, value)
+    for name in added:
+        keep_largest_label(prediction, label_values[name])
     return before, _dice(pair, prediction, reference, label_values)
 
 
-def _dice(pair: Pair, prediction: np.ndarray, reference: np.ndarray, label_values: dict[str, int]) -> np.ndarray:
+def _dice(pair: Pair, prediction: np.ndarray, reference: np.ndarray, label_values: Mapping[str, Values]) -> np.ndarray:
     """DSC per label, NaN for those that the pair skips."""
-    dice = dice_per_label(prediction, reference, list(label_values.values()))
+    dice = dice_per_label(*pair.annotated(prediction, reference), list(label_values.values()))
     return np.where([label in pair.skipped for label in label_values], np.nan, dice)
 
 

@@ -14,7 +14,16 @@ from megavoxel.forecast.duration import Workload
 from megavoxel.forecast.pipeline import blocks_by_saving
 from megavoxel.forecast.setting import Forecast, forecast_setting, most_stages
 from megavoxel.forecast.step import gib
-from megavoxel.forecast.ways import LESS_AND_LESS, can_be, check_parallel, describe, effort, recomputed, tilings
+from megavoxel.forecast.ways import (
+    LESS_AND_LESS,
+    can_be,
+    check_parallel,
+    describe,
+    effort,
+    needs_whole_batch,
+    recomputed,
+    tilings,
+)
 from megavoxel.planning.plan import Plan
 
 
@@ -170,7 +179,7 @@ class Search:
         for count, checkpointing in itertools.product(stages, LESS_AND_LESS):
             for parts in (parts for parts in range(min(batch, 2 * count), 0, -1) if batch % parts == 0):
                 accumulate = batch // parts
-                if accumulate > 1 and self.plan.training.batch_dice:
+                if accumulate > 1 and needs_whole_batch(self.plan):
                     continue  # its sums would not be those of the whole batch
                 yield Parallel(pipeline=count, micro_batches=parts, accumulate=accumulate, checkpointing=checkpointing)
 

@@ -32,6 +32,7 @@ from megavoxel.planning.topology import shape_of
 from megavoxel.training.annotation import annotation_table, target_dtype
 from megavoxel.training.on_device import DeviceAugmenter, largest_raw_batch
 from megavoxel.training.optimizer import build_optimizer, trained_weights
+from megavoxel.training.outputs import outputs_of
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
@@ -170,6 +171,7 @@ def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = No
         space=space,
         class_weights=torch.ones(plan.network.classes) if weighted else None,
         annotated=annotation_table(plan),
+        outputs=outputs_of(plan),
     )
 
 
@@ -203,7 +205,9 @@ class StepKey(Keyed):
         self.precision = precision
         expansion = (plan.expanded_patch, plan.expansion_order)
         training = (*(getattr(plan.training, key) for key in KEYS_OF_A_STEP), plan.training.class_weights != "none")
-        masked = (bool(plan.unannotated), target_dtype(plan))
+        rules = plan.preprocessing
+        overlapping = None if rules.regions is None else rules.members
+        masked = (bool(plan.unannotated), target_dtype(plan), rules.ignored_class, overlapping)
         augmented = plan.augmentation if plan.augmentation.on_device else None
         step = (plan.network, plan.patch, expansion, plan.batch, plan.parallel, training, masked, augmented)
         super().__init__(plan, (*step, precision))

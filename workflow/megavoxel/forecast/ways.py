@@ -51,12 +51,19 @@ def check_parallel(plan: Plan, parallel: Parallel) -> None:
             "accumulate and checkpointing spread a step as well), or remove training.freeze_encoder and "
             "training.encoder_rate_decay"
         )
-    if parallel.pipeline > 1 and parallel.accumulate > 1 and plan.training.batch_dice:
+    if parallel.pipeline > 1 and parallel.accumulate > 1 and needs_whole_batch(plan):
+        what, remedy = ("training.batch_dice", ", or batch_dice to false")
+        if not plan.training.batch_dice:
+            what, remedy = ("an ignore label", "")
         raise UserError(
-            f"{where}.accumulate: training.batch_dice needs the sums of the whole batch, which parts that go through a "
-            "pipeline one after the other do not have; set accumulate to 1 (micro_batches may be more), or batch_dice "
-            "to false"
+            f"{where}.accumulate: {what} needs the sums of the whole batch, which parts that go through a pipeline one "
+            f"after the other do not have; set accumulate to 1 (micro_batches may be more){remedy}"
         )
+
+
+def needs_whole_batch(plan: Plan) -> bool:
+    """Whether the loss has sums over the whole batch: of Dice, or of the voxels that somebody annotated."""
+    return plan.training.batch_dice or plan.preprocessing.ignore_value is not None
 
 
 def _check_blocks(plan: Plan, names: Sequence[str], where: str) -> None:

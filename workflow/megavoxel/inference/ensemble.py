@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megavoxel.config.regions import structures_of
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
-from megavoxel.inference.logits import Logits, open_logits, write_label_map
+from megavoxel.inference.decision import Decision
+from megavoxel.inference.logits import Logits, LogitsHeader, open_logits, write_label_map
 from megavoxel.inference.sliding_window import Slab, finite
 from megavoxel.volumes.open import read_labels
 
@@ -34,7 +36,7 @@ class Member:
 
 
 def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
-    """Writes `output/CASE.nii.gz`, the largest mean probability of each voxel.
+    """Writes `output/CASE.nii.gz`, the label values by the mean probabilities of each voxel.
 
     Raises:
         UserError: a member has no prediction of the case, or members differ in labels or grid.
@@ -42,12 +44,12 @@ def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
     logits = [open_logits(member.logits, case) for member in members]
     check_agreement(members, logits, case)
     header = logits[0].header
-    votes = [_changed_voxels(member, case, header.labels) for member in members]
-    write_label_map(output, header, mean_probabilities(logits, votes))
+    votes = [_changed_voxels(member, case, header) for member in members]
+    write_label_map(output, header, mean_probabilities(logits, votes), probable=True)
 
 
 def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | None]) -> Iterator[Slab]:
-    """Mean softmax of the members on the image's grid, in slabs along z.
+    """Mean probabilities of the members on the image's grid, in slabs along z: softmax of classes, sigmoid of regions.
 
     Args:
         logits: one per member.
@@ -56,10 +58,11 @@ def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | No
     Raises:
         UserError: stored logits are not finite; names the case.
     """
+    decision = logits[0].header.decision
     for slab in logits[0].slabs():
-        first = _probabilities(slab.logits, votes[0], slab)
+        first = _probabilities(decision, slab.logits, votes[0], slab)
         others = (
-            _probabilities(other.slab(slab.start, slab.stop), vote, slab)
+            _probabilities(decision, other.slab(slab.start, slab.stop), vote, slab)
             for other, vote in zip(logits[1:], votes[1:], strict=True)
         )
         total = first
@@ -73,28 +76,29 @@ def check_agreement(members: Sequence[Member], logits: Sequence[Logits], case: s
     """Raises UserError where members differ in labels or in the image's grid."""
     first = logits[0]
     for member, other in zip(members, logits, strict=True):
-        if other.header.labels != first.header.labels:
+        ours, theirs = (structures_of(one.header.labels, one.header.regions) for one in (first, other))
+        if other.header.decision != first.header.decision or list(ours) != list(theirs):
             raise UserError(f"ensemble: the settings {members[0].name} and {member.name} have different labels")
         mine, theirs = first.header.properties, other.header.properties
         if mine.file_shape != theirs.file_shape or not np.allclose(mine.affine, theirs.affine):
             raise UserError(f"ensemble: case {case}: {members[0].name} and {member.name} predicted on different grids")
 
 
-def _changed_voxels(member: Member, case: str, labels: dict[str, int]) -> np.ndarray | None:
+def _changed_voxels(member: Member, case: str, header: LogitsHeader) -> np.ndarray | None:
+    labels = header.labels
     if not member.postprocessing.changes_anything:
         return None
     path = member.predictions / f"{case}.nii.gz"
     raw, _ = read_labels(path)
-    processed = apply_postprocessing(raw, member.postprocessing, labels)
+    processed = apply_postprocessing(raw, member.postprocessing, structures_of(labels, header.regions))
     class_of = np.zeros(max(labels.values()) + 1, dtype=np.int16)
     class_of[list(labels.values())] = np.arange(1, len(labels) + 1)
     return np.where(raw != processed, class_of[processed], -1).astype(np.int16)
 
 
-def _probabilities(logits: Tensor, votes: np.ndarray | None, slab: Slab) -> Tensor:
-    probabilities = logits.softmax(dim=0)
+def _probabilities(decision: Decision, logits: Tensor, votes: np.ndarray | None, slab: Slab) -> Tensor:
+    probabilities = decision.probabilities(logits)
     if votes is None:
         return probabilities
     chosen = torch.from_numpy(votes[slab.start : slab.stop]).long()
-    one_hot = torch.zeros_like(probabilities).scatter_(0, chosen.clamp(min=0)[None], 1.0)
-    return torch.where(chosen >= 0, one_hot, probabilities)
+    return torch.where(chosen >= 0, decision.certain(chosen.clamp(min=0)), probabilities)

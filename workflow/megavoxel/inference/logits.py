@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.regions import Regions
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_path, read_json, write_json, writing
+from megavoxel.inference.decision import Decision
 from megavoxel.inference.sliding_window import SLAB_BYTES, Slab
 from megavoxel.planning.plan import PreprocessingPlan
 from megavoxel.preprocessing.store import CaseProperties, check_properties, open_array
@@ -29,8 +31,6 @@ CHUNK_COLUMNS = 512
 """Most voxels of a chunk along the second axis."""
 SMALL_BYTES = 2**26
 """Logits of a case up to which they may stay in memory."""
-BACKGROUND = 100.0
-"""Logit of the background where the network did not look (outside of the cropped box); the others are 0 there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,23 @@ class LogitsHeader:
 
     properties: CaseProperties
     labels: dict[str, int]
-    """Values in label files by name; their position plus one is the class."""
+    """Values in label files by name; without regions, their position plus one is the class."""
+    regions: Regions | None = None
+    """What the outputs are in place of classes."""
     transpose: tuple[int, ...]
     """Network axis n is canonical axis transpose[n]."""
     spacing: tuple[float, ...]
     """Spacing of the logits in mm, network order."""
 
     @property
+    def decision(self) -> Decision:
+        """How they become labels."""
+        return Decision(labels=self.labels, regions=self.regions)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the logits (classes, network grid)."""
-        return len(self.labels) + 1, *self.properties.shape
+        """Shape of the logits (outputs, network grid)."""
+        return self.decision.outputs, *self.properties.shape
 
     @property
     def is_small(self) -> bool:
@@ -62,7 +69,7 @@ class Logits:
 
     header: LogitsHeader
     array: blosc2.NDArray | np.ndarray
-    """float16 (classes, network grid)."""
+    """float16 (outputs, network grid)."""
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
@@ -78,13 +85,12 @@ class Logits:
             yield Slab(start=start, stop=stop, logits=self.slab(start, stop))
 
     def slab(self, start: int, stop: int) -> Tensor:
-        """Resampled logits (classes, stop - start, y, x) of canonical rows; background outside of the cropped box."""
+        """Resampled logits (outputs, stop - start, y, x) of canonical rows; background outside of the cropped box."""
         header, properties = self.header, self.header.properties
         axis = header.transpose.index(0)
         shape = list(properties.full_shape)
         shape[axis] = stop - start
-        slab = torch.zeros(self.array.shape[0], *shape)
-        slab[0] = BACKGROUND
+        slab = header.decision.background(*shape)
         low, high = properties.box[axis]
         first, last = max(start, low), min(stop, high)
         if first < last:
@@ -131,8 +137,13 @@ def linear_weights(
 
 def header_of(properties: CaseProperties, plan: PreprocessingPlan) -> LogitsHeader:
     """The header for logits that were computed on a case preprocessed under `plan`."""
-    spacing = plan.spacing_for(properties.spacing)
-    return LogitsHeader(properties=properties, labels=plan.labels, transpose=plan.transpose, spacing=spacing)
+    return LogitsHeader(
+        properties=properties,
+        labels=plan.labels,
+        regions=plan.regions,
+        transpose=plan.transpose,
+        spacing=plan.spacing_for(properties.spacing),
+    )
 
 
 def write_logits(folder: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> Logits:
@@ -192,40 +203,42 @@ def open_logits(folder: Path, case: str) -> Logits:
     return Logits(header=header, array=array)
 
 
-def label_map(shape: Sequence[int], labels: dict[str, int], slabs: Iterable[Slab]) -> np.ndarray:
-    """The label values of the largest logit or probability, (z, y, x), uint8 or uint16.
+def label_map(shape: Sequence[int], decision: Decision, slabs: Iterable[Slab], *, probable: bool = False) -> np.ndarray:
+    """The label values of logits or probabilities, (z, y, x), uint8 or uint16.
 
     Args:
         shape: voxels of the image.
-        labels: label values by name, in the order of the classes.
+        decision: how they become labels.
         slabs: along z, covering the image.
+        probable: whether they hold probabilities.
     """
-    result = np.zeros(tuple(shape), dtype=label_type(max([0, *labels.values()])))
-    for start, rows in label_slabs(labels, slabs):
+    result = np.zeros(tuple(shape), dtype=label_type(decision.largest))
+    for start, rows in label_slabs(decision, slabs, probable=probable):
         result[start : start + len(rows)] = rows
     return result
 
 
-def label_slabs(labels: dict[str, int], slabs: Iterable[Slab]) -> Iterator[tuple[int, np.ndarray]]:
+def label_slabs(decision: Decision, slabs: Iterable[Slab], *, probable: bool) -> Iterator[tuple[int, np.ndarray]]:
     """First row and label values (rows, y, x) of each slab, as `label_map` has them."""
-    values = np.array([0, *labels.values()], dtype=label_type(max([0, *labels.values()])))
+    values = decision.values if probable else decision.values_of_logits
     for slab in slabs:
-        yield slab.start, values[slab.logits.argmax(dim=0).numpy()]
+        yield slab.start, values(slab.logits)
 
 
-def write_label_map(output: Path, header: LogitsHeader, slabs: Iterable[Slab]) -> None:
-    """Writes `output/CASE.nii.gz`, the largest logit or probability of each voxel of the image's own grid.
+def write_label_map(output: Path, header: LogitsHeader, slabs: Iterable[Slab], *, probable: bool = False) -> None:
+    """Writes `output/CASE.nii.gz`, the label values of each voxel of the image's own grid.
 
     Args:
         header: of the case.
         slabs: along z, from the first row to the last; they are written as they come.
+        probable: whether they hold probabilities, and not logits.
     """
-    properties = header.properties
+    properties, decision = header.properties, header.decision
     write_label_slabs(
         output / f"{properties.case}.nii.gz",
-        label_slabs(header.labels, slabs),
+        label_slabs(decision, slabs, probable=probable),
         properties.geometry,
-        largest=max([0, *header.labels.values()]),
+        largest=decision.largest,
     )
 
 

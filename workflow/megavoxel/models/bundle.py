@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from megavoxel import __version__
+from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, write_json, write_text
 from megavoxel.models.description import INTENDED_USE, NOT_STATED, ModelDescription, model_card, save_description
 from megavoxel.models.directory import DESCRIPTION, PLAN, POSTPROCESSING
@@ -42,8 +43,13 @@ def write_bundle(runs: Runs, description: ModelDescription, target: Path) -> Non
     """Writes a bundle, whole or not at all.
 
     Raises:
-        UserError: there is content at `target`, or weights are damaged or of another plan.
+        UserError: the model segments regions, there is content at `target`, or weights are damaged or of another plan.
     """
+    if description.regions is not None:
+        raise UserError(
+            f"{description.name}: a MONAI Bundle names one class per output, and this model segments regions that may "
+            "overlap; leave out --format bundle, and take the exported model itself"
+        )
     with atomic_directory(target) as folder:
         for name in ("configs", "models", "docs"):
             (folder / name).mkdir()

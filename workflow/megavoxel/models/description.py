@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from megavoxel import __version__
 from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.regions import Regions, structures_of
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import Metric, metrics_in
 from megavoxel.files import file_sha256, read_json, write_json
@@ -99,6 +100,8 @@ class ModelDescription:
     """Where the dataset has several in one channel."""
     labels: dict[str, int]
     """Values in label maps by name."""
+    regions: Regions | None = None
+    """What the model segments, where that is regions that may overlap; None: the labels."""
     dataset: DatasetFacts
     folds: tuple[FoldFacts, ...]
     scores: tuple[Mean, ...] = ()
@@ -109,6 +112,11 @@ class ModelDescription:
     """What trained it, where that was not megavoxel."""
     sha256: dict[str, str]
     """SHA-256 of the other files of the model, by name."""
+
+    @property
+    def segmented(self) -> tuple[str, ...]:
+        """Names of the regions or labels that it segments."""
+        return tuple(structures_of(self.labels, self.regions))
 
 
 def save_description(path: Path, description: ModelDescription) -> None:
@@ -168,7 +176,7 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
     """
     sections = [
         f"# {model.name}",
-        f"Segments {', '.join(model.labels)} in {_input(model)}. {_maker(model)}",
+        f"Segments {', '.join(model.segmented)} in {_input(model)}. {_maker(model)}",
         f"**Intended use.** {INTENDED_USE}",
         "## Use",
         usage,
@@ -199,6 +207,12 @@ def program_text(model: ModelDescription) -> str:
     )
 
 
+def _regions(regions: Regions) -> str:
+    pairs = zip(regions.values.items(), regions.class_order, strict=True)
+    shown = [f"{name}: {' and '.join(map(str, values))}, written as {own}" for (name, values), own in pairs]
+    return "; ".join(shown) + " unless a later one is present"
+
+
 def _input(model: ModelDescription) -> str:
     kinds = f" ({' or '.join(model.modalities)})" if model.modalities else ""
     return f"3D scans with the channel{'s' if len(model.channels) > 1 else ''} {', '.join(model.channels)}{kinds}"
@@ -221,6 +235,7 @@ def _format(model: ModelDescription, plan: Plan) -> str:
         ("Channels", ", ".join(model.channels)),
         ("Modalities", ", ".join(model.modalities) or "one kind"),
         ("Labels", ", ".join(f"{value} {name}" for name, value in model.labels.items())),
+        *([] if model.regions is None else [("Regions", _regions(model.regions))]),
         ("Spacing of the network", f"{spacing} mm; scans of any spacing and orientation are brought there and back"),
         ("Window", window if isinstance(window, str) else " × ".join(map(str, window)) + " voxels"),
         ("Networks", f"{len(model.folds)}, whose logits are averaged; {model.folds[0].parameters:,} weights each"),

@@ -60,6 +60,7 @@ def describe(runs: Runs, dataset_file: Path | None, authors: str) -> ModelDescri
         channels=plan.preprocessing.channels,
         modalities=tuple(plan.preprocessing.normalisation_by_modality),
         labels=plan.preprocessing.labels,
+        regions=plan.preprocessing.regions,
         dataset=dataset_facts(plan.dataset, dataset_file),
         folds=tuple(fold_facts(runs, fold) for fold in runs.folds),
         scores=score_means(runs),

@@ -308,12 +308,12 @@ class _Steps:
         from megavoxel.inference.logits import write_label_map
         from megavoxel.models import outputs
 
-        labelling, scan, labels = self.labelling, turn.scan, self.predictor.plan.preprocessing.labels
+        labelling, scan, rules = self.labelling, turn.scan, self.predictor.plan.preprocessing
         logits, made = turn.logits, turn.folder / f"{scan.case}.nii.gz"
         write_label_map(turn.folder, logits.header, logits.slabs())
         if probabilities := labelling.probability_map(scan):
             outputs.write_probabilities(probabilities, logits, turn.folder, turn.volumes[0])
-        outputs.postprocess_in_place(made, labelling.postprocessing, labels)
+        outputs.postprocess_in_place(made, labelling.postprocessing, rules.structures)
         if picture := labelling.picture(scan):
             self._write_picture(turn, picture, made)
         outputs.write_label_map(turn.volumes[0], made, labelling.label_map(scan))

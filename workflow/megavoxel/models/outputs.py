@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
@@ -16,22 +17,29 @@ from megavoxel.volumes.volume import Volume, label_type
 from megavoxel.volumes.write import compressed_file, write_labels
 
 
-def postprocess_in_place(path: Path, postprocessing: Postprocessing | None, labels: dict[str, int]) -> None:
-    """Post-processes a label map in NIfTI, where there is something to do."""
+def postprocess_in_place(
+    path: Path, postprocessing: Postprocessing | None, structures: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Post-processes a label map in NIfTI, where there is something to do.
+
+    Args:
+        structures: values of labels or regions by name.
+    """
     if postprocessing is not None and postprocessing.changes_anything:
         array, geometry = read_labels(path)
-        write_labels(path, apply_postprocessing(array, postprocessing, labels), geometry)
+        write_labels(path, apply_postprocessing(array, postprocessing, structures), geometry)
 
 
 def write_probabilities(path: Path, logits: Logits, scratch: Path, scan: Volume) -> None:
-    """Writes the softmax of a case's logits as float32 NIfTI (i, j, k, classes), background first.
+    """Writes the probabilities of a case as float32 NIfTI: (i, j, k, classes), background first, or (i, j, k, regions).
 
     Memory is bounded by a slab: the volume lies in a file in `scratch` until it is compressed.
     """
     shape = (logits.array.shape[0], *logits.canonical_shape)
     volume = np.memmap(scratch / "probabilities", dtype=np.float32, mode="w+", shape=shape)
+    decision = logits.header.decision
     for slab in logits.slabs():
-        volume[:, slab.start : slab.stop] = slab.logits.softmax(dim=0).numpy()
+        volume[:, slab.start : slab.stop] = decision.probabilities(slab.logits).numpy()
     geometry = logits.header.properties.geometry
     is_nifti = label_suffix_of(scan.path.name) == ".nii.gz"
     is_oriented = scan.is_oriented or scan.path.is_dir() or not is_nifti

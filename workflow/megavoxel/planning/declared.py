@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import cycle, islice
 
 from megavoxel.config.dataset import Dataset, Declared
+from megavoxel.config.regions import LabelScheme
 from megavoxel.config.source import Phantom
 from megavoxel.datasets.anatomy import LABELS
 from megavoxel.datasets.cases import Case, Cases
@@ -29,15 +30,17 @@ def declared_dataset(dataset: Dataset) -> tuple[Cases, Fingerprint]:
             f"dataset {dataset.name}: its file has no 'declared' shape and spacing to plan with; add them, or run "
             "'megavoxel check' and 'megavoxel fingerprint' on the data and give --cases and --fingerprint"
         )
-    labels = {name: value for name, value in (dataset.labels or LABELS).items() if value > 0}
+    scheme = dataset.label_scheme or LabelScheme(labels=LABELS)
     channels = dataset.channels or ("CT",)
     names = [f"declared_{number:06}" for number in range(declared.training_cases)]
     cases = Cases(
         dataset=dataset.name,
         root="",
         channels=channels,
-        labels=labels,
-        nsd_tolerance_mm={name: dataset.tolerance(name) for name in labels},
+        labels=scheme.labels,
+        regions=scheme.regions,
+        ignore_value=scheme.ignore_value,
+        nsd_tolerance_mm={name: dataset.tolerance(name) for name in scheme.structures},
         cases=tuple(
             Case(id=name, images=(), label="", modality=modality)
             for name, modality in zip(names, islice(cycle(dataset.modalities or [None]), len(names)), strict=True)

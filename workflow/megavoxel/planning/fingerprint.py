@@ -182,7 +182,8 @@ def _measure_case(case: Case, *, cases: Cases, most: int) -> _Measured:
 def _sample_case(case: Case, cases: Cases, most: int) -> Foreground:
     image, geometry = cases.read_image(case)
     box = bounding_box(nonzero_mask(image))
-    foreground = np.flatnonzero(crop(cases.read_labels(case), box))
+    labels = crop(cases.read_labels(case), box)
+    foreground = np.flatnonzero(labels if cases.ignore_value is None else ~np.isin(labels, [0, cases.ignore_value]))
     if len(foreground) > most:
         foreground = foreground[case_generator(case.id).choice(len(foreground), most, replace=False)]
     values = tuple(crop(channel, box).reshape(-1)[foreground] for channel in image)
@@ -255,7 +256,7 @@ def sample_large_case(case: Case, cases: Cases, most: int) -> Foreground:
         labels = spool_labels(cases.open_labels(case), CANONICAL, Path(scratch) / "labels.b2nd")
         if labels.shape != image.array.shape[1:]:
             raise UserError(f"case {case.id}: image and label map have different shapes; run 'megavoxel check' again")
-        chosen = _chosen(labels, image.box, cases.background_values, case.id, most)
+        chosen = _chosen(labels, image.box, cases.unlabelled_values, case.id, most)
         parts = [[_values(image.array, channel, part) for part in chosen] for channel in range(image.array.shape[0])]
     return Foreground(
         geometry=image.geometry,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from megavoxel.config.fields import (
     refuse,
 )
 from megavoxel.config.records import read_record, record, rule, to_plain
+from megavoxel.config.regions import Regions, structures_of
 from megavoxel.config.setting import Inference, Interpolation, NetworkParts, Parallel, StartFile
 from megavoxel.config.training import Augmentation, Training
 from megavoxel.errors import UserError
@@ -81,6 +82,10 @@ class PreprocessingPlan(Interpolation):
     """Values in the label files by name, in ascending order; their position plus one is the network's class."""
     background_values: tuple[LabelValue, ...] = ()
     """Values in the label files that count as background, like 0."""
+    regions: Regions | None = None
+    """What the network segments in place of the labels; None: the labels."""
+    ignore_value: LabelValue | None = None
+    """Value in the label files of voxels that nobody annotated; None: there is none."""
     transpose: Transposition
     """Network axis n is canonical axis transpose[n] (canonical: z, y, x)."""
     axes: Annotated[str, Field(pattern=AXES)] = "RAS"
@@ -102,14 +107,53 @@ class PreprocessingPlan(Interpolation):
     @property
     def hash(self) -> str:
         """Short hash of everything that a preprocessed case depends on; it is kept with every case."""
-        unread = ("notes", "median_shape", "largest_shape", *(("axes",) if self.axes == "RAS" else ()))
-        return content_hash({key: value for key, value in to_plain(self).items() if key not in unread})
+        unread = ("notes", "median_shape", "largest_shape")
+        return content_hash({key: value for key, value in self.hashed.items() if key not in unread})
+
+    @property
+    def hashed(self) -> dict[str, Any]:
+        """This plan in plain values, without keys that only few datasets have and this one has not."""
+        plain = to_plain(self)
+        if self.regions is not None:  # their order is that of the outputs, and a hash does not see the order of keys
+            plain["regions"]["values"] = list(plain["regions"]["values"].items())
+        absent = [key for key in ("regions", "ignore_value") if plain[key] is None]
+        absent += ["axes"] if self.axes == "RAS" else []
+        return {key: value for key, value in plain.items() if key not in absent}
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What the network segments by name, with its values in label maps: the regions, else the labels."""
+        return structures_of(self.labels, self.regions)
+
+    @property
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """The classes of label maps that each structure is made of."""
+        class_of = {value: number for number, value in enumerate(self.labels.values(), start=1)}
+        return tuple(tuple(class_of[value] for value in values) for values in self.structures.values())
+
+    @property
+    def label_classes(self) -> int:
+        """Classes of a label map, background counted, and voxels that nobody annotated left out."""
+        return len(self.labels) + 1
+
+    @property
+    def ignored_class(self) -> int | None:
+        """Class of voxels that nobody annotated, behind all others; None: there are none."""
+        return None if self.ignore_value is None else self.label_classes
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the network: one per class, background counted, or one per region."""
+        return self.label_classes if self.regions is None else len(self.regions.values)
 
     @rule
     def _labels_have_values_of_their_own(self) -> None:
-        values = [*self.labels.values(), *self.background_values]
+        ignored = () if self.ignore_value is None else (self.ignore_value,)
+        values = [*self.labels.values(), *self.background_values, *ignored]
         if len(set(values)) < len(values):
             refuse("expected a value of its own for each, those of the background among them", "labels")
+        if self.regions and {value for own in self.structures.values() for value in own} != set(self.labels.values()):
+            refuse("expected values of the labels, all of them", "regions")
 
     @rule
     def _channels_are_normalised(self) -> None:
@@ -150,7 +194,7 @@ class NetworkPlan(NetworkParts):
     channels: Count
     """Channels of the image."""
     classes: Count
-    """Output classes, background counted."""
+    """Outputs: classes, background counted, or regions."""
     features: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=16)]
     """Channels per level."""
     kernels: tuple[Triple[Annotated[int, between(1, 64)]], ...]
@@ -275,7 +319,7 @@ class Plan:
         unread = ("notes", "inference", "parallel", "stages", "needs", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {
-            key: value for key, value in plain["preprocessing"].items() if key not in ("notes", "largest_shape")
+            key: value for key, value in self.preprocessing.hashed.items() if key not in ("notes", "largest_shape")
         }
         relevant["training"] = {key: value for key, value in plain["training"].items() if key != "workers"}
         return content_hash(relevant)
@@ -287,11 +331,12 @@ class Plan:
 
     @rule
     def _network_has_the_channels_and_classes(self) -> None:
-        channels, classes = len(self.preprocessing.channels), len(self.preprocessing.labels) + 1
+        channels, classes = len(self.preprocessing.channels), self.preprocessing.outputs
         if self.network.channels != channels:
             refuse(f"expected {channels}, those of the image", "network.channels")
         if self.network.classes != classes:
-            refuse(f"expected {classes}, the labels and the background", "network.classes")
+            what = "the labels and the background" if self.preprocessing.regions is None else "one per region"
+            refuse(f"expected {classes}, {what}", "network.classes")
 
     @rule
     def _slices_are_one_voxel_thick(self) -> None:

@@ -35,6 +35,7 @@ from megavoxel.planning.patch import (
     start_patch,
 )
 from megavoxel.planning.plan import Plan, PreprocessingPlan
+from megavoxel.planning.region_rules import require_supported
 from megavoxel.planning.slices import plan_augmentation
 from megavoxel.planning.spacing import (
     coarsest_axis,
@@ -81,6 +82,8 @@ def plan_preprocessing(cases: Cases, fingerprint: Fingerprint, keys: Preprocessi
         dimensions=keys.dimensions,
         labels=dict(sorted(cases.labels.items(), key=lambda label: label[1])),
         background_values=tuple(sorted(cases.background_values)),
+        regions=cases.regions,
+        ignore_value=cases.ignore_value,
         transpose=transpose,
         spacing=spacing,
         median_shape=median,
@@ -107,6 +110,7 @@ def plan_setting(cases: Cases, preprocessing: PreprocessingPlan, setting: Settin
     """
     _check_preprocessing(cases, preprocessing, setting)
     _check_class_weights(preprocessing, setting)
+    require_supported(preprocessing, setting)
     written, whole_notes = with_numbers(setting, preprocessing)
     setting = as_last_phase(written)
     frame = _frame(preprocessing, setting)
@@ -164,7 +168,7 @@ def _frame(preprocessing: PreprocessingPlan, setting: Setting) -> Frame:
         spacing=preprocessing.spacing,
         median_shape=preprocessing.median_shape,
         channels=len(preprocessing.channels),
-        classes=len(preprocessing.labels) + 1,
+        classes=preprocessing.outputs,
         memory_gib=setting.memory_gib or reference_of(setting.network, dimensions).memory_gib,
         keys=setting.network,
         dimensions=dimensions,
@@ -215,14 +219,16 @@ def _full_resolution(cases: Cases, spacing: tuple[float, ...], median: tuple[flo
         spacing=spacing,
         median_shape=median,
         channels=len(cases.channels),
-        classes=len(cases.labels) + 1,
+        classes=len(cases.labels) + 1 if cases.regions is None else len(cases.regions.values),
         memory_gib=REFERENCE_MEMORY_GIB,
         keys=Network(),
     )
 
 
 def _check_preprocessing(cases: Cases, preprocessing: PreprocessingPlan, setting: Setting) -> None:
-    if preprocessing.labels != cases.labels or preprocessing.channels != cases.channels:
+    ours = (cases.labels, cases.regions, cases.ignore_value, cases.channels)
+    planned = (preprocessing.labels, preprocessing.regions, preprocessing.ignore_value, preprocessing.channels)
+    if ours != planned:
         raise UserError(
             f"setting {setting.name}: the preprocessing plan has other labels or channels than dataset "
             f"{cases.dataset}; run 'megavoxel plan-preprocessing' again"

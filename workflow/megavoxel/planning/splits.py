@@ -99,10 +99,7 @@ def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
         UserError: the file has another form or number of folds, a fold names cases that are not among the training
             cases, is empty, or has a case, or cases of one group, on both sides.
     """
-    content = read_json(path, what="file of splits")
-    written = content.get("folds") if isinstance(content, dict) else content
-    if not isinstance(written, list):
-        raise UserError(f"{path}: expected nnU-Net's list of train/val or a mapping with 'folds', found something else")
+    written = _written_folds(path)
     if len(written) != folds:
         raise UserError(f"{path}: it has {len(written)} folds, the study has {folds}; give both the same number")
     known = {case.id: case.group for case in cases.of_split("training")}
@@ -110,6 +107,23 @@ def import_splits(path: Path, cases: Cases, folds: int) -> Splits:
         folds=tuple(_import_fold(fold, f"{path}: fold {number}", known) for number, fold in enumerate(written)),
         test=_test_ids(cases),
     )
+
+
+def count_folds(path: Path) -> int:
+    """How many folds a ready-made file has.
+
+    Raises:
+        UserError: the file has another form.
+    """
+    return len(_written_folds(path))
+
+
+def _written_folds(path: Path) -> list[Any]:
+    content = read_json(path, what="file of splits")
+    written = content.get("folds") if isinstance(content, dict) else content
+    if not isinstance(written, list):
+        raise UserError(f"{path}: expected nnU-Net's list of train/val or a mapping with 'folds', found something else")
+    return written
 
 
 def save_splits(path: Path, splits: Splits) -> None:

@@ -79,7 +79,8 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, plan: Prep
         labels: (z, y, x) in canonical order, values of the label file.
 
     Returns:
-        Classes (network grid): 0 is background, n the nth label of the plan; uint8, or uint16 where needed.
+        Classes (network grid): 0 is background, n the nth label of the plan, and voxels that nobody annotated have the
+        `ignored_class` of the plan; uint8, or uint16 where needed.
 
     Raises:
         UserError: another shape than the image, or a value that the plan does not know.
@@ -121,8 +122,8 @@ def preprocess_case(
     classes = None if case.label is None else preprocess_labels(cases.read_labels(case), properties, plan)
     foreground = {}
     if classes is not None:
-        foreground = sample_foreground(classes, case.id)
-        voxels = count_classes(classes, len(plan.labels) + 1)
+        foreground = sample_foreground(classes, case.id, plan.ignored_class)
+        voxels = count_classes(classes, plan.label_classes)
         properties = replace(properties, class_voxels=tuple(map(int, voxels)))
     save_case(folder, properties, array, classes, foreground, patch)
     return properties
@@ -257,7 +258,8 @@ def _describe(case: Case, properties: CaseProperties) -> str:
 
 
 def _to_classes(labels: np.ndarray, plan: PreprocessingPlan, case_id: str) -> np.ndarray:
-    values = [0, *plan.labels.values()]
+    ignored = [] if plan.ignore_value is None else [plan.ignore_value]
+    values = [0, *plan.labels.values(), *ignored]
     table = np.zeros(2**16, dtype=np.uint8 if len(values) <= 256 else np.uint16)
     table[values] = np.arange(len(values))
     known = np.isin(np.arange(2**16), [*values, *plan.background_values])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import blosc2
 import numpy as np
@@ -28,7 +28,9 @@ def count_classes(classes: np.ndarray | blosc2.NDArray, count: int) -> np.ndarra
     return total
 
 
-def sample_foreground(classes: np.ndarray | blosc2.NDArray, case_id: str) -> dict[int, np.ndarray]:
+def sample_foreground(
+    classes: np.ndarray | blosc2.NDArray, case_id: str, ignored: int | None = None
+) -> dict[int, np.ndarray]:
     """Coordinates of random voxels of each class that is present.
 
     Of a class with n voxels, max(min(10 000, n), 1 % of n) are drawn without replacement, as in nnU-Net, but never
@@ -38,22 +40,25 @@ def sample_foreground(classes: np.ndarray | blosc2.NDArray, case_id: str) -> dic
     Args:
         classes: (z, y, x), 0 is background; an array on disk is read twice, by rows.
         case_id: seeds the draw.
+        ignored: class of voxels that nobody annotated, which has none drawn; with it, the background has some: patches
+            are then centred on annotated voxels.
 
     Returns:
         int32 (drawn, 3) per class.
     """
     random = case_generator(case_id)
     sizes = count_classes(classes, 2**16)
-    drawn = {int(label): random.choice(sizes[label], _kept(sizes[label]), replace=False) for label in _present(sizes)}
+    present = np.flatnonzero(sizes) if ignored is not None else np.flatnonzero(sizes[1:]) + 1
+    drawn = {
+        int(label): random.choice(sizes[label], _kept(sizes[label]), replace=False)
+        for label in present
+        if label != ignored
+    }
     return _places_of(classes, drawn)
 
 
 def _kept(voxels: int) -> int:
     return max(min(MOST, voxels), min(MOST_OF_LARGE, -(-voxels // 100)))
-
-
-def _present(sizes: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(sizes[1:]) + 1
 
 
 def _places_of(classes: np.ndarray | blosc2.NDArray, ranks: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -63,7 +68,7 @@ def _places_of(classes: np.ndarray | blosc2.NDArray, ranks: dict[int, np.ndarray
     ascending = {label: ranks[label][order[label]] for label in ranks}
     seen = dict.fromkeys(ranks, 0)
     for start, rows in _rows(classes):
-        for label, voxels in _by_class(rows):
+        for label, voxels in _by_class(rows, ranks):
             low, high = np.searchsorted(ascending[label], [seen[label], seen[label] + len(voxels)])
             chosen = voxels[ascending[label][low:high] - seen[label]]
             found = np.stack(np.unravel_index(chosen, rows.shape), axis=1)
@@ -72,15 +77,15 @@ def _places_of(classes: np.ndarray | blosc2.NDArray, ranks: dict[int, np.ndarray
     return places
 
 
-def _by_class(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each class of an array but the background, with its flat indices in ascending order."""
-    where = np.flatnonzero(rows)
+def _by_class(rows: np.ndarray, labels: Container[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of some classes of an array, with its flat indices in ascending order."""
+    where = np.arange(rows.size) if 0 in labels else np.flatnonzero(rows)
     values = rows.reshape(-1)[where]
     where = where[np.argsort(values, kind="stable")]
     sizes = np.bincount(values)
     ends = np.cumsum(sizes)
-    for label in np.flatnonzero(sizes):
-        yield int(label), where[ends[label] - sizes[label] : ends[label]]
+    for label in filter(labels.__contains__, np.flatnonzero(sizes).tolist()):
+        yield label, where[ends[label] - sizes[label] : ends[label]]
 
 
 def _rows(classes: np.ndarray | blosc2.NDArray) -> Iterator[tuple[int, np.ndarray]]:

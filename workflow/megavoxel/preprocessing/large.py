@@ -161,8 +161,8 @@ def store_large_labels(
             classes = elect_labels(to_classes(read(spans)), parts, plan.label_order)
             with writing(labels_path(folder, properties.case)):
                 array[place] = classes
-        voxels = count_classes(array, len(plan.labels) + 1)
-        foreground = sample_foreground(array, properties.case)
+        voxels = count_classes(array, plan.label_classes)
+        foreground = sample_foreground(array, properties.case, plan.ignored_class)
     return replace(properties, class_voxels=tuple(map(int, voxels))), foreground
 
 

@@ -86,11 +86,25 @@ class StoredCase:
     image: blosc2.NDArray
     """float32, (channels, network grid)."""
     labels: blosc2.NDArray | None
-    """Classes 0 to n, (network grid)."""
+    """Classes 0 to n, and n + 1 where nobody annotated the voxel, (network grid)."""
     foreground: dict[int, np.ndarray]
-    """Per class that is present: int32 coordinates (n, 3) of voxels of it."""
+    """Per class that is present: int32 coordinates (n, 3) of voxels of it; of the background only where the dataset has
+    an ignore label."""
     unannotated: tuple[int, ...] = ()
     """Classes that training must not see in this case, whatever its labels hold; it is training that sets them."""
+    structures: tuple[tuple[int, ...], ...] | None = None
+    """Classes of each structure whose voxels patches are centred on; None: each class is one. Training sets them."""
+    ignored: int | None = None
+    """Class of voxels that nobody annotated; None: all are. It is training that sets it."""
+
+    @property
+    def present(self) -> list[tuple[int, ...]]:
+        """Classes of each structure that is annotated in the case."""
+        drawn = set(self.foreground) - {0, *self.unannotated}
+        if self.structures is None:
+            return [(number,) for number in sorted(drawn)]
+        found = (tuple(number for number in own if number in drawn) for own in self.structures)
+        return [own for own in found if own]
 
 
 def case_properties(
@@ -320,7 +334,7 @@ def stored_classes(folder: Path, case: str) -> set[int]:
         UserError: the file is missing or damaged.
     """
     with _opened_foreground(Path(folder) / f"{case}.foreground.npz") as stored:
-        return {int(label) for label in stored.files}
+        return {int(label) for label in stored.files} - {0}
 
 
 def _read_foreground(path: Path) -> dict[int, np.ndarray]:

@@ -69,10 +69,11 @@ class Stored:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names in order of their values, or of the alphabet where cases.json is absent."""
+        """Names of what is scored: regions, or labels in order of their values; in order of the alphabet where
+        cases.json is absent."""
         if self.cases is None:
             return tuple(sorted(self.scores["label"].unique()))
-        return tuple(sorted(self.cases.labels, key=self.cases.labels.__getitem__))
+        return tuple(self.cases.structures)
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -349,7 +350,7 @@ def _expected_rows(study: Definition, cases: Cases | ImageCases | None, path: Pa
     else:
         splits = load_splits(path)
         own = {
-            case.id: [(label,) for label in cases.labels if label not in case.unannotated]
+            case.id: [(label,) for label in cases.structures if label not in case.unannotated]
             for case in cases.cases
             if case.label is not None
         }

@@ -135,7 +135,7 @@ def build_viewer(stored: Stored, cases: Cases, *, processes: int) -> Viewer:
     """
     jobs, absent = viewer_jobs(stored, cases)
     ordered = ranked_models(stored)
-    if not jobs or len(cases.labels) > MOST_LABELS:
+    if not jobs or len(cases.structures) > MOST_LABELS:
         left_out = tuple(job.case.id for job in jobs)
         return Viewer(cases=(), models=(), cases_left_out=left_out, models_left_out=ordered, absent=absent)
     budget = budget_for(len(jobs), len(ordered))
@@ -243,10 +243,10 @@ def _cut(labels: np.ndarray) -> tuple[Box | None, np.ndarray]:
 
 
 def _numbered(labels: np.ndarray, cases: Cases) -> np.ndarray:
-    """Values of the dataset as 1, 2, … in their order; any other value as 0."""
+    """Labels or regions of the dataset as 1, 2, … in their order, of several regions the last; other values as 0."""
     numbered = np.zeros(labels.shape, np.uint8)
-    for number, value in enumerate(sorted(cases.labels.values()), start=1):
-        numbered[labels == value] = number
+    for number, values in enumerate(cases.structures.values(), start=1):
+        numbered[np.isin(labels, values)] = number
     return numbered
 
 

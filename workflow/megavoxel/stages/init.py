@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.datasets.surveyed import Asked
     from megavoxel.files import write_text
     from megavoxel.planning.larger_patch import larger_patch
+    from megavoxel.planning.splits import count_folds
 
     if arguments.hardware == HARDWARE and bring_hardware(arguments.hardware):
         print(f"written: {HARDWARE}, the devices that are known")
@@ -120,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
         files=found.files,
         patients=found.patients,
         channels=found.channels,
-        labels=found.labels,
+        scheme=found.scheme,
         unnamed=found.unnamed,
         excluded=found.excluded,
         groups=found.groups,
@@ -134,7 +135,8 @@ def run(arguments: argparse.Namespace) -> None:
         device=device,
         path=str(study),
         cases=found.training_cases,
-        labels=[*found.labels],
+        labels=[*found.scheme.structures],
+        splits=None if found.splits is None else (str(found.splits), count_folds(found.splits)),
     )
     write_text(dataset, described)
     write_text(study, text())
@@ -191,7 +193,12 @@ def _say(found: Survey, dataset: Path, study: Path) -> None:
     tests = f" and {found.test_cases} to test" if found.test_cases else ""
     print(f"{found.root}: {found.layout}; {found.training_cases} labelled images{tests}")
     print(f"channels: {', '.join(found.channels)}; median size {size} voxels of {spacing} mm (z, y, x)")
-    print(f"labels: {', '.join(f'{name} {value}' for name, value in found.labels.items())}")
+    values = {name: " + ".join(map(str, own)) for name, own in found.scheme.structures.items()}
+    print(f"labels: {', '.join(f'{name} {own}' for name, own in values.items())}")
+    if found.scheme.ignore_value is not None:
+        print(f"voxels of the value {found.scheme.ignore_value} were not annotated, and count for nothing")
+    if found.splits is not None:
+        print(f"folds: those of {found.splits}")
     if found.unnamed:
         print(f"no file names the labels: correct their names in {dataset}")
     if found.overlap:

@@ -53,7 +53,7 @@ def _determine(arguments: argparse.Namespace) -> None:
         raise UserError("--determine needs --predictions: the validation folders of all folds, or --disabled")
     cases = load_cases(arguments.cases)
     pairs = predicted_pairs(cases, arguments.predictions)
-    found = determine_postprocessing(pairs, cases.labels, processes=arguments.processes)
+    found = determine_postprocessing(pairs, cases.structures, processes=arguments.processes)
     save_postprocessing(arguments.output, found)
     for step in found.evidence:
         name, verdict = step.label or "foreground", "kept" if step.kept else "not kept"
@@ -73,7 +73,7 @@ def _apply(arguments: argparse.Namespace) -> None:
     names = [f"{name}{SUFFIX}" for name in case_names(folder)]
     if arguments.output.resolve() == folder.resolve():
         raise UserError(f"--output {arguments.output}: this is the folder of the predictions; choose another one")
-    postprocessing, labels = load_postprocessing(arguments.apply), load_cases(arguments.cases).labels
+    postprocessing, labels = load_postprocessing(arguments.apply), load_cases(arguments.cases).structures
     with atomic_directory(arguments.output) as partial_folder:
         one = partial(postprocess_file, postprocessing=postprocessing, label_values=labels)
         jobs = [(folder / name, partial_folder / name) for name in names]

@@ -4,7 +4,8 @@ In a case without an annotation of some label, voxels that are nobody's may be t
 carries this with it. The sets of unannotated labels that occur are numbered, 0 being the empty one, and a voxel of
 class c in a case of set s has the value s × classes + c; voxels of unannotated labels, hidden ones among them, are
 background before that. So a sample stays an image and a target, parts of a batch are cut from both alike, and where all
-labels are annotated everywhere targets are the plain classes.
+labels are annotated everywhere targets are the plain classes. A dataset with an ignore label has no such sets: its
+targets are plain classes too, with one more class for voxels that nobody annotated (`training/outputs.py`).
 
 The masked loss of AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019) drops the terms of an unannotated label and those of
 the background in such a case. What that is in ours:
@@ -44,14 +45,15 @@ def annotation_table(plan: Plan, device: torch.device | None = None) -> Tensor |
     """bool (sets, classes - 1): whether a label is annotated in the cases of a set; None: all are, everywhere."""
     if not plan.unannotated:
         return None
-    labels = range(1, plan.network.classes)
+    labels = range(1, plan.preprocessing.label_classes)
     rows = [[label not in missing for label in labels] for missing in annotation_sets(plan)]
     return torch.tensor(rows, device=device)
 
 
 def target_dtype(plan: Plan) -> torch.dtype:
     """Type of targets on their way to the device, and on it: the smallest that holds all of their values."""
-    values = len(annotation_sets(plan)) * plan.network.classes
+    rules = plan.preprocessing
+    values = len(annotation_sets(plan)) * rules.label_classes + (rules.ignored_class is not None)
     return next(kind for kind in (torch.uint8, torch.int16, torch.int32) if values - 1 <= torch.iinfo(kind).max)
 
 
@@ -76,8 +78,9 @@ def target_values(unannotated: tuple[int, ...], plan: Plan) -> Tensor | None:
     """The value in the target of each class of such a case (classes), of the type `target_dtype`; None: the class."""
     if not unannotated:
         return None
-    first = annotation_sets(plan).index(unannotated) * plan.network.classes
-    values = [first if number in unannotated else first + number for number in range(plan.network.classes)]
+    classes = plan.preprocessing.label_classes
+    first = annotation_sets(plan).index(unannotated) * classes
+    values = [first if number in unannotated else first + number for number in range(classes)]
     return torch.tensor(values, dtype=target_dtype(plan))
 
 

@@ -1,7 +1,8 @@
 """Losses on logits, and their sum over the levels of deep supervision.
 
 The soft Dice is our own because its sums are shared between the parts of a batch; it is tested against MONAI's.
-Logits are (batch, classes, z, y, x), targets (batch, z, y, x) of class numbers. `known`, bool (batch, classes - 1),
+Logits are (batch, outputs, z, y, x), targets (batch, z, y, x) of class numbers; `outputs` says what the outputs stand
+for (`training/outputs.py`). `known`, bool (batch, classes - 1),
 says which labels are annotated in the case of a sample; None: all are. `training/annotation.py` says what that changes,
 and how the target of a batch carries it.
 
@@ -27,12 +28,15 @@ from torch.utils.checkpoint import checkpoint
 
 from megavoxel.config.training import Training
 from megavoxel.training.annotation import UNKNOWN, decode_target, mean_of_known, without_unknown
+from megavoxel.training.outputs import CLASSES, Outputs
 from megavoxel.training.slabs import map_over_slabs, sums_over_slabs
 
 SMOOTH = 1e-5
 Loss = Callable[[Tensor, Tensor], Tensor]
 Completion = Callable[[Tensor], Tensor]
 """Takes the Dice sums of a part of a batch and gives those of the batch."""
+Voxels = int | Tensor
+"""A number of voxels; where not all of a sample are annotated, a mean over the samples of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,8 @@ class SumLoss:
 
     sums: Callable[..., Tensor]
     """Gives sums (rows, batch, columns) from logits, target, known labels and, where there is one, the map."""
-    value: Callable[[Tensor, Tensor | None, int], Tensor]
-    """Gives the loss from these sums, the known labels and the number of voxels of a sample."""
+    value: Callable[[Tensor, Tensor | None, Voxels], Tensor]
+    """Gives the loss from these sums, the known labels and the number of voxels of a sample that count."""
     extra: Callable[[Tensor, Tensor, Tensor | None, TiledPatch | None], Tensor] | None = None
     """Gives a map (batch, z, y, x) that depends on more than a slab, from logits, target, known labels and what the
     tile is a part of."""
@@ -82,6 +86,7 @@ def total_loss(
     target: Tensor,
     known: Tensor | None,
     tiled: TiledPatch | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The sum of several losses, a scalar; their sums over voxels are worked out together.
 
@@ -91,6 +96,7 @@ def total_loss(
         target: (batch, z, y, x).
         known: bool (batch, classes - 1), the annotated labels; None: all are.
         tiled: what logits and target are a tile of; None: they are whole.
+        counted: voxels of a sample that count; None: all of them.
     """
     maps = [None if part.extra is None else part.extra(logits, target, known, tiled) for part in parts]
     given = [one for one in maps if one is not None]
@@ -109,12 +115,13 @@ def total_loss(
     if tiled is not None:
         sums = tiled.sums(sums)
     split = sums.split([shape.numel() for shape in shapes])
-    voxels = target[0].numel() if tiled is None else tiled.voxels
+    voxels: Voxels = target[0].numel() if tiled is None else tiled.voxels
+    voxels = voxels if counted is None else counted.to(sums.dtype)
     values = (part.value(own.view(shape), known, voxels) for part, own, shape in zip(parts, split, shapes, strict=True))
     return torch.stack(list(values)).sum()
 
 
-def focal(*, gamma: float, weights: Tensor | None = None) -> SumLoss:
+def focal(*, gamma: float, weights: Tensor | None = None, outputs: Outputs = CLASSES) -> SumLoss:
     """Mean over all voxels of −w (1 − p)^gamma log p, p and w being probability and weight of the voxel's own class.
 
     The focal loss of Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017, Eq. 4; with weights Eq. 5, whose
@@ -128,12 +135,13 @@ def focal(*, gamma: float, weights: Tensor | None = None) -> SumLoss:
     """
 
     def sums(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
-        entropy = _voxel_cross_entropy(logits, target, known)
+        classes = outputs.classes(target, known, logits.shape[1])
+        entropy = F.cross_entropy(logits, classes, ignore_index=UNKNOWN, reduction="none")
         # 1 − p without rounding. Never quite 0: there a gamma below 1 has an infinite slope, and the gradient is no
         # number.
         doubt = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
         terms = doubt.pow(gamma) * entropy
-        return _sum_of_samples(terms if weights is None else terms * weights[target.long()])
+        return _sum_of_samples(terms if weights is None else terms * weights[classes.clamp(min=0)])
 
     return SumLoss(sums=sums, value=_mean_over_voxels)
 
@@ -166,7 +174,7 @@ def topk(*, percent: float) -> SumLoss:
     def sums(logits: Tensor, target: Tensor, known: Tensor | None, counts: Tensor) -> Tensor:
         return _sum_of_samples(_voxel_cross_entropy(logits, target, known) * counts)
 
-    def value(sums: Tensor, _: Tensor | None, voxels: int) -> Tensor:
+    def value(sums: Tensor, _: Tensor | None, voxels: Voxels) -> Tensor:
         return sums.mean() / counted(voxels)
 
     return SumLoss(sums=sums, value=value, extra=worst)
@@ -210,7 +218,7 @@ def _sum_of_samples(terms: Tensor) -> Tensor:
     return terms.flatten(start_dim=1).sum(dim=1)[None, :, None]
 
 
-def _mean_over_voxels(sums: Tensor, _: Tensor | None, voxels: int) -> Tensor:
+def _mean_over_voxels(sums: Tensor, _: Tensor | None, voxels: Voxels) -> Tensor:
     return sums.mean() / voxels
 
 
@@ -282,15 +290,20 @@ def _voxel_cross_entropy(logits: Tensor, target: Tensor, known: Tensor | None) -
     return F.cross_entropy(logits, target, ignore_index=UNKNOWN, reduction="none")
 
 
-def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-    """Sums that the soft Dice of each sample and foreground class is made of.
+def soft_dice_sums(
+    logits: Tensor, target: Tensor, known: Tensor | None = None, *, outputs: Outputs = CLASSES
+) -> Tensor:
+    """Sums that the soft Dice of each sample and structure is made of.
 
     Returns:
-        intersection and cardinality (soft prediction plus reference): (2, batch, classes - 1). With `known` a third,
+        intersection and cardinality (soft prediction plus reference): (2, batch, structures). With `known` a third,
         follows: the number of voxels in the sums. All three are 0 where the label is not annotated.
     """
-    probabilities = logits.softmax(dim=1)[:, 1:]
-    reference = _one_hot(target.long(), logits.shape[1])[:, 1:]
+    probabilities = outputs.probabilities(logits)
+    reference = outputs.reference(target, logits.shape[1])
+    counted = outputs.counted(target, logits.shape[1])
+    if counted is not None:
+        probabilities = probabilities * counted[:, None]
     intersection = (probabilities * reference).sum(dim=(2, 3, 4))
     cardinality = (probabilities.sum(dim=(2, 3, 4))) + reference.sum(dim=(2, 3, 4))
     if known is None:
@@ -299,19 +312,19 @@ def soft_dice_sums(logits: Tensor, target: Tensor, known: Tensor | None = None) 
     return torch.stack([intersection, cardinality, voxels]).where(known, logits.new_zeros(()))
 
 
-def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
-    """`soft_dice_sums` of all samples together (2 or 3, classes - 1).
+def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None, outputs: Outputs = CLASSES) -> Tensor:
+    """`soft_dice_sums` of all samples together (2 or 3, structures).
 
     Args:
         target: (batch, z, y, x), as `encode_target` gives it.
         annotated: as `annotation_table` gives it.
     """
     classes, known = decode_target(target, annotated)
-    return sums_over_slabs(partial(soft_dice_sums, known=known), logits, classes).sum(dim=1)
+    return sums_over_slabs(partial(soft_dice_sums, known=known, outputs=outputs), logits, classes).sum(dim=1)
 
 
-def dice(*, batch: bool = False, complete: Completion | None = None) -> SumLoss:
-    """One minus the soft Dice of the foreground classes, smooth 1e-5, as in nnU-Net.
+def dice(*, batch: bool = False, complete: Completion | None = None, outputs: Outputs = CLASSES) -> SumLoss:
+    """One minus the soft Dice of the structures, smooth 1e-5, as in nnU-Net.
 
     Where labels are not annotated: the mean over samples of the mean over the annotated labels of one minus the Dice.
     With `batch`, the sums of a label run over the samples in which it is annotated, and the mean over the labels that
@@ -319,10 +332,10 @@ def dice(*, batch: bool = False, complete: Completion | None = None) -> SumLoss:
 
     Args:
         batch: whether sums run over the whole batch before the ratio is taken.
-        complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, classes - 1) of all parts.
+        complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, structures) of all parts.
     """
 
-    def value(sums: Tensor, known: Tensor | None, _: int) -> Tensor:
+    def value(sums: Tensor, known: Tensor | None, _: Voxels) -> Tensor:
         if batch:
             sums = sums.sum(dim=1)
             sums = sums if complete is None else complete(sums)
@@ -332,7 +345,7 @@ def dice(*, batch: bool = False, complete: Completion | None = None) -> SumLoss:
             return 1 - found.mean()
         return mean_of_known(1 - found, known) if not batch else mean_of_known(1 - found[None], voxels[0][None] > 0)
 
-    return SumLoss(sums=soft_dice_sums, value=value)
+    return SumLoss(sums=partial(soft_dice_sums, outputs=outputs), value=value)
 
 
 def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
@@ -344,8 +357,10 @@ def sums_of_whole(part: Tensor, whole: Tensor, parts: int) -> Tensor:
     return whole + parts * (part - part.detach())
 
 
-def cross_entropy(*, weights: Tensor | None = None) -> SumLoss:
+def cross_entropy(*, weights: Tensor | None = None, outputs: Outputs = CLASSES) -> SumLoss:
     """Mean over all voxels of the cross-entropy, times the weight of the voxel's own class, 0 at unknown voxels.
+
+    With an ignore label, the mean over the annotated voxels of the batch, as in nnU-Net.
 
     PyTorch divides by the sum of the weights that a batch happens to have. Here voxels are counted: the loss of a batch
     is the mean of those of its equal parts.
@@ -355,16 +370,29 @@ def cross_entropy(*, weights: Tensor | None = None) -> SumLoss:
     """
 
     def sums(logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
-        target = without_unknown(target.long(), known)
+        target = outputs.classes(target, known, logits.shape[1])
         return _sum_of_samples(F.cross_entropy(logits, target, weight=weights, ignore_index=UNKNOWN, reduction="none"))
 
     return SumLoss(sums=sums, value=_mean_over_voxels)
 
 
-def _one_hot(target: Tensor, classes: int) -> Tensor:
-    """Boolean (batch, classes, z, y, x): an eighth of the memory of PyTorch's `one_hot`, which counts in int64."""
-    empty = torch.zeros(*target.shape, classes, dtype=torch.bool, device=target.device)
-    return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)
+def binary_cross_entropy(*, outputs: Outputs) -> SumLoss:
+    """Mean over voxels and regions of the binary cross-entropy of each region.
+
+    With an ignore label, the mean over the annotated voxels of the batch of the sum over regions: nnU-Net's
+    `DC_and_BCE_loss` divides by the voxels alone there.
+    """
+
+    def sums(logits: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
+        reference = outputs.reference(target, logits.shape[1]).to(logits.dtype)
+        terms = F.binary_cross_entropy_with_logits(logits, reference, reduction="none").sum(dim=1)
+        counted = outputs.counted(target, logits.shape[1])
+        return _sum_of_samples(terms if counted is None else terms * counted)
+
+    def value(sums: Tensor, _: Tensor | None, voxels: Voxels) -> Tensor:
+        return sums.mean() / voxels / (1 if outputs.ignores else len(outputs.members))
+
+    return SumLoss(sums=sums, value=value)
 
 
 LOSSES = {
@@ -378,11 +406,14 @@ LOSSES = {
 """The parts that are added up (`_parts`), by the study's key `training.loss`."""
 
 
-def _parts(training: Training, complete: Completion | None, weights: Tensor | None) -> dict[str, SumLoss]:
+def _parts(
+    training: Training, complete: Completion | None, weights: Tensor | None, outputs: Outputs
+) -> dict[str, SumLoss]:
+    entropy = cross_entropy(weights=weights, outputs=outputs)
     return {
-        "dice": dice(batch=training.batch_dice, complete=complete),
-        "cross_entropy": cross_entropy(weights=weights),
-        "focal": focal(gamma=training.focal_gamma, weights=weights),
+        "dice": dice(batch=training.batch_dice, complete=complete, outputs=outputs),
+        "cross_entropy": entropy if outputs.members is None else binary_cross_entropy(outputs=outputs),
+        "focal": focal(gamma=training.focal_gamma, weights=weights, outputs=outputs),
         "topk": topk(percent=training.topk_percent),
     }
 
@@ -393,6 +424,8 @@ def build_loss(
     class_weights: Tensor | None = None,
     annotated: Tensor | None = None,
     tiled: TiledPatch | None = None,
+    outputs: Outputs = CLASSES,
+    counted: Tensor | None = None,
 ) -> Loss:
     """The loss that `training.loss` names: a function of logits and a target as `encode_target` gives it.
 
@@ -403,16 +436,37 @@ def build_loss(
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
         tiled: what logits and target are a tile of; None: they are whole. Not for `perimeter`, which is no function of
             sums over voxels.
+        outputs: what the outputs of the network stand for.
+        counted: where not all voxels are annotated, how many are, as a mean over the samples of the whole batch; None:
+            those of the samples at hand.
     """
-    names, parts = LOSSES[training.loss], _parts(training, complete, class_weights)
+    names, parts = LOSSES[training.loss], _parts(training, complete, class_weights, outputs)
     of_sums = [parts[name] for name in names if name in parts]
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         classes, known = decode_target(target, annotated)
-        total = total_loss(of_sums, logits, classes, known, tiled)
+        own = counted
+        if outputs.ignores and own is None:
+            own = counted_voxels(classes, outputs, logits.shape[1])
+            own = mean_count(own if tiled is None else tiled.total(own), len(logits))
+        total = total_loss(of_sums, logits, classes, known, tiled, own)
         return total + perimeter_loss(logits, classes, known) if "perimeter" in names else total
 
     return loss
+
+
+def counted_voxels(target: Tensor, outputs: Outputs, count: int) -> Tensor:
+    """How many voxels of a target count, a scalar, for outputs with an ignore label.
+
+    Args:
+        count: of the outputs.
+    """
+    return outputs.counted(target, count).sum()
+
+
+def mean_count(total: Tensor, samples: int) -> Tensor:
+    """Counted voxels of a sample, from those of all samples, in float64; of none, something above 0 to divide by."""
+    return total.double().clamp(min=1) / samples
 
 
 def supervision_weights(levels: int) -> list[float]:

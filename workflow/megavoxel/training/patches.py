@@ -60,19 +60,34 @@ def foreground_start(
 
     The patch is then centred on a random voxel of a random class that is present, moved so that it stays inside the
     case (nnU-Net lets it reach beyond the far ends). The choice is per sample, so that a batch of one sees it as well
-    (nnU-Net forces a fixed share of each batch, which is none at batch 1).
+    (nnU-Net forces a fixed share of each batch, which is none at batch 1). Where not all voxels are annotated, the
+    other patches are centred on a random annotated voxel, as in nnU-Net.
     """
     shape = case.properties.shape
     lowest = [min(0, -((extent - size) // 2)) for size, extent in zip(shape, patch, strict=True)]
     highest = [max(low, size - extent) for low, size, extent in zip(lowest, shape, patch, strict=True)]
-    present = sorted(set(case.foreground) - set(case.unannotated))
+    present = case.present
+    centred_on: tuple[int, ...] = ()
     if random.random() < foreground_fraction and present:
-        voxels = case.foreground[present[random.integers(len(present))]]
-        centre = voxels[random.integers(len(voxels))]
+        centred_on = present[random.integers(len(present))]
+    elif case.ignored is not None:
+        centred_on = tuple(sorted(case.foreground))
+    if centred_on:
+        centre = _voxel_of(case, centred_on, random)
         wanted = [int(voxel) - extent // 2 for voxel, extent in zip(centre, patch, strict=True)]
     else:
         wanted = [int(random.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
     return tuple(min(max(start, low), high) for start, low, high in zip(wanted, lowest, highest, strict=True))
+
+
+def _voxel_of(case: StoredCase, classes: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """A random voxel of several classes together, int32 (3)."""
+    number = classes[0]
+    if len(classes) > 1:
+        sizes = np.array([case.properties.class_voxels[one] for one in classes], dtype=np.float64)
+        number = classes[random.choice(len(classes), p=sizes / sizes.sum())]
+    voxels = case.foreground[number]
+    return voxels[random.integers(len(voxels))]
 
 
 def roulette_start(
@@ -224,7 +239,13 @@ def _open_cases(plan: Plan, folder: Path, cases: Sequence[str], first_stage: Seq
 
 
 def _open_case(plan: Plan, folder: Path, case: str, first_stage: Sequence[Path]) -> SampledCase:
-    stored = replace(open_case(folder, case), unannotated=unannotated_classes(plan, case))
+    rules = plan.preprocessing
+    stored = replace(
+        open_case(folder, case),
+        unannotated=unannotated_classes(plan, case),
+        structures=None if rules.regions is None else rules.members,
+        ignored=rules.ignored_class,
+    )
     if not plan.stage1:
         return SampledCase(stored=stored)
     shape = (len(plan.stage1), *stored.properties.shape)

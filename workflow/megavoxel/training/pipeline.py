@@ -35,8 +35,10 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.training.annotation import sent_target_dtype
 from megavoxel.training.loss import (
     Loss,
+    counted_voxels,
     dice_sums_of_batch,
     downsample_target,
+    mean_count,
     sums_of_whole,
     supervised_loss,
     supervision_weights,
@@ -236,20 +238,26 @@ def _own_logits(run: Run, state: RunState) -> dict[int, Tensor]:
 def _losses(run: Run, held: Sequence[Held]) -> dict[int, Loss]:
     """The loss of each of the stage's heads for a micro-batch, by level, from the logits of all micro-batches."""
     levels = list(held[0].logits)
-    if not run.plan.training.batch_dice:
+    if not (run.plan.training.batch_dice or run.outputs.ignores):
         return dict.fromkeys(levels, run.loss())
-    parts = len(held) * run.pipeline.replicas.size
-    losses = {}
-    for level in levels:
-        stride = run.network.shape.logits_strides[level]
-        with torch.no_grad():
-            sums = [
-                dice_sums_of_batch(one.logits[level], downsample_target(one.target, stride), run.annotated)
-                for one in held
-            ]
-        whole = run.pipeline.replicas.sum(torch.stack(sums).sum(dim=0))
-        losses[level] = run.loss(partial(sums_of_whole, whole=whole, parts=parts))
-    return losses
+    return {level: _loss_of_level(run, held, level) for level in levels}
+
+
+@torch.no_grad()
+def _loss_of_level(run: Run, held: Sequence[Held], level: int) -> Loss:
+    """The loss with what it takes from the whole batch: Dice sums, and how many voxels are annotated."""
+    stride, replicas = run.network.shape.logits_strides[level], run.pipeline.replicas
+    pairs = [(one.logits[level], downsample_target(one.target, stride)) for one in held]
+    complete, counted = None, None
+    if run.plan.training.batch_dice:
+        sums = [dice_sums_of_batch(*pair, run.annotated, run.outputs) for pair in pairs]
+        whole = replicas.sum(torch.stack(sums).sum(dim=0))
+        complete = partial(sums_of_whole, whole=whole, parts=len(held) * replicas.size)
+    if run.outputs.ignores:
+        counts = [counted_voxels(target, run.outputs, run.plan.network.classes) for _, target in pairs]
+        samples = sum(len(target) for _, target in pairs) * replicas.size
+        counted = mean_count(replicas.sum(torch.stack(counts).sum()), samples)
+    return run.loss(complete, counted=counted)
 
 
 def _backward(run: Run, held: list[Held], *, parts: int) -> Tensor:

@@ -18,6 +18,7 @@ from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
 from megavoxel.training.kernels import Kernels
 from megavoxel.training.loss import Completion, Loss, TiledPatch, build_loss
+from megavoxel.training.outputs import CLASSES, Outputs
 
 Part = tuple[Tensor, Tensor]
 """Image and target of some samples."""
@@ -88,6 +89,8 @@ class Run:
     annotated: Tensor | None = None
     """bool (sets, classes - 1), on the run's device: by which targets say what is annotated (`training/annotation.py`);
     None: everything is, and targets are plain classes."""
+    outputs: Outputs = CLASSES
+    """What the outputs of the network stand for."""
     epoch: int = 0
     """Epochs done."""
     losses: list[Tensor] = field(default_factory=list)
@@ -108,11 +111,18 @@ class Run:
         """The processes that share each batch: of those that hold tiles of a patch together, one."""
         return self.replicas if self.space is None else self.space.sharers
 
-    def loss(self, complete: Completion | None = None, *, stride: Sequence[int] | None = None) -> Loss:
+    def loss(
+        self,
+        complete: Completion | None = None,
+        *,
+        counted: Tensor | None = None,
+        stride: Sequence[int] | None = None,
+    ) -> Loss:
         """The loss that the plan names, with the run's class weights and annotations.
 
         Args:
             complete: as for `dice`.
+            counted: as for `build_loss`.
             stride: of the level, where the run holds tiles.
         """
         return build_loss(
@@ -120,6 +130,8 @@ class Run:
             complete,
             class_weights=self.class_weights,
             annotated=self.annotated,
+            outputs=self.outputs,
+            counted=counted,
             tiled=None if self.space is None else self._level(stride),
         )
 

@@ -24,9 +24,13 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.topology import EXPANDED_LEVEL
 from megavoxel.training.loss import (
+    Completion,
     Loss,
+    counted_voxels,
     dice_sums_of_batch,
+    downsample_target,
     levels_with_targets,
+    mean_count,
     sums_of_whole,
     supervised_loss,
 )
@@ -98,30 +102,53 @@ def passes_of(plan: Plan, part: Pass) -> list[Pass]:
 def losses_by_level(run: Run, passes: Sequence[Pass]) -> Loss | Sequence[Loss]:
     """The loss of each level of deep supervision for a part of the batch; one for all where that is enough.
 
-    Only the Dice of a whole batch looks beyond its part. Parts that follow one another then need a forward pass more,
-    because the sums of the later ones enter the gradient of the first.
+    The Dice of a whole batch looks beyond its part. Parts that follow one another then need a forward pass more,
+    because the sums of the later ones enter the gradient of the first. A mean over the voxels that are annotated in the
+    batch looks beyond its part as well, but targets alone tell how many they are.
 
     Args:
         run: the network, and the group that shares the batch.
         passes: the same pass of every part.
     """
-    processes = run.sharers.size
-    if run.plan.training.batch_dice and len(passes) * processes > 1:
-        return _with_sums_of_batch(run, passes)
+    is_divided = len(passes) * run.sharers.size > 1
+    if is_divided and (run.plan.training.batch_dice or run.outputs.ignores):
+        return _of_whole_batch(run, passes)
     if run.space is None:
         return run.loss()
     return [run.loss(stride=stride) for stride in _strides(run, passes[0])]
 
 
-def _with_sums_of_batch(run: Run, passes: Sequence[Pass]) -> list[Loss]:
-    processes, strides = run.sharers.size, _strides(run, passes[0])
+def _of_whole_batch(run: Run, passes: Sequence[Pass]) -> list[Loss]:
+    strides = _strides(run, passes[0])
+    nothing: list[None] = [None] * len(strides)
+    completions = _completions(run, passes) if run.plan.training.batch_dice else nothing
+    counts = _counts(run, passes) if run.outputs.ignores else nothing
+    of_levels = zip(completions, counts, strides, strict=True)
+    return [run.loss(complete, counted=counted, stride=stride) for complete, counted, stride in of_levels]
+
+
+def _completions(run: Run, passes: Sequence[Pass]) -> list[Completion]:
+    """What gives the Dice sums of the whole batch, per level."""
+    processes = run.sharers.size
     if len(passes) == 1:
         alone = lambda sums: sums_of_whole(sums, run.sharers.sum(sums), processes)  # noqa: E731
-        complete = [alone] * len(strides)
-    else:
-        count = len(passes) * processes
-        complete = [partial(sums_of_whole, whole=whole, parts=count) for whole in _dice_sums(run, passes)]
-    return [run.loss(one, stride=stride) for one, stride in zip(complete, strides, strict=True)]
+        return [alone] * len(_strides(run, passes[0]))
+    count = len(passes) * processes
+    return [partial(sums_of_whole, whole=whole, parts=count) for whole in _dice_sums(run, passes)]
+
+
+def _counts(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
+    """Annotated voxels of a sample of the whole batch, per level."""
+    own = []
+    for stride in _strides(run, passes[0]):
+        targets = (downsample_target(one.target.to(run.device), stride) for one in passes)
+        counted = [counted_voxels(target, run.outputs, run.plan.network.classes) for target in targets]
+        own.append(torch.stack(counted).sum())
+    total = torch.stack(own)
+    if run.space is not None:
+        total = run.space.exchange.sum(total)
+    samples = sum(len(one.target) for one in passes) * run.sharers.size
+    return list(mean_count(run.sharers.sum(total), samples))
 
 
 def loss_of_pass(run: Run, one: Pass, losses: Loss | Sequence[Loss]) -> tuple[Tensor, Tensor]:
@@ -157,11 +184,11 @@ def _backward(run: Run, passes: Sequence[Pass], losses: Sequence[Loss | Sequence
 
 @torch.no_grad()
 def _dice_sums(run: Run, passes: Sequence[Pass]) -> list[Tensor]:
-    """Dice sums (2 or 3, classes - 1) of the whole batch, per level."""
+    """Dice sums (2 or 3, structures) of the whole batch, per level."""
     totals = []
     for one in passes:
         levels = levels_with_targets(*_forward(run, run.network, one), _strides(run, one))
-        totals.append([dice_sums_of_batch(*level, run.annotated) for level in levels])
+        totals.append([dice_sums_of_batch(*level, run.annotated, run.outputs) for level in levels])
     whole = [torch.stack(level).sum(dim=0) for level in zip(*totals, strict=True)]
     if run.space is not None:
         whole = [run.space.exchange.sum(sums) for sums in whole]

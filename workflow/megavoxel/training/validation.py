@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megavoxel.training.annotation import decode_target
+from megavoxel.training.outputs import Outputs
 from megavoxel.training.pipeline import finest_logits
 from megavoxel.training.run import Part, Run
 from megavoxel.training.step import loss_of_pass, losses_by_level, parts_of
@@ -25,7 +26,7 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
     Args:
         run: the network.
         batches: this process's share of each batch, as many for every process.
-        labels: names of the classes 1 and up.
+        labels: names of the structures.
     """
     run.network.eval()
     steps, losses = 0, [torch.zeros((), device=run.device)]
@@ -34,7 +35,7 @@ def validate(run: Run, batches: Iterable[Part], labels: Sequence[str]) -> dict[s
         steps += 1
         for loss, logits, own in _evaluated(run, image, target):
             losses.append(loss)
-            counts += _overlap(logits.argmax(dim=1), *decode_target(own, run.annotated), len(labels))
+            counts += _overlap(run.outputs, logits, *decode_target(own, run.annotated))
     total = torch.stack(losses).double().sum()
     loss, *found = torch.cat([total[None], counts.double().flatten()]).tolist()
     both, predicted, reference = run.group.sum(torch.tensor(found, dtype=torch.float64).view_as(counts)).cpu()
@@ -60,18 +61,24 @@ def _evaluated(run: Run, image: Tensor, target: Tensor) -> Iterator[tuple[Tensor
         yield loss, logits, there.target
 
 
-def _overlap(predicted: Tensor, target: Tensor, known: Tensor | None, labels: int) -> Tensor:
-    """Voxels of each label in both, in the prediction, in the reference, where it is annotated: int64 (3, labels).
+def _overlap(outputs: Outputs, logits: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+    """Voxels of each structure in both, in the prediction, in the reference, where it is annotated: int64
+    (3, structures).
 
     Args:
-        predicted: int64 (batch, z, y, x).
+        outputs: what the logits stand for.
+        logits: (batch, outputs, z, y, x).
         target: integers of any type (batch, z, y, x).
         known: bool (batch, labels); None: all are annotated.
     """
-    pairs = (target.long() * (labels + 1) + predicted).flatten(1)
-    table = torch.zeros(len(pairs), (labels + 1) ** 2, dtype=torch.int64, device=pairs.device)
+    if outputs.members is not None:
+        return outputs.overlap(logits, target)
+    classes = logits.shape[1]
+    rows = classes + outputs.ignores  # the last one is of voxels that nobody annotated
+    pairs = (target.long() * classes + logits.argmax(dim=1)).flatten(1)
+    table = torch.zeros(len(pairs), rows * classes, dtype=torch.int64, device=pairs.device)
     # Unlike `bincount`, this does not let the host wait for the largest pair.
     table.scatter_add_(1, pairs, torch.ones((), dtype=torch.int64, device=pairs.device).expand_as(pairs))
-    table = table.view(-1, labels + 1, labels + 1)
+    table = table.view(-1, rows, classes)[:, :classes]
     found = torch.stack([table.diagonal(dim1=1, dim2=2), table.sum(dim=1), table.sum(dim=2)])[..., 1:]
     return (found if known is None else found * known).sum(dim=1)

@@ -66,26 +66,14 @@ def intensity_faults(volume: Volume, name: str) -> tuple[list[Fault], str]:
     return list(seen.faults(name)), content.hexdigest()
 
 
-def label_faults(
-    volume: Volume, name: str, labels: dict[str, int], background: set[int]
-) -> tuple[list[Fault], set[int]]:
-    """Faults of a label map, and the values that it holds; it is read slab by slab.
+def undeclared_faults(values: set[int], name: str, labels: dict[str, int], background: set[int]) -> list[Fault]:
+    """The values of a label map that are neither a label's nor background.
 
     Args:
-        name: what it is called in messages.
+        name: what the map is called in messages.
         labels: values by name, background left out.
         background: values that count as background.
-
-    Raises:
-        UserError: the file is damaged, has several channels, or holds values that are not whole numbers from 0 to
-            65535.
     """
-    values = values_of(volume)
-    return undeclared_faults(values, name, labels, background), values
-
-
-def undeclared_faults(values: set[int], name: str, labels: dict[str, int], background: set[int]) -> list[Fault]:
-    """The values of a label map that are neither a label's nor background; arguments as for `label_faults`."""
     undeclared = sorted(values - background - set(labels.values()))
     if not undeclared:
         return []
@@ -100,7 +88,8 @@ def values_of(volume: Volume) -> set[int]:
     """The values that a label map holds, read slab by slab.
 
     Raises:
-        UserError: as `label_faults`.
+        UserError: the file is damaged, has several channels, or holds values that are not whole numbers from 0 to
+            65535.
     """
     return set().union(*(values_in(slab.voxels) for slab in volume.label_slabs()))
 

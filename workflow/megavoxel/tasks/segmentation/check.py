@@ -14,14 +14,17 @@ from megavoxel.datasets.layout import read_layout
 def check(root: Path, dataset: Dataset, *, processes: int = 1) -> tuple[Cases, list[Finding], list[str]]:
     """All cases of a dataset, each opened, what was found, and lines about them."""
     layout = read_layout(root, dataset)
-    tolerances = {label: dataset.tolerance(label) for label in layout.labels}
+    scheme = layout.scheme
+    tolerances = {name: dataset.tolerance(name) for name in scheme.structures}
     findings = check_layout(root, layout, background_values=dataset.background_values, processes=processes)
     findings += unused_findings(root, layout)
     cases = Cases(
         dataset=dataset.name,
         root=str(root),
         channels=layout.channels,
-        labels=layout.labels,
+        labels=scheme.labels,
+        regions=scheme.regions,
+        ignore_value=scheme.ignore_value,
         nsd_tolerance_mm=tolerances,
         cases=layout.cases,
         background_values=dataset.background_values,

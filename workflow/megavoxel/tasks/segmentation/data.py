@@ -113,7 +113,7 @@ def data_of(arguments: argparse.Namespace) -> tuple[Plan, VolumeData]:
 
 
 def labels_never_seen(plan: Plan, folder: Path, cases: Sequence[str]) -> list[str]:
-    """Names of the labels without an annotated voxel in any of the preprocessed cases.
+    """Names of the structures without an annotated voxel in any of the preprocessed cases.
 
     Args:
         plan: the setting; says which labels are not annotated.
@@ -121,7 +121,8 @@ def labels_never_seen(plan: Plan, folder: Path, cases: Sequence[str]) -> list[st
     seen: set[int] = set()
     for case in cases:
         seen |= stored_classes(folder, case) - set(unannotated_classes(plan, case))
-    return [label for number, label in enumerate(plan.preprocessing.labels, start=1) if number not in seen]
+    pairs = zip(plan.preprocessing.structures, plan.preprocessing.members, strict=True)
+    return [name for name, members in pairs if not seen.intersection(members)]
 
 
 def cases_without_annotation(plan: Plan, cases: Sequence[str]) -> dict[str, int]:

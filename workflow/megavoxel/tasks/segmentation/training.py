@@ -28,6 +28,7 @@ from megavoxel.training.kernels import choose_kernels
 from megavoxel.training.loop import Samples, TrainingFunctions, train_plan
 from megavoxel.training.on_device import DeviceAugmenter
 from megavoxel.training.optimizer import build_optimizer, trained_weights
+from megavoxel.training.outputs import outputs_of
 from megavoxel.training.patches import (
     TRAINING,
     VALIDATION,
@@ -136,6 +137,7 @@ def start_run(
         space=space,
         class_weights=None if weights_of_classes is None else weights_of_classes.to(device),
         annotated=annotation_table(plan, device),
+        outputs=outputs_of(plan, device),
     )
     if state:
         take_up(run, state)
@@ -224,7 +226,7 @@ def _means(run: Run) -> dict[str, float]:
 
 
 def _validate(run: Run, batches: Iterable[Part]) -> dict[str, float]:
-    return validate(run, batches, tuple(run.plan.preprocessing.labels))
+    return validate(run, batches, tuple(run.plan.preprocessing.structures))
 
 
 def _from(weights: dict[str, Tensor] | None) -> TrainingFunctions:
