@@ -56,7 +56,6 @@ WAYS = {
     "dice and focal loss": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
     "rmsprop": {"training": {"optimizer": "rmsprop", "learning_rate": 1e-5}, "network": {"norm": "batch"}},
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
-    "sparse annotation": {"preprocessing": SPARSE},
     "sparse regions": {"preprocessing": SPARSE | REGIONS, "training": {"batch_dice": True, "learning_rate": 1e-3}},
     "labels of a first stage": {"network": {"prior_channels": 2, "fusion": "post"}},
     "coarse first level": {"network": {"strides": ((2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))}},

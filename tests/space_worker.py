@@ -52,7 +52,6 @@ WAYS = {
     "batch dice in parts": {"training": {"batch_dice": True}, "parallel": {"accumulate": 2}},
     "unannotated labels": {"training": {"batch_dice": True}, "unannotated": {"a case": ("cube",)}},
     "unannotated labels, each sample": {"unannotated": {"a case": ("cube",)}},
-    "sparse annotation": {"preprocessing": SPARSE},
     "sparse annotation in parts": {"preprocessing": SPARSE, "parallel": {"accumulate": 2}},
     "sparse regions": {"preprocessing": SPARSE | REGIONS, "training": {"batch_dice": True}},
     "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},

@@ -165,8 +165,8 @@ def test_scores_leave_out_voxels_that_nobody_annotated(tmp_path):
     prediction[5, 5, 5] = 3
     pair = pair_of(tmp_path, prediction, reference)
     targets = [Target(name=name, values=value, tolerance=0.5) for name, value in pair.labels.items()]
-    rows = score_pair(pair, targets, [METRICS["dsc"], METRICS["nsd"]])
-    assert [(name, metric) for _, name, metric, value in rows if value == 1] == [("ball", "DSC"), ("ball", "NSD")]
+    rows = score_pair(pair, targets, [METRICS["dsc"], METRICS["hd95"]])
+    assert rows[:2] == [("a", "ball", "DSC", 1.0), ("a", "ball", "HD95", 0.0)]
     assert all(np.isnan(value) for _, name, _, value in rows if name == "cube")
     with pytest.raises(UserError, match=r"prediction.nii.gz has the undeclared value 9"):
         score_pair(pair_of(tmp_path, reference, reference), targets, [METRICS["dsc"]])

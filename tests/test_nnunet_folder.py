@@ -57,7 +57,7 @@ def raw_folder(root: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_such_a_folder_goes_from_init_to_a_report_and_its_model_labels_new_scans(work, repository, tmp_path):
+def test_such_a_folder_goes_from_init_to_a_report_and_its_model_labels_new_scans(work, repository, tmp_path, capsys):
     root = raw_folder(tmp_path / "Dataset044_Tumour")
     assert init(root) == 0
     dataset, study = (work / f"config/{kind}/new.yaml" for kind in ("datasets", "studies"))
@@ -82,6 +82,9 @@ def test_such_a_folder_goes_from_init_to_a_report_and_its_model_labels_new_scans
     model = tmp_path / "model"
     assert main(["export", str(results / "small"), "--to", str(model)]) == 0
     assert json.loads((model / "model.json").read_text())["regions"]["class_order"] == [1, 2, 3]
+    capsys.readouterr()
+    assert main(["export", str(results / "small"), "--to", str(tmp_path / "bundle"), "--format", "bundle"]) == 1
+    assert "this model segments regions that may overlap" in capsys.readouterr().err
     scans = [str(root / f"imagesTs/{TEST}_{channel:04d}.nii.gz") for channel in range(2)]
     assert main(["predict", "--model", str(model), "--input", *scans, "--output", str(tmp_path / "new")]) == 0
     (written,) = (tmp_path / "new").glob("*.nii.gz")
