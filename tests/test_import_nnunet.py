@@ -178,6 +178,10 @@ def test_plans_of_before_say_the_same_network(tmp_path):
         ({}, {"image_reader_writer": "NaturalImage2DIO"}, "images are read by NaturalImage2DIO"),
         ({"spacing": [1.0, 1.0]}, {}, "preprocessing.spacing"),
         ({"batch_size": None}, {}, "batch"),
+        ({"patch_size": 16}, {}, "3d_fullres: not as nnU-Net writes it"),
+        ({"resampling_fn_data_kwargs": "none"}, {}, "3d_fullres: not as nnU-Net writes it"),
+        ({"inherits_from": "3d_fullres"}, {}, "missing, or it inherits from itself"),
+        ({}, {"transpose_forward": [0, 1, 7]}, "3d_fullres: not as nnU-Net writes it"),
         ({"architecture": {"network_class_name": "a.Primus", "arch_kwargs": {}}}, {}, "the network is a.Primus"),
     ],
 )

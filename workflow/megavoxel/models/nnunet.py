@@ -134,8 +134,7 @@ def _orientation(trained: Trained, request: Request) -> str:
         return "RAS"
     if request.orientation is not None:
         return check_orientation_code(request.orientation, option="--orientation")
-    ending = str(trained.dataset.get("file_ending", ".nii.gz"))
-    maps = sorted(trained.folder.glob(f"fold_*/validation/*{ending}"))
+    maps = sorted(trained.folder.glob(f"fold_*/validation/*{trained.ending}"))
     found = {"".join(nibabel.aff2axcodes(open_volume(path).geometry.affine)) for path in maps}
     if len(found) == 1:
         return found.pop()
@@ -155,7 +154,7 @@ def _mirrored(donors: Mapping[str, Donor]) -> tuple[int, ...]:
     found = {}
     for donor in donors.values():
         axes = donor.facts.get("inference_allowed_mirroring_axes")
-        if not (axes is None or (isinstance(axes, list | tuple) and set(axes) <= {0, 1, 2})):
+        if not (axes is None or (isinstance(axes, list | tuple) and all(axis in (0, 1, 2) for axis in axes))):
             raise UserError(f"{donor.path}: inference_allowed_mirroring_axes is {axes}; expected some of 0, 1 and 2")
         found[tuple(sorted(axes or ()))] = donor.path
     if len(found) > 1:
@@ -196,8 +195,8 @@ def _description(
 def _fold_facts(request: Request, trained: Trained, fold: str, donor: Donor, parameters: int) -> FoldFacts:
     cases = trained.dataset.get("numTraining")
     cases = cases if isinstance(cases, int) else 0
-    ending = str(trained.dataset.get("file_ending", ".nii.gz"))
-    validated = 0 if fold == ALL else len(list((trained.folder / f"fold_{fold}" / "validation").glob(f"*{ending}")))
+    maps = trained.folder.glob(f"fold_{fold}/validation/*{trained.ending}")
+    validated = 0 if fold == ALL else len(list(maps))
     return FoldFacts(
         fold=ALL if fold == ALL else int(fold),
         weights=f"fold-{fold}.pt",

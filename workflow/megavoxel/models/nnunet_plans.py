@@ -6,7 +6,9 @@ Whatever has no counterpart is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,20 @@ class Trained:
         """An error about one of its files."""
         return UserError(f"{self.folder / file}: {reason}")
 
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within a `with` block, values of another form than nnU-Net writes are an error about its plans."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as fault:
+            raise self.fault(PLANS, f"{self.configuration}: not as nnU-Net writes it ({fault!r})") from None
+
+    @property
+    def ending(self) -> str:
+        """Ending of the names of images and label maps."""
+        ending = str(self.dataset.get("file_ending"))
+        return ending if re.fullmatch(r"(\.[A-Za-z0-9]+)+", ending) else ".nii.gz"
+
     @property
     def dimensions(self) -> int:
         """2 for a network that sees slices across the first axis."""
@@ -88,21 +104,17 @@ def read_trained(folder: Path) -> Trained:
             f"{folder}: its name ends in '{name}', which plans.json does not have; allowed: TRAINER__PLANS__ and one "
             f"of {', '.join(configurations)}"
         )
-    trained = Trained(
-        folder=folder,
-        configuration=name,
-        keys=_inherited(configurations, name, folder / PLANS),
-        plans=plans,
-        dataset=dataset,
-    )
-    _require_imported(trained)
+    keys = _inherited(configurations, name, folder / PLANS)
+    trained = Trained(folder=folder, configuration=name, keys=keys, plans=plans, dataset=dataset)
+    with trained.as_written():
+        _require_imported(trained)
     return trained
 
 
 def _inherited(configurations: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for _ in range(len(configurations)):
-        own = configurations.get(name)
+        own = configurations.get(name) if isinstance(name, str) else None
         if not isinstance(own, dict):
             break
         keys = {**own, **keys}
@@ -144,7 +156,7 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
         UserError: a value is missing or wrong, or something in it is not known.
     """
     keys, plans = trained.keys, trained.plans
-    try:
+    with trained.as_written():
         labels = _labels(trained)
         channels = _channels(trained)
         rules = _normalisation(trained, channels)
@@ -173,8 +185,6 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
             "augmentation": {"mirror_axes": [axis + 3 - trained.dimensions for axis in mirrored]},
             "inference": {"mirror": bool(mirrored)},
         }
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as fault:
-        raise trained.fault(PLANS, f"{trained.configuration}: not as nnU-Net writes it ({fault!r})") from None
     return from_plain(Plan, values, where=str(trained.folder / PLANS))
 
 
