@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
-from helpers import preprocessing_plan
+from helpers import preprocessing_plan, tiny_plan
 from megavoxel.cli import main
 from megavoxel.config.setting import Expansion, Inference, Network, Phase, Preprocessing, Setting
 from megavoxel.config.study_file import parse_study
 from megavoxel.datasets.cases import Case, Cases
 from megavoxel.errors import UserError
+from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 from megavoxel.planning.planner import plan_preprocessing, plan_setting
@@ -46,6 +47,15 @@ def test_a_single_voxel_at_the_lowest_level_is_refused_and_a_size_above_trains(k
     with pytest.raises(UserError, match=r"setting s: .* fewer levels in 'network'") as found:
         planned(**keys)
     assert said in str(found.value)
+
+
+@pytest.mark.parametrize("window", [(1, 64, 64), (64, 64, 15)])
+def test_a_window_below_the_stride_is_refused_when_it_is_planned_and_when_a_model_has_it(window):
+    with pytest.raises(UserError, match=r"inference\.window .* smaller than the network's stride, 16 × 16 × 16"):
+        planned(patch=(64, 64, 64), inference=Inference(window=window))
+    plan = tiny_plan(inference=Inference(window=(8, 3, 12)))  # its strides together are 2 × 4 × 4
+    with pytest.raises(UserError, match=r"setting tiny: .* stride, 2 × 4 × 4"):
+        CasePredictor(plan, [SegmentationNetwork(plan.network)], "float32", torch.device("cpu"))
 
 
 def test_a_patch_just_above_the_stride_goes_through_the_network():

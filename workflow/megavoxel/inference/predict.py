@@ -31,7 +31,7 @@ from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
-from megavoxel.planning.patch import has_turns, predicting_devices, prediction_window
+from megavoxel.planning.patch import check_window, has_turns, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.tile_checks import check_turns
 from megavoxel.preprocessing.store import CaseProperties
@@ -57,7 +57,8 @@ class CasePredictor:
         device: torch.device,
         group: Group | None = None,
     ) -> None:
-        check_turns(plan, plan.parallel)  # a plan from elsewhere may be none that a planner has made
+        check_window(plan)  # a plan from elsewhere may be none that a planner has made
+        check_turns(plan, plan.parallel)
         self.plan = plan
         self.device = device
         self.group = group or Group(device=device)

@@ -7,6 +7,7 @@ is nnU-Net's measure, the number of convolution outputs scaled to a reference, a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -260,6 +261,22 @@ def check_sizes(plan: Plan) -> None:
                 f"{len(plan.network.strides)} levels, which cannot be normalised; take one of more than "
                 f"{times(shape.divisor)} voxels along some axis, or fewer levels in 'network'"
             )
+    check_window(plan)
+
+
+def check_window(plan: Plan) -> None:
+    """Refuses windows that the network pads along an axis: there would be many of them, for nothing.
+
+    Raises:
+        UserError: with the size that they must have at least.
+    """
+    window, divisor = plan.inference.window, shape_of(plan.network).divisor
+    if isinstance(window, str | None) or all(map(operator.ge, window, divisor)):
+        return
+    raise UserError(
+        f"setting {plan.setting}: inference.window {times(window)} is smaller than the network's stride, "
+        f"{times(divisor)}, along an axis; take at least that along each, or leave it out"
+    )
 
 
 def _sizes(plan: Plan) -> Iterator[tuple[str, tuple[int, ...]]]:
