@@ -245,14 +245,16 @@ def _now(folder: Path) -> float:
 
 def _remove(path: Path, dead: Holder | None) -> None:
     """Removes a dead holder's lock; of several processes that try, one does."""
+    if _holder(path) != dead:  # another process was quicker
+        return
     aside = path.with_name(f".lock-{uuid.uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
     if _holder(aside) != dead:
-        # Another process was quicker, and this is its new lock: it goes back. Where a third one has taken the place
-        # by now, `check` tells the owner before it writes.
+        # It was quicker in this very moment, and this is its new lock: it goes back. Where a third one has taken the
+        # place by now, `check` tells the owner before it writes.
         with suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
