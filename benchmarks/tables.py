@@ -28,7 +28,7 @@ COMPARED = {
 RUN = "2026-11-29.csv"
 """The run of the benchmarks that the pages show; of a row that was measured again since, the newest."""
 
-EPOCHS = "2026-11-30.csv"
+EPOCHS = "2026-12-01.csv"
 """The run of `epochs`."""
 
 
