@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,15 @@ RESIDUAL = {
     "kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (1, 2, 2)),
 }  # fmt: skip
 """Keys of a network whose shortcuts are the input itself, its mean by cells, and this in another width."""
+
+
+def value_and_gradient(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], logits: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A loss and its gradient by the logits."""
+    leaf = logits.clone().requires_grad_()
+    value = loss(leaf, target)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
 def woken(network: SegmentationNetwork) -> SegmentationNetwork:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset_folder import Folder
-from helpers import preprocessing_plan, properties, tiny_plan
+from helpers import preprocessing_plan, properties, tiny_plan, value_and_gradient
 from megavoxel.config.setting import Network, Parallel, Setting
 from megavoxel.config.training import Training
 from megavoxel.datasets.cases import load_cases
@@ -47,12 +47,6 @@ def samples(seed: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     target = torch.randint(0, 4, (batch, 4, 5, 6), generator=generator)
     target[1, 1:] = IGNORED
     return logits, target
-
-
-def value_and_gradient(loss, logits, target):
-    leaf = logits.clone().requires_grad_()
-    value = loss(leaf, target)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset_folder import refusal
-from helpers import preprocessing_plan, properties, tiny_plan
+from helpers import preprocessing_plan, properties, tiny_plan, value_and_gradient
 from megavoxel.config.dataset import Dataset
 from megavoxel.config.records import from_plain, to_plain
 from megavoxel.config.regions import Regions, label_scheme
@@ -132,12 +132,6 @@ def samples(seed=0):
     target = torch.randint(0, 5, (2, 4, 5, 6), generator=generator)
     target[1, 2:] = 4
     return logits, target
-
-
-def value_and_gradient(loss, logits, target):
-    leaf = logits.clone().requires_grad_()
-    value = loss(leaf, target)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
 @pytest.mark.parametrize("ignores", [False, True])

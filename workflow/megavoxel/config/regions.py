@@ -14,6 +14,8 @@ from megavoxel.errors import UserError, shown
 
 IGNORE = "ignore"
 """Name of the value of voxels that nobody annotated, in nnU-Net's dataset.json and in dataset files."""
+PRESENT = 0.5
+"""Probability above which a voxel is in a region."""
 Value = Annotated[int, between(1, 65535)]
 
 

@@ -321,6 +321,9 @@ class Phase:
     """Initial learning rate; the schedule runs once in each phase."""
 
 
+StartParts = Literal["encoder", "body", "all"]
+
+
 @record
 class StartFile:
     """Weights of another training, in a file, that this one begins with."""
@@ -329,7 +332,7 @@ class StartFile:
     """An exported model or a trained folder of nnU-Net v2 (of which the network of the same fold is taken, else its
     first one), a `model.pt`, or a checkpoint of nnU-Net v2 or nnssl. A relative path is one below the working
     directory."""
-    parts: Literal["encoder", "body", "all"] = "body"
+    parts: StartParts = "body"
     """Parts of the network that are taken: the `encoder`, the encoder and decoder (`body`), or `all`, with the heads,
     for the same labels. Of a checkpoint of nnssl it is the encoder at most."""
 

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavoxel.config.regions import Regions
+from megavoxel.config.regions import PRESENT, Regions
 from megavoxel.volumes.volume import label_type
 
 UNSEEN = 100.0
 """Size of the logits where the network did not look (outside of the cropped box)."""
-PRESENT = 0.5
-"""Probability above which a voxel is in a region."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,12 @@ USAGE = """\
 
 where DIR is this directory. Scans are read in NIfTI, NRRD, MetaImage and DICOM. The label map comes back on the scan's
 own grid."""
+
+
+def next_command(folder: Path) -> str:
+    """What to call with the directory of a model, for the end of a stage that wrote it."""
+    model = shlex.quote(str(folder))
+    return f"next:\n  megavoxel predict --model {model} --input SCANS --output labelled --pictures"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import nibabel
 import torch
 
 from megavoxel import __version__
+from megavoxel.config.setting import ALL
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, file_sha256, write_text
 from megavoxel.models.description import DatasetFacts, FoldFacts, ModelDescription, model_card, save_description
@@ -23,7 +24,6 @@ from megavoxel.network.tensor_files import save_tensors
 from megavoxel.planning.plan import Plan, save_plan
 from megavoxel.volumes.open import open_volume
 
-ALL = "all"
 Precision = Literal["float32", "bfloat16", "float16"]
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from megavoxel.config.setting import StartParts
 from megavoxel.errors import UserError
 from megavoxel.network.donors import Donor, plain_name
 
-Parts = Literal["encoder", "body", "all"]
-TAKEN: dict[Parts, tuple[str, ...]] = {
+TAKEN: dict[StartParts, tuple[str, ...]] = {
     "encoder": ("encoder",), "body": ("encoder", "decoder"), "all": ("encoder", "decoder", "head", "full"),
 }  # fmt: skip
 """How the blocks begin whose weights are taken."""
@@ -53,7 +52,7 @@ class Fitted:
         return lines + ([f"start: not used of the file: {', '.join(self.unused)}"] if self.unused else [])
 
 
-def fit(network: Mapping[str, Tensor], donor: Donor, parts: Parts, *, where: str) -> Fitted:
+def fit(network: Mapping[str, Tensor], donor: Donor, parts: StartParts, *, where: str) -> Fitted:
     """Fits a donor's weights to a network.
 
     Args:

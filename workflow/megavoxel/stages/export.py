@@ -12,7 +12,6 @@ For MONAI:
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the folder, whole or not at all."""
-    from megavoxel.models.directory import describe, write_model
+    from megavoxel.models.directory import describe, next_command, write_model
     from megavoxel.models.gather import find_runs, folds_left_out
 
     runs = find_runs(arguments.runs)
@@ -60,8 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     if left_out := folds_left_out(runs):
         print(f"note: {_named(left_out)} of the study's splits.json: not in this model", flush=True)
     if arguments.format != "bundle":
-        model = shlex.quote(str(arguments.to))
-        print(f"next:\n  megavoxel predict --model {model} --input SCANS --output labelled --pictures", flush=True)
+        print(next_command(arguments.to), flush=True)
 
 
 def _named(folds: Sequence[int | str]) -> str:

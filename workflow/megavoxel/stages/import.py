@@ -7,7 +7,6 @@ A folder of nnU-Net v2, with plans.json, dataset.json and fold_*/checkpoint_fina
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 
@@ -41,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the folder, whole or not at all."""
+    from megavoxel.models.directory import next_command
     from megavoxel.models.nnunet import Request, import_model
 
     description = import_model(
@@ -55,5 +55,4 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.to,
     )
     print(f"{arguments.to}: {description.name}, fold {', '.join(str(fold.fold) for fold in description.folds)}")
-    model = shlex.quote(str(arguments.to))
-    print(f"next:\n  megavoxel predict --model {model} --input SCANS --output labelled --pictures", flush=True)
+    print(next_command(arguments.to), flush=True)

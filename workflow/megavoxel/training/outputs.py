@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megavoxel.config.regions import PRESENT
 from megavoxel.planning.plan import Plan
 from megavoxel.training.annotation import UNKNOWN, without_unknown
 
@@ -59,7 +60,7 @@ class Outputs:
 
     def overlap(self, logits: Tensor, target: Tensor) -> Tensor:
         """Voxels of each region in both, in the prediction, in the reference: int64 (3, regions)."""
-        predicted, reference = logits.sigmoid() > 0.5, self.reference(target, logits.shape[1])
+        predicted, reference = logits.sigmoid() > PRESENT, self.reference(target, logits.shape[1])
         counted = self.counted(target, logits.shape[1])
         if counted is not None:
             predicted = predicted & counted[:, None]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from megavoxel.config.setting import ALL
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.pipeline import PipelineMember
 from megavoxel.distributed.space import SpaceMember
@@ -46,7 +47,7 @@ class RunData:
     @property
     def fold(self) -> int | str:
         """The fold's number, or `all`."""
-        return "all" if self.is_of_all else self.number
+        return ALL if self.is_of_all else self.number
 
     def key(self, plan: Any) -> str:
         """Short hash of everything that the trained weights depend on: the plan, the cases and the data."""
