@@ -117,6 +117,15 @@ def test_a_flat_patch_is_turned_in_its_plane_only():
         np.testing.assert_allclose(image[0, row].numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("patch", [(16, 16, 16), (3, 12, 12)])
+@pytest.mark.parametrize(("in_plane", "largest"), [(True, 180), (False, 30)])
+def test_the_study_may_say_whether_patches_turn_in_plane(patch, in_plane, largest):
+    augmenter, random = Augmenter(replace(NOTHING, rotation=1, in_plane=in_plane), patch), np.random.default_rng(0)
+    angles = np.degrees([augmenter._angles(random) for _ in range(300)])
+    assert 0.9 * largest < np.abs(angles).max() <= largest
+    assert (np.abs(angles).max(axis=0) > 0).tolist() == [True, not in_plane, not in_plane]
+
+
 def test_a_flat_patch_never_scales_across_its_planes():
     augmenter = Augmenter(replace(NOTHING, scaling=1), (3, 12, 12))
     matrix = augmenter.draw(np.random.default_rng(3)).matrix

@@ -110,6 +110,7 @@ def test_a_whole_slice_is_as_large_as_the_largest_case_in_plane():
         ({"inference": {"tiles": [2, 1, 1]}}, r"inference.tiles: \[2, 1, 1\]"),
         ({"parallel": {"space": [2, 1, 1]}}, r"parallel.space: \[2, 1, 1\]"),
         ({"expansion": {"factor": 2}}, "expansion.factor"),
+        ({"augmentation": {"in_plane": False}}, "augmentation.in_plane: with 'preprocessing.dimensions: 2'"),
         ({"phases": [{"patch": [4, 32, 32]}, {}]}, r"phases: \[4, 32, 32\]"),
     ],
 )  # fmt: skip

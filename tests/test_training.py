@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from megavoxel.preprocessing.store import open_case
 from megavoxel.tasks.segmentation import training
 from megavoxel.tasks.segmentation.data import VolumeData, labels_never_seen
 from megavoxel.tasks.segmentation.training import train
+from megavoxel.training import step
 from megavoxel.training.optimizer import build_optimizer, learning_rate
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset, Share, foreground_start, patch_loader
 from megavoxel.training.states.checkpoint import load_state, save_state
@@ -115,6 +117,15 @@ def test_gradients_of_accumulated_parts_are_those_of_the_batch(fold):
     for other in gradients[1:]:
         for ours, expected in zip(other, gradients[0], strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (1e9, 8.0), (None, 8.0)])
+def test_gradients_are_clipped_only_where_a_limit_is_given(limit, expected):
+    weights = torch.nn.Linear(4, 4, bias=False)
+    weights.weight.grad = torch.full((4, 4), 2.0)
+    run = SimpleNamespace(network=weights, plan=tiny_plan(training={"gradient_clip": limit}), pipeline=None)
+    step._clip(run)
+    assert weights.weight.grad.norm().item() == pytest.approx(expected)
 
 
 def test_a_run_goes_on_with_another_parallelism(fold, tmp_path):

@@ -433,6 +433,11 @@ class Setting(SettingKeys):
             return
         if self.stage1:
             refuse("a second stage sees volumes; remove it, or 'preprocessing.dimensions: 2'", "stage1")
+        if self.augmentation.in_plane is False:
+            refuse(
+                "with 'preprocessing.dimensions: 2' patches are single slices, which turn in-plane; remove it",
+                "augmentation.in_plane",
+            )
         for key, sizes in self._sizes_per_axis():
             if not isinstance(sizes, str) and sizes[0] != 1:
                 refuse(

@@ -68,8 +68,8 @@ class Training(Optimisation):
     """Factor of the learning rate from one level of the network to the next one down the way to the image: the lowest
     level of the encoder has the learning rate times this, the level above it times its square, and so on up to the
     first one; the decoder has the whole learning rate. 1: all have it."""
-    gradient_clip: Positive = 12.0
-    """Largest L2 norm of all gradients together."""
+    gradient_clip: Positive | None = 12.0
+    """Largest L2 norm of all gradients together, as in nnU-Net; null: gradients are taken as they are."""
     loss: Literal["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"] = "dice_ce"
     """Function that training minimises: Dice alone, cross-entropy alone (`ce`), or the sum of Dice and another: focal
     loss, cross-entropy of the worst voxels, difference of surface areas. In a dataset with regions the cross-entropy is
@@ -156,7 +156,11 @@ class Augmentation:
     rotation: Fraction = 0.2
     """Probability of a rotation."""
     rotation_degrees: Annotated[float, between(0, 180)] | None = None
-    """Largest angle per axis in degrees; None: 30, or 180 where one axis is coarse, and patches turn in-plane only."""
+    """Largest angle per axis in degrees; None: 30, or 180 where patches turn in-plane only, see `in_plane`."""
+    in_plane: bool | None = None
+    """Whether patches are turned and scaled in-plane only, which leaves their first axis as it is; None: nnU-Net's
+    rule, where the longest side is more than three times the first one. For settings that are to have the same
+    augmentation whatever their patch."""
     scaling: Fraction = 0.2
     """Probability of zooming."""
     scaling_range: Range[Positive] = (0.7, 1.4)

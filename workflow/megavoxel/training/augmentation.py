@@ -2,7 +2,7 @@
 
 All random numbers are drawn first. The spatial transform reads just the box that it needs, does nothing where it was
 not drawn, and otherwise costs one grid for image and labels together. Patches with one coarse axis
-(longest side / first side > 3), and slices, are turned and scaled in-plane only.
+(longest side / first side > 3), and slices, are turned and scaled in-plane only, unless `in_plane` says otherwise.
 
 List, order, probabilities and ranges are those of nnU-Net 2.8.1 with batchgeneratorsv2 0.3.6. What differs:
 
@@ -61,7 +61,8 @@ class Augmenter:
         self.settings = settings
         self.labels_at = labels_at_all_voxels if at_all_voxels else sample_labels
         self.patch = tuple(patch)
-        self.in_plane = patch[0] == 1 or max(patch) / patch[0] > 3
+        flat = patch[0] == 1 or max(patch) / patch[0] > 3
+        self.in_plane = flat if settings.in_plane is None else settings.in_plane
 
     def draw(self, random: np.random.Generator) -> Draws:
         """Draws rotation, scaling and mirroring."""

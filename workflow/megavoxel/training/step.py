@@ -250,6 +250,8 @@ def _share_statistics(run: Run) -> None:
 def _clip(run: Run) -> None:
     """Clips the gradients by their norm over all stages, which is the same in every replica."""
     parameters, limit = list(run.network.parameters()), run.plan.training.gradient_clip
+    if limit is None:
+        return
     if run.pipeline is None:
         clip_grad_norm_(parameters, limit)
         return
