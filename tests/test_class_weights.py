@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,18 @@ from megavoxel.config.training import Training
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.planning.plan import load_plan, save_plan
-from megavoxel.planning.planner import plan_setting
-from megavoxel.tasks.segmentation.data import VolumeData
+from megavoxel.planning.planner import class_weight_notes, plan_setting
+from megavoxel.reporting.notices import silenced
+from megavoxel.tasks.segmentation.data import VolumeData, warn_of_silenced_classes
 from megavoxel.tasks.segmentation.training import start_run
-from megavoxel.training.class_weights import class_voxels, class_weights, inverse_frequency, softmax_of_inverse
+from megavoxel.training.class_weights import (
+    class_voxels,
+    class_weights,
+    inverse_frequency,
+    inverse_square_root,
+    silenced_classes,
+    softmax_of_inverse,
+)
 from megavoxel.training.loss import build_loss, cross_entropy, dice, focal
 
 CPU = torch.device("cpu")
@@ -54,6 +63,33 @@ def test_classes_of_equal_size_have_the_weight_one():
 def test_a_rare_class_takes_all_the_weight():
     assert softmax_of_inverse([1000, 10, 1]).tolist() == [0, 0, 3]
     assert softmax_of_inverse([10**12, 10**9, 1]).tolist() == [0, 0, 3], "no overflow"
+
+
+def test_square_roots_by_hand_leave_every_class_a_weight():
+    """Counts 16, 4 and 1: inverse square roots 1/4, 1/2 and 1, their mean 7/12."""
+    weights = inverse_square_root([16, 4, 1])
+    assert weights.dtype is torch.float32
+    assert weights.tolist() == pytest.approx([3 / 7, 6 / 7, 12 / 7])
+    assert inverse_square_root([960, 39, 1]).tolist() == pytest.approx([0.081, 0.403, 2.516], abs=1e-3)
+    assert inverse_square_root([16, 0, 4, 1]).tolist() == pytest.approx([3 / 7, 0, 6 / 7, 12 / 7])
+
+
+def test_classes_that_the_saturated_rule_does_not_see_are_told():
+    def silenced(rule, weights):
+        return silenced_classes(tiny_plan(training={"class_weights": rule}), weights)
+
+    assert silenced("softmax_of_inverse", [0, 1e-4, 3]) == ["background", "ball"]
+    assert silenced("softmax_of_inverse", [0.5, 0.5, 2]) == []
+    assert silenced((1.0, 0.0, 1.0), [1, 0, 1]) == [], "what the study gives by hand is meant"
+    assert silenced("inverse_frequency", [0, 0, 3]) == []
+
+
+def test_the_plan_says_that_equation_1_saturates():
+    def notes(rule):
+        return " ".join(class_weight_notes(Training(class_weights=rule)))
+
+    assert "softmax_of_inverse leaves all weight to the rarest class" in notes("softmax_of_inverse")
+    assert not notes("inverse_square_root")
 
 
 def test_a_class_without_voxels_has_no_weight_and_leaves_the_others_as_they_are():
@@ -110,6 +146,22 @@ def test_a_run_counts_the_training_cases_of_its_fold(tmp_path):
     run = start_run(tiny_plan(training={"class_weights": "softmax_of_inverse"}), fold, CPU)
     torch.testing.assert_close(run.class_weights, 3 * torch.tensor([24 / 16, 24 / 5, 24 / 3]).softmax(dim=0))
     assert start_run(tiny_plan(), fold, CPU).class_weights is None
+
+
+def test_classes_that_get_no_weight_are_named_and_the_manifest_has_the_weights(tmp_path, capsys):
+    store_case(tmp_path, "case0", seed=0)
+    set_class_voxels(tmp_path, "case0", [960, 39, 1])
+    fold = VolumeData(number=0, preprocessed=tmp_path, training=("case0",), validation=())
+    plan = tiny_plan(training={"class_weights": "softmax_of_inverse"})
+    warn_of_silenced_classes(plan, fold)
+    assert "gives background 0, ball 0, cube 3: cross-entropy does not see background, ball;" in capsys.readouterr().out
+    warn_of_silenced_classes(tiny_plan(training={"class_weights": "inverse_square_root"}), fold)
+    warn_of_silenced_classes(tiny_plan(), fold)
+    assert not capsys.readouterr().out
+    data = fold.facts(start_run(plan, fold, CPU))["data"]
+    assert data["class_weights"] == {"background": 0, "ball": 0, "cube": 3}
+    stored = SimpleNamespace(manifests={"a": {0: {"data": data}, 1: {}}}, plans={"a": plan})
+    assert silenced(stored) == ["a, fold 0: background, ball (weights: background 0, ball 0, cube 3)"]
 
 
 def test_cases_without_counts_are_refused_with_what_to_do(tmp_path):

@@ -25,8 +25,8 @@ from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.write import write_nifti
 
 
-def stored(folder, array: torch.Tensor, case_properties, plan=None):
-    header = header_of(case_properties, plan or preprocessing_plan())
+def stored(folder, array: torch.Tensor, case_properties, plan=None, order=1):
+    header = header_of(case_properties, plan or preprocessing_plan(), order)
     rows = [Slab(start=row, stop=row + 1, logits=array[:, row : row + 1]) for row in range(array.shape[1])]
     return write_logits(folder, header, rows)
 
@@ -60,6 +60,24 @@ def test_resampled_logits_equal_trilinear_interpolation(tmp_path, size):
     whole = torch.cat([slab.logits for slab in logits.slabs()], dim=1)
     expected = F.interpolate(array[None], size=size, mode="trilinear", align_corners=False)[0]
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(6, 4, 9), (3, 2, 3), (5, 7, 4)])
+def test_logits_of_order_0_are_those_of_the_voxel_in_which_the_new_centre_lies(tmp_path, size):
+    torch.manual_seed(0)
+    array = torch.randn(3, 3, 4, 3).half().float()
+    case = properties("a", size, shape=(3, 4, 3), spacing=tuple(o / n for o, n in zip((3, 4, 3), size, strict=True)))
+    logits = stored(tmp_path, array, case, order=0)
+    assert open_logits(tmp_path, "a").header.order == 0
+    whole = torch.cat([slab.logits for slab in logits.slabs()], dim=1)
+    assert torch.equal(whole, F.interpolate(array[None], size=size, mode="nearest-exact")[0])
+
+
+def test_a_predictor_takes_the_order_of_its_plan(tmp_path):
+    plan = replace(tiny_plan(), inference=Inference(logits_order=0))
+    predictor = CasePredictor(plan, [SegmentationNetwork(plan.network)], "float32", torch.device("cpu"))
+    image = np.zeros((1, 12, 14, 13), dtype=np.float32)
+    assert predictor.logits(image, properties("a", (12, 14, 13)), None, tmp_path).header.order == 0
 
 
 def test_slabs_together_are_the_whole_whatever_their_height(tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def test_a_cascade_has_the_largest_of_its_stages_beside_published_numbers_and_it
     assert tables["summary"].set_index("model").loc["second", "peak_gib"] == 2.0
     assert tables["cost"].set_index("setting").loc["second", "peak_gib"] == 2.0
     memory, gut = tables["published"].to_dict("records")
-    assert (memory["published"], memory["measured"], memory["difference"]) == (15.0, 4.0, -11.0)
+    assert (memory["published"], memory["measured"]) == (15.0, 4.0)
     assert (gut["peak_gib"], gut["forecast_gib"]) == (4.0, 5.0)
     drawn = {point.name: point.cost for point in memory_points(load(folder, definition), read_published(None))}
     assert drawn == {"small": 1.5, "large-s1 + 1 repeat": 4.25, "second": 4.0, "both": 4.0}
@@ -205,6 +205,15 @@ def test_a_cascade_whose_first_stage_has_no_peak_has_none(study):
     save_plan(folder / "second/plan.json", replace(load_plan(folder / "second/plan.json"), stage1=("small",)))
     without_peak(folder, "small/fold-0", "small/fold-1")
     assert np.isnan(cascade_peaks(load(folder, definition))["peak_gib"]["second"])
+
+
+def test_published_gb_and_measured_gib_are_not_subtracted_from_one_another(written, tables):
+    found = tables["published"].set_index(["row", "metric"])
+    assert np.isnan(found.loc[("small", "peak_gib"), "difference"])
+    assert found.loc[("small", "DSC"), "difference"] == pytest.approx(0.525 - 0.9)
+    line = next(line for line in (written[0] / "report/tables/published.md").read_text().splitlines() if "GB" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2:6] == ["peak_gib (published in GB, measured in GiB)", "6", "1.5", "–"]
 
 
 def test_stages_of_stages_count():

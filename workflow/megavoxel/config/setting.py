@@ -288,6 +288,9 @@ class Inference:
     weights: Literal["gaussian", "centre"] = "gaussian"
     """Weights of the voxels of a window: `gaussian`, or `centre`, doubled in the box that is the half of each axis
     around the centre."""
+    logits_order: Annotated[int, between(0, 1)] = 1
+    """Order of the interpolation that brings logits from the network's grid to the image's: 1, linear, as in nnU-Net,
+    or 0, the nearest voxel. Where both grids are the same it makes no difference."""
     gaussian_sigma: Positive = 0.125
     """Sigma of `gaussian` weights, as a fraction of the patch."""
 

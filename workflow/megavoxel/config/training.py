@@ -79,13 +79,15 @@ class Training(Optimisation):
     topk_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
     """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
     class_weights: (
-        Literal["none", "softmax_of_inverse", "inverse_frequency"]
+        Literal["none", "softmax_of_inverse", "inverse_square_root", "inverse_frequency"]
         | Annotated[tuple[NotNegative, ...], Field(min_length=2)]
     ) = "none"
     """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`, and in the focal loss of
     `dice_focal`: `none`; `softmax_of_inverse`, the softmax over classes of all voxels / voxels of the class in the
-    fold's training cases; `inverse_frequency`, those ratios divided by the number of classes; or one number per class,
-    background first, the labels in ascending order of their values."""
+    fold's training cases, which leaves all weight to the rarest class unless all have some percent of the voxels;
+    `inverse_square_root`, the softmax of half the logarithm of these ratios, in which all classes count;
+    `inverse_frequency`, the ratios divided by the number of classes; or one number per class, background first, the
+    labels in ascending order of their values."""
     batch_dice: bool | None = None
     """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
     at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""

@@ -25,7 +25,7 @@ from megavoxel.parallel import map_cases
 from megavoxel.planning.fingerprint import Fingerprint
 from megavoxel.planning.patch import padding_notes
 from megavoxel.planning.plan import Plan
-from megavoxel.planning.planner import plan_preprocessing, plan_setting
+from megavoxel.planning.planner import class_weight_notes, plan_preprocessing, plan_setting
 from megavoxel.training.start import require_fitting_start
 
 COLUMNS = (
@@ -161,7 +161,10 @@ def _plan(setting: Setting, *, study: Study, cases: Cases, fingerprint: Fingerpr
         workload = workload_of(study, setting, cases)
         plan, choice = spread(plan, setting, device, workload)
         forecast = choice.forecast
-        remarks = (*padding_notes(plan), *_across_nodes(forecast), *_slow(forecast), *_without_hours(forecast))
+        remarks = (
+            *padding_notes(plan), *class_weight_notes(plan.training), *_across_nodes(forecast), *_slow(forecast),
+            *_without_hours(forecast),
+        )  # fmt: skip
         choice = replace(choice, reason="; ".join([choice.reason, *remarks]))
         found = partitions(plan, study.partitions, device, workload) if study.partitions else ()
     except UserError as error:

@@ -46,6 +46,8 @@ class LogitsHeader:
     """Network axis n is canonical axis transpose[n]."""
     spacing: tuple[float, ...]
     """Spacing of the logits in mm, network order."""
+    order: int = 1
+    """Interpolation on the image's grid: 0, the nearest voxel, or 1, linear."""
 
     @property
     def decision(self) -> Decision:
@@ -77,7 +79,7 @@ class Logits:
         return self.header.properties.geometry.canonical_shape
 
     def slabs(self) -> Iterator[Slab]:
-        """Logits on the image's whole grid in canonical order, resampled linearly, in slabs along z."""
+        """Logits on the image's whole grid in canonical order, resampled, in slabs along z."""
         depth, height, width = self.canonical_shape
         rows = max(1, SLAB_BYTES // (4 * self.array.shape[0] * height * width))
         for start in range(0, depth, rows):
@@ -104,9 +106,9 @@ class Logits:
     def _resample(self, rows: Sequence[tuple[int, int]]) -> Tensor:
         """The box `rows` of the cropped grid, network order."""
         properties = self.header.properties
-        nearest = separate_axis(self.header.spacing, properties.spacing)
+        coarse, nearest = separate_axis(self.header.spacing, properties.spacing), self.header.order == 0
         weights = [
-            linear_weights(old, new, *span, nearest=axis == nearest)
+            linear_weights(old, new, *span, nearest=nearest or axis == coarse)
             for axis, (old, new, span) in enumerate(zip(properties.shape, properties.cropped_shape, rows, strict=True))
         ]
         spans = [slice(int(low.min()), int(high.max()) + 1) for low, high, _ in weights]
@@ -135,14 +137,15 @@ def linear_weights(
     return low, high, share.float()
 
 
-def header_of(properties: CaseProperties, plan: PreprocessingPlan) -> LogitsHeader:
-    """The header for logits that were computed on a case preprocessed under `plan`."""
+def header_of(properties: CaseProperties, plan: PreprocessingPlan, order: int = 1) -> LogitsHeader:
+    """The header for logits of a case that was preprocessed under `plan`; `order` as in `inference.logits_order`."""
     return LogitsHeader(
         properties=properties,
         labels=plan.labels,
         regions=plan.regions,
         transpose=plan.transpose,
         spacing=plan.spacing_for(properties.spacing),
+        order=order,
     )
 
 

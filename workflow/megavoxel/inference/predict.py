@@ -130,7 +130,7 @@ class CasePredictor:
         Raises:
             UserError: some are NaN or infinite; names the case.
         """
-        header = header_of(properties, self.plan.preprocessing)
+        header = header_of(properties, self.plan.preprocessing, self.plan.inference.logits_order)
         slabs = self.slabs(image, scratch, name=f"case {properties.case}")
         if folder is None and header.is_small:
             return hold_logits(header, slabs)

@@ -14,6 +14,7 @@ from megavoxel.files import table_text
 from megavoxel.reporting.odd import odd_runs
 from megavoxel.reporting.provenance import differing, without_manifest
 from megavoxel.reporting.stored import Stored, StoredClassification
+from megavoxel.training.class_weights import silenced_classes
 
 FINDINGS_SHOWN = 100
 
@@ -31,6 +32,7 @@ def notices(stored: Stored) -> dict[str, Any]:
         "missing": stored.missing,
         "odd": odd_runs(stored),
         "never_seen": labels_never_seen(stored),
+        "silenced": silenced(stored),
         "differing": differing(stored),
         "without_manifest": without_manifest(stored),
     }
@@ -81,3 +83,16 @@ def labels_never_seen(stored: Stored) -> list[str]:
         for fold, manifest in manifests.items()
         if (labels := manifest.get("data", {}).get("labels_never_seen"))
     ]
+
+
+def silenced(stored: Stored) -> list[str]:
+    """One line per setting and fold whose class weights leave a class without one, by the manifests."""
+    lines = []
+    for setting, manifests in stored.manifests.items():
+        for fold, manifest in manifests.items():
+            weights = manifest.get("data", {}).get("class_weights")
+            silent = silenced_classes(stored.plans[setting], list(weights.values())) if weights else []
+            if silent:
+                given = ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
+                lines.append(f"{setting}, fold {fold}: {', '.join(silent)} (weights: {given})")
+    return lines

@@ -78,7 +78,8 @@ def published_table(published: pd.DataFrame, stored: Stored, tables: Mapping[str
     Measured are those of the split that is reported last. A line's `row` is the name of a model, or of a point where
     its `table` is that of a sweep. Its `metric` is a metric's name (mean over labels and cases), one followed by a
     label (`DSC liver`; of a point with repeats the mean of their means), `peak_gib`, `seconds` or `seconds_sd`.
-    Measured stays empty where the study has no such row or label.
+    Measured stays empty where the study has no such row or label. `peak_gib` has no difference: published are GB,
+    measured GiB.
 
     Args:
         published: as `read_published` gives it.
@@ -93,7 +94,8 @@ def published_table(published: pd.DataFrame, stored: Stored, tables: Mapping[str
     measured = [points.get(key, _measured(key[2], models[key[:2]], means, peaks)) for key in keys]
     table = published.rename(columns={"value": "published"})
     table["measured"] = pd.Series(measured, index=table.index, dtype=float)
-    table["difference"] = table["measured"] - table["published"]
+    # Papers print GB and do not say of what size; measured are GiB. One from the other would be no number of either.
+    table["difference"] = (table["measured"] - table["published"]).mask(table["metric"] == PEAK)
     table["split"] = split
     table = table[["table", "row", "metric", "published", "measured", "difference", "split", "source"]]
     return with_peaks(table, [models[key[:2]] for key in keys], peaks)

@@ -14,7 +14,7 @@ from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import write_text
 from megavoxel.reporting import statistics
 from megavoxel.reporting.best import best_table
-from megavoxel.reporting.costs import own_peaks, time_table, with_peaks
+from megavoxel.reporting.costs import PEAK, own_peaks, time_table, with_peaks
 from megavoxel.reporting.published import published_table
 from megavoxel.reporting.statistics import sweep_table
 from megavoxel.reporting.stored import Stored
@@ -228,10 +228,15 @@ def show_published(table: pd.DataFrame, write: Callable[[float], str] = four_dig
     if table.empty:
         return pd.DataFrame({"Published": [NO_PUBLISHED]})
     columns = {
-        "Table": "table", "Row": "row", "Metric": "metric", "Published": ("published", write),
+        "Table": "table", "Row": "row", "Metric": ("metric", metric_with_units), "Published": ("published", write),
         "Measured": ("measured", write), "Difference": ("difference", signed), "Split": "split", "Source": "source",
     }  # fmt: skip
     return show(table, {head: column for head, column in columns.items() if head != "Split" or "split" in table})
+
+
+def metric_with_units(name: str) -> str:
+    """The metric of a published line; of memory with both of its units."""
+    return f"{name} (published in GB, measured in GiB)" if name == PEAK else name
 
 
 def show_peaks(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,25 @@ def softmax_of_inverse(voxels: Sequence[int]) -> Tensor:
     return (ratios.where(present, -torch.inf).softmax(dim=0) * present.sum()).float()
 
 
+def inverse_square_root(voxels: Sequence[int]) -> Tensor:
+    """Weight of each class: `softmax_of_inverse` with half the logarithm of the ratio in place of the ratio.
+
+    It does not saturate: the softmax of ½ ln(all voxels / voxels of the class) is 1 / √(voxels of the class), divided
+    by the sum of these. The square root is the usual way to weight rare classes less than by their inverse frequency
+    (Mahajan et al., Exploring the Limits of Weakly Supervised Pretraining, ECCV 2018, section 2.2). The scale is that
+    of `softmax_of_inverse`: the mean over classes is 1. A class without a voxel has the weight 0 and is none of the
+    classes that are counted.
+
+    Args:
+        voxels: of each class, background first; at least one class has some.
+
+    Returns:
+        float32 (classes).
+    """
+    ratios, present = _ratios(voxels)
+    return ((ratios.log() / 2).where(present, -torch.inf).softmax(dim=0) * present.sum()).float()
+
+
 def inverse_frequency(voxels: Sequence[int]) -> Tensor:
     """Weight of each class: all voxels / (voxels of the class × number of classes).
 
@@ -62,7 +81,13 @@ def _ratios(voxels: Sequence[int]) -> tuple[Tensor, Tensor]:
     return counts.sum() / counts, counts > 0
 
 
-RULES = {"softmax_of_inverse": softmax_of_inverse, "inverse_frequency": inverse_frequency}
+RULES = {
+    "softmax_of_inverse": softmax_of_inverse,
+    "inverse_square_root": inverse_square_root,
+    "inverse_frequency": inverse_frequency,
+}
+SILENT = 1e-3
+"""Share of the largest weight below which the cross-entropy practically does not see a class."""
 
 
 def class_weights(plan: Plan, folder: Path, cases: Sequence[str]) -> Tensor | None:
@@ -75,6 +100,22 @@ def class_weights(plan: Plan, folder: Path, cases: Sequence[str]) -> Tensor | No
     if given == "none":
         return None
     return RULES[given](class_voxels(plan, folder, cases)) if isinstance(given, str) else torch.tensor(given).float()
+
+
+def class_names(plan: Plan) -> tuple[str, ...]:
+    """Names of the classes that can be weighted, background first."""
+    return "background", *plan.preprocessing.labels
+
+
+def silenced_classes(plan: Plan, weights: Sequence[float]) -> list[str]:
+    """Names of the classes that a rule leaves next to no weight, though they have voxels; none for weights by hand.
+
+    Args:
+        weights: of all classes, background first, as `class_weights` gives them.
+    """
+    if plan.training.class_weights != "softmax_of_inverse":
+        return []
+    return [name for name, weight in zip(class_names(plan), weights, strict=True) if weight < SILENT * max(weights)]
 
 
 def class_voxels(plan: Plan, folder: Path, cases: Sequence[str]) -> list[int]:

@@ -20,6 +20,7 @@ from megavoxel.planning.splits import fold_of, load_splits
 from megavoxel.preprocessing.first_stage import first_stage_path
 from megavoxel.preprocessing.store import stored_classes
 from megavoxel.training.annotation import unannotated_classes
+from megavoxel.training.class_weights import class_names, class_weights, silenced_classes
 from megavoxel.training.run import Run, RunData
 
 
@@ -60,6 +61,8 @@ class VolumeData(RunData):
             "labels_never_seen": labels_never_seen(plan, self.preprocessed, self.training),
             "cases_without_annotation": cases_without_annotation(plan, self.training),
         }
+        if run.class_weights is not None:
+            data["class_weights"] = dict(zip(class_names(plan), run.class_weights.tolist(), strict=True))
         return {"data": data, "parallel": to_plain(plan.parallel), "workers": self.loaders(plan)}
 
     def _start(self, plan: Plan) -> dict[str, Any] | None:
@@ -149,6 +152,20 @@ def warn_of_what_is_not_taught(plan: Plan, data: VolumeData) -> None:
         print(
             f"warning: fold {data.fold}: every training case lacks the annotation of some label, so that no voxel is "
             "known to be background; only a loss with Dice teaches it, as what is none of the labels",
+            flush=True,
+        )
+
+
+def warn_of_silenced_classes(plan: Plan, data: VolumeData) -> None:
+    """Prints which classes the rule of `training.class_weights` leaves without a weight."""
+    weights = class_weights(plan, data.preprocessed, data.training)
+    silent = [] if weights is None else silenced_classes(plan, weights.tolist())
+    if silent:
+        pairs = zip(class_names(plan), weights.tolist(), strict=True)
+        shown = ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
+        print(
+            f"warning: fold {data.fold}: training.class_weights softmax_of_inverse gives {shown}: cross-entropy does "
+            f"not see {', '.join(silent)}; inverse_square_root does not saturate",
             flush=True,
         )
 

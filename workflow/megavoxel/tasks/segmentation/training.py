@@ -21,7 +21,7 @@ from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights
 from megavoxel.planning.plan import Plan
-from megavoxel.tasks.segmentation.data import VolumeData, warn_of_what_is_not_taught
+from megavoxel.tasks.segmentation.data import VolumeData, warn_of_silenced_classes, warn_of_what_is_not_taught
 from megavoxel.training.annotation import annotation_table
 from megavoxel.training.class_weights import class_weights
 from megavoxel.training.kernels import choose_kernels
@@ -72,6 +72,7 @@ def train(
     group = group or Group(device=device)
     if group.leads:
         warn_of_what_is_not_taught(plan, data)
+        warn_of_silenced_classes(plan, data)
     weights, key = _starting_weights(plan, data, say_it=group.leads), data.key(plan)
     if not plan.phases:
         return _finished(train_plan(_from(weights), plan, data, state_folder / key, key, group, lock))
