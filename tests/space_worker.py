@@ -55,6 +55,10 @@ WAYS = {
     "sparse annotation in parts": {"preprocessing": SPARSE, "parallel": {"accumulate": 2}},
     "sparse regions": {"preprocessing": SPARSE | REGIONS, "training": {"batch_dice": True}},
     "focal loss, class weights": {"training": {"loss": "dice_focal", "class_weights": (0.5, 1.0, 2.0)}},
+    "Dice with background and weights": {
+        "training": {"class_weights": (0.5, 1.0, 2.0), "dice_class_weights": True, "dice_background": True},
+        "unannotated": {"a case": ("cube",)},
+    },
     "top k": {"training": {"loss": "dice_topk", "topk_percent": 7.5}},
     "batch norm": {"network": {"norm": "batch"}},
     "batch norm, blocks again": {"network": {"norm": "batch"}, "parallel": {"checkpointing": "blocks"}},

@@ -7,9 +7,12 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceCELoss, DiceLoss, FocalLoss
 
+from helpers import tiny_plan
+from megavoxel.config.records import from_file
 from megavoxel.config.training import Training
+from megavoxel.errors import UserError
 from megavoxel.training.loss import (
     LOSSES,
     SMOOTH,
@@ -20,6 +23,7 @@ from megavoxel.training.loss import (
     supervised_loss,
     supervision_weights,
 )
+from megavoxel.training.outputs import Outputs, outputs_of
 
 
 def sure_logits(classes: list[int], count: int) -> torch.Tensor:
@@ -51,6 +55,65 @@ def test_dice_equals_monais(batch):
         include_background=False, to_onehot_y=True, softmax=True, batch=batch, smooth_nr=SMOOTH, smooth_dr=SMOOTH
     )
     torch.testing.assert_close(dice(batch=batch)(logits, target), monai(logits, target[:, None]))
+
+
+def test_dice_with_background_equals_monais():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 5, 6, 7))
+    monai = DiceLoss(to_onehot_y=True, softmax=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+    torch.testing.assert_close(
+        dice(outputs=Outputs(has_background=True))(logits, target), monai(logits, target[:, None])
+    )
+
+
+def test_weights_are_factors_of_the_terms_of_dice():
+    logits = sure_logits([0, 1, 1, 2], 3)
+    target = torch.tensor([0, 1, 2, 2])[None, None, None]
+    # background: predicted 1, reference 1, both 1; classes 1 and 2: 2/3 each
+    weights = torch.tensor([7.0, 0.5, 2.0])
+    assert dice(weights=weights)(logits, target).item() == pytest.approx((0.5 + 2) * (1 / 3) / 2, abs=1e-5)
+    with_background = dice(weights=weights, outputs=Outputs(has_background=True))
+    assert with_background(logits, target).item() == pytest.approx((7 * 0 + (0.5 + 2) * (1 / 3)) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("known", [(True, True, True), (True, False, True), (False, False, False)])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_adaptive_weighted_loss_is_monais_terms_times_flags_and_weights(known, batch_dice):
+    """Each class's Dice, and half its focal loss, times its weight; none of an unannotated label and the background."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 4, 5, 6, 7), torch.randint(0, 4, (1, 5, 6, 7))
+    target = torch.tensor([0, *(label if seen else 0 for label, seen in enumerate(known, 1))])[target]
+    flags, weights = torch.tensor([all(known), *known]), torch.tensor([2.2, 1.3, 1.0, 0.5])
+    one_hot = F.one_hot(target, 4).movedim(-1, 1).float()
+    terms = DiceLoss(softmax=True, reduction="none", smooth_nr=SMOOTH, smooth_dr=SMOOTH)(logits, one_hot).flatten()
+    focal = FocalLoss(use_softmax=True, reduction="none", gamma=2.0)(logits, one_hot).mean(dim=(0, 2, 3, 4))
+    expected = (terms * flags * weights).mean() + 0.5 * (focal * flags * weights).mean()
+    training = Training(
+        loss="dice_focal", class_weights=tuple(weights.tolist()), dice_class_weights=True, dice_background=True,
+        focal_weight=0.5 / 4, batch_dice=batch_dice,
+    )  # fmt: skip
+    loss = build_loss(
+        training, class_weights=weights, outputs=Outputs(has_background=True), annotated=torch.tensor([known])
+    )
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"loss": "cross_entropy", "dice_background": True}, "dice_background: the loss 'cross_entropy' has no Dice"),
+        ({"dice_class_weights": True}, "dice_class_weights: there are none; give 'class_weights' beside it"),
+        ({"loss": "dice_focal", "focal_weight": 0}, "focal_weight: 0"),
+    ],
+)
+def test_keys_of_a_loss_without_what_they_are_for_are_refused(keys, fault):
+    with pytest.raises(UserError, match=fault):
+        from_file(Training, keys, where="study.yaml")
+
+
+def test_a_run_has_the_background_where_its_plan_says_so():
+    for wanted in (False, True):
+        assert outputs_of(tiny_plan(training={"dice_background": wanted})).has_background is wanted
 
 
 def test_dice_ce_equals_monais():

@@ -21,6 +21,7 @@ from megavoxel.config.records import record, rule_of_whole
 
 WEIGHTED_LOSSES = ("dice_ce", "dice_focal", "cross_entropy")
 """Losses with a cross-entropy or focal loss whose classes can be weighted."""
+KEYS_OF_DICE = ("dice_background", "dice_class_weights")
 
 
 @record
@@ -76,18 +77,27 @@ class Training(Optimisation):
     the binary one of each region, and only `dice_ce`, `dice` and `cross_entropy` are allowed."""
     focal_gamma: NotNegative = 2.0
     """Exponent of `dice_focal`."""
+    focal_weight: Positive = 1.0
+    """Factor of the focal loss in `dice_focal`. That loss is a mean over voxels: where another program takes the mean
+    over classes as well, as LAMP and MONAI do, its factor has to be divided by the number of classes."""
+    dice_background: bool = False
+    """Whether Dice counts the background as one more label. It is left out, as unannotated labels are, of a sample that
+    lacks the annotation of a label. Not in a dataset with regions."""
+    dice_class_weights: bool = False
+    """Whether `class_weights` are factors of the terms of Dice as well, as in AnatomyNet and LAMP: the loss of a sample
+    is the sum over labels of weight × (1 − Dice), 0 where a label is not annotated, over the number of labels."""
     topk_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
     """Share of the worst voxels of each sample that `dice_topk` counts, in percent."""
     class_weights: (
         Literal["none", "softmax_of_inverse", "inverse_square_root", "inverse_frequency"]
         | Annotated[tuple[NotNegative, ...], Field(min_length=2)]
     ) = "none"
-    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`, and in the focal loss of
-    `dice_focal`: `none`; `softmax_of_inverse`, the softmax over classes of all voxels / voxels of the class in the
-    fold's training cases, which leaves all weight to the rarest class unless all have some percent of the voxels;
-    `inverse_square_root`, the softmax of half the logarithm of these ratios, in which all classes count;
-    `inverse_frequency`, the ratios divided by the number of classes; or one number per class, background first, the
-    labels in ascending order of their values."""
+    """Weights of the classes in the cross-entropy of `dice_ce` and `cross_entropy`, in the focal loss of `dice_focal`
+    and, with `dice_class_weights`, in Dice: `none`; `softmax_of_inverse`, the softmax over classes of all voxels /
+    voxels of the class in the fold's training cases, which leaves all weight to the rarest class unless all have some
+    percent of the voxels; `inverse_square_root`, the softmax of half the logarithm of these ratios, in which all
+    classes count; `inverse_frequency`, the ratios divided by the number of classes; or one number per class, background
+    first, the labels in ascending order of their values."""
     batch_dice: bool | None = None
     """Whether Dice sums run over the whole batch, of all devices, instead of over each sample; None: nnU-Net's rule,
     at full resolution of a dataset that has a low-resolution stage: its patches often lack labels."""
@@ -129,7 +139,7 @@ class Training(Optimisation):
     @rule_of_whole
     def _weights_have_a_loss(self) -> None:
         weights = self.class_weights
-        if weights != "none" and self.loss not in WEIGHTED_LOSSES:
+        if weights != "none" and self.loss not in WEIGHTED_LOSSES and not self.dice_class_weights:
             refuse(
                 f"'{weights}' weights a cross-entropy or focal loss, which the loss '{self.loss}' has not; allowed: "
                 f"loss {' or '.join(WEIGHTED_LOSSES)}, or class_weights none",
@@ -137,6 +147,14 @@ class Training(Optimisation):
             )
         if not isinstance(weights, str) and not any(weights):
             refuse("all of them are 0, so that no voxel counts; give one that is above", "class_weights")
+
+    @rule_of_whole
+    def _keys_of_dice_have_their_loss(self) -> None:
+        for key in KEYS_OF_DICE:
+            if getattr(self, key) and "dice" not in self.loss:
+                refuse(f"the loss '{self.loss}' has no Dice; remove it, or take a loss with one", key)
+        if self.dice_class_weights and self.class_weights == "none":
+            refuse("there are none; give 'class_weights' beside it, or remove it", "dice_class_weights")
 
     @rule_of_whole
     def _patience_is_validated(self) -> None:

@@ -24,6 +24,8 @@ def require_supported(preprocessing: PreprocessingPlan, setting: Setting) -> Non
             _refuse(setting, f"training.loss: {training.loss}", "regions", f"set {', '.join(OF_REGIONS)}")
         if training.class_weights != "none":
             _refuse(setting, "training.class_weights", "regions", "leave it out")
+        if training.dice_background:
+            _refuse(setting, "training.dice_background", "regions", "leave it out: regions have no background")
         if setting.stage1:
             _refuse(setting, "stage1", "regions", "leave it out, or declare labels that do not overlap")
     if preprocessing.ignore_value is not None:

@@ -15,8 +15,8 @@ the background in such a case. What that is in ours:
   are divided by all voxels, as if there were no mask, so that a voxel teaches as much in one case as in another.
 - *Terms of a label* (Dice, perimeter): those of unannotated labels are dropped, and means run over the others. The term
   of an annotated label looks at unknown voxels as well, which are known not to be this label. It does not tell the
-  labels without an annotation from the background: only the sum of their probabilities enters. Ours have no term of the
-  background that could be dropped.
+  labels without an annotation from the background: only the sum of their probabilities enters. The term of the
+  background, where a study asks for it, is dropped in such a case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights of the classes in the cross-entropy or focal loss: as given, or from how many voxels each class has."""
+"""Weights of the classes in a loss: as given, or from how many voxels each class has."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ and leave float64 as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -297,8 +297,9 @@ def soft_dice_sums(
 
     Returns:
         intersection and cardinality (soft prediction plus reference): (2, batch, structures). With `known` a third,
-        follows: the number of voxels in the sums. All three are 0 where the label is not annotated.
+        follows: the number of voxels in the sums. All three are 0 where the structure is not annotated.
     """
+    known = outputs.known(known)
     probabilities = outputs.probabilities(logits)
     reference = outputs.reference(target, logits.shape[1])
     counted = outputs.counted(target, logits.shape[1])
@@ -323,17 +324,29 @@ def dice_sums_of_batch(logits: Tensor, target: Tensor, annotated: Tensor | None,
     return sums_over_slabs(partial(soft_dice_sums, known=known, outputs=outputs), logits, classes).sum(dim=1)
 
 
-def dice(*, batch: bool = False, complete: Completion | None = None, outputs: Outputs = CLASSES) -> SumLoss:
+def dice(
+    *,
+    batch: bool = False,
+    complete: Completion | None = None,
+    outputs: Outputs = CLASSES,
+    weights: Tensor | None = None,
+) -> SumLoss:
     """One minus the soft Dice of the structures, smooth 1e-5, as in nnU-Net.
 
     Where labels are not annotated: the mean over samples of the mean over the annotated labels of one minus the Dice.
     With `batch`, the sums of a label run over the samples in which it is annotated, and the mean over the labels that
     are so in any sample of the batch.
 
+    With weights, the terms of labels without an annotation are 0 and are counted in the mean, as those of voxels: it is
+    the loss of AnatomyNet (Zhu et al., Med. Phys. 46:576, 2019), which adds up its terms, over the number of classes,
+    as in the code of LAMP (Zhu et al., MICCAI 2020).
+
     Args:
         batch: whether sums run over the whole batch before the ratio is taken.
         complete: with `batch`, where these samples are a part of it: gives the sums (2 or 3, structures) of all parts.
+        weights: (classes), factors of the terms of the structures; None: all are 1. Not for regions.
     """
+    factors = None if weights is None else weights[outputs.first_class :]
 
     def value(sums: Tensor, known: Tensor | None, _: Voxels) -> Tensor:
         if batch:
@@ -341,9 +354,13 @@ def dice(*, batch: bool = False, complete: Completion | None = None, outputs: Ou
             sums = sums if complete is None else complete(sums)
         intersection, cardinality, *voxels = sums
         found = (2 * intersection + SMOOTH) / (cardinality + SMOOTH)
-        if known is None:
+        annotated = None if known is None else (voxels[0] > 0 if batch else outputs.known(known))
+        if factors is not None:
+            terms = factors.to(found.dtype) * (1 - found)
+            return (terms if annotated is None else terms.where(annotated, terms.new_zeros(()))).mean()
+        if annotated is None:
             return 1 - found.mean()
-        return mean_of_known(1 - found, known) if not batch else mean_of_known(1 - found[None], voxels[0][None] > 0)
+        return mean_of_known(1 - found[None], annotated[None]) if batch else mean_of_known(1 - found, annotated)
 
     return SumLoss(sums=partial(soft_dice_sums, outputs=outputs), value=value)
 
@@ -406,14 +423,22 @@ LOSSES = {
 """The parts that are added up (`_parts`), by the study's key `training.loss`."""
 
 
+def scaled(loss: SumLoss, *, factor: float) -> SumLoss:
+    """A loss times a factor."""
+    return replace(loss, value=lambda *given: factor * loss.value(*given)) if factor != 1 else loss
+
+
 def _parts(
     training: Training, complete: Completion | None, weights: Tensor | None, outputs: Outputs
 ) -> dict[str, SumLoss]:
     entropy = cross_entropy(weights=weights, outputs=outputs)
+    of_labels = weights if training.dice_class_weights else None
     return {
-        "dice": dice(batch=training.batch_dice, complete=complete, outputs=outputs),
+        "dice": dice(batch=training.batch_dice, complete=complete, outputs=outputs, weights=of_labels),
         "cross_entropy": entropy if outputs.members is None else binary_cross_entropy(outputs=outputs),
-        "focal": focal(gamma=training.focal_gamma, weights=weights, outputs=outputs),
+        "focal": scaled(
+            focal(gamma=training.focal_gamma, weights=weights, outputs=outputs), factor=training.focal_weight
+        ),
         "topk": topk(percent=training.topk_percent),
     }
 
@@ -432,7 +457,8 @@ def build_loss(
     Args:
         training: the loss, its keys, and `batch_dice`.
         complete: see `dice`.
-        class_weights: float32 (classes), for the cross-entropy or focal loss; None: all are 1.
+        class_weights: float32 (classes), for the cross-entropy or focal loss, and for Dice where `training` says so;
+            None: all are 1.
         annotated: the table of annotated labels by which targets are encoded; None: they are plain classes.
         tiled: what logits and target are a tile of; None: they are whole. Not for `perimeter`, which is no function of
             sums over voxels.

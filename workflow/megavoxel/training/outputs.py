@@ -1,9 +1,10 @@
 """What the outputs of a network stand for, and which voxels of a target count.
 
 Outputs are classes, background first, whose probabilities add up to one, or regions, which may overlap: each then has
-the sigmoid of its logit as probability. Structures are what is segmented: the classes but the background, or the
-regions. A target holds classes of label maps either way. Where datasets have an ignore label, voxels that nobody
-annotated have the class behind all others. They are in no sum, as in nnU-Net.
+the sigmoid of its logit as probability. Structures are what is segmented: the regions or the classes, of which the
+background is one where a study says so (`training.dice_background`). A target holds classes of label maps either way.
+Where datasets have an ignore label, voxels that nobody annotated have the class behind all others. They are in no sum,
+as in nnU-Net.
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ class Outputs:
     """bool (regions, classes of label maps): the classes in each region; None: outputs are the classes."""
     ignores: bool = False
     """Whether targets may have voxels that nobody annotated."""
+    has_background: bool = False
+    """Whether the background is the first of the structures; not of regions."""
+
+    @property
+    def first_class(self) -> int:
+        """The class of the first structure, where structures are classes."""
+        return 0 if self.has_background else 1
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the structures (batch, structures, z, y, x)."""
-        return logits.softmax(dim=1)[:, 1:] if self.members is None else logits.sigmoid()
+        return logits.softmax(dim=1)[:, self.first_class :] if self.members is None else logits.sigmoid()
 
     def reference(self, target: Tensor, outputs: int) -> Tensor:
         """Whether a voxel is in a structure, bool (batch, structures, z, y, x); those that nobody annotated are not.
@@ -44,7 +52,17 @@ class Outputs:
             return members[:, target].movedim(0, 1)
         # Boolean: an eighth of the memory of PyTorch's `one_hot`, which counts in int64.
         empty = torch.zeros(*target.shape, outputs + self.ignores, dtype=torch.bool, device=target.device)
-        return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)[:, 1:outputs]
+        return empty.scatter_(-1, target[..., None], True).movedim(-1, 1)[:, self.first_class : outputs]
+
+    def known(self, labels: Tensor | None) -> Tensor | None:
+        """Which structures are annotated in each sample; None: all are.
+
+        Args:
+            labels: bool (batch, classes - 1), the annotated labels; None: all are.
+        """
+        if labels is None or not self.has_background:
+            return labels
+        return torch.cat([labels.all(dim=1, keepdim=True), labels], dim=1)
 
     def counted(self, target: Tensor, outputs: int) -> Tensor | None:
         """Whether a voxel counts, bool of the target's shape; None: all do."""
@@ -79,4 +97,5 @@ def outputs_of(plan: Plan, device: torch.device | None = None) -> Outputs:
     if rules.regions is not None:
         rows = [[number in own for number in range(rules.label_classes)] for own in rules.members]
         members = torch.tensor(rows, device=device)
-    return Outputs(members=members, ignores=rules.ignored_class is not None)
+    ignores = rules.ignored_class is not None
+    return Outputs(members=members, ignores=ignores, has_background=plan.training.dice_background)
