@@ -21,7 +21,7 @@ PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
     "data_parallel", "pipeline", "prediction", "large_volumes", "expanded_patch", "whole_image",
     "image_loading", "metrics", "forecast", "epochs", "compiled", "recompute", "loss_memory", "space",
-    "overhead", "report",
+    "overhead", "report", "trainings",
 )} | {
     "partitions": ("planning", "partitions"),
     "recompute": ("memory_of_a_step", "recompute"),
