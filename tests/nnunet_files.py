@@ -68,12 +68,15 @@ Keys = Mapping[str, Any]
 NONE: Keys = MappingProxyType({})
 
 
-def trained_folder(folder: Path, network: SegmentationNetwork, *, keys: Keys = NONE, plans: Keys = NONE) -> Path:
+def trained_folder(
+    folder: Path, network: SegmentationNetwork, *, keys: Keys = NONE, plans: Keys = NONE, described: Keys = NONE
+) -> Path:
     """What nnU-Net leaves of a training: plans.json, dataset.json and the checkpoint of fold 0.
 
     Args:
         keys: of the configuration, that differ.
         plans: keys beside the configurations, that differ.
+        described: keys of dataset.json, that differ.
     """
     plan, levels = network.plan, len(network.plan.features)
     residual, first = plan.architecture == "residual", int(is_flat(network))
@@ -114,6 +117,7 @@ def trained_folder(folder: Path, network: SegmentationNetwork, *, keys: Keys = N
     dataset = {
         "channel_names": {str(number): "MRI" for number in range(plan.channels)}, "numTraining": 3,
         "labels": {"background": 0, **{f"label{n}": n for n in range(1, plan.classes)}}, "file_ending": ".nii.gz",
+        **described,
     }  # fmt: skip
     folder = folder / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     saved(folder / "fold_0/checkpoint_final.pth", checkpoint(network))

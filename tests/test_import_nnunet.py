@@ -23,7 +23,12 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from nnunet_files import checkpoint, saved, trained_folder
 
 FLAT = {"kernels": ((1, 3, 3),) * 3, "strides": ((1, 1, 1), (1, 2, 2), (1, 2, 2))}
-NETWORKS = {"plain": {}, "residual": RESIDUAL, "slices": FLAT}
+NETWORKS = {"plain": {}, "residual": RESIDUAL, "slices": FLAT, "regions": {}}
+REGIONS = {
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+    "regions_class_order": [1, 2, 3],
+}
+"""What dataset.json says where the three outputs are of regions."""
 
 
 def network_of(kind: str = "plain", **changes) -> SegmentationNetwork:
@@ -99,12 +104,15 @@ def test_the_network_sees_a_scan_as_nnunet_has_read_it(tmp_path, axes, order, ki
         ((0.7, 0.7, 3.0), "RescaleTo01", "residual"),
         ((1.0, 1.0, 1.0), "No", "plain"),
         ((0.8, 1.3, 1.1), "ZScore", "slices"),
+        ((0.8, 1.3, 1.1), "ZScore", "regions"),
     ],
 )
 def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, kind, spacing, scheme):
     predictors = pytest.importorskip("nnunetv2.inference.predict_from_raw_data", reason="the peer is not installed")
     monkeypatch.setenv("nnUNet_compile", "f")
-    folder = trained_folder(tmp_path, network_of(kind), keys={"normalization_schemes": [f"{scheme}Normalization"]})
+    described = REGIONS if kind == "regions" else {}
+    keys = {"normalization_schemes": [f"{scheme}Normalization"]}
+    folder = trained_folder(tmp_path, network_of(kind), keys=keys, described=described)
     for number, shape in enumerate([(23, 30, 17), (12, 33, 20)]):
         scan(tmp_path / f"scans/case{number}_0000.nii.gz", shape, spacing=spacing, axes="LPS", seed=number)
     import_model(Request(folder=folder, orientation="LPS"), tmp_path / "model")
@@ -123,7 +131,7 @@ def test_label_maps_are_those_of_the_predictor_of_nnunet(tmp_path, monkeypatch, 
     equal = []
     for path in sorted((tmp_path / "theirs").glob("*.nii.gz")):
         theirs, ours = (np.asanyarray(nibabel.load(file).dataobj) for file in (path, tmp_path / "ours" / path.name))
-        assert len(np.unique(theirs)) == 3
+        assert len(np.unique(theirs)) == (4 if kind == "regions" else 3)
         equal.append((theirs == ours).ravel())
     assert len(equal) == 2
     # Our logits are kept in float16, and random ones are close in more voxels than those of a trained network.
@@ -194,19 +202,37 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path, keys, plans, messa
     assert not (tmp_path / "model").exists()
 
 
-def test_regions_are_refused_and_an_ignore_label_is_left_out(tmp_path):
-    folder = trained_folder(tmp_path, network_of())
-    dataset = json.loads((folder / "dataset.json").read_text())
-    for labels, message in [
-        ({"whole": [1, 2], "core": 2}, "'whole' is a region"),
-        ({"a": 1, "b": 3}, "the values 1 to 2"),
-    ]:
-        (folder / "dataset.json").write_text(json.dumps({**dataset, "labels": {"background": 0, **labels}}))
-        with pytest.raises(UserError, match=message):
-            import_model(Request(folder=folder, orientation="RAS"), tmp_path / "model")
-    (folder / "dataset.json").write_text(json.dumps({**dataset, "labels": {**dataset["labels"], "ignore": 3}}))
+def test_regions_are_imported_with_their_order_and_an_ignore_label_is_left_out(tmp_path):
+    labels = {**REGIONS["labels"], "ignore": 4}
+    folder = trained_folder(tmp_path, network_of(), described={**REGIONS, "labels": labels})
     import_model(Request(folder=folder, orientation="RAS"), tmp_path / "model")
-    assert load_model(tmp_path / "model").plan.preprocessing.labels == {"label1": 1, "label2": 2}
+    model = load_model(tmp_path / "model")
+    found = model.plan.preprocessing.regions
+    assert found == model.description.regions
+    assert (list(found.values), found.class_order) == (["whole", "core", "enhancing"], (1, 2, 3))
+    assert model.plan.preprocessing.ignore_value is None
+    scan(tmp_path / "scans/a.nii.gz", (16, 16, 16))
+    predicted(tmp_path / "model", tmp_path / "scans", tmp_path / "out")
+    voxels = np.asanyarray(nibabel.load(tmp_path / "out/a.nii.gz").dataobj)
+    assert np.unique(voxels).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"labels": {"background": 0, "a": 1, "b": 3}}, "the values 1 to 2, found [1, 3]"),
+        ({"labels": REGIONS["labels"]}, "'regions_class_order' is missing"),
+        ({**REGIONS, "regions_class_order": [1, 2]}, "expected 3 values, one for each of whole, core, enhancing"),
+        ({**REGIONS, "regions_class_order": [1, 2, 5]}, "5 is no label of any region"),
+        ({**REGIONS, "regions_class_order": 5}, "dataset.json: regions_class_order"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}, "head0"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, described, message):
+    folder = trained_folder(tmp_path, network_of(), described=described)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        import_model(Request(folder=folder, orientation="RAS"), tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

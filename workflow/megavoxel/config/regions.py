@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,12 +62,12 @@ def structures_of(labels: Mapping[str, int], regions: Regions | None) -> dict[st
     return {name: (value,) for name, value in sorted(labels.items(), key=lambda item: item[1])}
 
 
-def label_scheme(entries: Mapping[str, Any], class_order: Sequence[int] | None, where: str) -> LabelScheme:
+def label_scheme(entries: Mapping[str, Any], class_order: Any, where: str) -> LabelScheme:
     """Reads `labels` as nnU-Net writes them: a value by name, or several for a region; `ignore` is no label.
 
     Args:
         entries: of dataset.json or a dataset file. Backgrounds, which have the value 0, may be among them.
-        class_order: nnU-Net's `regions_class_order`; None: not given.
+        class_order: nnU-Net's `regions_class_order`, a list of values; None: not given.
         where: begins the messages.
 
     Raises:
@@ -115,12 +115,15 @@ def _labels_of_regions(named: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return {own.get(value, f"value {value}"): value for found in named.values() for value in found}
 
 
-def _regions(named: Mapping[str, tuple[int, ...]], class_order: Sequence[int] | None, where: str) -> Regions:
+def _regions(named: Mapping[str, tuple[int, ...]], class_order: Any, where: str) -> Regions:
     if class_order is None:
         raise UserError(
             f"{where}: labels: {', '.join(named)} are regions, and 'regions_class_order' is missing: list one value "
             "for each of them, that of voxels where it is the last region"
         )
+    sound = isinstance(class_order, list | tuple)
+    if not sound or not all(isinstance(value, int) and not isinstance(value, bool) for value in class_order):
+        raise UserError(f"{where}: regions_class_order: {shown(class_order)} is not allowed; a list of label values")
     plain = {"values": {name: list(found) for name, found in named.items()}, "class_order": list(class_order)}
     try:
         return from_plain(Regions, plain, where=where)

@@ -65,7 +65,9 @@ def read_layout(root: Path, dataset: Dataset) -> Layout:
     content = read_json(source, what="dataset description")
     if not isinstance(content, dict):
         raise UserError(f"{source}: expected a JSON object with 'labels' and 'modality' or 'channel_names'")
-    scheme = dataset.label_scheme or label_scheme(_labels(content, source), _class_order(content, source), str(source))
+    scheme = dataset.label_scheme or label_scheme(
+        _labels(content, source), content.get("regions_class_order"), str(source)
+    )
     channels = _channels(content, source) if dataset.channels is None else dataset.channels
     listed = "training" in content and not _has_own_list(content) and not _is_numbered(root, content, source)
     _require_section(root, content, dataset, listed)
@@ -124,14 +126,6 @@ def _labels(content: dict[str, Any], source: Path) -> dict[str, Any]:
             raise UserError(f"{source}: labels: two values have the name '{name}'; name each value once")
         labels[name] = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,5}", value) else value
     return labels
-
-
-def _class_order(content: dict[str, Any], source: Path) -> list[int] | None:
-    order = content.get("regions_class_order")
-    sound = isinstance(order, list) and all(isinstance(value, int) and not isinstance(value, bool) for value in order)
-    if order is not None and not sound:
-        raise UserError(f"{source}: regions_class_order: {shown(order)} is not allowed; a list of label values")
-    return order
 
 
 def _channels(content: dict[str, Any], source: Path) -> tuple[str, ...]:

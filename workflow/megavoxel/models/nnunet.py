@@ -184,6 +184,7 @@ def _description(
         setting=plan.setting,
         channels=plan.preprocessing.channels,
         labels=plan.preprocessing.labels,
+        regions=plan.preprocessing.regions,
         dataset=DatasetFacts(name=plan.dataset, **texts),
         folds=tuple(_fold_facts(request, trained, fold, donor, parameters) for fold, donor in donors.items()),
         authors=request.authors,

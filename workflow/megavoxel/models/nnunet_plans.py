@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megavoxel.config.records import from_plain
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.regions import IGNORE, LabelScheme, label_scheme
 from megavoxel.errors import UserError
 from megavoxel.files import read_json
 from megavoxel.planning.plan import Plan
@@ -157,7 +158,7 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
     """
     keys, plans = trained.keys, trained.plans
     with trained.as_written():
-        labels = _labels(trained)
+        scheme = _labels(trained)
         channels = _channels(trained)
         rules = _normalisation(trained, channels)
         values = {
@@ -167,7 +168,8 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
             "seed": 0,
             "preprocessing": {
                 "channels": channels,
-                "labels": labels,
+                "labels": scheme.labels,
+                "regions": None if scheme.regions is None else to_plain(scheme.regions),
                 "axes": axes,
                 "transpose": [turned[axis] for axis in plans["transpose_forward"]],
                 "dimensions": trained.dimensions,
@@ -180,7 +182,7 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
             },
             "patch": trained.whole(keys["patch_size"]),
             "batch": keys["batch_size"],
-            "network": {"channels": len(channels), "classes": len(labels) + 1, **_network(trained)},
+            "network": {"channels": len(channels), "classes": _outputs(scheme), **_network(trained)},
             "training": {"epochs": max(1, epochs), "batch_dice": bool(keys["batch_dice"])},
             "augmentation": {"mirror_axes": [axis + 3 - trained.dimensions for axis in mirrored]},
             "inference": {"mirror": bool(mirrored)},
@@ -188,17 +190,20 @@ def plan_of(trained: Trained, *, axes: str, turned: Sequence[int], mirrored: Seq
     return from_plain(Plan, values, where=str(trained.folder / PLANS))
 
 
-def _labels(trained: Trained) -> dict[str, int]:
-    """Values by name in their order, without the background and without an ignore label, which no network predicts."""
-    found = trained.dataset["labels"]
-    regions = [name for name, value in found.items() if not isinstance(value, int)]
-    if regions:
-        raise trained.fault(DATASET, f"labels: '{regions[0]}' is a region of several values, which is not imported")
-    kept = {name: value for name, value in found.items() if value != 0 and name != "ignore"}
-    values = sorted(kept.values())
-    if values != list(range(1, len(values) + 1)):
-        raise trained.fault(DATASET, f"labels: expected the values 1 to {len(values)}, found {values}")
-    return dict(sorted(kept.items(), key=lambda label: label[1]))
+def _labels(trained: Trained) -> LabelScheme:
+    """What the network segments. A value `ignore` is left out, for no network predicts it."""
+    entries = {name: value for name, value in trained.dataset["labels"].items() if name != IGNORE}
+    where = str(trained.folder / DATASET)
+    scheme = label_scheme(entries, trained.dataset.get("regions_class_order"), where)
+    values = list(scheme.labels.values())
+    if scheme.regions is None and values != list(range(1, len(values) + 1)):
+        raise UserError(f"{where}: labels: expected the values 1 to {len(values)}, found {values}")
+    return scheme
+
+
+def _outputs(scheme: LabelScheme) -> int:
+    """Outputs of the network: one per region, or one per label and one for the background."""
+    return len(scheme.structures) + (scheme.regions is None)
 
 
 def _channels(trained: Trained) -> list[str]:
