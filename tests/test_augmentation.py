@@ -210,6 +210,13 @@ def test_noise_has_the_standard_deviation_that_was_drawn():
     assert noisy.std().item() == pytest.approx(0.1, rel=0.05)
 
 
+def test_uniform_noise_lies_within_its_limits_and_has_the_same_standard_deviation():
+    noise = intensity.standard_noise((1, 30, 30, 30), 0, uniform=True) * 0.1155
+    assert noise.std().item() == pytest.approx(0.1155, rel=0.02)
+    assert 0.19 < noise.max().item() < 0.2001
+    assert -0.2001 < noise.min().item() < -0.19
+
+
 def test_factors_lie_in_their_range_and_half_of_them_below_one():
     random = np.random.default_rng(0)
     factors = np.array([intensity.draw_factor((0.7, 1.4), random) for _ in range(2000)])

@@ -57,6 +57,9 @@ def test_augmentation_costs_what_its_probabilities_and_channels_say():
     assert relative_cost(Augmentation(rotation=0, scaling=0, **nothing)) == 0
     assert 1 < relative_cost(Augmentation(), channels=3) < 3
     assert relative_cost(Augmentation(), in_plane=True) < 0.5
+    turned = relative_cost(Augmentation(rotation=1, scaling=0, **nothing))
+    assert relative_cost(Augmentation(rotation=0, scaling=0, shear=1, **nothing)) == turned
+    assert turned < relative_cost(Augmentation(rotation=0, scaling=0, elastic=1, **nothing)) < 1.2 * turned
 
 
 def test_the_forecast_takes_the_loaders_time_and_says_so():

@@ -23,8 +23,9 @@ from megavoxel.training.patches import TRAINING, PatchDataset, Share, patch_load
 
 CPU = torch.device("cpu")
 OFF = dict.fromkeys(
-    ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"), 0.0
-)
+    ("rotation", "scaling", "shear", "elastic", "shift", "quarter_turn", "noise", "blur", "brightness", "contrast",
+     "low_resolution", "gamma", "gamma_inverted"), 0.0,
+)  # fmt: skip
 ALL = dict.fromkeys(OFF, 1.0)
 SAMPLES = 6
 SHAPE = (14, 24, 24)
@@ -89,6 +90,14 @@ def test_so_it_is_with_masked_labels_expanded_patches_and_a_first_stage(cases, c
     assert torch.equal(labels, target)
 
 
+@pytest.mark.parametrize("patch", [FLAT, DEEP, (8, 12, 9)])
+def test_so_it_is_with_uniform_noise_and_deformed_patches_that_are_not_square(cases, patch):
+    keys = {**OFF, "noise": 1.0, "noise_distribution": "uniform", "elastic": 1.0, "quarter_turn": 1.0}
+    (image, target), (ours, labels) = both(cases, plan_with(keys | {"elastic_sigma": (3, 6)}, patch))
+    torch.testing.assert_close(ours, image, atol=1e-4, rtol=0)
+    assert torch.equal(labels, target)
+
+
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
 def test_labels_at_all_voxels_are_those_of_the_voxels_that_need_them(kind):
     generator = torch.Generator().manual_seed(0)
@@ -109,12 +118,13 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert whole.history[-1]["training_loss"] == loaded.history[-1]["training_loss"]
 
 
-def test_the_largest_box_holds_that_of_any_draw():
-    for patch in (FLAT, DEEP):
-        augmenter, random = Augmenter(Augmentation(rotation=1, scaling=1), patch), np.random.default_rng(0)
-        largest = np.prod(augmenter.source_box((0, 0, 0), augmenter.largest()).shape)
-        drawn = [np.prod(augmenter.source_box((0, 0, 0), augmenter.draw(random)).shape) for _ in range(300)]
-        assert max(drawn) <= largest <= 1.3 * max(drawn)
+@pytest.mark.parametrize("patch", [FLAT, DEEP])
+@pytest.mark.parametrize(("keys", "most"), [({}, 1.3), ({"shear": 1, "elastic": 1, "elastic_magnitude": (60, 60)}, 4)])
+def test_the_largest_box_holds_that_of_any_draw(patch, keys, most):
+    augmenter, random = Augmenter(Augmentation(rotation=1, scaling=1, **keys), patch), np.random.default_rng(0)
+    largest = np.prod(augmenter.source_box((0, 0, 0), augmenter.largest()).shape)
+    drawn = [np.prod(augmenter.source_box((0, 0, 0), augmenter.draw(random)).shape) for _ in range(300)]
+    assert max(drawn) <= largest <= most * max(drawn)
 
 
 def test_the_forecast_counts_what_augmentation_takes():

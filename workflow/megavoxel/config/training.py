@@ -178,15 +178,37 @@ class Augmentation:
     rotation_degrees: Annotated[float, between(0, 180)] | None = None
     """Largest angle per axis in degrees; None: 30, or 180 where patches turn in-plane only, see `in_plane`."""
     in_plane: bool | None = None
-    """Whether patches are turned and scaled in-plane only, which leaves their first axis as it is; None: nnU-Net's
-    rule, where the longest side is more than three times the first one. For settings that are to have the same
-    augmentation whatever their patch."""
+    """Whether patches are turned, scaled, sheared and deformed in-plane only, which leaves their first axis as it is;
+    None: nnU-Net's rule, where the longest side is more than three times the first one. For settings that are to have
+    the same augmentation whatever their patch."""
     scaling: Fraction = 0.2
     """Probability of zooming."""
     scaling_range: Range[Positive] = (0.7, 1.4)
     """Smallest and largest zoom factor."""
+    scaling_per_axis: bool = False
+    """Whether each axis has a zoom factor of its own."""
+    shear: Fraction = 0.0
+    """Probability of a shear along all axes."""
+    shear_limit: Annotated[float, between(0, 0.4)] = 0.15
+    """Most voxels that a shear moves along an axis per voxel along each other axis, forwards or backwards."""
+    elastic: Fraction = 0.0
+    """Probability of an elastic deformation: noise from -1 to 1, smoothed by a Gaussian and multiplied by a magnitude,
+    says by how many voxels each voxel moves along each axis, as in MONAI's `Rand3DElastic`."""
+    elastic_sigma: Range[Annotated[float, Field(ge=1)]] = (10.0, 50.0)
+    """Range of that Gaussian's sigma in voxels."""
+    elastic_magnitude: Range[NotNegative] = (600.0, 1200.0)
+    """Range of that magnitude. The standard deviation of a displacement is magnitude / (11.6 sigma^1.5) voxels,
+    in-plane magnitude / (6.14 sigma): 2.7 voxels by a magnitude of 1000 and a sigma of 10. None is above five of it."""
+    shift: Fraction = 0.0
+    """Probability of a shift by whole voxels."""
+    shift_limit: Fraction = 0.05
+    """Largest shift along each axis, forwards or backwards, as a fraction of the patch."""
+    quarter_turn: Fraction = 0.0
+    """Probability of one to three turns by 90 degrees in the plane of the last two axes."""
     noise: Fraction = 0.1
-    """Probability of Gaussian noise."""
+    """Probability of noise."""
+    noise_distribution: Literal["gaussian", "uniform"] = "gaussian"
+    """Distribution of the noise at each voxel; `uniform` noise is at most 1.732 times its standard deviation."""
     noise_std: Range[NotNegative] = (0.0, 0.1)
     """Range of its standard deviation, in units of the normalised image."""
     blur: Fraction = 0.2
@@ -218,4 +240,6 @@ class Augmentation:
     """Probability that a small component of the first stage's labels is removed; each label then with probability 0.5.
     Only a setting with `stage1` looks at it."""
     mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(unique)] = (0, 1, 2)
-    """Axes that are mirrored, each with probability 0.5; prediction averages over the same axes."""
+    """Axes that are mirrored, each with `mirror_probability`; prediction averages over the same axes."""
+    mirror_probability: Fraction = 0.5
+    """Probability that an axis of `mirror_axes` is mirrored."""

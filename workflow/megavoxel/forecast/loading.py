@@ -22,9 +22,9 @@ COSTS = {
 }  # fmt: skip
 """Milliseconds of a core per megavoxel and channel that an intensity transform takes where it is drawn, on one CPU
 (AMD EPYC): what matters is their proportion."""
-TURNED, TURNED_LABELS, IN_PLANE = 15.0, 45.0, 0.18
-"""Milliseconds that rotation and scaling take together, per channel and for the labels, and the share of them that
-remains where patches turn in-plane only."""
+TURNED, TURNED_LABELS, DISPLACED, IN_PLANE = 15.0, 45.0, 7.0, 0.18
+"""Milliseconds that rotation, scaling, shear and elastic deformation take together, per channel and for the labels,
+those of elastic displacements besides, and the share of them that remains where patches turn in-plane only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +82,13 @@ def relative_cost(keys: Augmentation, channels: int = 1, *, in_plane: bool = Fal
 
 
 def turned_share(keys: Augmentation) -> float:
-    """Share of the patches that are rotated or scaled."""
-    return 1 - (1 - keys.rotation) * (1 - keys.scaling)
+    """Share of the patches that are rotated, scaled, sheared or deformed."""
+    return 1 - math.prod(1 - share for share in (keys.rotation, keys.scaling, keys.shear, keys.elastic))
 
 
 def _cost(keys: Augmentation, channels: int, *, in_plane: bool) -> float:
     intensity = sum(getattr(keys, name) * cost for name, cost in COSTS.items())
-    turning = turned_share(keys) * (TURNED_LABELS + channels * TURNED)
+    turning = turned_share(keys) * (TURNED_LABELS + channels * TURNED) + keys.elastic * DISPLACED
     return (IN_PLANE if in_plane else 1.0) * turning + channels * intensity
 
 

@@ -1,8 +1,10 @@
-"""nnU-Net's augmentations on one patch (Isensee et al. 2021); probabilities and ranges: `config.training.Augmentation`.
+"""Augmentations of one patch, by default nnU-Net's (Isensee et al. 2021): `config.training.Augmentation`.
 
-All random numbers are drawn first. The spatial transform reads just the box that it needs, does nothing where it was
-not drawn, and otherwise costs one grid for image and labels together. Patches with one coarse axis
-(longest side / first side > 3), and slices, are turned and scaled in-plane only, unless `in_plane` says otherwise.
+All random numbers are drawn first; a transform that nnU-Net does not have draws none where its probability is 0. The
+spatial transform reads just the box that it needs, does nothing where it was not drawn, and otherwise costs one grid
+for image and labels together. Shifts, quarter turns and mirroring move voxels and interpolate nothing. Patches with one
+coarse axis (longest side / first side > 3), and slices, are turned, sheared, scaled and deformed in-plane only, unless
+`in_plane` says otherwise.
 
 List, order, probabilities and ranges are those of nnU-Net 2.8.1 with batchgeneratorsv2 0.3.6. What differs:
 
@@ -19,8 +21,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor
 from megavoxel.config.training import Augmentation
 from megavoxel.preprocessing.store import Box
 from megavoxel.training import intensity
+from megavoxel.training.elastic import displacement, largest_displacement
 from megavoxel.training.intensity import Intensity
 
 POINTS_AT_ONCE = 2**20
@@ -46,6 +49,19 @@ class Draws:
     """3 x 3, offsets from the patch's centre to offsets in the source, in voxels; None: no change."""
     mirrored: tuple[int, ...]
     """Axes to flip."""
+    displacement: Tensor | None = None
+    """Elastic displacements in voxels, added to the offsets before the matrix, beside which alone they are: float32
+    (axes, patch before quarter turns), without the first axis where patches turn in-plane."""
+    most_displaced: float = 0.0
+    """Voxels by which they move any voxel along an axis at most."""
+    shift: tuple[int, ...] = (0, 0, 0)
+    """Voxels by which the source lies farther along each axis."""
+    quarter_turns: int = 0
+    """Turns by 90 degrees in the plane of the last two axes, as by `torch.rot90`."""
+
+    def with_displacement(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        """These draws with the displacements changed, if there are any."""
+        return self if self.displacement is None else replace(self, displacement=change(self.displacement))
 
 
 class Augmenter:
@@ -65,39 +81,52 @@ class Augmenter:
         self.in_plane = flat if settings.in_plane is None else settings.in_plane
 
     def draw(self, random: np.random.Generator) -> Draws:
-        """Draws rotation, scaling and mirroring."""
-        rotated = random.random() < self.settings.rotation
-        scaled = random.random() < self.settings.scaling
-        matrix = None
-        if rotated or scaled:
-            matrix = np.eye(3)
-            if rotated:
-                matrix = rotation_matrix(self._angles(random))
-            if scaled:
-                zoom = random.uniform(*self.settings.scaling_range)
-                matrix = matrix @ np.diag([1.0 if self.in_plane else zoom, zoom, zoom])
-        mirrored = tuple(axis for axis in self.settings.mirror_axes if random.random() < 0.5)
-        return Draws(matrix=matrix, mirrored=mirrored)
+        """Draws all that moves voxels."""
+        keys = self.settings
+        is_rotated, is_scaled = random.random() < keys.rotation, random.random() < keys.scaling
+        turned = rotation_matrix(self._angles(random)) if is_rotated else np.eye(3)
+        zoomed = self._zoom(random) if is_scaled else np.eye(3)
+        is_sheared, is_deformed = _is_drawn(keys.shear, random), _is_drawn(keys.elastic, random)
+        sheared = self._shear(random) if is_sheared else np.eye(3)
+        quarters = int(random.integers(1, 4)) if _is_drawn(keys.quarter_turn, random) else 0
+        moved = self._displacement(quarters, random) if is_deformed else None
+        return Draws(
+            matrix=turned @ sheared @ zoomed if is_rotated or is_scaled or is_sheared or is_deformed else None,
+            displacement=moved,
+            most_displaced=0.0 if moved is None else float(moved.abs().max()),
+            shift=self._shift(random) if _is_drawn(keys.shift, random) else (0, 0, 0),
+            quarter_turns=quarters,
+            mirrored=tuple(axis for axis in keys.mirror_axes if random.random() < keys.mirror_probability),
+        )
 
     def largest(self) -> Draws:
         """The spatial draws with the largest source box."""
-        turned = min(self._largest_angle(), math.pi / 4) if self.settings.rotation else 0.0
-        zoom = max(1.0, *self.settings.scaling_range) if self.settings.scaling else 1.0
-        matrix = rotation_matrix((turned, 0.0, 0.0) if self.in_plane else (turned,) * 3)
-        changes = self.settings.rotation or self.settings.scaling
+        keys = self.settings
+        turned = min(self._largest_angle(), math.pi / 4) if keys.rotation else 0.0
+        zoom = max(1.0, *keys.scaling_range) if keys.scaling else 1.0
+        # A product of matrices reaches no farther than that of their absolute values.
+        matrix = np.abs(rotation_matrix((turned, 0.0, 0.0) if self.in_plane else (turned,) * 3))
+        matrix = matrix @ self._sheared(np.full((3, 3), keys.shear_limit if keys.shear else 0.0))
+        changes = keys.rotation or keys.scaling or keys.shear or keys.elastic
+        shape = self._moved_axes(self.patch)
+        most = largest_displacement(len(shape), keys.elastic_sigma[0], keys.elastic_magnitude[1])
         return Draws(
-            matrix=matrix @ np.diag([1.0 if self.in_plane else zoom, zoom, zoom]) if changes else None,
-            mirrored=self.settings.mirror_axes,
+            matrix=matrix @ self._zoomed((zoom,) * 3) if changes else None,
+            displacement=torch.full((len(shape), *shape), most) if keys.elastic else None,
+            most_displaced=most if keys.elastic else 0.0,
+            mirrored=keys.mirror_axes,
         )
 
     def source_box(self, start: Sequence[int], draws: Draws) -> Box:
         """The voxels that the patch beginning at `start` is made of."""
+        shape, moved = np.array(self._shape(draws.quarter_turns)), np.add(start, draws.shift)
         if draws.matrix is None:
-            return Box(start=tuple(start), shape=self.patch)
-        half = (np.array(self.patch) - 1) / 2
+            first = moved + (np.array(self.patch) - shape) // 2
+            return Box(start=tuple(int(x) for x in first), shape=tuple(int(x) for x in shape))
+        half = (shape - 1) / 2 + draws.most_displaced * np.array([not self.in_plane, 1, 1])
         # Rounding outwards keeps the box centred on the patch: both ends lie on .0 or .5.
         reach = np.abs(draws.matrix) @ half
-        centre = np.array(start) + half
+        centre = moved + (np.array(self.patch) - 1) / 2
         first = np.floor(centre - reach).astype(int)
         last = np.ceil(centre + reach).astype(int)
         return Box(start=tuple(int(x) for x in first), shape=tuple(int(x) for x in last - first + 1))
@@ -123,17 +152,19 @@ class Augmenter:
         return self.mirror(image, draws).contiguous(), self.mirror(labels, draws).contiguous()
 
     def turn(self, image: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Rotates and scales: from the source box to the patch."""
-        if draws.matrix is None:
-            return image, labels
-        grid = self._grid(image, draws.matrix)
-        flat = image.flatten(0, 1) if self.in_plane else image
-        turned = F.grid_sample(flat[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
-        return turned.view(len(image), *self.patch), self._labels_at(labels, grid)
+        """Rotates, shears, scales, deforms and takes quarter turns: from the source box to the patch."""
+        if draws.matrix is not None:
+            grid, shape = self._grid(image, draws), self._shape(draws.quarter_turns)
+            flat = image.flatten(0, 1) if self.in_plane else image
+            turned = F.grid_sample(flat[None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0]
+            image, labels = turned.view(len(image), *shape), self._labels_at(labels, grid)
+        return _in_quarters(image, draws), _in_quarters(labels, draws)
 
     def turn_labels(self, labels: Tensor, draws: Draws) -> Tensor:
         """`turn` of label maps alone, (maps, box)."""
-        return labels if draws.matrix is None else self._labels_at(labels, self._grid(labels, draws.matrix))
+        if draws.matrix is not None:
+            labels = self._labels_at(labels, self._grid(labels, draws))
+        return _in_quarters(labels, draws)
 
     @staticmethod
     def mirror(voxels: Tensor, draws: Draws) -> Tensor:
@@ -153,15 +184,66 @@ class Augmenter:
         first, second, third = (random.uniform(-limit, limit) for _ in range(3))
         return (first, second, third)
 
-    def _grid(self, voxels: Tensor, matrix: np.ndarray) -> Tensor:
+    def _zoom(self, random: np.random.Generator) -> np.ndarray:
+        limits = self.settings.scaling_range
+        if self.settings.scaling_per_axis:
+            return self._zoomed([random.uniform(*limits) for _ in range(3)])
+        return self._zoomed((random.uniform(*limits),) * 3)
+
+    def _zoomed(self, zooms: Sequence[float]) -> np.ndarray:
+        return np.diag([1.0 if self.in_plane else zooms[0], *zooms[1:]])
+
+    def _shear(self, random: np.random.Generator) -> np.ndarray:
+        limit = self.settings.shear_limit
+        return self._sheared(random.uniform(-limit, limit, (3, 3)))
+
+    def _sheared(self, shears: np.ndarray) -> np.ndarray:
+        """The matrix with numbers (3, 3) beside its diagonal of ones."""
+        matrix = np.where(np.eye(3, dtype=bool), 1.0, shears)
+        if self.in_plane:
+            matrix[0, 1:] = matrix[1:, 0] = 0
+        return matrix
+
+    def _displacement(self, quarters: int, random: np.random.Generator) -> Tensor:
+        sigma, magnitude = (
+            random.uniform(*self.settings.elastic_sigma),
+            random.uniform(*self.settings.elastic_magnitude),
+        )
+        return displacement(self._moved_axes(self._shape(quarters)), sigma, magnitude, random)
+
+    def _shift(self, random: np.random.Generator) -> tuple[int, ...]:
+        most = [round(self.settings.shift_limit * size) for size in self.patch]
+        return tuple(int(random.integers(-limit, limit + 1)) for limit in most)
+
+    def _moved_axes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape[1:] if self.in_plane else shape)
+
+    def _shape(self, quarters: int) -> tuple[int, ...]:
+        """The patch as it is before so many quarter turns."""
+        first, second, third = self.patch
+        return (first, third, second) if quarters % 2 else self.patch
+
+    def _grid(self, voxels: Tensor, draws: Draws) -> Tensor:
         """The grid of the patch in voxels (…, source box); of a slice where patches turn in-plane."""
-        first = 1 if self.in_plane else 0
-        return _grid(matrix[first:, first:], voxels.shape[first - 3 :], self.patch[first:], voxels.device)
+        first, shape = 1 if self.in_plane else 0, self._shape(draws.quarter_turns)
+        matrix = draws.matrix[first:, first:]
+        grid = _grid(matrix, voxels.shape[first - 3 :], shape[first:], voxels.device)
+        return grid if draws.displacement is None else _displaced(grid, matrix, voxels.shape[first - 3 :], draws)
 
     def _labels_at(self, labels: Tensor, grid: Tensor) -> Tensor:
+        """Labels ([maps,] source box) at the points of a grid."""
         axes = grid.shape[-1]
         found = self.labels_at(labels.reshape(-1, *labels.shape[-axes:]), grid)
         return found.view(*labels.shape[:-axes], *found.shape[1:])
+
+
+def _is_drawn(probability: float, random: np.random.Generator) -> bool:
+    return probability > 0 and random.random() < probability
+
+
+def _in_quarters(voxels: Tensor, draws: Draws) -> Tensor:
+    """Takes quarter turns of voxels (…, patch)."""
+    return voxels.rot90(draws.quarter_turns, (-2, -1)) if draws.quarter_turns else voxels
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
@@ -188,6 +270,15 @@ def _grid(matrix: np.ndarray, source: Sequence[int], patch: Sequence[int], devic
     grid = torch.empty(1, *patch, len(patch), device=device)
     for place, factors in enumerate(linear.tolist()):
         grid[0, ..., place] = sum(factor * step for factor, step in zip(factors, reversed(steps), strict=True))
+    return grid
+
+
+def _displaced(grid: Tensor, matrix: np.ndarray, source: Sequence[int], draws: Draws) -> Tensor:
+    """A grid as `_grid` gives it, with the displacements of its points; it is changed."""
+    linear = np.diag(2 / np.maximum(np.array(source) - 1, 1)) @ matrix
+    for place, factors in enumerate(linear[::-1].tolist()):
+        for factor, moved in zip(factors, draws.displacement, strict=True):
+            grid[0, ..., place].add_(moved, alpha=factor)
     return grid
 
 

@@ -27,6 +27,8 @@ class Intensity:
 
     noise: tuple[float, int] | None
     """Standard deviation, and the seed of the noise."""
+    has_uniform_noise: bool = False
+    """Whether all values of the noise within its limits are as likely, instead of being normally distributed."""
     blur: tuple[tuple[float, ...] | None, ...] | None
     """Per channel, sigma in voxels per axis."""
     brightness: PerChannel | None
@@ -55,6 +57,7 @@ def draw(settings: Augmentation, channels: int, random: np.random.Generator) -> 
         blur=of_some_channels(lambda: tuple(random.uniform(*settings.blur_sigma, size=3)))
         if is_drawn(settings.blur)
         else None,
+        has_uniform_noise=settings.noise_distribution == "uniform",
         brightness=factors(settings.brightness_range) if is_drawn(settings.brightness) else None,
         contrast=factors(settings.contrast_range) if is_drawn(settings.contrast) else None,
         low_resolution=of_some_channels(lambda: random.uniform(*settings.low_resolution_zoom))
@@ -81,7 +84,8 @@ def change(image: Tensor, drawn: Intensity, *, in_plane: bool, noise: Tensor | N
     """
     if drawn.noise is not None:
         std, seed = drawn.noise
-        image = add_noise(image, std, standard_noise(image.shape, seed) if noise is None else noise)
+        own = standard_noise(image.shape, seed, uniform=drawn.has_uniform_noise) if noise is None else noise
+        image = add_noise(image, std, own)
     if drawn.blur is not None:
         image = _of_channels(image, drawn.blur, blur)
     if drawn.brightness is not None:
@@ -105,13 +109,20 @@ def draw_factor(limits: Sequence[float], random: np.random.Generator) -> float:
     return float(random.uniform(low, high))
 
 
-def standard_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Gaussian noise of standard deviation one, float32, in the host's memory: other devices draw other numbers."""
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+def standard_noise(shape: Sequence[int], seed: int, *, uniform: bool = False) -> Tensor:
+    """Noise of standard deviation one, float32, in the host's memory: other devices draw other numbers.
+
+    Args:
+        uniform: whether it is uniform, between -√3 and √3, instead of Gaussian.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if uniform:
+        return torch.rand(tuple(shape), generator=generator).sub_(0.5).mul_(math.sqrt(12))
+    return torch.randn(tuple(shape), generator=generator)
 
 
 def add_noise(image: Tensor, std: float, noise: Tensor) -> Tensor:
-    """Gaussian noise of one standard deviation; `noise`, of the image's shape, has standard deviation one."""
+    """Noise of one standard deviation; `noise`, of the image's shape, has standard deviation one."""
     return (noise * std).add_(image)
 
 

@@ -2,7 +2,8 @@
 
 Loaders read the source box of each patch and draw everything, from the same generator and in the same order as where
 they augment themselves. The device then does the same with the same functions, and the host waits for none of it. What
-cannot be the same on every device comes from the loaders: noise, and the faults of a first stage's labels.
+cannot be the same on every device comes from the loaders: noise, elastic displacements, and the faults of a first
+stage's labels.
 
 Source boxes differ in size, and most transforms are drawn for few samples, so that a batch is worked out sample by
 sample, straight into the tensors of the batch.
@@ -51,7 +52,8 @@ class RawSample:
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> RawSample:
         tensors = {one.name: value for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        draws = self.draws.with_displacement(change)
+        return replace(self, draws=draws, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

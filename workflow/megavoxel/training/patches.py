@@ -217,14 +217,14 @@ class PatchDataset(Dataset):
         if len(maps) > 1:
             turned = self.augmenter.turn_labels(maps[1:], draws)
             branches = torch.from_numpy(self._with_faults(self.augmenter.mirror(turned, draws), random))
-        drawn = intensity.noise
+        drawn, uniform = intensity.noise, intensity.has_uniform_noise
         return RawSample(
             image=image,
             labels=maps[0],
             values=target_values(unannotated, self.plan),
             draws=draws,
             intensity=intensity,
-            noise=None if drawn is None else standard_noise((len(image), *self.shape), drawn[1]),
+            noise=None if drawn is None else standard_noise((len(image), *self.shape), drawn[1], uniform=uniform),
             branches=branches,
         )
 
