@@ -32,6 +32,7 @@ from megavoxel.forecast.step import GIB, StepCost, training_step, window
 from megavoxel.forecast.table import COLUMNS, partitions, plan_study, shown, spread, table
 from megavoxel.forecast.window import window_costs
 from megavoxel.network.architectures import whole_program
+from megavoxel.network.work import Work
 from megavoxel.planning.declared import declared_dataset
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing
@@ -129,7 +130,7 @@ def test_the_buffers_of_connections_are_part_of_the_memory_of_training(plan):
 
 
 def test_beside_what_pytorch_allocates_on_a_gpu_stands_the_workspace_of_cudnn():
-    cost = StepCost(peak_bytes=3 * GIB, resident_bytes=0, workspace_bytes=GIB, flops=0, parameter_bytes=0)
+    cost = StepCost(peak_bytes=3 * GIB, resident_bytes=0, workspace_bytes=GIB, parameter_bytes=0, work=Work())
     assert counted_gib(cost, device(workspace=0.5)) == 3.5
     assert counted_gib(cost, Device(name="cpu", kind="cpu", workspace=0.5)) == 3
     assert counted_gib(cost, None) == 3

@@ -16,6 +16,7 @@ from megavoxel.forecast.loading import Loading, loading_of, relative_cost, slow_
 from megavoxel.forecast.needs import needs_of
 from megavoxel.forecast.setting import forecast_setting
 from megavoxel.forecast.step import StepCost
+from megavoxel.network.work import ANY, Work
 from megavoxel.planning.needs import cpus
 from megavoxel.tasks.segmentation.data import VolumeData
 
@@ -95,8 +96,9 @@ def test_the_plans_workers_count_before_those_of_the_device_and_change_no_state(
 def test_two_steps_tell_the_rate_of_convolutions_from_that_of_the_rest():
     def step(flops: int, touched: int, seconds: float) -> Measured:
         cost = StepCost(
-            peak_bytes=0, resident_bytes=0, workspace_bytes=1, flops=flops, parameter_bytes=0, touched_bytes=touched
-        )
+            peak_bytes=0, resident_bytes=0, workspace_bytes=1, parameter_bytes=0,
+            work=Work(flops={16: flops}, touched={ANY: touched}),
+        )  # fmt: skip
         return Measured(seconds=seconds, peak_bytes=0, forecast=cost)
 
     # 100 operations and 10 bytes a second, and half a second more.

@@ -66,6 +66,7 @@ def test_calibration_takes_a_step_that_fits_and_no_memory_of_others_for_its_own(
     rates = {
         "teraflops",
         "gigabytes_per_second",
+        "channels_at_once",
         "step_milliseconds",
         "reading_milliseconds",
         "augmentation_milliseconds",

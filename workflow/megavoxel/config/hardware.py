@@ -68,6 +68,9 @@ class DeviceKeys:
     gigabytes_per_second: dict[Literal["float32", "half"], Positive] = field(default_factory=dict)
     """Rate in 10⁹ bytes per second at which operations other than convolutions read and write in a step, by `float32`
     and `half`; without one their time is in `teraflops`."""
+    channels_at_once: Count = 1
+    """Channels of a voxel that an instruction works on: the time of convolutions and norms goes by whole groups of
+    them. 16 on a processor with AVX-512, 8 with AVX2; 1: the rates hold for any number."""
     bfloat16: bool = True
     """Whether a GPU computes in bfloat16 by itself; without, a classifier trains in float32 by default."""
     step_milliseconds: NotNegative = 0.0

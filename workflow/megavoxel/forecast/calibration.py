@@ -31,6 +31,8 @@ from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
 REPEATS = 3
+LANES = {"AVX512": 16, "AVX2": 8}
+"""Numbers in float32 that an instruction takes, by PyTorch's name of what a processor can."""
 MIB = 2**20
 
 
@@ -65,6 +67,7 @@ class Calibration:
     """Sustained 10¹² operations per second, by `float32` and `half`."""
     gigabytes_per_second: dict[str, float]
     """10⁹ bytes per second that other operations of a step read and write, likewise."""
+    channels_at_once: int
     step_milliseconds: float
     overhead_gib: float
     workspace: float
@@ -76,6 +79,7 @@ class Calibration:
         return {
             "teraflops": {name: float(f"{rate:.3g}") for name, rate in self.teraflops.items()},
             "gigabytes_per_second": {name: float(f"{rate:.3g}") for name, rate in self.gigabytes_per_second.items()},
+            "channels_at_once": self.channels_at_once,
             "step_milliseconds": float(f"{self.step_milliseconds:.2g}"),
             "overhead_gib": round(self.overhead_gib, 2),
             "workspace": round(self.workspace, 2),
@@ -120,21 +124,31 @@ def calibrate(device: torch.device) -> Calibration:
     names = {"half": half, "float32": "float32"}
     # For what its other operations read and write, it has fewer operations of convolutions.
     thin = replace(probe, levels=probe.levels - 1, base_features=probe.base_features // 2)
-    steps = {name: [measure(one, names[name], device) for one in (probe, thin)] for name in names}
-    rates = {name: rates_of(*both, seconds) for name, both in steps.items()}
+    repeats = {probe: REPEATS, thin: 3 * REPEATS}
+    steps = {
+        name: [measure(one, names[name], device, repeats=count) for one, count in repeats.items()] for name in names
+    }
+    lanes = channels_at_once(device)
+    rates = {name: rates_of(*both, seconds, lanes) for name, both in steps.items()}
     reading, augmenting = loading_milliseconds(plan_of(PROBES["cpu"][0]))
     return Calibration(
         teraflops={name: flops / 1e12 for name, (flops, _) in rates.items()},
         gigabytes_per_second={name: touched / 1e9 for name, (_, touched) in rates.items() if touched is not None},
         reading_milliseconds=reading,
         augmentation_milliseconds=augmenting,
+        channels_at_once=lanes,
         step_milliseconds=seconds * 1e3,
         overhead_gib=overhead / GIB,
         workspace=max(0.0, statistics.mean(beyond)),
     )
 
 
-def rates_of(large: Measured, thin: Measured, fixed: float) -> tuple[float, float | None]:
+def channels_at_once(device: torch.device) -> int:
+    """Numbers in float32 that an instruction of the processor takes; of a GPU nothing is known."""
+    return LANES.get(torch.backends.cpu.get_cpu_capability(), 1) if device.type == "cpu" else 1
+
+
+def rates_of(large: Measured, thin: Measured, fixed: float, lanes: int = 1) -> tuple[float, float | None]:
     """Operations of convolutions, and bytes that the others read and write, per second.
 
     The time of a step is that of both, one after the other: two steps with other proportions tell them apart. Where
@@ -142,12 +156,14 @@ def rates_of(large: Measured, thin: Measured, fixed: float) -> tuple[float, floa
 
     Args:
         fixed: seconds of a step that do not depend on its size.
+        lanes: channels that the device works on at once.
     """
-    costs = [(step.forecast.flops, step.forecast.touched_bytes) for step in (large, thin)]
+    work = [step.forecast.work for step in (large, thin)]
+    costs = [(own.flops_in_groups(lanes), own.touched_in_groups(lanes)) for own in work]
     seconds = [max(step.seconds - fixed, 1e-9) for step in (large, thin)]
     per_operation, per_byte = np.linalg.solve(np.array(costs, dtype=float), np.array(seconds))
     if per_operation <= 0 or per_byte <= 0:
-        return large.forecast.flops / seconds[0], None
+        return costs[0][0] / seconds[0], None
     return 1 / per_operation, 1 / per_byte
 
 

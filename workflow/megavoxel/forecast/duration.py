@@ -48,10 +48,13 @@ class Speed:
     """Between two devices of a job."""
     touched_per_second: float = math.inf
     """Bytes that operations other than convolutions read and write."""
+    lanes: int = 1
+    """Channels that it works on at once."""
 
     def operations(self, cost: StepCost) -> float:
         """Operations of convolutions in whose time all of a step's or a window's are done."""
-        return cost.flops + cost.touched_bytes / self.touched_per_second * self.flops_per_second
+        touched = cost.work.touched_in_groups(self.lanes)
+        return cost.work.flops_in_groups(self.lanes) + touched / self.touched_per_second * self.flops_per_second
 
 
 def speed_of(device: Device, precision: str) -> Speed | None:
@@ -65,6 +68,7 @@ def speed_of(device: Device, precision: str) -> Speed | None:
         seconds_per_pass=device.step_milliseconds / 1e3,
         bytes_per_second=device.link_gib_per_second * GIB,
         touched_per_second=device.gigabytes_per_second.get(kind, math.inf) * 1e9,
+        lanes=device.channels_at_once,
     )
 
 

@@ -199,7 +199,6 @@ def _part_cost(key: StepKey, begin: int, end: int) -> StepCost:
         peak_bytes=peak,
         resident_bytes=passes.resident_bytes,
         workspace_bytes=passes.workspace_bytes,
-        flops=passes.flops // simulated * micro_batches,
-        touched_bytes=passes.touched_bytes // simulated * micro_batches,
+        work=round(passes.work * (micro_batches / simulated)),
         parameter_bytes=passes.parameter_bytes,
     )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.config.training import Training
-from megavoxel.distributed.pipeline import Peers, PipelineMember, Work
+from megavoxel.distributed.pipeline import Peers, PipelineMember
+from megavoxel.distributed.pipeline import Work as Transmission
 from megavoxel.forecast.step import (
     CPU,
     StepCost,
@@ -38,6 +39,7 @@ from megavoxel.network.partition import (
 )
 from megavoxel.network.program import Program, RunState, with_channels_last
 from megavoxel.network.segmentation import SegmentationNetwork, computed_again, entering_state
+from megavoxel.network.work import Work
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.topology import shape_of
 from megavoxel.training.pipeline import forward_and_backward
@@ -163,8 +165,7 @@ class Passes:
     backward: Half
     resident_bytes: int
     workspace_bytes: int
-    flops: int
-    touched_bytes: int
+    work: Work
     parameter_bytes: int
 
 
@@ -181,7 +182,7 @@ def run_passes(key: StepKey, begin: int, end: int) -> Passes:
         resident = memory.live + state
         memory.reset_peak()
         image, target = inputs_of_step(run)
-        before, touched = memory.peak, memory.touched  # of inputs, more than is left of them where the device augments
+        before, worked = memory.peak, memory.work  # of inputs, more than is left of them where the device augments
         memory.reset_peak()
         forward_and_backward(run, image, target)
         shared = bytes_of_casts(run.network, key)
@@ -195,8 +196,7 @@ def run_passes(key: StepKey, begin: int, end: int) -> Passes:
             backward=half(memory.peak, peers.live_backward),
             resident_bytes=resident,
             workspace_bytes=memory.largest_convolution,
-            flops=memory.flops,
-            touched_bytes=memory.touched - touched,
+            work=memory.work - worked,
             parameter_bytes=weights,
         )
         run.network.zero_grad(set_to_none=True)  # the weights serve other stages as well
@@ -270,10 +270,10 @@ class SilentPeers(Peers):
             self.peak_forward, self.live_forward, self.live_backward = self.memory.peak, live, self.memory.live
             self.memory.reset_peak()
 
-    def _begin_to_send(self, *_: object) -> Work:
+    def _begin_to_send(self, *_: object) -> Transmission:
         return SilentWork()
 
-    def _begin_to_receive(self, *_: object) -> Work:
+    def _begin_to_receive(self, *_: object) -> Transmission:
         return SilentWork()
 
 
@@ -314,8 +314,7 @@ def staged_window(
                     peak_bytes=memory.peak + networks * weights,
                     resident_bytes=networks * weights,
                     workspace_bytes=memory.largest_convolution,
-                    flops=networks * memory.flops,
-                    touched_bytes=networks * memory.touched,
+                    work=networks * memory.work,
                     parameter_bytes=weights,
                 )
             )

@@ -26,6 +26,7 @@ from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.program import with_channels_last
 from megavoxel.network.segmentation import SegmentationNetwork, parameter_count
+from megavoxel.network.work import Work
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.tiling import Tiling, even_tiling
 from megavoxel.planning.topology import shape_of
@@ -58,17 +59,25 @@ class StepCost:
     """The part of it that stays between steps: weights and optimiser."""
     workspace_bytes: int
     """Input and output of the largest convolution in float32: the scale of a convolution's own workspace."""
-    flops: int
-    """Floating-point operations of convolutions; a multiplication and an addition count as two."""
+    work: Work
+    """What is computed, read and written."""
     parameter_bytes: int
     """Weights in float32."""
-    touched_bytes: int = 0
-    """What operations other than convolutions read and write."""
     exchanged_bytes: int = 0
     """What the device sends to those that hold the other tiles of its patches; with tiles in turn, what goes between it
     and host memory."""
     host_bytes: int = 0
     """What lies in host memory meanwhile, windows and logits included; 0 where they lie on the device."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of convolutions."""
+        return round(sum(self.work.flops.values()))
+
+    @property
+    def touched_bytes(self) -> int:
+        """What operations other than convolutions read and write."""
+        return round(sum(self.work.touched.values()))
 
 
 def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: str) -> StepCost:
@@ -87,11 +96,7 @@ def training_step(plan: Plan, *, samples: int, parallel: Parallel, precision: st
         # Its sums over all parts take a forward pass of their own (`training/step.py`).
         forward = window(plan, networks=ONE_NETWORK, precision=precision)
         passes = samples * parallel.accumulate * largest_share(plan, parallel)
-        cost = replace(
-            cost,
-            flops=cost.flops + round(forward.flops * passes),
-            touched_bytes=cost.touched_bytes + round(forward.touched_bytes * passes),
-        )
+        cost = replace(cost, work=cost.work + round(forward.work * passes))
     return cost
 
 
@@ -106,8 +111,7 @@ def repeated(cost: StepCost, parallel: Parallel) -> StepCost:
     return replace(
         cost,
         peak_bytes=cost.peak_bytes + (cost.parameter_bytes if parallel.accumulate > 1 or has_buffer else 0),
-        flops=cost.flops * parallel.accumulate,
-        touched_bytes=cost.touched_bytes * parallel.accumulate,
+        work=cost.work * parallel.accumulate,
         exchanged_bytes=cost.exchanged_bytes * parallel.accumulate,
     )
 
@@ -140,8 +144,7 @@ def with_networks(one: StepCost, networks: int) -> StepCost:
         one,
         peak_bytes=one.peak_bytes + others * one.parameter_bytes,
         resident_bytes=networks * one.parameter_bytes,
-        flops=networks * one.flops,
-        touched_bytes=networks * one.touched_bytes,
+        work=networks * one.work,
         exchanged_bytes=networks * one.exchanged_bytes,
     )
 
@@ -241,14 +244,13 @@ def cost_of_step(run: Run) -> StepCost:
         resident = memory.live
         memory.reset_peak()
         image, target = inputs_of_step(run)
-        before = memory.touched
+        before = memory.work
         train_step(run, image, target)
         return StepCost(
             peak_bytes=memory.peak,
             resident_bytes=resident,
             workspace_bytes=memory.largest_convolution,
-            flops=memory.flops,
-            touched_bytes=memory.touched - before,
+            work=memory.work - before,
             parameter_bytes=float32_bytes(run.network),
             exchanged_bytes=0 if run.space is None else run.space.exchange.sent_bytes,
         )
@@ -286,15 +288,14 @@ def _window(plan: NetworkPlan, size: tuple[int, ...], precision: str) -> StepCos
         network = SegmentationNetwork(plan).eval()
         image = torch.zeros(1, plan.input_channels, *size)
         memory.reset_peak()
-        before = memory.touched
+        before = memory.work
         with autocast(precision):
             network(image)
         return StepCost(
             peak_bytes=memory.peak,
             resident_bytes=float32_bytes(network),
             workspace_bytes=memory.largest_convolution,
-            flops=memory.flops,
-            touched_bytes=memory.touched - before,
+            work=memory.work - before,
             parameter_bytes=float32_bytes(network),
         )
 

@@ -8,6 +8,7 @@ allocator's rounding and fragmentation.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from megavoxel.network.work import ANY, Work
+
 FORWARD, BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+NORMS = {torch.ops.aten.native_batch_norm: 0, torch.ops.aten.native_batch_norm_backward: 1}
+"""Norms, with the place of their input among the arguments."""
+EMPTY = (
+    torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+)  # fmt: skip
+"""Operations that take memory and leave it as it is."""
 BYTES_OF_FLOAT32 = 4
 _FAKE = torch.library.Library("aten", "IMPL", "Meta")
 """Operations that PyTorch would run on real zeros under `FakeTensorMode`, because it has no fake ones."""
@@ -45,11 +55,20 @@ class MemoryTracker(TorchDispatchMode):
         """Most bytes since the start or since `reset_peak`."""
         self.largest_convolution = 0
         """Bytes of input and output of the largest convolution in float32: the scale of its workspace."""
-        self.flops = 0
-        """Floating-point operations of convolutions, as PyTorch's `FlopCounterMode` counts them."""
-        self.touched = 0
-        """Bytes that all operations but convolutions read and write, temporaries inside of them left out."""
+        self._flops: Counter[int] = Counter()
+        self._touched: Counter[int] = Counter()
         self._known: set[int] = set()
+
+    @property
+    def work(self) -> Work:
+        """What convolutions compute, as PyTorch's `FlopCounterMode` counts it, and what all other operations read and
+        write, temporaries inside of them left out."""
+        return Work(flops=Counter(self._flops), touched=Counter(self._touched))
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of convolutions."""
+        return self._flops.total()
 
     def reset_peak(self) -> None:
         """Begins a new peak at what is live now."""
@@ -65,9 +84,10 @@ class MemoryTracker(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         if function in (FORWARD, BACKWARD):
             self._note_convolution(function, args, kwargs or {}, output)
-        elif not function.is_view:
-            leaves = tree_leaves((args, kwargs, output))
-            self.touched += sum(leaf.numel() * leaf.itemsize for leaf in leaves if isinstance(leaf, Tensor))
+        elif function.namespace == "aten" and not (function.is_view or function.overloadpacket in EMPTY):
+            leaves = tree_leaves((args, output))  # what keywords give is written, and an output
+            touched = sum(leaf.numel() * leaf.itemsize for leaf in leaves if isinstance(leaf, Tensor))
+            self._touched[_channels_of_norm(function, args)] += touched
         self.include(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
         return output
 
@@ -91,6 +111,24 @@ class MemoryTracker(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
     def _note_convolution(self, function: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=output)
+        flops = flop_registry[function.overloadpacket](*args, **kwargs, out_val=output)
+        makes = _channels_made(function, args, output)
+        for channels in makes:
+            self._flops[channels] += flops // len(makes)
         elements = args[0].numel() + (output if function is FORWARD else args[1]).numel()
         self.largest_convolution = max(self.largest_convolution, elements * BYTES_OF_FLOAT32)
+
+
+def _channels_made(function: Any, args: tuple, output: Any) -> list[int]:
+    """Channels that a convolution makes; backward, those of the gradients of its input and of its weights."""
+    if function is FORWARD:
+        return [output.shape[1]]
+    of_input, of_weights = args[10][:2]
+    return [args[1].shape[1]] * of_input + [args[0].shape[1]] * of_weights
+
+
+def _channels_of_norm(function: Any, args: tuple) -> int:
+    """Channels of a norm whose input has them last, so that a processor takes several at once."""
+    place = NORMS.get(function.overloadpacket)
+    is_wide = place is not None and args[place].dim() > 1 and args[place].stride(1) == 1
+    return args[place].shape[1] if is_wide else ANY

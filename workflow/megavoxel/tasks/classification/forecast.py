@@ -23,6 +23,7 @@ from megavoxel.forecast.step import CPU, GIB, Keyed, StepCost, float32_bytes, gi
 from megavoxel.forecast.table import WHAT_IT_LEAVES_OUT, save_table, shown
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
+from megavoxel.network.work import Work
 from megavoxel.parallel import map_cases
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan, classifier_plan, expected_images, placeholder_classes
@@ -226,9 +227,7 @@ class StepOfImages:
     resident_bytes: int
     workspace_bytes: int
     """Per image."""
-    flops: int
-    """Per image."""
-    touched_bytes: int
+    work: Work
     """Per image."""
     parameter_bytes: int
 
@@ -238,8 +237,7 @@ class StepOfImages:
             peak_bytes=max(once + images * each for each, once in self.moments.items()),
             resident_bytes=self.resident_bytes,
             workspace_bytes=images * self.workspace_bytes,
-            flops=images * self.flops,
-            touched_bytes=images * self.touched_bytes,
+            work=images * self.work,
             parameter_bytes=self.parameter_bytes,
         )
 
@@ -289,8 +287,7 @@ def _step(keyed: Keyed, precision: str) -> StepOfImages:
             moments=memory.moments,
             resident_bytes=sum(tensor.nbytes for tensor in resident),
             workspace_bytes=memory.largest_convolution // TRACED_IMAGES,
-            flops=memory.flops // TRACED_IMAGES,
-            touched_bytes=memory.touched // TRACED_IMAGES,
+            work=round(memory.work * (1 / TRACED_IMAGES)),
             parameter_bytes=float32_bytes(run.network),
         )
 
