@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch Dice, accumulation": {"training": {"batch_dice": True}, "parallel": {"accumulate": 2}},
     "expansion": EXPANDED,
     "expansion at once, accumulation": {**EXPANDED, "expansion_order": "joint", "parallel": {"accumulate": 2}},
+    "expansion in slabs": {**EXPANDED, "network": {**EXPANDED["network"], "norm": "batch", "pooling": "max"}},
     "cascade before": {**POST, "network": {"prior_channels": 4, "fusion": "pre"}},
     "cascade behind": POST,
     "excitation": {"network": {"squeeze_excitation": 4}},

@@ -20,6 +20,7 @@ from pretended_cuda import card
 from pretended_tensor import PretendedTensor, memory, waits
 from variants import VARIANTS, plan_of, stored_fold
 
+from megavoxel.network import large_convolution
 from megavoxel.planning.plan import Plan
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.forecast import forecast_gib
@@ -82,6 +83,7 @@ def tell(names: Iterable[str], data: VolumeData) -> None:
     """Prints what each variant does."""
     for name in names:
         card.has_bfloat16, begin = name != "V100", time.monotonic()
+        large_convolution.LARGEST_CALL = 2**18 if name.endswith("in slabs") else 2**30
         try:
             told = walk(VARIANTS[name], data)
         except Exception:

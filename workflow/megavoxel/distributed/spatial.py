@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megavoxel.distributed.exchange import Exchange, Pending
-from megavoxel.network.blocks import BatchNorm, InstanceNorm, MeanOverVoxels
+from megavoxel.network.blocks import BatchNorm, Convolution, InstanceNorm, MeanOverVoxels
 from megavoxel.network.large_convolution import (
     ONES,
     ZEROS,
+    as_autocast,
     convolution,
     convolution_backward,
     convolved,
@@ -199,11 +200,7 @@ class TiledConvolution(nn.Conv3d):
 
     def forward(self, activation: Tensor) -> Tensor:
         """(batch, channels, z, y, x) of the tile to the tile of the result."""
-        weight, bias, device = self.weight, self.bias, activation.device.type
-        if torch.is_autocast_enabled(device):
-            kind = torch.get_autocast_dtype(device)
-            activation, weight = activation.to(kind), weight.to(kind)
-            bias = None if bias is None else bias.to(kind)
+        activation, weight, bias = as_autocast(activation, self.weight, self.bias)
         reach = Reach(kernel=self.kernel_size, stride=self.stride, padding=tuple(self.padding))
         pending = noted(lambda: _begin(self.exchange, reach, activation))
         return _Convolution.apply(activation, weight, bias, reach, self.exchange, pending)
@@ -347,7 +344,7 @@ class TiledMeanOverVoxels(MeanOverVoxels):
 
 
 TILED = {
-    nn.Conv3d: TiledConvolution,
+    Convolution: TiledConvolution,
     InstanceNorm: TiledInstanceNorm,
     BatchNorm: TiledBatchNorm,
     MeanOverVoxels: TiledMeanOverVoxels,

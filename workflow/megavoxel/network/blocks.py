@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavoxel.network.large_convolution import as_autocast, convolved, is_large
 from megavoxel.network.recomputation import has_channels_last, memory_format_of, remembered, runs_again
 
 
@@ -74,6 +75,18 @@ SLOPE = 0.01
 NORMS = {"instance": InstanceNorm, "batch": BatchNorm}
 
 
+class Convolution(nn.Conv3d):
+    """3D convolution; where it is large and keeps nothing for a gradient, it goes slab by slab along z."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to the same with other channels."""
+        sizes = (self.weight.shape, self.stride, self.padding)
+        if torch.is_grad_enabled() or not is_large(activation.shape, *sizes):
+            return super().forward(activation)
+        activation, weight, bias = as_autocast(activation, self.weight, self.bias)
+        return convolved(activation, weight, bias, self.stride, self.padding)
+
+
 class ConvolutionNorm(nn.Sequential):
     """3D convolution, normalisation (eps 1e-5, affine)."""
 
@@ -89,7 +102,7 @@ class ConvolutionNorm(nn.Sequential):
     ) -> None:
         padding = tuple((size - 1) // 2 for size in kernel)
         super().__init__(
-            nn.Conv3d(channels_in, channels_out, kernel, stride, padding, bias=bias),
+            Convolution(channels_in, channels_out, kernel, stride, padding, bias=bias),
             NORMS[norm](channels_out, eps=1e-5, affine=True),
         )
 
@@ -156,6 +169,15 @@ class ResidualSum(ConvolutionNorm):
 
     def _summed(self, convolved: Tensor, shortcut: Tensor) -> Tensor:
         return F.leaky_relu_(self[1](convolved).add_(shortcut), SLOPE)
+
+
+class MaxOfCells(nn.MaxPool3d):
+    """Max pooling in the precision of its input, which autocast on a CPU, other than on a GPU, copies to float32."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """(batch, channels, z, y, x) to one voxel for each cell."""
+        with torch.autocast(activation.device.type, enabled=False):
+            return super().forward(activation)
 
 
 class MeanOfCells(nn.Module):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megavoxel.network.blocks import ConvolutionNormActivation, UpsampleAndJoin
+from megavoxel.network.blocks import Convolution, ConvolutionNormActivation, UpsampleAndJoin
 from megavoxel.network.program import Program
 
 LAST = torch.channels_last_3d
@@ -125,7 +125,7 @@ class CPUUpsampleAndJoin(UpsampleAndJoin):
         return [result, *joined]
 
 
-LAYERS = {nn.Conv3d: CPUConvolution, ConvolutionNormActivation: CPUConvolutionNormActivation}
+LAYERS = {Convolution: CPUConvolution, ConvolutionNormActivation: CPUConvolutionNormActivation}
 JOINS = {UpsampleAndJoin: CPUUpsampleAndJoin}
 """Only where a convolution follows that takes parts."""
 

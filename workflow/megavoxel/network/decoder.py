@@ -8,6 +8,7 @@ from torch import nn
 
 from megavoxel.network.blocks import (
     SLOPE,
+    Convolution,
     ConvolutionNormActivation,
     InPlaceLeakyReLU,
     UpsampleAndJoin,
@@ -72,13 +73,13 @@ def _head(plan: NetworkPlan, level: int) -> list[Block]:
     place = Place(side="head", level=level, kind="logits")
     features, restored = shape_of(plan).decoder_and_bottleneck[level], shape_of(plan).restored_features
     if level > 0 or restored is None:
-        return [Block(f"head{level}", nn.Conv3d(features, plan.classes, 1), emits=head_name(level), place=place)]
+        return [Block(f"head{level}", Convolution(features, plan.classes, 1), emits=head_name(level), place=place)]
     stride, kernel = plan.strides[0], plan.kernels[0]
     if plan.upsampling == "nearest":
         upsample = nn.Upsample(scale_factor=stride, mode="nearest")
     else:
         upsample = nn.Sequential(nn.ConvTranspose3d(features, restored, stride, stride), InPlaceLeakyReLU(SLOPE))
     # Wider than one voxel: the copies that `nearest` makes of a voxel differ by their neighbours alone.
-    head = nn.Conv3d(restored, plan.classes, kernel, padding=tuple(extent // 2 for extent in kernel))
+    head = Convolution(restored, plan.classes, kernel, padding=tuple(extent // 2 for extent in kernel))
     finer = Place(side="head", level=0, kind="upsampling")
     return [Block("full_upsample", upsample, place=finer), Block("head0", head, emits=head_name(0), place=place)]

@@ -1,6 +1,8 @@
 """A convolution in slabs along z, for activations so large that the workspace of one call would not fit.
 
 A convolution's workspace is of the size of its input and output. In slabs it is that of a slab; nothing else changes.
+Convolutions of tiles go in slabs, and all that keep nothing for a gradient: in prediction, validation and the first
+level of an expanded patch.
 """
 
 from __future__ import annotations
@@ -34,11 +36,32 @@ class _Slab:
 
     def of_input(self, x: Tensor) -> Tensor:
         part = x[:, :, self.inputs]
-        return F.pad(part, (0, 0, 0, 0, *self.padding)) if any(self.padding) else part
+        if any(self.padding):
+            return F.pad(part, (0, 0, 0, 0, *self.padding))
+        # Of several samples a slab is no dense tensor: the copy that a convolution would make is made where it is seen.
+        return part.contiguous(memory_format=memory_format_of(x))
 
     def without_padding(self, of_part: Tensor) -> Tensor:
         before, behind = self.padding
         return of_part[:, :, before : of_part.shape[2] - behind]
+
+
+def is_large(shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether input and output of a convolution are too large for one call.
+
+    Args:
+        shape: of the input (batch, channels, z, y, x).
+        kernel: shape of the weights.
+    """
+    return _elements(shape, kernel, stride, padding)[0] > LARGEST_CALL
+
+
+def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias of a convolution in the numbers that autocast would give it."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    kind = torch.get_autocast_dtype(x.device.type)
+    return x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -93,16 +116,23 @@ def _slabs(
     shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Iterator[_Slab]:
     """Slabs of as many outputs along z as a call may have; one if all fit."""
-    sides = zip(shape[2:], kernel[2:], stride, padding, strict=True)
-    outputs = [(size + 2 * around - extent) // step + 1 for size, extent, step, around in sides]
-    elements = math.prod(shape) + shape[0] * kernel[0] * math.prod(outputs)
+    elements, depth = _elements(shape, kernel, stride, padding)
     slabs = 1 if elements <= LARGEST_CALL else math.ceil(elements / (LARGEST_CALL * OF_A_SLAB))
-    thickness = max(1, outputs[0] // slabs)
-    for begin in range(0, outputs[0], thickness):
-        end = min(begin + thickness, outputs[0])
+    thickness = max(1, depth // slabs)
+    for begin in range(0, depth, thickness):
+        end = min(begin + thickness, depth)
         first, last = begin * stride[0] - padding[0], (end - 1) * stride[0] - padding[0] + kernel[2]
         yield _Slab(
             outputs=slice(begin, end),
             inputs=slice(max(0, first), min(last, shape[2])),
             padding=(max(0, -first), max(0, last - shape[2])),
         )
+
+
+def _elements(
+    shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    """Numbers that input and output have together, and the output's voxels along z."""
+    sides = zip(shape[2:], kernel[2:], stride, padding, strict=True)
+    outputs = [(size + 2 * around - extent) // step + 1 for size, extent, step, around in sides]
+    return math.prod(shape) + shape[0] * kernel[0] * math.prod(outputs), outputs[0]

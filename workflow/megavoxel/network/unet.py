@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from megavoxel.network.blocks import ConvolutionNormActivation
+from megavoxel.network.blocks import ConvolutionNormActivation, MaxOfCells
 from megavoxel.network.decoder import decoder_blocks, excitation, skip_name
 from megavoxel.network.program import Block, Place
 from megavoxel.planning.plan import NetworkPlan
@@ -27,7 +25,7 @@ def _encoder_level(plan: NetworkPlan, level: int) -> list[Block]:
         if pooled:
             # A block of its own: with an expanded patch it belongs to the part that keeps nothing.
             place = Place(side="encoder", level=level, kind="pooling")
-            blocks.append(Block(f"encoder{level}_pooling", nn.MaxPool3d(stride), place=place))
+            blocks.append(Block(f"encoder{level}_pooling", MaxOfCells(stride), place=place))
         module = ConvolutionNormActivation(
             below if first else plan.features[level],
             plan.features[level],
