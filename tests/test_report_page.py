@@ -68,8 +68,8 @@ def test_the_page_loads_nothing_from_elsewhere(reported):
     ]
     assert not found.tags & {"iframe", "object", "embed"}
     assert not re.search(r"url\(|@import|https?://|\bimport\(|XMLHttpRequest|\bfetch\(", page)
-    # Box plots, training curves and memory, a sweep, a comparison, and overlays of three models.
-    assert len(found.descriptions) == 4 + 1 + 1 + 3
+    # Box plots, training curves and memory, a sweep, a comparison, solid labels, and overlays of three models.
+    assert len(found.descriptions) == 4 + 1 + 1 + 1 + 3
     assert all(found.descriptions)
 
 

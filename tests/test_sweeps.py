@@ -371,7 +371,8 @@ def test_each_modality_has_a_picture_and_old_ones_go(reported, tmp_path):
     mixed = replace(cases, cases=tuple(replace(case, modality=kinds.get(case.id, "CT")) for case in cases.cases))
     (tmp_path / "comparison-old.png").write_bytes(b"")
     shown = write_comparisons(study, mixed, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison-CT.png", "comparison-MR.png"]
+    names = ["comparison-CT.png", "comparison-MR.png", "solid-MR.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     # No CT is scored in the test split: the picture says so.
     assert [picture.caption.split(":")[0] for picture in shown] == ["CT", "MR"]
     assert "there is no case with a DSC" in shown[0].caption

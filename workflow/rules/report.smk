@@ -40,7 +40,7 @@ PICTURES = (
     {
         "comparisons": report(
             directory(f"{REPORT}/figures/comparisons"),
-            patterns=["comparison-{cases}.png"],
+            patterns=["comparison-{cases}.png", "solid-{cases}.png"],
             caption="../report/comparisons.rst",
             category="Overlays",
         ),

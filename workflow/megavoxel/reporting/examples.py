@@ -19,6 +19,7 @@ from megavoxel.evaluation.pairs import SUFFIX
 from megavoxel.files import atomic_directory
 from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.panels import draw_panel, label_legend, seen_from_the_feet, window_of
+from megavoxel.reporting.solid import solid_figure
 from megavoxel.reporting.statistics import case_means
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, save_figure
@@ -176,6 +177,20 @@ class Shown:
         return f"comparison-{self.name}.png"
 
     @property
+    def solid_file(self) -> str:
+        """Name of the file with the case's labels as solid bodies; there is none where no case could be chosen."""
+        return f"solid-{self.name}.png"
+
+    @property
+    def solid_caption(self) -> str:
+        """What the picture of solid bodies shows."""
+        first = self.lines.iloc[0]
+        return (
+            f"{first['case']} ({first['split']}): all labels in the reference and by {self.ranked_by}, seen from the "
+            "front, a little to the left and above. A label that lies within another one shines through it."
+        )
+
+    @property
     def place(self) -> str:
         """Which slice of which case."""
         first = self.lines.iloc[0]
@@ -197,7 +212,8 @@ class Shown:
 
 
 def write_comparisons(stored: Stored, cases: Cases, folder: Path) -> list[Shown]:
-    """Writes `comparison-NAME.png` for each modality, or `comparison-all.png` where cases have none.
+    """Writes `comparison-NAME.png` for each modality, or `comparison-all.png` where cases have none; beside each its
+    case as solid bodies, `solid-NAME.png`.
 
     The folder is replaced as a whole, so that no picture of an earlier report stays in it.
     """
@@ -209,6 +225,8 @@ def write_comparisons(stored: Stored, cases: Cases, folder: Path) -> list[Shown]
         for name, names in groups.items():
             shown, figure = comparison(stored, cases, name, names)
             save_figure(figure, partial / shown.file)
+            if not shown.lines.empty:
+                save_figure(_solid(stored, cases, shown), partial / shown.solid_file)
             written.append(shown)
     return written
 
@@ -301,6 +319,13 @@ def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.
         ax.set_title("\n".join(titles[model]))
     label_legend(figure, cases.labels)
     return figure
+
+
+def _solid(stored: Stored, cases: Cases, shown: Shown) -> Figure:
+    case = cases.case(shown.lines.iloc[0]["case"])
+    predicted, geometry = read_labels(prediction_path(stored, shown.ranked_by, shown.lines.loc[shown.ranked_by]))
+    maps = {"Reference": cases.read_labels(case), shown.ranked_by: predicted}
+    return solid_figure(maps, geometry.spacing, cases.labels)
 
 
 def _grid(panels: int, height_to_width: float, title_height: float) -> tuple[Figure, list[Axes]]:

@@ -60,9 +60,9 @@ def draw_panel(
     ax.set(xticks=[], yticks=[])
     if labels is None:
         return
-    ordered = _ordered(names)
-    values = [names[name] for name in ordered]
-    colours = ListedColormap([palette(ordered)[name] for name in ordered])
+    inorder = ordered(names)
+    values = [names[name] for name in inorder]
+    colours = ListedColormap([palette(inorder)[name] for name in inorder])
     norm = BoundaryNorm([value - 0.5 for value in values] + [values[-1] + 0.5], len(values))
     masked = np.ma.masked_where(~np.isin(labels, values), labels)
     ax.imshow(masked, cmap=colours, norm=norm, alpha=OPACITY, **place)
@@ -75,11 +75,12 @@ def label_legend(figure: Figure, names: Mapping[str, int], texts: Mapping[str, s
         texts: what stands beside a colour, by the label's name; None: the name.
     """
     texts = {} if texts is None else texts
-    colours = palette(_ordered(names))
+    colours = palette(ordered(names))
     handles = [Patch(color=colour, label=texts.get(name, name)) for name, colour in colours.items()]
     columns = min(LEGEND_COLUMNS, legend_columns(handles, figure.get_figwidth()))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def _ordered(names: Mapping[str, int]) -> list[str]:
+def ordered(names: Mapping[str, int]) -> list[str]:
+    """Names of labels in the order of their values."""
     return sorted(names, key=names.__getitem__)

@@ -154,6 +154,11 @@ def _pictures(report: Report) -> dict[str, Any]:
     shown = report.comparisons if len(models) > 1 else ()
     return {
         "comparisons": {own.caption: photo(folder / "comparisons" / own.file) for own in shown},
+        "solids": {
+            own.solid_caption: photo(folder / "comparisons" / own.solid_file)
+            for own in report.comparisons
+            if not own.lines.empty
+        },
         "overlays": {name: photo(folder / f"overlays/{name}.png") for name in models},
     }
 
