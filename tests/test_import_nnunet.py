@@ -171,6 +171,22 @@ def test_plans_of_before_say_the_same_network(tmp_path):
     assert load_model(tmp_path / "model").plan.network == replace(network.plan, deep_supervision=True)
 
 
+def test_the_low_resolution_is_imported_by_its_own_keys(tmp_path):
+    full = trained_folder(tmp_path, network_of())
+    plans = json.loads((full / "plans.json").read_text())
+    own = {**plans["configurations"]["3d_fullres"], "spacing": [2.0, 2.0, 2.0]}
+    plans["configurations"] = {"3d_lowres": own, "3d_fullres": {"inherits_from": "3d_lowres", "spacing": [1.0] * 3}}
+    (full / "plans.json").write_text(json.dumps(plans))
+    low = full.rename(full.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres"))
+    import_model(Request(folder=low, orientation="RAS"), tmp_path / "model")
+    plan = load_model(tmp_path / "model").plan
+    assert (plan.setting, plan.preprocessing.spacing) == ("3d_lowres", (2.0, 2.0, 2.0))
+    scan(tmp_path / "scans/a.nii.gz", (20, 18, 22))
+    predicted(tmp_path / "model", tmp_path / "scans", tmp_path / "out")
+    voxels = np.asanyarray(nibabel.load(tmp_path / "out/a.nii.gz").dataobj)
+    assert (voxels.shape, np.unique(voxels).tolist()) == ((20, 18, 22), [0, 1, 2])
+
+
 @pytest.mark.parametrize(
     ("keys", "plans", "message"),
     [

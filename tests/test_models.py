@@ -265,6 +265,27 @@ def test_probabilities_on_demand_are_those_of_the_label_map(results, model, scan
 
 
 @pytest.mark.slow
+def test_uncertainty_on_demand_lies_on_the_grid_of_the_scan_and_changes_no_label(results, model, scans, tmp_path):
+    image, output = sorted(scans.iterdir())[3], tmp_path / "out"
+    assert predict("--model", model, "--input", image, "--output", output, "--uncertainty") == 0
+    found = nibabel.load(output / image.name.replace(".nii.gz", ".uncertainty.nii.gz"))
+    np.testing.assert_allclose(found.affine, nibabel.load(image).affine)
+    values = found.get_fdata(dtype=np.float32)
+    assert values.shape == nibabel.load(image).shape
+    assert 0 <= values.min() < values.max() <= np.log(2) + 1e-3
+    np.testing.assert_array_equal(
+        read_labels(output / image.name)[0], read_labels(results / "only/test" / image.name)[0]
+    )
+
+
+def test_a_model_of_one_network_has_no_uncertainty(results, scans, tmp_path, capsys):
+    export(results / "only/fold-0", "--to", tmp_path / "one")
+    words = ("--model", tmp_path / "one", "--input", scans, "--output", tmp_path / "out", "--uncertainty")
+    assert "-only has one; leave it out, or take a model of several folds" in refused(capsys, "predict", *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_damaged_scan_is_named_and_the_others_are_labelled(model, scans, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for image in sorted(scans.iterdir())[:3]:

@@ -66,20 +66,24 @@ class LogitsHeader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logits:
-    """Logits of a case on the network's grid."""
+class OnNetworkGrid:
+    """Values of a case on the network's grid, and their way to the image's."""
 
     header: LogitsHeader
     array: blosc2.NDArray | np.ndarray
-    """float16 (outputs, network grid)."""
+    """float16 (values, network grid)."""
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """Voxels of the image per axis (z, y, x)."""
         return self.header.properties.geometry.canonical_shape
 
+    def outside(self, *shape: int) -> Tensor:
+        """The values (values, *shape) where the network did not look, outside of the cropped box."""
+        return torch.zeros(self.array.shape[0], *shape)
+
     def slabs(self) -> Iterator[Slab]:
-        """Logits on the image's whole grid in canonical order, resampled, in slabs along z."""
+        """Values on the image's whole grid in canonical order, resampled, in slabs along z."""
         depth, height, width = self.canonical_shape
         rows = max(1, SLAB_BYTES // (4 * self.array.shape[0] * height * width))
         for start in range(0, depth, rows):
@@ -87,12 +91,12 @@ class Logits:
             yield Slab(start=start, stop=stop, logits=self.slab(start, stop))
 
     def slab(self, start: int, stop: int) -> Tensor:
-        """Resampled logits (outputs, stop - start, y, x) of canonical rows; background outside of the cropped box."""
+        """Resampled values (values, stop - start, y, x) of canonical rows."""
         header, properties = self.header, self.header.properties
         axis = header.transpose.index(0)
         shape = list(properties.full_shape)
         shape[axis] = stop - start
-        slab = header.decision.background(*shape)
+        slab = self.outside(*shape)
         low, high = properties.box[axis]
         first, last = max(start, low), min(stop, high)
         if first < last:
@@ -112,10 +116,22 @@ class Logits:
             for axis, (old, new, span) in enumerate(zip(properties.shape, properties.cropped_shape, rows, strict=True))
         ]
         spans = [slice(int(low.min()), int(high.max()) + 1) for low, high, _ in weights]
-        logits = torch.from_numpy(self.array[(slice(None), *spans)].astype(np.float32))
+        values = torch.from_numpy(self.array[(slice(None), *spans)].astype(np.float32))
         for axis, ((low, high, share), span) in enumerate(zip(weights, spans, strict=True)):
-            logits = _interpolate(logits, axis + 1, low - span.start, high - span.start, share)
-        return logits
+            values = _interpolate(values, axis + 1, low - span.start, high - span.start, share)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits(OnNetworkGrid):
+    """Logits of a case, (outputs, network grid)."""
+
+    disagreement: OnNetworkGrid | None = None
+    """How far the networks disagree, one value per voxel (`inference/disagreement.py`); None: nobody asked."""
+
+    def outside(self, *shape: int) -> Tensor:
+        """Logits of background."""
+        return self.header.decision.background(*shape)
 
 
 def linear_weights(
@@ -184,9 +200,7 @@ def hold_logits(header: LogitsHeader, slabs: Iterable[Slab]) -> Logits:
 def _placed(slabs: Iterable[Slab]) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
     """The logits of each slab as float16, and where they belong."""
     for slab in slabs:
-        rows = slab.logits.clamp(-6e4, 6e4).half().cpu().numpy()
-        columns = slice(slab.first_column, slab.first_column + rows.shape[2])
-        yield rows, (slice(None), slice(slab.start, slab.stop), columns)
+        yield slab.logits.clamp(-6e4, 6e4).half().cpu().numpy(), slab.place
 
 
 def open_logits(folder: Path, case: str) -> Logits:
@@ -245,10 +259,10 @@ def write_label_map(output: Path, header: LogitsHeader, slabs: Iterable[Slab], *
     )
 
 
-def _interpolate(logits: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
-    shape = [1] * logits.ndim
+def _interpolate(values: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
+    shape = [1] * values.ndim
     shape[axis] = len(share)
-    lower = logits.index_select(axis, low)
+    lower = values.index_select(axis, low)
     if not share.any():
         return lower
-    return torch.lerp(lower, logits.index_select(axis, high), share.view(shape))
+    return torch.lerp(lower, values.index_select(axis, high), share.view(shape))

@@ -20,6 +20,7 @@ from megavoxel.distributed.group import Group, is_member, joined_group, local_de
 from megavoxel.distributed.launch import gpus_here, nodes_of_step, start_group
 from megavoxel.errors import UserError
 from megavoxel.files import scratch_directory
+from megavoxel.inference.disagreement import Voices, new_disagreement, taken_off
 from megavoxel.inference.joint import JointNetwork, dismiss, serve
 from megavoxel.inference.logits import Logits, header_of, hold_logits, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
@@ -85,15 +86,20 @@ class CasePredictor:
         networks = (_filled(plan, path, content) for path, content in zip(weights, contents, strict=True))
         return cls(plan, networks, precision, device, group)
 
-    def slabs(self, image, scratch: Path | None = None, *, name: str = "the image") -> Iterator[Slab]:
+    def slabs(
+        self, image, scratch: Path | None = None, *, name: str = "the image", disagreement: bool = False
+    ) -> Iterator[Slab]:
         """Mean logits of a preprocessed image (channels, network grid); `scratch` as for `predict_slabs`.
+
+        With `disagreement`, that of the networks follows the logits as one more output. It is averaged over windows and
+        their mirror images as logits are.
 
         Raises:
             UserError: some are NaN or infinite; says so of `name`.
         """
         inference = self.plan.inference
         slabs = predict_slabs(
-            self._predictor(),
+            self._predictor(disagreement=disagreement),
             image,
             patch=prediction_window(self.plan, image.shape[1:]),
             step=inference.step,
@@ -101,7 +107,7 @@ class CasePredictor:
             weights=inference.weights,
             mirror_axes=self.plan.augmentation.mirror_axes if inference.mirror else (),
             device=self.windows_on,
-            classes=self.plan.network.classes,
+            classes=self.plan.network.classes + disagreement,
             scratch=scratch,
         )
         return map(partial(finite, name=name), slabs)
@@ -120,31 +126,41 @@ class CasePredictor:
             logits = self.logits(image, properties, logits_folder, scratch)
             write_label_map(output, logits.header, logits.slabs())
 
-    def logits(self, image, properties: CaseProperties, folder: Path | None, scratch: Path) -> Logits:
+    def logits(
+        self, image, properties: CaseProperties, folder: Path | None, scratch: Path, *, disagreement: bool = False
+    ) -> Logits:
         """The logits of a preprocessed image (channels, network grid).
 
         Args:
             folder: where they are kept; None: in memory if they are small, otherwise in `scratch`.
             scratch: a folder for what is not to stay.
+            disagreement: whether that of the networks is told as well; it lies in `scratch`.
 
         Raises:
             UserError: some are NaN or infinite; names the case.
         """
         header = header_of(properties, self.plan.preprocessing, self.plan.inference.logits_order)
-        slabs = self.slabs(image, scratch, name=f"case {properties.case}")
+        slabs = self.slabs(image, scratch, name=f"case {properties.case}", disagreement=disagreement)
+        kept = new_disagreement(header, scratch) if disagreement else None
+        if kept is not None:
+            slabs = taken_off(slabs, kept)
         if folder is None and header.is_small:
-            return hold_logits(header, slabs)
-        return write_logits(folder or scratch, header, slabs)
+            return replace(hold_logits(header, slabs), disagreement=kept)
+        return replace(write_logits(folder or scratch, header, slabs), disagreement=kept)
 
-    def _predictor(self) -> Predictor:
+    def _predictor(self, *, disagreement: bool) -> Predictor:
+        overlapping = self.plan.preprocessing.regions is not None
+
         @torch.inference_mode()
         def predict(window: Tensor) -> Tensor:
             window = window.contiguous(memory_format=self.memory_format)
+            voices = Voices(overlapping=overlapping) if disagreement else None
             with self.precision.autocast(self.device):
-                logits = self.networks[0](window)[0].float()
+                logits = _heard(self.networks[0](window)[0].float(), voices)
                 for network in self.networks[1:]:
-                    logits += network(window)[0]
-            return logits.div_(len(self.networks))
+                    logits += _heard(network(window)[0], voices)
+            logits.div_(len(self.networks))
+            return logits if voices is None else torch.cat([logits, voices.disagreement()], dim=1)
 
         return predict
 
@@ -165,6 +181,12 @@ class CasePredictor:
         if self.has_cpu_layers:
             predict_on_cpu(network, self.precision.dtype)
         return placed
+
+
+def _heard(logits: Tensor, voices: Voices | None) -> Tensor:
+    if voices is not None:
+        voices.add(logits.float())
+    return logits
 
 
 def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:

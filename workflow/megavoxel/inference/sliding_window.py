@@ -119,6 +119,12 @@ class Slab:
     first_column: int = 0
     """Voxel of the second axis with which the logits begin."""
 
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where it belongs in an array (classes, z, y, x)."""
+        columns = slice(self.first_column, self.first_column + self.logits.shape[2])
+        return slice(None), slice(self.start, self.stop), columns
+
 
 def finite(slab: Slab, *, name: str) -> Slab:
     """A slab as it is: what is not finite would become a label map that says nothing, and looks like a finding.

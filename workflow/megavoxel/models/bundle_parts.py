@@ -81,8 +81,7 @@ class WindowInferer(Inferer):
         image = inputs[0].cpu().numpy()
         logits = torch.zeros(self.predictor.plan.network.classes, *image.shape[1:])
         for slab in self.predictor.slabs(image):
-            columns = slice(slab.first_column, slab.first_column + slab.logits.shape[2])
-            logits[:, slab.start : slab.stop, columns] = slab.logits.cpu()
+            logits[slab.place] = slab.logits.cpu()
         return logits[None]
 
 

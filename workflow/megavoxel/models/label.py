@@ -51,6 +51,8 @@ class Labelling:
     """Folders of label maps by each setting of the first stage, where this is the second stage of a cascade."""
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
+    uncertainty: bool = False
+    """Whether CASE.uncertainty.nii.gz is written, too."""
     pictures: bool = False
     """Whether CASE.png and the volumes of its labels are written, too."""
 
@@ -61,6 +63,10 @@ class Labelling:
     def probability_map(self, scan: Scan) -> Path | None:
         """None where nobody asked for it."""
         return self.output / f"{scan.case}.probabilities.nii.gz" if self.probabilities else None
+
+    def uncertainty_map(self, scan: Scan) -> Path | None:
+        """None where nobody asked for it."""
+        return self.output / f"{scan.case}.uncertainty.nii.gz" if self.uncertainty else None
 
     def picture(self, scan: Scan) -> Path | None:
         """None where nobody asked for it."""
@@ -79,7 +85,8 @@ class Labelling:
         if scan.fault or scan.case not in made:
             return False
         logits = None if self.logits is None else self.logits / f"{scan.case}.json"
-        files = (self.label_map(scan), self.probability_map(scan), self.picture(scan), self.volumes(scan), logits)
+        maps = (self.label_map(scan), self.probability_map(scan), self.uncertainty_map(scan))
+        files = (*maps, self.picture(scan), self.volumes(scan), logits)
         return all(path is None or path.is_file() for path in files) and made[scan.case] == self.key(scan)
 
     def key(self, scan: Scan) -> str:
@@ -301,7 +308,10 @@ class _Steps:
         image, properties = turn.prepared
         self.whole_images.check(turn.scan.case, image.shape[1:])
         image = _with_first_stage(image, properties, self.predictor.plan, self.labelling, turn.scan)
-        turn.logits = self.predictor.logits(image, properties, self.labelling.logits, turn.folder)
+        labelling = self.labelling
+        turn.logits = self.predictor.logits(
+            image, properties, labelling.logits, turn.folder, disagreement=labelling.uncertainty
+        )
         turn.prepared = None
 
     def _write(self, turn: _Turn) -> None:
@@ -313,6 +323,8 @@ class _Steps:
         write_label_map(turn.folder, logits.header, logits.slabs())
         if probabilities := labelling.probability_map(scan):
             outputs.write_probabilities(probabilities, logits, turn.folder, turn.volumes[0])
+        if uncertainty := labelling.uncertainty_map(scan):
+            outputs.write_uncertainty(uncertainty, logits.disagreement, turn.folder, turn.volumes[0])
         outputs.postprocess_in_place(made, labelling.postprocessing, rules.structures)
         if picture := labelling.picture(scan):
             self._write_picture(turn, picture, made)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from torch import Tensor
 
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
-from megavoxel.inference.logits import Logits
+from megavoxel.inference.logits import Logits, LogitsHeader, OnNetworkGrid
 from megavoxel.volumes.formats.nifti import image_on
 from megavoxel.volumes.open import label_suffix_of, read_labels
 from megavoxel.volumes.volume import Volume, label_type
@@ -35,16 +36,32 @@ def write_probabilities(path: Path, logits: Logits, scratch: Path, scan: Volume)
 
     Memory is bounded by a slab: the volume lies in a file in `scratch` until it is compressed.
     """
-    shape = (logits.array.shape[0], *logits.canonical_shape)
-    volume = np.memmap(scratch / "probabilities", dtype=np.float32, mode="w+", shape=shape)
     decision = logits.header.decision
-    for slab in logits.slabs():
-        volume[:, slab.start : slab.stop] = decision.probabilities(slab.logits).numpy()
-    geometry = logits.header.properties.geometry
+    volume = _on_image(logits, scratch / "probabilities", decision.probabilities)
+    _write(path, volume, logits.header, scratch, scan)
+
+
+def write_uncertainty(path: Path, disagreement: OnNetworkGrid, scratch: Path, scan: Volume) -> None:
+    """Writes the disagreement of the networks as float32 NIfTI (i, j, k), in nats; memory as `write_probabilities`."""
+    volume = _on_image(disagreement, scratch / "uncertainty", lambda values: values)
+    _write(path, volume[0], disagreement.header, scratch, scan)
+
+
+def _on_image(values: OnNetworkGrid, file: Path, shown: Callable[[Tensor], Tensor]) -> np.memmap:
+    """What is shown of values, float32 (values, z, y, x) on the image's grid, in a file."""
+    volume = np.memmap(file, dtype=np.float32, mode="w+", shape=(values.array.shape[0], *values.canonical_shape))
+    for slab in values.slabs():
+        volume[:, slab.start : slab.stop] = shown(slab.logits).numpy()
+    return volume
+
+
+def _write(path: Path, volume: np.ndarray, header: LogitsHeader, scratch: Path, scan: Volume) -> None:
+    geometry = header.properties.geometry
     is_nifti = label_suffix_of(scan.path.name) == ".nii.gz"
     is_oriented = scan.is_oriented or scan.path.is_dir() or not is_nifti
-    image = image_on(geometry.restore_channels(volume), geometry, is_oriented=is_oriented)
-    ready = scratch / "probabilities.nii.gz"
+    restored = geometry.restore_channels(volume) if volume.ndim == 4 else geometry.restore(volume)
+    image = image_on(restored, geometry, is_oriented=is_oriented)
+    ready = scratch / f"ready-{path.name}"
     with compressed_file(ready) as compressed:
         image.to_stream(compressed)
     os.replace(ready, path)

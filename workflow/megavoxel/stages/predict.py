@@ -34,6 +34,7 @@ OF_NEW_SCANS = (
     "large_voxels",
     "stage1_labels",
     "probabilities",
+    "uncertainty",
     "pictures",
     "any_modality",
     "series",
@@ -77,6 +78,11 @@ def _add_everyday(group: argparse._ArgumentGroup) -> None:
         help="also CASE.png (three slices with the labels), CASE.volumes.json, and volumes.csv of all cases, in mL",
     )
     group.add_argument("--probabilities", action="store_true", help="also CASE.probabilities.nii.gz")
+    group.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also CASE.uncertainty.nii.gz: how far the networks of the folds disagree, in nats",
+    )
     group.add_argument(
         "--device",
         default="auto",
@@ -215,6 +221,11 @@ def _label(
     postprocessing: Postprocessing | None,
 ) -> None:
     """Labels new scans; those that have their label map are skipped."""
+    if arguments.uncertainty and len(weights) < 2:
+        raise UserError(
+            f"--uncertainty: it is how far the networks of several folds disagree, and {identity['model']} has one; "
+            "leave it out, or take a model of several folds"
+        )
     from megavoxel.models.label import Labelling, label_scans, unfinished
     from megavoxel.models.scans import find_scans
 
@@ -226,6 +237,7 @@ def _label(
         logits=arguments.logits,
         first_stage=tuple(arguments.stage1_labels),
         probabilities=arguments.probabilities,
+        uncertainty=arguments.uncertainty,
         pictures=arguments.pictures,
     )
     scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case, leave_out=arguments.leave_out)
