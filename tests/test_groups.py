@@ -105,6 +105,37 @@ def test_faulty_groups_are_refused(tmp_path, monkeypatch, names, groups, table, 
         grouped(names, groups)
 
 
+def test_a_column_of_a_table_says_which_pictures_of_the_report_a_case_may_be_chosen_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("id,phase\n001,portal venous\n002,\n003,none\n004,none\n005,portal venous\n")
+    found = grouped(["001", "002", "003", "005"], None, pictures={"table": "t.csv", "case": "id", "column": "phase"})
+    assert [case.picture for case in found.values()] == ["portal-venous", None, "none", "portal-venous"]
+    cases = replace(unwritten(0), cases=tuple(replace(case, modality="CT") for case in found.values()))
+    assert cases.pictures == {"none": ["003"], "portal-venous": ["001", "005"]}
+    save_cases(tmp_path / "cases.json", cases)
+    assert load_cases(tmp_path / "cases.json").pictures == cases.pictures
+    assert "picture" not in json.loads((tmp_path / "cases.json").read_text())["cases"][1]
+    plain = replace(cases, cases=tuple(replace(case, picture=None) for case in cases.cases))
+    assert plain.pictures == {"CT": ["001", "002", "003", "005"]}
+    assert unwritten(2).pictures == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,phase\na,x/y\nb,x y\n", "t.csv: 'x/y' is no name of a file, like that of 'x y'"),
+        ("id,phase\na,?\n", "t.csv: '.' has no letter and no digit"),
+        ("id,phase\na,\nz,late\n", "t.csv has no value of 'phase' for any case"),
+        ("id,time\na,1\n", "t.csv has no column 'phase'; it has: id, time"),
+    ],
+)
+def test_tables_of_pictures_that_name_none_are_refused(tmp_path, monkeypatch, table, message):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text(table)
+    with pytest.raises(UserError, match=f"dataset x: pictures.table: {message}"):
+        grouped(["a", "b"], None, pictures={"table": "t.csv", "case": "id", "column": "phase"})
+
+
 def test_cases_that_are_left_out_need_no_group():
     assert set(grouped(["p1_a", "q"], "{group}_*", exclude=["q"])) == {"p1_a"}
 

@@ -84,9 +84,9 @@ MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members
 WEIGHTS = {} if SEGMENTS else STUDY.weights
 # Files of weights that settings begin with, or folders of them.
 STARTS = [setting.start.file for setting in STUDY.settings if SEGMENTS and setting.start and not setting.start_setting]
-# Files beside the study's and the dataset's: ready-made folds, and a table of the groups of cases.
+# Files beside the study's and the dataset's: ready-made folds, and tables of the groups and pictures of cases.
 READY_SPLITS = SEGMENTS and STUDY.splits or []
-GROUPS = getattr(DATASET.groups, "table", [])
+CASE_TABLES = [entry.table for entry in (DATASET.groups, DATASET.pictures) if hasattr(entry, "table")]
 # What is predicted of some cases: a folder of label maps, or a table of probabilities.
 PREDICTIONS = "" if SEGMENTS else ".csv"
 # Training and prediction of images read them where they lie; preprocessed volumes need no list.
@@ -320,7 +320,7 @@ def enter_containers(images, lock):
 def folders_outside():
     """Folders that stages read or write and that do not lie in the working directory, behind links as well."""
     read = [MIRROR, DATASET.source.folder, os.path.expandvars(SITE.scratch or ""), CONFIG_FOLDER]
-    files = [DATASET_FILE, READY_SPLITS, GROUPS, *(found.file for found in WEIGHTS.values()), *STARTS]
+    files = [DATASET_FILE, READY_SPLITS, *CASE_TABLES, *(found.file for found in WEIGHTS.values()), *STARTS]
     read += [os.path.dirname(path) for path in files if path]
     written = [RESULTS, DATA, LOGS, JOBS, STATE]
     folders = [os.path.realpath(folder) for folder in (*read, *written, *map(os.path.dirname, written)) if folder]

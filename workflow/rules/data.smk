@@ -61,7 +61,7 @@ rule check:
     input:
         image=used(CPU_IMAGE),
         description=rules.fetch.output.description,
-        groups=GROUPS,
+        tables=CASE_TABLES,
     output:
         cases=f"{RESULTS}/cases.json",
     log:

@@ -69,6 +69,18 @@ class GroupTable:
 
 
 @record
+class PictureTable:
+    """A table of cases, of which the report shows one for each value of a column."""
+
+    table: Text
+    """A CSV file with a line per case; a relative path is one below the working directory."""
+    case: Text = "case"
+    """Name of the column with the case's id."""
+    column: Text
+    """Name of the column whose values have a picture each, such as the phase of contrast."""
+
+
+@record
 class Declared:
     """Published sizes of a dataset, with which a study can be planned before the download."""
 
@@ -172,6 +184,10 @@ class Dataset:
     """Shell patterns of case ids by modality, where one channel holds scans of several kinds; each case matches exactly
     one. `CT` is normalised by the foreground of its own cases, any other name by z-score, and each fold has its share
     of each modality."""
+    pictures: PictureTable | None = None
+    """A table of cases and its column by which the report chooses its pictures of a case: one for each value, of the
+    cases that have it, such as one with contrast and one without. Cases without a value are in none. None: one for each
+    modality, or one of all cases."""
     unannotated: PatternsByLabel = field(default_factory=dict)
     """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all

@@ -72,6 +72,7 @@ SECTIONS = {
     source.Blocks: "`blocks` of a dataset",
     dataset.Hidden: "`hidden` of a dataset",
     dataset.GroupTable: "`groups` of a dataset, as a table",
+    dataset.PictureTable: "`pictures` of a dataset",
     source.Classification: "`classification` of a dataset",
     source.TableColumns: "`columns` of a table of images",
     dataset.Declared: "`declared` of a dataset",

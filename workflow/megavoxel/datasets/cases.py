@@ -42,6 +42,9 @@ class Case:
     group: str | None = None
     """Group of cases, usually a patient, that no fold divides; None: the dataset has no groups. Written as
     `unannotated` is."""
+    picture: str | None = None
+    """Name of the report's picture that it can be chosen for, where the dataset file has a table of that. Written as
+    `unannotated` is."""
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -85,6 +88,18 @@ class Cases:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities in alphabetical order; none where the cases have none."""
         return tuple(sorted({case.modality for case in self.cases if case.modality is not None}))
+
+    @property
+    def pictures(self) -> dict[str, list[str]]:
+        """Ids of the cases that each picture of a case can show, by its name: those that the dataset file names, else
+        the modalities; none where there are neither."""
+        named = any(case.picture is not None for case in self.cases)
+        found: dict[str, list[str]] = {}
+        for case in self.cases:
+            name = case.picture if named else case.modality
+            if name is not None:
+                found.setdefault(name, []).append(case.id)
+        return dict(sorted(found.items()))
 
     def of_split(self, split: str) -> tuple[Case, ...]:
         """The cases of `training` or `test`, in order of their ids."""
@@ -146,13 +161,12 @@ def together(cases: Iterable[Case]) -> list[list[Case]]:
 
 
 def save_cases(path: Path, cases: Any) -> None:
-    """Writes `cases.json`, of either task; `background_values`, `regions`, `ignore_value`, and `unannotated`, `hidden`
-    and `group` of a case, only where there are some.
+    """Writes `cases.json`, of either task; `background_values`, `regions`, `ignore_value`, and `unannotated`, `hidden`,
+    `group` and `picture` of a case, only where there are some.
     """
     plain = _without_empty(to_plain(cases), "background_values", "regions", "ignore_value")
-    write_json(
-        path, plain | {"cases": [_without_empty(case, "unannotated", "hidden", "group") for case in plain["cases"]]}
-    )
+    optional = ("unannotated", "hidden", "group", "picture")
+    write_json(path, plain | {"cases": [_without_empty(case, *optional) for case in plain["cases"]]})
 
 
 def load_cases(path: Path) -> Cases:
@@ -183,6 +197,8 @@ def _check(cases: Cases, where: str) -> None:
     expect(len({case.id for case in cases.cases}) == len(cases.cases), f"{where}: cases", "each id once")
     for case in cases.cases:
         require_file_name(case.id, f"{where}: cases")
+        if case.picture is not None:
+            require_file_name(case.picture, f"{where}: case {case.id}: picture")
         files = [PurePosixPath(name) for name in (*case.images, *filter(None, [case.label]))]
         is_inside = all(not file.is_absolute() and ".." not in file.parts for file in files)
         expect(is_inside and len(case.images) > 0, f"{where}: case {case.id}", "files below the dataset's folder")

@@ -1,4 +1,4 @@
-"""Groups of cases that belong together, usually the scans of a patient: no fold and no share divides one."""
+"""Groups of cases: those that no fold and no share divides, usually the scans of a patient, and those of pictures."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ SCAN = re.compile(
 SUBJECT = re.compile(r"sub-[A-Za-z0-9]+(?P<mark>_).+")
 """An id of BIDS behind its subject (Gorgolewski et al., Sci. Data 3:160044, 2016)."""
 GROUP = "{group}"
+UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
+"""What a name of a picture does not have."""
 
 
 def with_groups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
@@ -39,7 +41,7 @@ def with_groups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
     where = f"dataset {dataset.name}: groups"
     names = [case.id for case in cases]
     if isinstance(groups, GroupTable):
-        found, remedy = _in_table(groups, where), f"add them to {groups.table}"
+        found, remedy = _in_table(groups.table, groups.case, groups.group, where), f"add them to {groups.table}"
     else:
         found, remedy = _by_pattern(groups, names), f"'{groups}' does not match them; correct the pattern, give a table"
     lacking = [name for name in names if name not in found]
@@ -50,6 +52,32 @@ def with_groups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
             f"{more}; {remedy}, or list them under 'exclude'"
         )
     return [replace(case, group=found[case.id]) for case in cases]
+
+
+def with_pictures(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
+    """The cases with the picture of the report that the dataset file lets each one be chosen for.
+
+    Its name is the value in the table, with `-` for what no file name has.
+
+    Raises:
+        UserError: the table cannot be read, has a case with two values or two values of the same name, or has no value
+            for any case.
+    """
+    pictures = dataset.pictures
+    if pictures is None:
+        return list(cases)
+    where = f"dataset {dataset.name}: pictures"
+    values = _in_table(pictures.table, pictures.case, pictures.column, where)
+    named: dict[str, str] = {}
+    for value in sorted({values[case.id] for case in cases if case.id in values}):
+        name = UNUSUAL.sub("-", value).strip("-")[:64]
+        if not name or named.setdefault(name, value) != value:
+            other = f"is no name of a file, like that of '{named[name]}'" if name else "has no letter and no digit"
+            raise UserError(f"{where}.table: {pictures.table}: '{value}' {other}; give each value a name of its own")
+    if not named:
+        raise UserError(f"{where}.table: {pictures.table} has no value of '{pictures.column}' for any case; add some")
+    names = {value: name for name, value in named.items()}
+    return [replace(case, picture=names[values[case.id]] if case.id in values else None) for case in cases]
 
 
 def guess_groups(names: Sequence[str]) -> str | None:
@@ -92,19 +120,20 @@ def _by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
     return {name: match[1] for name, match in matches.items() if match}
 
 
-def _in_table(groups: GroupTable, where: str) -> Mapping[str, str]:
-    path = Path(groups.table)
+def _in_table(table: str, case: str, column: str, where: str) -> Mapping[str, str]:
+    """The values of a column of a CSV file by the id of the case; those that are empty are left out."""
+    path = Path(table)
     try:
-        table = as_written(pd.read_csv(table_text(path), dtype=str, keep_default_na=False))
+        lines = as_written(pd.read_csv(table_text(path), dtype=str, keep_default_na=False))
     except FileNotFoundError:
         raise UserError(f"{where}.table: there is no file {path}") from None
     except (OSError, ValueError) as fault:
         raise UserError(f"{where}.table: {path} cannot be read as CSV ({fault})") from None
-    for column in (groups.case, groups.group):
-        if column not in table:
-            raise UserError(f"{where}.table: {path} has no column '{column}'; it has: {', '.join(table.columns)}")
+    for name in (case, column):
+        if name not in lines:
+            raise UserError(f"{where}.table: {path} has no column '{name}'; it has: {', '.join(lines.columns)}")
     found: dict[str, str] = {}
-    for case, group in zip(table[groups.case], table[groups.group], strict=True):
-        if group and found.setdefault(case, group) != group:
-            raise UserError(f"{where}.table: {path} has the case '{case}' in '{found[case]}' and in '{group}'")
+    for key, value in zip(lines[case], lines[column], strict=True):
+        if value and found.setdefault(key, value) != value:
+            raise UserError(f"{where}.table: {path} has the case '{key}' in '{found[key]}' and in '{value}'")
     return found

@@ -28,7 +28,7 @@ from megavoxel.volumes.open import read_labels
 COLUMNS = ("Image", "Reference", "Prediction")
 WIDTH = 8.4
 ALL_CASES = "all"
-"""Name of the picture where cases have no modality."""
+"""Name of the picture where the dataset has no others."""
 MOST_MODELS = 8
 PANELS_PER_ROW = 5
 PANEL_WIDTH = 2.4
@@ -157,7 +157,7 @@ class Shown:
     """A picture and what its caption says."""
 
     name: str
-    """The modality, or `all`."""
+    """Name in `Cases.pictures`, or `all`."""
     lines: pd.DataFrame
     """The case's line of `case_means` of each model, indexed by model; empty where no case could be chosen."""
     ranked_by: str
@@ -212,14 +212,12 @@ class Shown:
 
 
 def write_comparisons(stored: Stored, cases: Cases, folder: Path) -> list[Shown]:
-    """Writes `comparison-NAME.png` for each modality, or `comparison-all.png` where cases have none; beside each its
-    case as solid bodies, `solid-NAME.png`.
+    """Writes `comparison-NAME.png` for each name of `Cases.pictures`, or `comparison-all.png` where there is none;
+    beside each its case as solid bodies, `solid-NAME.png`.
 
     The folder is replaced as a whole, so that no picture of an earlier report stays in it.
     """
-    groups = {name: [case.id for case in cases.cases if case.modality == name] for name in cases.modalities} or {
-        ALL_CASES: [case.id for case in cases.cases]
-    }
+    groups = cases.pictures or {ALL_CASES: [case.id for case in cases.cases]}
     written = []
     with figure_style(), atomic_directory(folder, replace=True) as partial:
         for name, names in groups.items():
