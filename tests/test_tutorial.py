@@ -247,6 +247,6 @@ def test_a_study_that_was_interrupted_goes_on_as_the_page_says(resumed, small_ph
 
 def test_the_metric_of_the_page_is_computed_and_known_to_a_study(repository, resumed, small_phantoms):
     said = follow(blocks_of(repository / "docs/how-to/add-a-metric.md"), small_phantoms, own_code=True)
-    with (small_phantoms / "volume-errors.csv").open() as file:
-        assert {row["metric"] for row in csv.DictReader(file)} == {"DSC", "VE"}
+    with (small_phantoms / "similarities.csv").open() as file:
+        assert {row["metric"] for row in csv.DictReader(file)} == {"DSC", "VS"}
     assert "report" in said

@@ -24,7 +24,7 @@ from megavoxel.config.records import to_plain
 from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
-from megavoxel.evaluation.metrics import metrics_of
+from megavoxel.evaluation.choice import read_choice, require_ranking
 from megavoxel.files import content_hash
 from megavoxel.reporting.closing import closing_words
 from snakemake.settings.types import DeploymentMethod
@@ -33,6 +33,17 @@ BEGAN = time.time()
 # A configuration that was deployed to the working directory takes the place of the workflow's own.
 CONFIG_FOLDER = Path("config") if Path("config/hardware.yaml").is_file() else ROOT / "config"
 IN_CONTAINERS = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+
+
+def load_metrics(study, dataset, *, where):
+    """The metrics of each label, and the keys of all metrics; nothing of a study of classification."""
+    if study.task == "classification":
+        return None, ()
+    labels = None if dataset.label_scheme is None else list(dataset.label_scheme.structures)
+    choice = read_choice(study.metrics, where=where, labels=labels)
+    metrics = choice.of_all(labels)
+    require_ranking(metrics, where=where)
+    return choice, tuple(metric.key for metric in metrics)
 
 
 def load_configuration():
@@ -45,17 +56,18 @@ def load_configuration():
         dataset = load_dataset(dataset_file)
         device = load_device(CONFIG_FOLDER / "hardware.yaml", study.hardware, source=source)
         site = load_site(Path(os.environ.get("MEGAVOXEL_SITE") or ROOT / "slurm/site.yaml"))
-        metrics_of(getattr(study, "metrics", ()), where=f"{source}: metrics")
+        choice, metrics = load_metrics(study, dataset, where=f"{source}: metrics")
     except UserError as error:
         sys.exit(f"Error: {error}")
     if study.task != dataset.task:
         sys.exit(f"Error: {source}: dataset: {dataset.name} is not for a study of 'task: {study.task}'")
-    return study, os.path.relpath(dataset_file), dataset, device, site
+    return study, os.path.relpath(dataset_file), dataset, device, site, choice, metrics
 
 
-STUDY, DATASET_FILE, DATASET, DEVICE, SITE = load_configuration()
+STUDY, DATASET_FILE, DATASET, DEVICE, SITE, CHOICE, METRICS = load_configuration()
 SEGMENTS = STUDY.task == "segmentation"
-METRICS = f"--metrics {shlex.join(STUDY.metrics)}" if SEGMENTS else ""
+# How the metrics of the labels are given to `evaluate`, and the keys of all of them.
+METRICS_OPTION = f"--metrics {shlex.join(CHOICE.words)}" if SEGMENTS else ""
 RESULTS = f"results/{STUDY.name}"
 DATA = f"data/{DATASET.name}"
 LOGS = f"logs/{STUDY.name}"

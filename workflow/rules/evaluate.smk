@@ -37,7 +37,7 @@ rule evaluate_validation:
     params:
         name=name_of,
         part=split_option,
-        metrics=METRICS,
+        metrics=METRICS_OPTION,
         tolerance=tolerance_option,
     shell:
         "megavoxel evaluate {input.predictions:q} --cases {input.cases:q} --splits {input.splits:q} "

@@ -5,7 +5,7 @@ PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"
 PUBLISHED_OPTION = f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else ""
 TIMINGS_OPTION = f"--timings {RESULTS}/timings.csv" if TIMINGS else ""
 if SEGMENTS:
-    COMPARED = {"sweeps": to_plain(STUDY.sweeps), "metrics": list(STUDY.metrics)}
+    COMPARED = {"sweeps": to_plain(STUDY.sweeps), "metrics": to_plain(STUDY.metrics)}
 else:
     COMPARED = {"cells": to_plain(STUDY.cells)}
 DEFINITION = json.dumps(
@@ -25,7 +25,7 @@ DEFINITION = json.dumps(
 if SEGMENTS:
     TABLES = {name: name for name in ("summary", "comparison", "best", "labels", "cost", "sweeps")}
     TABLES |= {"inference_time": "time"}
-    FIGURES = [*[f"{metric}_by_label" for metric in STUDY.metrics], "training_curves"]
+    FIGURES = [*[f"{metric}_by_label" for metric in METRICS], "training_curves"]
 else:
     TABLES = dict.fromkeys(("summary", "distributed", "cost", "confusion"), "classification_tables")
     FIGURES = [f"accuracy_against_{cost}" for cost in ("resolution", "memory", "seconds")]
@@ -33,8 +33,8 @@ else:
 # What only reports of label maps have: figures by file and caption, and pictures of cases.
 SCATTERS = {}
 if SEGMENTS:
-    SCATTERS = {f"{STUDY.metrics[0]}_against_memory": "memory"}
-    SCATTERS |= {f"{STUDY.metrics[0]}_against_seconds": "time"} if TIMINGS else {}
+    SCATTERS = {f"{METRICS[0]}_against_memory": "memory"}
+    SCATTERS |= {f"{METRICS[0]}_against_seconds": "time"} if TIMINGS else {}
 SWEEPS = [f"sweep-{sweep.name}" for sweep in STUDY.sweeps] if SEGMENTS else []
 PICTURES = (
     {

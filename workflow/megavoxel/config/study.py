@@ -155,9 +155,10 @@ class SegmentationKeys(StudyKeys):
     the others again; `false`: they are removed as soon as the ensembles are made."""
     partitions: Partitions | None = None
     """Lists how the networks would be cut into pipelines; None: only those that settings train through."""
-    metrics: Distinct[Name] = ("dsc", "nsd")
-    """Metrics of label maps: names from `evaluation/metrics.py`, such as `dsc`, `nsd` and `hd95`. The first one
-    ranks cases, and stands against cost."""
+    metrics: Distinct[Name] | dict[Text, Distinct[Name]] = ("dsc", "nsd")
+    """Metrics of label maps: names of the table in `docs/scores.md`, such as `dsc`, `nsd` and `hd95`. Or by label, with
+    `default` for all labels that are not named: `{default: [dsc, nsd], vessel: [cldice, nsd]}`. The first one ranks
+    models and cases, and stands against cost."""
     timing: Annotated[bool | Timing | None, AfterValidator(_timing)] = None
     """Measures seconds per image of every setting; `true` stands for the defaults; None: nothing is timed."""
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.ndimage import binary_erosion, find_objects
-from scipy.spatial import KDTree
+from scipy.ndimage import find_objects
+
+from megavoxel.evaluation.components import Matching, matched_components
+from megavoxel.evaluation.surfaces import border_of, distances_between, near, surface_of
 
 VOXELS_AT_ONCE = 2**24
-if TYPE_CHECKING:  # loaded where a surface is first asked for
-    import torch
-
 MARGIN = 1
 """Voxels around both masks that belong to the box of a label."""
+MM3_PER_ML = 1000
 Box = tuple[slice, ...]
 Values = int | tuple[int, ...]
 """Value of a label in label maps, or the values of a region, which may overlap others."""
@@ -50,8 +47,7 @@ def label_counts(
     prediction: np.ndarray, reference: np.ndarray, labels: Sequence[Values]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels per label: in both maps, in the prediction, in the reference; arguments as in `dice_per_label`."""
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must agree")
+    _require_same_shape(prediction, reference)
     groups = [_tuple_of(label) for label in labels]
     single = list(dict.fromkeys(chain(*groups)))
     size = len(single) + 1
@@ -65,6 +61,11 @@ def label_counts(
     found = [(table[np.ix_(own, own)].sum(), table[own].sum(), table[:, own].sum()) for own in places]
     both, of_prediction, of_reference = np.array(found, dtype=np.int64).reshape(-1, 3).T
     return both, of_prediction, of_reference
+
+
+def _require_same_shape(prediction: np.ndarray, reference: np.ndarray) -> None:
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}; they must agree")
 
 
 def mask_of(array: np.ndarray, label: Values) -> np.ndarray:
@@ -107,13 +108,20 @@ class Compared:
     """Length of the whole image's diagonal."""
 
     @cached_property
+    def borders(self) -> tuple[np.ndarray, np.ndarray]:
+        """Border voxels of the prediction and of the reference, bool: those with a face to a voxel outside the mask."""
+        return border_of(self.prediction), border_of(self.reference)
+
+    @cached_property
     def border_distances(self) -> tuple[np.ndarray, np.ndarray]:
         """Distances in mm from each border voxel of the prediction to the nearest one of the reference, and back."""
-        ours, theirs = (
-            np.argwhere(mask & ~binary_erosion(mask)) * np.asarray(self.spacing)
-            for mask in (self.prediction, self.reference)
-        )
-        return KDTree(theirs).query(ours)[0], KDTree(ours).query(theirs)[0]
+        return distances_between(*self.borders, self.spacing)
+
+    @cached_property
+    def bands(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels of the prediction within the tolerance of its own border voxels, and those of the reference, bool."""
+        masks = zip((self.prediction, self.reference), self.borders, strict=True)
+        return tuple(mask & near(border, self.tolerance, self.spacing) for mask, border in masks)
 
     @cached_property
     def surface_dice(self) -> float:
@@ -124,18 +132,34 @@ class Compared:
         divided by the area of both. Outside of the image counts as not in the mask, so that a mask that touches the
         border has a surface there.
         """
-        from monai.metrics import compute_surface_dice
+        (ours, our_areas), (theirs, their_areas) = (
+            surface_of(mask, self.spacing) for mask in (self.prediction, self.reference)
+        )
+        there, back = distances_between(ours, theirs, self.spacing, within=self.tolerance)
+        close = our_areas[there <= self.tolerance], their_areas[back <= self.tolerance]
+        # Exact sums: their last digits do not depend on the order of the voxels.
+        return math.fsum(chain(*close)) / math.fsum(chain(our_areas, their_areas))
 
-        with _quiet_single_thread():
-            value = compute_surface_dice(
-                _tensor(self.prediction),
-                _tensor(self.reference),
-                class_thresholds=[float(self.tolerance)],
-                include_background=True,
-                spacing=[float(size) for size in self.spacing],
-                use_subvoxels=True,
-            )
-        return float(value)
+    @cached_property
+    def skeletons(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centre lines of the prediction and of the reference, bool, by the thinning of Lee et al. 1994."""
+        from skimage.morphology import skeletonize
+
+        found = np.zeros((2, *self.prediction.shape), bool)
+        for skeleton, mask in zip(found, (self.prediction, self.reference), strict=True):
+            (box,) = find_objects(mask.view(np.uint8))
+            skeleton[box] = skeletonize(mask[box], method="lee")
+        return found[0], found[1]
+
+    @cached_property
+    def components(self) -> Matching:
+        """Connected components of both masks, and which of them are the same."""
+        return matched_components(self.prediction, self.reference)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return math.prod(self.spacing) / MM3_PER_ML
 
 
 def compared_labels(
@@ -159,45 +183,24 @@ def compared_labels(
     Raises:
         ValueError: the shapes differ.
     """
-    counts = zip(*label_counts(prediction, reference, labels), strict=True)
+    _require_same_shape(prediction, reference)
     values = sorted(set(chain(*map(_tuple_of, labels))))
     boxes = [_boxes(array, values) for array in (prediction, reference)]
     diagonal = math.hypot(*(length * size for length, size in zip(prediction.shape, spacing, strict=True)))
-    for label, tolerance, (both, predicted, referred) in zip(labels, tolerances, counts, strict=True):
+    for label, tolerance in zip(labels, tolerances, strict=True):
         own = [found[value] for found in boxes for value in _tuple_of(label)]
         box = _around([one for one in own if one is not None], prediction.shape)
+        ours, theirs = mask_of(prediction[box], label), mask_of(reference[box], label)
         yield Compared(
-            prediction=mask_of(prediction[box], label),
-            reference=mask_of(reference[box], label),
-            both=int(both),
-            predicted=int(predicted),
-            referred=int(referred),
+            prediction=ours,
+            reference=theirs,
+            both=np.count_nonzero(ours & theirs),
+            predicted=np.count_nonzero(ours),
+            referred=np.count_nonzero(theirs),
             tolerance=tolerance,
             spacing=tuple(spacing),
             diagonal_mm=diagonal,
         )
-
-
-@contextmanager
-def _quiet_single_thread() -> Iterator[None]:
-    """Areas are summed in float32: the order of the sum, and so its last digits, must not depend on the threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            # MONAI warns of an argument that its own code passes.
-            warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _tensor(mask: np.ndarray) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))[None, None]
 
 
 def _boxes(array: np.ndarray, labels: Sequence[int]) -> dict[int, Box | None]:

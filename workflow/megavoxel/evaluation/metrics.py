@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from megavoxel.errors import UserError
+from megavoxel.evaluation.components import MATCH_IOU
 
 if TYPE_CHECKING:
     from megavoxel.evaluation.compared import Compared
@@ -39,16 +40,19 @@ class Metric:
     """Least possible value."""
     high: float = 1.0
     """Greatest possible value; infinity where there is none."""
-    higher_is_better: bool = True
+    direction: Literal["higher", "lower", "zero", "none"] = "higher"
+    """Which of two values is the better one: the higher, the lower, the one nearer to zero, or neither."""
     takes_tolerance: bool = False
     """Whether it depends on the tolerance of a label."""
     both_empty: float = math.nan
     """Value of a label that neither map has; NaN leaves it out of means."""
-    one_empty: float = 0.0
-    """Value of a label that one map alone has; infinity: the length of the image's diagonal in mm."""
+    one_empty: float | None = 0.0
+    """Value of a label that one map alone has; infinity: the length of the image's diagonal in mm; None: what the
+    function says of it."""
     function: Callable[..., Any]
-    """Works out the value. A metric of segmentation is given a `Compared` label that both maps have, one of
-    classification targets, probabilities and weights (`megavoxel.tasks.classification.metrics`)."""
+    """Works out the value. A metric of segmentation is given a `Compared` label that both maps have (with `one_empty`
+    of None: that one of them has), one of classification targets, probabilities and weights
+    (`megavoxel.tasks.classification.metrics`)."""
 
     @property
     def key(self) -> str:
@@ -61,17 +65,36 @@ class Metric:
         return f"{self.shown} ({self.unit})" if self.unit else self.shown
 
     @property
+    def higher_is_better(self) -> bool:
+        """Whether the better of two values is the higher one."""
+        return self.direction == "higher"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether means of its values tell which model or case is better: those of signed values cancel one another."""
+        return self.direction in ("higher", "lower")
+
+    @property
     def sign(self) -> int:
         """1 where a higher value is better, else -1."""
         return 1 if self.higher_is_better else -1
 
+    @property
+    def said(self) -> str:
+        """The direction as a sentence; nothing where the higher value is better, as one expects, or neither is."""
+        return {"lower": "A lower value is better.", "zero": "The nearer to 0 the better."}.get(self.direction, "")
+
+    def goodness(self, values: Any) -> Any:
+        """Numbers of which the higher one is better, for an array or a table of values."""
+        return -abs(values) if self.direction == "zero" else self.sign * values
+
     def of(self, label: Compared) -> float:
         """The value of a label in two maps."""
         present = bool(label.predicted), bool(label.referred)
-        if all(present):
-            return float(self.function(label))
         if not any(present):
             return self.both_empty
+        if all(present) or self.one_empty is None:
+            return float(self.function(label))
         return label.diagonal_mm if math.isinf(self.one_empty) else self.one_empty
 
 
@@ -94,6 +117,60 @@ def hausdorff_95(label: Compared) -> float:
     return max(float(np.percentile(distances, 95)) for distances in label.border_distances)
 
 
+def mean_distance(label: Compared) -> float:
+    """The mean in mm of all distances from a border voxel of one mask to the nearest one of the other."""
+    return float(np.concatenate(label.border_distances).mean())
+
+
+def sensitivity(label: Compared) -> float:
+    """The share of the reference's voxels that the prediction has; NaN where the reference has none."""
+    return label.both / label.referred if label.referred else math.nan
+
+
+def precision(label: Compared) -> float:
+    """The share of the prediction's voxels that the reference has; NaN where the prediction has none."""
+    return label.both / label.predicted if label.predicted else math.nan
+
+
+def boundary_iou(label: Compared) -> float:
+    """Intersection over union of the bands along both masks' borders: `Compared.bands`."""
+    ours, theirs = label.bands
+    return np.count_nonzero(ours & theirs) / np.count_nonzero(ours | theirs)
+
+
+def centreline_dice(label: Compared) -> float:
+    """The harmonic mean of the shares of both centre lines that lie in the other mask; 0 where both are 0."""
+    ours, theirs = label.skeletons
+    precise = np.count_nonzero(ours & label.reference) / np.count_nonzero(ours)
+    sensitive = np.count_nonzero(theirs & label.prediction) / np.count_nonzero(theirs)
+    return 2 * precise * sensitive / (precise + sensitive) if precise + sensitive else 0.0
+
+
+def lesion_f1(label: Compared) -> float:
+    """Components that are the same, over the mean number of both masks' components."""
+    return label.components.f1
+
+
+def panoptic_quality(label: Compared) -> float:
+    """The sum of the intersections over union of components that are the same, over the mean number of both masks'
+    components."""
+    return label.components.panoptic_quality
+
+
+def volume(label: Compared) -> float:
+    """Volume of the prediction in ml."""
+    return label.predicted * label.voxel_ml
+
+
+def volume_error(label: Compared) -> float:
+    """Volume of the prediction minus that of the reference, in ml."""
+    return (label.predicted - label.referred) * label.voxel_ml
+
+
+COMPONENTS = (
+    "components, of voxels that touch by a corner at least, are the same from an intersection over union of "
+    f"{MATCH_IOU:g} on"
+)
 METRICS = {
     metric.key: metric
     for metric in (
@@ -121,9 +198,96 @@ METRICS = {
             "MONAI defines it; a label that one map alone has gets the length of the image's diagonal",
             unit="mm",
             high=math.inf,
-            higher_is_better=False,
+            direction="lower",
             one_empty=math.inf,
             function=hausdorff_95,
+        ),
+        Metric(
+            name="ASSD",
+            shown="ASSD",
+            title="average symmetric surface distance",
+            definition="the mean of the distances from all border voxels of both maps to the nearest one of the other, "
+            "as MONAI defines it; a label that one map alone has gets the length of the image's diagonal",
+            unit="mm",
+            high=math.inf,
+            direction="lower",
+            one_empty=math.inf,
+            function=mean_distance,
+        ),
+        Metric(
+            name="Boundary_IoU",
+            shown="Boundary IoU",
+            title="boundary intersection over union",
+            definition="the intersection over union of the voxels of each map within the tolerance of its own border "
+            "(Cheng et al. 2021, arXiv:2103.16562, with a width in mm)",
+            takes_tolerance=True,
+            function=boundary_iou,
+        ),
+        Metric(
+            name="Sensitivity",
+            shown="Sensitivity",
+            title="sensitivity or recall",
+            definition="the share of the reference's voxels that the prediction has; no value where the reference is "
+            "empty",
+            one_empty=None,
+            function=sensitivity,
+        ),
+        Metric(
+            name="Precision",
+            shown="Precision",
+            title="precision or positive predictive value",
+            definition="the share of the prediction's voxels that the reference has; no value where the prediction is "
+            "empty",
+            one_empty=None,
+            function=precision,
+        ),
+        Metric(
+            name="clDice",
+            shown="clDice",
+            title="centreline Dice",
+            definition="the harmonic mean of the shares of both maps' centre lines that lie in the other map (Shit et "
+            "al. 2021, arXiv:2003.07311), with the thinning of Lee et al. 1994",
+            function=centreline_dice,
+        ),
+        Metric(
+            name="Lesion_F1",
+            shown="Lesion F1",
+            title="lesion-wise F1",
+            definition="components that are the same in both maps, twice, over the components of both; " + COMPONENTS,
+            function=lesion_f1,
+        ),
+        Metric(
+            name="PQ",
+            shown="PQ",
+            title="panoptic quality",
+            definition="the sum of the intersections over union of the components that are the same, twice, over the "
+            f"components of both maps (Kirillov et al. 2019, arXiv:1801.00868); {COMPONENTS}",
+            function=panoptic_quality,
+        ),
+        Metric(
+            name="Volume",
+            shown="Volume",
+            title="volume of the prediction",
+            definition="voxels times their size",
+            unit="ml",
+            high=math.inf,
+            direction="none",
+            both_empty=0.0,
+            one_empty=None,
+            function=volume,
+        ),
+        Metric(
+            name="Volume_error",
+            shown="Volume error",
+            title="error of the volume",
+            definition="the prediction's volume minus the reference's, so that too much is above zero",
+            unit="ml",
+            low=-math.inf,
+            high=math.inf,
+            direction="zero",
+            both_empty=0.0,
+            one_empty=None,
+            function=volume_error,
         ),
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
+from megavoxel.evaluation.choice import Choice
 from megavoxel.evaluation.compared import Values, compared_labels
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
@@ -68,6 +69,8 @@ class Target:
     """What it is in the label maps, from 1."""
     tolerance: float
     """Tolerance of NSD in mm."""
+    metrics: tuple[Metric, ...] | None = None
+    """What it is scored by; None: by all metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +332,11 @@ def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Tar
     return [Target(name=name, values=value, tolerance=by_name[name]) for name, value in order]
 
 
+def scored_by(targets: Sequence[Target], choice: Choice) -> list[Target]:
+    """What is scored, with the metrics that are chosen for it."""
+    return [replace(target, metrics=choice.of(target.name)) for target in targets]
+
+
 def parse_labels(words: Sequence[str]) -> dict[str, int]:
     """Values by name from words such as `liver=1`.
 
@@ -437,7 +445,7 @@ def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric])
     return [
         (pair.case, target.name, metric.name, metric.of(label))
         for target, label in zip(targets, labels, strict=True)
-        for metric in metrics
+        for metric in target.metrics or metrics
     ]
 
 
@@ -448,7 +456,7 @@ def print_means(
 
     Args:
         rows: of all cases, as `score_pairs` gives them.
-        metrics: of the rows.
+        metrics: of the rows; what a label is not scored by has no value.
         skipped: by label, in how many cases it was not scored; labels that were always scored may be left out.
     """
     table = pd.DataFrame(rows, columns=["case", "label", "metric", "value"])
@@ -457,8 +465,9 @@ def print_means(
     lines = []
     for target in targets:
         own = wide[wide.index.get_level_values("label") == target.name]
-        counts = (len(own), skipped.get(target.name, 0), int(own.iloc[:, 0].isna().sum()))
-        lines.append([target.name, _tolerance(target, metrics), *counts, *map(_number, own.mean())])
+        first = (target.metrics or metrics)[0].name
+        counts = (len(own), skipped.get(target.name, 0), int(own[first].isna().sum()))
+        lines.append([target.name, _tolerance(target, target.metrics or metrics), *counts, *map(_number, own.mean())])
     by_case = wide.groupby("case").mean()
     lines.append(["mean over labels", "", len(by_case), "", "", *map(_number, by_case.mean())])
     align = ["left"] + ["right"] * (len(heads) - 1)

@@ -35,8 +35,9 @@ class Definition:
     """Path of cases.json; empty: the one in the study's folder."""
     sweeps: tuple[Sweep, ...] = ()
     """Tables that compare some of the models."""
-    metrics: tuple[str, ...] = ()
-    """Keys of the metrics that are shown; the first ranks cases. Empty: all that are scored."""
+    metrics: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
+    """Keys of the metrics that are shown, as a study file has them; the first ranks cases. Empty: all that are
+    scored."""
     cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Settings of a classification study that are repeats of one another, by the name that the study gave them."""
 

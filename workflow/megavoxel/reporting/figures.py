@@ -55,7 +55,7 @@ def score_figure(stored: Stored, metric: Metric) -> Figure:
     """Box plots of a metric per label, one box per model, one point per case; one panel per split."""
     scores = stored.scores[(stored.scores["metric"] == metric.name) & stored.scores["value"].notna()]
     models = stored.definition.models
-    groups = _chunks(stored.labels, max(1, BOXES_PER_PANEL // len(models)))
+    groups = _chunks(stored.labels_of(metric), max(1, BOXES_PER_PANEL // len(models)))
     panels = list(product(stored.splits, groups))
     widest = max(len(group) for group in groups)
     figure = Figure(figsize=(_panel_width(widest, len(models)), 3.2 * len(panels) + 0.5), layout="constrained")
@@ -199,6 +199,9 @@ def _turn_long_names(ax: Axes, labels: Sequence[str], slot: float) -> None:
 
 def _limits(metric: Metric, values: pd.Series) -> tuple[tuple[float, float], tuple[float, float]]:
     """Ends of an axis of a metric, and the first and last place of a tick."""
+    if math.isinf(metric.low):
+        margin = 1.05 * values.abs().max() if len(values) and values.abs().max() > 0 else 1.0
+        return (-margin, margin), (-margin, margin)
     if math.isinf(metric.high):
         top = 1.05 * values.max() if len(values) and values.max() > 0 else 1.0
         return (-0.02 * top, top), (0.0, top)
@@ -209,7 +212,7 @@ def _limits(metric: Metric, values: pd.Series) -> tuple[tuple[float, float], tup
 def _axis_title(stored: Stored, metric: Metric) -> str:
     if not metric.takes_tolerance:
         return metric.head
-    tolerances = {stored.tolerances[label] for label in stored.labels if label in stored.tolerances}
+    tolerances = {stored.tolerances[label] for label in stored.labels_of(metric) if label in stored.tolerances}
     if len(tolerances) == 1:
         return f"{metric.head} at {tolerances.pop():g} mm"
     return f"{metric.head} (tolerance per label)"

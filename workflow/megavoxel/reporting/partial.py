@@ -10,6 +10,7 @@ import pandas as pd
 
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
+from megavoxel.evaluation.choice import Choice
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.reporting.definition import Definition
 from megavoxel.tasks.classification.cases import ImageCases
@@ -54,12 +55,13 @@ def check_complete(
     return selected
 
 
-def rows_missing(scores: pd.DataFrame, expected: Expected) -> list[str]:
+def rows_missing(scores: pd.DataFrame, expected: Expected, choice: Choice | None = None) -> list[str]:
     """A line about each model, split and fold whose scores lack rows that they should have.
 
     Args:
         scores: as `check_complete` returns them.
         expected: the rows of each split and fold; splits and folds that are not named are not looked at.
+        choice: the metrics of each label; None: all that a split has.
     """
     lines = []
     metrics = {split: set(part) for split, part in scores.groupby("split")["metric"]}
@@ -67,7 +69,9 @@ def rows_missing(scores: pd.DataFrame, expected: Expected) -> list[str]:
         wanted = expected.get((split, fold), set())
         names = ["case", "label"][: len(next(iter(wanted), ()))]
         found = set(part[[*names, "metric"]].itertuples(index=False, name=None))
-        lacking = sorted({(*row, metric) for row in wanted for metric in metrics[split]} - found)
+        lacking = sorted(
+            {(*row, metric) for row in wanted for metric in _names_of(choice, row[1:]) or metrics[split]} - found
+        )
         if lacking:
             case, *label, metric = lacking[0]
             what = f"{metric} of {label[0]}" if label else metric
@@ -76,13 +80,17 @@ def rows_missing(scores: pd.DataFrame, expected: Expected) -> list[str]:
     return lines
 
 
-def require_all_rows(scores: pd.DataFrame, expected: Expected, *, source: Path) -> None:
+def _names_of(choice: Choice | None, label: tuple[str, ...]) -> list[str]:
+    return [metric.name for metric in choice.of(*label)] if choice is not None and label else []
+
+
+def require_all_rows(scores: pd.DataFrame, expected: Expected, choice: Choice | None = None, *, source: Path) -> None:
     """Refuses scores that are fewer than the study's cases and labels, as in a file that was cut.
 
     Raises:
         UserError: names the first case and label without a score.
     """
-    for line in rows_missing(scores, expected):
+    for line in rows_missing(scores, expected, choice):
         raise UserError(f"{source}: {line}; {REMEDY}")
 
 

@@ -118,8 +118,9 @@ def time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame) 
 
 
 def panels(stored: Stored) -> list[str]:
-    """The mean over labels and, of two to `MOST_LABELS` labels, each of them."""
-    return [MEAN, *stored.labels] if 2 <= len(stored.labels) <= MOST_LABELS else [MEAN]
+    """The mean over labels and, of two to `MOST_LABELS` labels with the first metric, each of them."""
+    labels = stored.labels_of(stored.metrics[0])
+    return [MEAN, *labels] if 2 <= len(labels) <= MOST_LABELS else [MEAN]
 
 
 def memory_points(stored: Stored, published: pd.DataFrame) -> list[Point]:

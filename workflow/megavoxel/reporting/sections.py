@@ -38,7 +38,7 @@ def without(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 def _scores(report: Report) -> dict[str, Any]:
     stored = report.stored
-    first = stored.scores[stored.scores["metric"] == stored.metrics[0].name]["value"]
+    first = stored.counted["value"]
     compared = [head for metric in stored.metrics for head in compared_heads(metric)]
     return {
         "tolerances": stored.tolerances,

@@ -144,7 +144,8 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     """Per split, metric and model but the baseline: its difference to the baseline, over the cases that both have.
 
     `low` and `high` bound the 95 % paired bootstrap interval of the mean difference; `better`, `equal` and `worse`
-    count cases, by the direction of the metric. Difference and p are those of the summary.
+    count cases, by the direction of the metric: of an error with a sign, by the mean over labels of its absolute value.
+    A metric without a direction has no lines. Difference and p are those of the summary.
 
     Args:
         stored: the study; without a baseline there are no lines.
@@ -152,7 +153,8 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
     """
     baseline, means = stored.definition.baseline, case_means(stored.scores)
     rows = []
-    for metric in stored.metrics if baseline is not None else ():
+    compared = [metric for metric in stored.metrics if metric.direction != "none"]
+    for metric in compared if baseline is not None else ():
         for line in summarised[summarised["model"] != baseline].to_dict("records"):
             own, other = (_part(means, model, line["split"]) for model in (line["model"], baseline))
             both = differences(own, other, stored.metrics).dropna(subset=metric.name)
@@ -160,7 +162,7 @@ def comparison(stored: Stored, summarised: pd.DataFrame) -> pd.DataFrame:
             low, high = mean_interval(changes, groups_of(stored, both["case"]))
             row = {"model": line["model"], "baseline": baseline, "split": line["split"], "metric": metric.name}
             row |= {"cases": len(changes), "low": low, "high": high}
-            gains = changes * metric.sign
+            gains = _gains(stored, line["model"], line["split"], metric).reindex(both["case"])
             row |= {"better": (gains > 0).sum(), "equal": (gains == 0).sum(), "worse": (gains < 0).sum()}
             row |= {key: line[f"{metric.key}_{key}"] for key in ("difference", "p", "p_holm")}
             rows.append(row)
@@ -175,6 +177,7 @@ def labels(stored: Stored) -> pd.DataFrame:
     cases = stored.scores.groupby(["setting", "split"])["case"].nunique()
     groups = stored.scores.groupby(["setting", "split", "label", "metric"])["value"]
     table = groups.agg(["count", "size", "mean", "std"]).unstack("metric")
+    firsts = stored.counted.drop_duplicates("label").set_index("label")["metric"]
     rows = []
     for split in stored.splits:
         for label in stored.labels:
@@ -182,7 +185,8 @@ def labels(stored: Stored) -> pd.DataFrame:
                 if (model, split, label) not in table.index:
                     continue
                 found = table.loc[(model, split, label)]
-                count, size = (int(found[kind, stored.metrics[0].name]) for kind in ("count", "size"))
+                first = firsts[label]
+                count, size = (int(found[kind, first]) for kind in ("count", "size"))
                 row = {"split": split, "label": label, "model": model, "values": count, "both_empty": size - count}
                 row["unannotated"] = int(cases.loc[(model, split)]) - size
                 for metric in stored.metrics:
@@ -229,6 +233,14 @@ def cost(stored: Stored) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).astype({"parameters": "Int64", "device_forecast_gib": float, metric.key: float})
+
+
+def _gains(stored: Stored, model: str, split: str, metric: Metric) -> pd.Series:
+    """By how much a model's cases are better than the baseline's, rounded; by case."""
+    lines = stored.scores[(stored.scores["metric"] == metric.name) & (stored.scores["split"] == split)]
+    means = case_means(lines.assign(value=metric.goodness(lines["value"])))
+    own, other = (_part(means, name, split) for name in (model, stored.definition.baseline))
+    return differences(own, other, [metric]).set_index("case")[metric.name].round(EQUAL_DECIMALS)
 
 
 def differences(own: pd.DataFrame, baseline: pd.DataFrame, metrics: Sequence[Metric]) -> pd.DataFrame:
@@ -290,9 +302,8 @@ def point_scores(
 
 
 def _summary_row(stored: Stored, means: pd.DataFrame, model: str, split: str) -> dict[str, Any]:
-    own, lines = _part(means, model, split), _part(stored.scores, model, split)
+    own, first = _part(means, model, split), _part(stored.counted, model, split)
     row = {"model": model, "split": split, "cases": len(own)}
-    first = lines[lines["metric"] == stored.metrics[0].name]
     row |= {"both_empty": int(first["value"].isna().sum()), "unannotated": len(own) * len(stored.labels) - len(first)}
     baseline = stored.definition.baseline
     changes = None if baseline is None else differences(own, _part(means, baseline, split), stored.metrics)

@@ -14,7 +14,8 @@ import pandas as pd
 from megavoxel.csv_files import as_written
 from megavoxel.datasets.cases import Cases, load_cases
 from megavoxel.errors import UserError, expect
-from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in, metrics_of
+from megavoxel.evaluation.choice import Choice, read_choice, require_ranking
+from megavoxel.evaluation.metrics import METRICS, Metric, metrics_in
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.evaluation.tolerances import scored_tolerances
 from megavoxel.files import read_json, table_text
@@ -94,9 +95,18 @@ class Stored:
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics that are shown; the first one ranks cases, and stands against cost."""
-        if self.definition.metrics:
-            return metrics_of(self.definition.metrics, where="metrics")
-        return metrics_in(self.scores["metric"])
+        return shown_metrics(self.definition, self.scores, self.labels)
+
+    @cached_property
+    def counted(self) -> pd.DataFrame:
+        """The lines of scores of each label's first metric: one for every case, model and label that is scored."""
+        places = self.scores["metric"].map({metric.name: place for place, metric in enumerate(self.metrics)})
+        return self.scores[places == places.groupby(self.scores["label"]).transform("min")]
+
+    def labels_of(self, metric: Metric) -> tuple[str, ...]:
+        """The labels that are scored by a metric, in their order."""
+        own = set(self.scores["label"][self.scores["metric"] == metric.name])
+        return tuple(label for label in self.labels if label in own)
 
     @property
     def device_forecast_gib(self) -> dict[str, float]:
@@ -180,15 +190,15 @@ def load_stored(
     expected = _expected_splits(study, cases, scores)
     if partial:
         study, scores, missing = existing_part(study, results, scores, expected=expected)
-    _check_metrics(scores, study, source)
+    _check_metrics(scores, study, source, cases)
     scores = check_complete(
         scores, source=source, folds={model: study.folds[model] for model in study.models}, expected=expected
     )
-    rows = _expected_rows(study, cases, results / "splits.json")
+    rows, choice = _expected_rows(study, cases, results / "splits.json"), choice_of(study)
     if partial:
-        missing += rows_missing(scores, rows)
+        missing += rows_missing(scores, rows, choice)
     else:
-        require_all_rows(scores, rows, source=source)
+        require_all_rows(scores, rows, choice, source=source)
     load, columns = (load_classifier_plan, CLASSIFICATION_COLUMNS) if study.classifies else (load_plan, HISTORY_COLUMNS)
     folders = {
         (setting, fold): results / setting / f"fold-{fold}"
@@ -297,14 +307,30 @@ def _expected_splits(study: Definition, cases: Cases | ImageCases | None, scores
     return expected | {"validation"} | ({"test"} if labelled else set())
 
 
-def _check_metrics(scores: pd.DataFrame, study: Definition, source: Path) -> None:
+def choice_of(study: Definition) -> Choice | None:
+    """The metrics of each label; None: all that are scored."""
+    return read_choice(study.metrics, where="metrics") if study.metrics else None
+
+
+def shown_metrics(study: Definition, scores: pd.DataFrame, labels: Sequence[str]) -> tuple[Metric, ...]:
+    """The metrics that are shown of scores: those of the definition, or those that the scores have and rank first."""
+    choice = choice_of(study)
+    if choice is not None:
+        return choice.of_all(labels)
+    return tuple(sorted(metrics_in(scores["metric"]), key=lambda metric: not metric.ranks))
+
+
+def _check_metrics(scores: pd.DataFrame, study: Definition, source: Path, cases: Cases | ImageCases | None) -> None:
     if study.classifies:
         return
     known = metrics_in(scores["metric"])
     expect(len(known) > 0, f"{source}: metric", f"one of {', '.join(metric.name for metric in METRICS.values())}")
-    unscored = [metric.name for metric in metrics_of(study.metrics, where="metrics") if metric not in known]
+    labels = cases.structures if cases is not None else scores["label"].unique()
+    shown = shown_metrics(study, scores, tuple(labels))
+    unscored = [metric.name for metric in shown if metric not in known]
     if unscored:
         raise UserError(f"{source}: there is no {unscored[0]}, which the study asks for; run 'megavoxel evaluate'")
+    require_ranking(shown, where=f"{source}: metric")
 
 
 def _of_other_models(scores: pd.DataFrame, definition: Definition) -> list[str]:

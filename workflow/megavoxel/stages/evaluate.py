@@ -13,10 +13,15 @@ Tolerances of a part of a study are those of cases.json, unless --nsd-tolerance 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import DEFAULT, METRICS
+
+if TYPE_CHECKING:
+    from megavoxel.evaluation.pairs import Pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("references", type=Path, nargs="?", help="folder of reference label maps of the same names")
     parser.add_argument("--output", type=Path, help="score file to write: setting,split,fold,case,label,metric,value")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help=f"of {', '.join(METRICS)}; default: {' and '.join(DEFAULT)}"
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(METRICS)}; default: {' and '.join(DEFAULT)}; LABEL=NAME,NAME: those of a label",
     )
     parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
     parser.add_argument("--allow-extra", action="store_true", help="leave out predictions that are not to be scored")
@@ -78,24 +86,18 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _score_folders(arguments: argparse.Namespace) -> None:
+    from megavoxel.evaluation.choice import parse_choice
     from megavoxel.evaluation.pairs import (
-        label_values,
         match_folders,
-        parse_labels,
         parse_targets,
         require_comparable,
         score_pairs,
+        scored_by,
     )
-    from megavoxel.tasks.segmentation.score import finish, metrics_wanted
+    from megavoxel.tasks.segmentation.score import finish
 
     if arguments.predictions is None or arguments.references is None:
         raise UserError("give PREDICTIONS and REFERENCES, or PREDICTIONS and --cases, or --collect")
-    metrics = metrics_wanted(arguments)
-    needy = [metric.shown for metric in metrics if metric.takes_tolerance]
-    if needy and not arguments.tolerance:
-        raise UserError(
-            f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
-        )
     pairs = match_folders(
         arguments.predictions,
         arguments.references,
@@ -104,20 +106,33 @@ def _score_folders(arguments: argparse.Namespace) -> None:
     )
     for pair in pairs:  # before voxels are read, which are more than the file seems to hold where it packs well
         require_comparable(pair)
-    if arguments.labels:
-        labels = parse_labels(arguments.labels)
-    else:
-        values = label_values([pair.reference for pair in pairs], processes=arguments.processes)
-        labels = {str(value): value for value in values}
-        predicted = label_values([pair.prediction for pair in pairs], processes=arguments.processes)
-        strange = sorted(set(predicted) - set(values))
-        if strange:
-            print(f"values of predictions that no reference has, which are not scored: {', '.join(map(str, strange))}")
-    if not labels:
-        raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
-    targets = parse_targets(labels, arguments.tolerance or ["0"])
+    labels = _labels_of_folders(arguments, pairs)
+    choice = parse_choice(arguments.metrics or (), labels)
+    metrics = choice.of_all(labels)
+    needy = [metric.shown for metric in metrics if metric.takes_tolerance]
+    if needy and not arguments.tolerance:
+        raise UserError(
+            f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
+        )
+    targets = scored_by(parse_targets(labels, arguments.tolerance or ["0"]), choice)
     rows = score_pairs(pairs, targets, metrics, processes=arguments.processes)
     finish(arguments, rows, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
+
+
+def _labels_of_folders(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, int]:
+    """Values by name: what `--labels` says, or all values of the references."""
+    from megavoxel.evaluation.pairs import label_values, parse_labels
+
+    if arguments.labels:
+        return parse_labels(arguments.labels)
+    values = label_values([pair.reference for pair in pairs], processes=arguments.processes)
+    predicted = label_values([pair.prediction for pair in pairs], processes=arguments.processes)
+    strange = sorted(set(predicted) - set(values))
+    if strange:
+        print(f"values of predictions that no reference has, which are not scored: {', '.join(map(str, strange))}")
+    if not values:
+        raise UserError(f"{arguments.references}: no label map holds a value but 0; name what to score with --labels")
+    return {str(value): value for value in values}
 
 
 def _check_study_options(arguments: argparse.Namespace) -> None:

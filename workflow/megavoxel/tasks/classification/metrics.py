@@ -111,7 +111,7 @@ METRICS = {
             shown="ECE",
             title="expected calibration error",
             definition=f"{BINS} bins of equal width (Guo et al. 2017)",
-            higher_is_better=False,
+            direction="lower",
             function=expected_calibration_error,
         ),
     )

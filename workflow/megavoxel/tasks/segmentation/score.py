@@ -6,8 +6,9 @@ import argparse
 from collections import Counter
 
 from megavoxel.datasets.cases import load_cases
-from megavoxel.evaluation.metrics import DEFAULT, Metric, metrics_of
-from megavoxel.evaluation.pairs import Target, print_means, score_pairs, select_pairs, targets_of
+from megavoxel.evaluation.choice import parse_choice
+from megavoxel.evaluation.metrics import Metric
+from megavoxel.evaluation.pairs import Target, print_means, score_pairs, scored_by, select_pairs, targets_of
 from megavoxel.evaluation.tidy import Row, write_scores
 from megavoxel.planning.splits import load_splits
 
@@ -19,6 +20,8 @@ def score(arguments: argparse.Namespace) -> None:
         UserError: a label map is missing, or there is one of another case.
     """
     cases = load_cases(arguments.cases)
+    choice = parse_choice(arguments.metrics or (), cases.structures)
+    targets = scored_by(targets_of(cases, arguments.nsd_tolerance or ()), choice)
     selection = select_pairs(
         cases,
         load_splits(arguments.splits),
@@ -28,17 +31,12 @@ def score(arguments: argparse.Namespace) -> None:
         allow_extra=arguments.allow_extra,
         existing=arguments.existing,
     )
-    targets, metrics = targets_of(cases, arguments.nsd_tolerance or ()), metrics_wanted(arguments)
+    metrics = choice.of_all(cases.structures)
     rows = score_pairs(selection.pairs, targets, metrics, processes=arguments.processes)
     if selection.unlabelled:
         print(f"{len(selection.unlabelled)} cases of the {arguments.split} split have no label map and are not scored")
     skipped = Counter(label for pair in selection.pairs for label in pair.skipped)
     finish(arguments, rows, targets, metrics, skipped, setting=arguments.setting, split=arguments.split)
-
-
-def metrics_wanted(arguments: argparse.Namespace) -> tuple[Metric, ...]:
-    """The metrics that `--metrics` names, or those that are always worked out."""
-    return metrics_of(arguments.metrics or DEFAULT, where="--metrics")
 
 
 def finish(
