@@ -134,6 +134,14 @@ TABLES = {
             "peak of a process, GiB": "{peak_gib}",
         },
     ),
+    "claims": Table(
+        file="studies/claims.csv",
+        columns={
+            "paper": "{paper}", "claim": "{claim}", "metric": "{metric}", "published": "{published_change+}",
+            "measured": "{measured+}", "95 %": "{low+} to {high+}", "seeds": "{seeds}", "cases": "{cases}",
+            "verdict": "{verdict}",
+        },
+    ),
     "vnc-networks": Table(
         file="studies/vnc-networks.csv",
         columns={

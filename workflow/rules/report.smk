@@ -3,6 +3,9 @@ REPORT = f"{RESULTS}/report"
 # A paper's own numbers, where the study has some: config/published/STUDY.csv
 PUBLISHED = [path for path in [CONFIG_FOLDER / "published" / f"{STUDY.name}.csv"] if path.is_file()]
 PUBLISHED_OPTION = f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED else ""
+# What papers claim and this study measures on other data.
+CLAIMS = [path for path in [CONFIG_FOLDER / "claims.csv"] if path.is_file() and f",{STUDY.name}," in path.read_text()]
+PUBLISHED_OPTION += f" --claims {shlex.quote(str(CLAIMS[0]))}" if CLAIMS else ""
 TIMINGS_OPTION = f"--timings {RESULTS}/timings.csv" if TIMINGS else ""
 if SEGMENTS:
     COMPARED = {"sweeps": to_plain(STUDY.sweeps), "metrics": to_plain(STUDY.metrics)}
@@ -81,7 +84,7 @@ rule report:
         manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
         drawn=DRAWN,
         timings=f"{RESULTS}/timings.csv" if TIMINGS else [],
-        published=PUBLISHED,
+        published=PUBLISHED + CLAIMS,
     output:
         **{
             name: report(f"{REPORT}/tables/{name}.csv", caption=f"../report/{caption}.rst", category="Tables")

@@ -57,6 +57,8 @@ class Report:
     """Pictures of single cases, from `megavoxel.reporting.examples.write_comparisons`."""
     viewer: Viewer | None = None
     """None where a study has no volumes."""
+    claims: pd.DataFrame | None = None
+    """Claims of papers with what the study measures, from `megavoxel.reporting.claims.study_claims`."""
 
 
 @dataclass(frozen=True, kw_only=True)

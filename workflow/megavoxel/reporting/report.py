@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.reporting import tables
+from megavoxel.reporting.claims import study_claims
 from megavoxel.reporting.classification import tables as classification
 from megavoxel.reporting.classification.figures import write_figures
 from megavoxel.reporting.classification.verdict import classification_verdict
@@ -40,6 +41,8 @@ class Inputs:
     """The report's folder."""
     processes: int
     """Number of processes that share the cases of the viewer."""
+    claims: Path | None = None
+    """File of claims of papers."""
 
     @property
     def figures(self) -> Path:
@@ -69,6 +72,7 @@ def write_report(
     *,
     published: Path | None,
     timings: Sequence[Path],
+    claims: Path | None = None,
     tables_only: bool = False,
     partial: bool = False,
     allow_extra: bool = False,
@@ -78,6 +82,7 @@ def write_report(
 
     Args:
         timings: files of seconds of inference.
+        claims: of papers, of which the page shows those that the study measures.
         tables_only: neither overlays nor training curves nor the page.
         partial: report what there is of the study.
         allow_extra: leave out scores of cases that the study does not have.
@@ -94,6 +99,7 @@ def write_report(
         stored=load_stored(results, definition, need_cases=not tables_only, partial=partial, allow_extra=allow_extra),
         report=results / "report",
         processes=processes,
+        claims=claims,
     )
     for line in (*inputs.stored.missing, *inputs.stored.ignored):
         print(f"left out: {line}", flush=True)
@@ -126,6 +132,7 @@ def _pictures(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:
         tables=shown,
         folder=inputs.report,
         verdict=segmentation_verdict(stored),
+        claims=study_claims(inputs.claims, stored),
         comparisons=comparisons,
         viewer=viewer,
     )
@@ -138,6 +145,7 @@ def _classification_page(inputs: Inputs, numbers: Tables, shown: Tables) -> Repo
         tables=shown,
         folder=inputs.report,
         verdict=classification_verdict(inputs.stored, numbers["summary"], numbers["confusion"]),
+        claims=study_claims(inputs.claims, inputs.stored),
     )
 
 

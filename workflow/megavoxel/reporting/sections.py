@@ -11,6 +11,7 @@ from megavoxel.config.study import Sweep
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.reporting.best import BEHIND, BEST, LEFT_OUT, TOGETHER, UNDECIDED, deciding_metric
 from megavoxel.reporting.claim import claim_table, items_left, times
+from megavoxel.reporting.claims import show_claims
 from megavoxel.reporting.costs import PEAK, how_measured, own_peaks
 from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.notices import findings_of
@@ -262,6 +263,12 @@ def _claim(report: Report) -> dict[str, Any]:
 
 
 CLAIM = Section(name="claim", title="CLAIM", values=_claim)
+PAPERS = Section(
+    name="papers",
+    title="Claims of papers",
+    values=lambda report: {"papers": show_claims(report.claims)},
+    is_shown=lambda report: report.claims is not None and len(report.claims) > 0,
+)
 SEGMENTATION_SECTIONS = (
     Section(name="scores", title="Scores", values=_scores),
     Section(name="comparison", title="Comparison", values=_comparison, is_shown=_has_others),
@@ -275,6 +282,7 @@ SEGMENTATION_SECTIONS = (
         is_shown=lambda report: bool(report.stored.definition.sweeps),
     ),
     Section(name="published", title="Published", values=_published, is_shown=_is_published),
+    PAPERS,
     Section(name="cost", title="Cost", values=_cost, figures=_cost_figures),
     Section(name="cases", title="Cases", values=_cases),
     Section(name="pictures", title="Pictures", values=_pictures),
@@ -295,6 +303,7 @@ CLASSIFICATION_SECTIONS = (
         is_shown=lambda report: not report.numbers["distributed"].empty,
     ),
     Section(name="published", title="Published", values=_published, is_shown=_is_published),
+    PAPERS,
     Section(
         name="cost",
         title="Time and memory",

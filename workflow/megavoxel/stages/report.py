@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "peak_gib (GPU memory in GB), seconds or seconds_sd (inference per image)",
     )
     parser.add_argument(
+        "--claims",
+        type=Path,
+        metavar="CSV",
+        help="claims of papers that studies measure: "
+        "paper,claim,published,table,row,against,metric,study,setting,reference; the folder published beside it has "
+        "the papers' numbers",
+    )
+    parser.add_argument(
         "--timings",
         type=Path,
         nargs="*",
@@ -57,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.results,
         arguments.definition,
         published=arguments.published,
+        claims=arguments.claims,
         timings=arguments.timings,
         tables_only=arguments.tables_only,
         partial=arguments.partial,

@@ -1,0 +1,203 @@
+"""Claims of papers: the change that a paper prints beside the change that a study measures, and whether they agree.
+
+A claim is about two models of a study, each with its repeats, and one metric. Absolute numbers of a paper do not
+compare with those of other data; the direction and the size of a change do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from megavoxel.errors import UserError
+from megavoxel.evaluation.tidy import read_text
+from megavoxel.reporting.costs import PEAK, own_peaks
+from megavoxel.reporting.published import COSTS, read_published
+from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.tables import show, signed, signed_with_interval
+from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
+
+COLUMNS = ["paper", "claim", "published", "table", "row", "against", "metric", "study", "setting", "reference"]
+MEASURED = ["published_change", "measured", "low", "high", "seeds", "cases", "verdict"]
+ACCURACY = "accuracy"
+SAME, WITHIN, OPPOSITE, ABSENT = "same direction beyond noise", "within noise", "opposite", "not measured"
+RESAMPLES = 9999
+TAIL = 2.5
+"""Percent of resamples beyond either end of an interval."""
+UNREADABLE = "claims cannot be read ({fault})"
+
+
+def read_claims(path: Path, published: Path, *, study: str | None = None) -> pd.DataFrame:
+    """Lines of a file of claims: all columns as text, and `published_change`, float64.
+
+    `setting` and `reference` are models of `study`; the name of a setting with `seeds` stands for all of its repeats.
+
+    Args:
+        published: folder of the files of published numbers, which the column `published` names.
+        study: whose lines are read; None: all.
+
+    Raises:
+        UserError: a file cannot be read, or has no number of a row.
+    """
+    table = read_text(path, COLUMNS, missing=UNREADABLE, unreadable=UNREADABLE, is_ours=False)
+    table = table if study is None else table[table["study"] == study]
+    changes = [published_change(line, published, where=str(path)) for line in table.to_dict("records")]
+    return table.assign(published_change=pd.Series(changes, index=table.index, dtype=float))
+
+
+def published_change(claim: dict[str, str], folder: Path, *, where: str) -> float:
+    """The published value of the row less that of the row `against` it; of memory and time as a share of the latter.
+
+    NaN where the paper prints no number. A metric that is printed label by label alone is the mean over labels.
+
+    Raises:
+        UserError: names the claim where a row has no number.
+    """
+    if not claim["published"]:
+        return math.nan
+    name = claim["published"]
+    table = read_published(folder / f"{name}.csv", classifies=claim["metric"] == ACCURACY)
+    table = table if not claim["table"] else table[table["table"] == claim["table"]]
+    values = []
+    for row in (claim["row"], claim["against"]):
+        own = table[table["row"] == row].drop_duplicates("metric").set_index("metric")["value"]
+        of_labels = own[own.index.str.startswith(f"{claim['metric']} ")]
+        if claim["metric"] not in own and of_labels.empty:
+            raise UserError(f"{where}: {claim['claim']}: {name}.csv has no {claim['metric']} of the row '{row}'")
+        values.append(own[claim["metric"]] if claim["metric"] in own else of_labels.mean())
+    change = values[0] - values[1]
+    return change / values[1] if claim["metric"] in COSTS else change
+
+
+def measured_claims(claims: pd.DataFrame, scores: pd.DataFrame, peaks: Mapping[str, float]) -> pd.DataFrame:
+    """Claims of a study with what was measured: columns of `COLUMNS` and `MEASURED`.
+
+    `measured` is the mean over cases and repeats of the setting minus that of the reference, over the cases that all of
+    them have, on the test split where there are two such cases, else on validation. `low` and `high` bound its
+    95 % bootstrap interval, in which cases are drawn, and of each side its repeats. `seeds` is the smaller number of
+    repeats. The verdict says whether the interval lies on one side of 0, and whether that is the paper's. A label that
+    the study does not have stands for the mean over labels. Memory is a share of the reference's, without an interval.
+
+    Args:
+        claims: as `read_claims` gives them.
+        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
+        peaks: peak memory in GiB by setting.
+    """
+    rows = [{**line, **_measured(line, scores, peaks)} for line in claims.to_dict("records")]
+    return pd.DataFrame(rows, columns=[*COLUMNS, *MEASURED])
+
+
+def study_claims(path: Path | None, stored: Stored) -> pd.DataFrame | None:
+    """The claims that a study measures, with what it has measured; None where there is no file of claims.
+
+    The papers' numbers are in the folder `published` beside the file.
+
+    Raises:
+        UserError: as `read_claims`.
+    """
+    if path is None:
+        return None
+    claims = read_claims(path, path.parent / "published", study=stored.definition.study)
+    return measured_claims(claims, stored.scores, own_peaks(stored)[PEAK].dropna().to_dict())
+
+
+def show_claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims with rounded numbers."""
+    compared = table["setting"] + " − " + table["reference"]
+    columns = {
+        "Paper": "paper", "Claim": "claim", "Metric": "metric", "Published": ("published_change", signed),
+        "Compared": "compared", "Measured [95 %]": ("measured low high", signed_with_interval),
+        "Seeds": "seeds", "Cases": "cases", "Verdict": "verdict",
+    }  # fmt: skip
+    return show(table.assign(compared=compared), columns)
+
+
+def verdict_of(published: float, low: float, high: float) -> str:
+    """What an interval says of a published change; without a published number there is none."""
+    if math.isnan(low) or math.isnan(published):
+        return ABSENT
+    if low <= 0 <= high or published == 0:
+        return WITHIN
+    return SAME if (low > 0) == (published > 0) else OPPOSITE
+
+
+def repeats_of(name: str, settings: Iterable[str]) -> list[str]:
+    """The repeats of a setting, or itself."""
+    pattern = re.compile(rf"{re.escape(name)}(-seed\d+)?")
+    return sorted(setting for setting in set(settings) if name and pattern.fullmatch(setting))
+
+
+def change_with_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the second minus that of the first, with the ends of its 95 % bootstrap interval.
+
+    Args:
+        first: (repeats, cases).
+        second: (repeats, the same cases); repeats need not be as many.
+    """
+    random = np.random.default_rng(0)
+    cases = random.multinomial(first.shape[1], np.full(first.shape[1], 1 / first.shape[1]), RESAMPLES).T
+    means = []
+    for values in (first, second):
+        repeats = random.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).T
+        means.append((values @ cases * repeats).sum(axis=0) / (len(values) * values.shape[1]))
+    low, high = np.percentile(means[1] - means[0], [TAIL, 100 - TAIL])
+    return float(second.mean() - first.mean()), float(low), float(high)
+
+
+def _measured(claim: dict[str, Any], scores: pd.DataFrame, peaks: Mapping[str, float]) -> dict[str, Any]:
+    nothing = {"measured": math.nan, "low": math.nan, "high": math.nan, "seeds": 0, "cases": 0, "verdict": ABSENT}
+    if claim["metric"] == PEAK:
+        return nothing | _memory(claim, peaks)
+    sides = [repeats_of(claim[side], scores["setting"].unique()) for side in ("reference", "setting")]
+    if not all(sides) or claim["metric"] in COSTS:
+        return nothing
+    own = scores[scores["setting"].isin([*sides[0], *sides[1]])]
+    for split in ("test", "validation"):
+        values = _by_case(own[own["split"] == split], claim["metric"]).dropna(axis="columns")
+        if set(values.index) == {*sides[0], *sides[1]} and values.shape[1] > 1:
+            break
+    else:
+        return nothing
+    measured, low, high = change_with_interval(*(values.loc[side].to_numpy() for side in sides))
+    told = {"measured": measured, "low": low, "high": high, "seeds": min(map(len, sides)), "cases": values.shape[1]}
+    return told | {"verdict": verdict_of(claim["published_change"], low, high)}
+
+
+def _memory(claim: dict[str, Any], peaks: Mapping[str, float]) -> dict[str, Any]:
+    sides = [repeats_of(claim[side], peaks) for side in ("reference", "setting")]
+    if not all(sides):
+        return {}
+    first, second = (max(peaks[name] for name in side) for side in sides)
+    change = second / first - 1
+    return {"measured": change, "verdict": verdict_of(claim["published_change"], change, change)}
+
+
+def _by_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Values of a metric by setting and case: the mean over labels, or that of one label."""
+    if metric == ACCURACY:
+        return _correct(scores)
+    name, _, label = metric.partition(" ")
+    label = label if (scores["label"] == label).any() else ""
+    own = scores[(scores["metric"] == name) & ((scores["label"] == label) | (label == ""))]
+    return own.groupby(["setting", "case"])["value"].mean().unstack("case")
+
+
+def _correct(scores: pd.DataFrame) -> pd.DataFrame:
+    """1 where the most probable class of an image is its own, else 0, by setting and case."""
+    keys = ["setting", "case"]
+    certain = (
+        scores[scores["metric"] == PROBABILITY]
+        .sort_values([*keys, "value", "label"])
+        .drop_duplicates(keys, keep="last")
+    )
+    truth = scores[scores["metric"] == TRUTH].drop_duplicates(keys)
+    both = certain.merge(truth, on=keys, suffixes=("", "_true"))
+    return both.assign(correct=(both["label"] == both["label_true"]).astype(float)).pivot(
+        index="setting", columns="case", values="correct"
+    )
