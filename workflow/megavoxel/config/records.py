@@ -110,6 +110,22 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def deviations(value: Any) -> Any:
+    """As `to_plain`, without the fields of records that have their default value.
+
+    A hash of it stays the same when a later version adds a field whose default is what was done before: states go on,
+    and exported models are read.
+    """
+    if dataclasses.is_dataclass(value):
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {field.name: deviations(own) for field, own in fields.items() if not _is_default(field, own)}
+    if isinstance(value, dict):
+        return {str(key): deviations(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [deviations(item) for item in value]
+    return value
+
+
 @cache
 def schema_of(kind: type) -> dict[str, Any]:
     """The JSON schema of a type; not to be changed."""
@@ -124,3 +140,9 @@ def adapter(kind: type) -> pydantic.TypeAdapter:
 
 def _refuse_foreign(value: Any) -> NoReturn:
     raise TypeError(f"{shown(value)} is no text, number, list or mapping; put it in quotes")
+
+
+def _is_default(field: dataclasses.Field, value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return value == field.default_factory()
+    return field.default is not dataclasses.MISSING and value == field.default

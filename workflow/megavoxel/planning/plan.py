@@ -26,7 +26,7 @@ from megavoxel.config.fields import (
     between,
     refuse,
 )
-from megavoxel.config.records import read_record, record, rule, to_plain
+from megavoxel.config.records import deviations, read_record, record, rule, to_plain
 from megavoxel.config.regions import Regions, structures_of
 from megavoxel.config.setting import Inference, Interpolation, NetworkParts, Parallel, StartFile
 from megavoxel.config.training import Augmentation, Training
@@ -112,13 +112,11 @@ class PreprocessingPlan(Interpolation):
 
     @property
     def hashed(self) -> dict[str, Any]:
-        """This plan in plain values, without keys that only few datasets have and this one has not."""
-        plain = to_plain(self)
+        """What hashes see of this plan."""
+        plain = deviations(self)
         if self.regions is not None:  # their order is that of the outputs, and a hash does not see the order of keys
             plain["regions"]["values"] = list(plain["regions"]["values"].items())
-        absent = [key for key in ("regions", "ignore_value") if plain[key] is None]
-        absent += ["axes"] if self.axes == "RAS" else []
-        return {key: value for key, value in plain.items() if key not in absent}
+        return plain
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -315,7 +313,7 @@ class Plan:
         Not on `needs`: what jobs ask for changes nothing that they do. Not on `training.workers`: a patch is a function
         of its number.
         """
-        plain = to_plain(self)
+        plain = deviations(self)
         unread = ("notes", "inference", "parallel", "stages", "needs", "study", "setting")
         relevant = {key: value for key, value in plain.items() if key not in unread}
         relevant["preprocessing"] = {
@@ -327,7 +325,7 @@ class Plan:
     @property
     def prediction_hash(self) -> str:
         """Short hash of everything in the plan that predictions depend on."""
-        return content_hash([self.hash, to_plain(self.inference)])
+        return content_hash([self.hash, deviations(self.inference)])
 
     @rule
     def _network_has_the_channels_and_classes(self) -> None:

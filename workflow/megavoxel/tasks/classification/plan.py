@@ -10,7 +10,7 @@ from typing import Literal
 
 from megavoxel.config.classification import ClassificationStudy, Classifier, ClassifierSetting
 from megavoxel.config.fields import Seed
-from megavoxel.config.records import from_plain, read_record, record, to_plain
+from megavoxel.config.records import deviations, from_plain, read_record, record, to_plain
 from megavoxel.config.setting import Parallel
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash, parse_json, write_json
@@ -36,11 +36,12 @@ class ClassifierPlan(Classifier):
     @property
     def hash(self) -> str:
         """Short hash of all that trained weights depend on: names and notes are left out."""
-        plain = to_plain(self)
         training = {
-            key: value for key, value in plain["training"].items() if key not in ("loaders", "checkpoint_minutes")
+            key: value
+            for key, value in deviations(self.training).items()
+            if key not in ("loaders", "checkpoint_minutes")
         }
-        kept = {key: value for key, value in plain.items() if key not in ("study", "setting", "notes")}
+        kept = {key: value for key, value in deviations(self).items() if key not in ("study", "setting", "notes")}
         return content_hash(kept | {"training": training})
 
     @property
