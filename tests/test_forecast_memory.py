@@ -224,6 +224,18 @@ def test_one_stage_needs_what_the_plain_step_needs():
     assert stage.peak_bytes == pytest.approx(plain.peak_bytes, rel=0.15)
 
 
+def test_stages_of_a_pipeline_know_what_is_compiled_and_forget_it_again():
+    plan, cut = unet(3, 8, size=32), Parallel(pipeline=2, micro_batches=2)
+    plan = replace(plan, batch=2)
+    compiled = replace(plan, training=replace(plan.training, compile=True))
+    plain, own, again = (
+        [stage.touched_bytes for stage in stage_costs(one, cut, precision)]
+        for one, precision in ((plan, "float32"), (compiled, "float32"), (plan, "float32"))
+    )
+    assert all(mine < other for mine, other in zip(own, plain, strict=True))
+    assert again == plain
+
+
 def test_stages_share_the_work_and_the_memory():
     plan = unet(4, 16, size=48)
     plan = replace(plan, batch=2)

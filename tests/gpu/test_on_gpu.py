@@ -31,6 +31,7 @@ from megavoxel.files import write_json
 from megavoxel.forecast.calibration import Probe
 from megavoxel.forecast.calibration import plan_of as plan_of_probe
 from megavoxel.forecast.setting import counted_gib, step_costs
+from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import Precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
@@ -276,14 +277,14 @@ def seconds_of_pass(plan: Plan, device: torch.device, precision: str, layout: st
     """Median time of a forward and a backward pass, once everything is warm."""
     memory_format = torch.channels_last_3d if layout == "channels last" else torch.contiguous_format
     network = SegmentationNetwork(plan.network).to(device, memory_format=memory_format).train()
-    run = torch.compile(network) if compiled else network
+    compile_norms(network, compiled=compiled)
     image = batch_of(plan)[0].to(device).contiguous(memory_format=memory_format)
     seconds = []
     for _ in range(REPEATS + 2):
         torch.cuda.synchronize(device)
         begin = time.perf_counter()
         with Precision(name=precision, reason="test").autocast(device):
-            logits = run(image)
+            logits = network(image)
         torch.stack([level.float().square().mean() for level in logits]).sum().backward()
         network.zero_grad(set_to_none=True)
         torch.cuda.synchronize(device)

@@ -125,8 +125,8 @@ class Training(Optimisation):
     tf32: bool = True
     """Whether a GPU may round the factors of float32 convolutions to TF32, as PyTorch does by default."""
     compile: bool = False
-    """Whether `torch.compile` compiles the network, which takes a minute or more; without checkpointing, pipelines,
-    tiles and expanded patches. On a CPU it needs g++."""
+    """Whether `torch.compile` compiles instance norms with the activation functions behind them, for which the first
+    step takes a minute or more; not in tiles, nor with batch norm. It needs g++ on a CPU, and gcc or clang on a GPU."""
     workers: Literal["auto"] | Annotated[int, between(0, 64)] = "auto"
     """Processes that load and augment patches for each device; 0: the training process itself. `auto`: as many as the
     hardware file gives the device (`workers` there)."""

@@ -26,6 +26,7 @@ from megavoxel.forecast.step import (
     optimizer_bytes,
 )
 from megavoxel.network.architectures import whole_program
+from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.partition import (
@@ -106,6 +107,7 @@ def with_micro_batches(key: StepKey, count: int) -> StepKey:
 @cache
 def _profile(key: StepKey) -> Profile:
     plan, fake = key.plan, fake_network(key.plan.network)
+    compile_norms(fake.program, compiled=plan.training.compile)
     with fake.mode, MemoryTracker() as memory:
         state = fake.network.enter(_image(plan))
         specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}

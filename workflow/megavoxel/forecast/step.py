@@ -22,6 +22,7 @@ from megavoxel.distributed.exchange import SilentExchange
 from megavoxel.distributed.group import Group
 from megavoxel.distributed.space import SpaceMember
 from megavoxel.distributed.spatial import in_tiles
+from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import BYTES_OF_FLOAT32, MemoryTracker
 from megavoxel.network.program import with_channels_last
@@ -44,7 +45,7 @@ MOST_SAMPLES = 16
 """Samples of a step that is run; what more of them cost follows."""
 KEYS_OF_A_STEP = (
     "optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent", "freeze_encoder",
-    "dice_background", "dice_class_weights",
+    "dice_background", "dice_class_weights", "compile",
 )  # fmt: skip
 """Keys of `training` on which memory and FLOPs of a step depend; settings that differ in others share a forecast."""
 
@@ -159,6 +160,7 @@ def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = No
     """A run without data, of a network of its own where none is given; to be made inside `FakeTensorMode`."""
     if network is None:
         network = with_channels_last(SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing))
+    compile_norms(network, compiled=plan.training.compile)
     space = None
     if plan.parallel.tiles > 1:
         exchange = SilentExchange(largest_tiling(plan, plan.parallel))

@@ -84,7 +84,7 @@ class MemoryTracker(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         if function in (FORWARD, BACKWARD):
             self._note_convolution(function, args, kwargs or {}, output)
-        elif function.namespace == "aten" and not (function.is_view or function.overloadpacket in EMPTY):
+        elif function.namespace != "prim" and not (function.is_view or function.overloadpacket in EMPTY):
             leaves = tree_leaves((args, output))  # what keywords give is written, and an output
             touched = sum(leaf.numel() * leaf.itemsize for leaf in leaves if isinstance(leaf, Tensor))
             self._touched[_channels_of_norm(function, args)] += touched

@@ -160,8 +160,6 @@ def remembered(
         convolution: whether the function is a convolution.
         relaid: whether the tensor may lie with channels last where it did not.
     """
-    if torch.compiler.is_compiling():  # nothing is computed again in compiled code, which cannot ask for what is active
-        return function(*inputs)
     active = _ACTIVE.get()
     if active is None or (convolution and not active.convolutions):
         return function(*inputs)
@@ -188,7 +186,7 @@ def noted(make: Callable[[], Any]) -> Any:
 
 def runs_again() -> bool:
     """Whether a remembered function is running in a backward pass."""
-    notes = None if torch.compiler.is_compiling() else _NOTES.get()
+    notes = _NOTES.get()
     return notes is not None and notes.repeats
 
 

@@ -17,12 +17,15 @@ import torch
 
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
+from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import Precision, step_seconds
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 
 LAYOUTS = {"channels_last": torch.channels_last_3d, "channels_first": torch.contiguous_format}
 """By the values of `training.memory_layout`; the default is the first."""
+COMPILERS = {"cpu": (("g++",), "processor"), "cuda": (("gcc", "clang"), "GPU")}
+"""What PyTorch compiles with by itself, by type of device."""
 TF32_SINCE = (8, 0)
 """Compute capability of the first GPUs with TF32."""
 
@@ -38,7 +41,7 @@ class Kernels:
     tf32: bool = False
     """Whether convolutions in float32 round their factors to TF32."""
     compile: bool = False
-    """Whether `torch.compile` compiles the network."""
+    """Whether `torch.compile` compiles norms and the activation functions behind them."""
     reason: str
     """Why this choice."""
 
@@ -96,27 +99,22 @@ def choose_kernels(plan: Plan, device: torch.device, precision: Precision, group
 
 
 def require_compilable(plan: Plan, device: torch.device) -> None:
-    """Refuses what `torch.compile` cannot do with a network of ours.
+    """Refuses to compile where there is nothing to compile, or nothing to compile with.
 
     Raises:
         UserError: with the key, or what is missing on the machine.
     """
-    parallel = plan.parallel
-    others = {
-        "parallel.checkpointing": parallel.checkpointing != "none",
-        "parallel.pipeline": parallel.pipeline > 1,
-        "parallel.space": parallel.tiles > 1,
-        "expansion": plan.expanded_patch is not None,
-    }
+    others = {"parallel.space": plan.parallel.tiles > 1, "network.norm": plan.network.norm != "instance"}
     if found := next((key for key, has in others.items() if has), None):
         raise UserError(
-            f"setting {plan.setting}: training.compile compiles a whole network that keeps its activations, which "
-            f"{found} changes; set compile to false, or remove {found}"
+            f"setting {plan.setting}: training.compile compiles instance norms, which {found} replaces by others; set "
+            f"compile to false, or remove {found}"
         )
-    if device.type == "cpu" and not shutil.which("g++"):
+    compilers, where = COMPILERS[device.type]
+    if not any(map(shutil.which, compilers)):
         raise UserError(
-            f"setting {plan.setting}: training.compile needs g++ on a processor, and there is none; install it, or set "
-            "compile to false"
+            f"setting {plan.setting}: training.compile needs {' or '.join(compilers)} on a {where}, and there is none; "
+            "install it, or set compile to false"
         )
 
 
@@ -137,6 +135,7 @@ def _seconds(plan: Plan, device: torch.device, precision: Precision, way: Kernel
     shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
     try:
         network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+        compile_norms(network, compiled=way.compile)
         return step_seconds(network, shape, precision, device, way.memory_format)
     except torch.OutOfMemoryError:
         return math.inf

@@ -6,7 +6,6 @@ It is what the forecast's `certain_gib` foretells. What libraries take for thems
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -68,9 +67,7 @@ def tracked_step(run: Run, image: Tensor, target: Tensor, step: Step = train_ste
     hooks = [run.optimizer.register_step_pre_hook(passes_are_done)]
     if run.replica is not None:
         hooks += [weight.register_post_accumulate_grad_hook(gradients_are_copied) for weight in weights]
-    # What is compiled is not seen: the plain network is tracked.
-    plainly = torch.compiler.set_stance("force_eager") if run.kernels.compile else nullcontext()
-    with plainly, MemoryTracker() as memory:
+    with MemoryTracker() as memory:
         memory.include([image, target, *run.network.state_dict().values(), *before])
         loss = step(run, image, target)
     for hook in hooks:

@@ -17,6 +17,7 @@ from megavoxel.distributed.pipeline import join_pipeline
 from megavoxel.distributed.space import join_space
 from megavoxel.errors import UserError
 from megavoxel.files import content_hash
+from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import TYPES, Precision, choose_precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import load_weights
@@ -122,7 +123,7 @@ def start_run(
     network = network.to(device, memory_format=kernels.memory_format)
     space = join_space(network, plan, group)
     if kernels.compile:
-        network.compile(dynamic=False)
+        compile_norms(network)
     weights_of_classes = class_weights(plan, data.preprocessed, data.training)
     run = Run(
         plan=plan,
