@@ -338,3 +338,8 @@ def test_a_metric_of_an_unknown_label_is_one_line_before_anything_is_read(tmp_pa
     assert evaluate_part(fake, "small", "validation", "0", tmp_path / "scores.csv", "--metrics", "splen=cldice") == 1
     expected = "--metrics: there is no label 'splen'; allowed: default, liver, spleen"
     assert expected in capsys.readouterr().err
+    words = ["--cases", str(fake.cases), "--folds", "2", "--seed", "1", "--output", str(tmp_path / "splits.json")]
+    assert main(["split", *words, "--metrics", "dsc", "splen=cldice"]) == 1
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "splits.json").exists()
+    assert main(["split", *words, "--metrics", "dsc", "spleen=cldice"]) == 0

@@ -179,6 +179,11 @@ def split_option(wildcards):
     return f"--split validation --fold {wildcards.fold}" if wildcards.get("fold") else "--split test"
 
 
+def checked_metrics_option(wildcards, output):
+    """What `split` is told of metrics by label, which it holds against the labels before anything is trained."""
+    return METRICS_OPTION if SEGMENTS and CHOICE.named else ""
+
+
 def tolerance_option(wildcards):
     """What `evaluate` is told of the tolerances of NSD."""
     if not SEGMENTS:

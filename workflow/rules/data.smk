@@ -133,6 +133,7 @@ rule split:
         folds=STUDY.folds,
         seed=STUDY.seed,
         ready_made=f"--splits {shlex.quote(READY_SPLITS)}" if READY_SPLITS else "",
+        metrics=checked_metrics_option,
     shell:
         "megavoxel split --cases {input.cases:q} --folds {params.folds} --seed {params.seed} {params.ready_made} "
-        "--output {output.splits:q} > {log:q} 2>&1"
+        "{params.metrics} --output {output.splits:q} > {log:q} 2>&1"
