@@ -51,7 +51,8 @@ def cases():
 def report():
     study = json.loads(value("--definition"))
     root = Path(value("--results")) / "report"
-    tables = ["summary", "comparison", "best", "labels", "cost", "sweeps", "inference_time", "published"]
+    tables = ["summary", "comparison", "best", "ranking", "subgroups", "labels", "cost", "sweeps", "inference_time"]
+    tables += ["published"]
     figures = [*(metric + "_by_label" for metric in study["metrics"]), "training_curves"]
     figures += [study["metrics"][0] + "_against_memory"] + ["sweep-" + sweep["name"] for sweep in study["sweeps"]]
     figures += [study["metrics"][0] + "_against_seconds"] if "--timings" in words else []

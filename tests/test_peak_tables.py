@@ -49,7 +49,7 @@ PUBLISHED = (
     "2: patch,16,peak_gib,13,A",
     "2: patch,32,peak_gib,14,A",
 )
-WITHOUT_PEAK = ("comparison", "best")
+WITHOUT_PEAK = ("comparison", "best", "ranking", "subgroups")
 """Tables of differences, which have no peak."""
 
 

@@ -21,7 +21,18 @@ from megavoxel.planning.needs import JobNeeds, Needs
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.stored import read_forecast
 
-TABLES = ("summary", "comparison", "best", "labels", "sweeps", "cost", "inference_time", "published")
+TABLES = (
+    "summary",
+    "comparison",
+    "best",
+    "ranking",
+    "subgroups",
+    "labels",
+    "sweeps",
+    "cost",
+    "inference_time",
+    "published",
+)
 FIGURES = ("dsc_by_label", "nsd_by_label", "training_curves", "dsc_against_memory", "sweep-patch")
 
 

@@ -96,9 +96,11 @@ MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members
 WEIGHTS = {} if SEGMENTS else STUDY.weights
 # Files of weights that settings begin with, or folders of them.
 STARTS = [setting.start.file for setting in STUDY.settings if SEGMENTS and setting.start and not setting.start_setting]
-# Files beside the study's and the dataset's: ready-made folds, and tables of the groups and pictures of cases.
+# Files beside the study's and the dataset's: ready-made folds, and tables of cases with groups, pictures, subgroups.
 READY_SPLITS = SEGMENTS and STUDY.splits or []
-CASE_TABLES = [entry.table for entry in (DATASET.groups, DATASET.pictures) if hasattr(entry, "table")]
+CASE_TABLES = [
+    entry.table for entry in (DATASET.groups, DATASET.pictures, DATASET.subgroups) if hasattr(entry, "table")
+]
 # What is predicted of some cases: a folder of label maps, or a table of probabilities.
 PREDICTIONS = "" if SEGMENTS else ".csv"
 # Training and prediction of images read them where they lie; preprocessed volumes need no list.

@@ -26,7 +26,9 @@ DEFINITION = json.dumps(
 )
 # The caption of each table in Snakemake's own report.
 if SEGMENTS:
-    TABLES = {name: name for name in ("summary", "comparison", "best", "labels", "cost", "sweeps")}
+    TABLES = {
+        name: name for name in ("summary", "comparison", "best", "ranking", "subgroups", "labels", "cost", "sweeps")
+    }
     TABLES |= {"inference_time": "time"}
     FIGURES = [*[f"{metric}_by_label" for metric in METRICS], "training_curves"]
 else:

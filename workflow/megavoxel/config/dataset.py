@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from megavoxel.config.fields import (
+    Distinct,
     DistinctOrNone,
     Name,
     Patterns,
@@ -78,6 +79,18 @@ class PictureTable:
     """Name of the column with the case's id."""
     column: Text
     """Name of the column whose values have a picture each, such as the phase of contrast."""
+
+
+@record
+class SubgroupTable:
+    """A table of cases whose columns divide them into subgroups, each with scores of its own in the report."""
+
+    table: Text
+    """A CSV file with a line per case; a relative path is one below the working directory."""
+    case: Text = "case"
+    """Name of the column with the case's id."""
+    columns: Distinct[Text]
+    """Names of the columns, such as site, scanner and sex. A case without a value is in no subgroup of the column."""
 
 
 @record
@@ -188,6 +201,8 @@ class Dataset:
     """A table of cases and its column by which the report chooses its pictures of a case: one for each value, of the
     cases that have it, such as one with contrast and one without. Cases without a value are in none. None: one for each
     modality, or one of all cases."""
+    subgroups: SubgroupTable | None = None
+    """A table of cases and its columns by which the report has scores of subgroups, such as the sites."""
     unannotated: PatternsByLabel = field(default_factory=dict)
     """Shell patterns of the case ids, by label name, in which nobody drew the label: it may be there all the same.
     Neither it nor the background teach the network in these cases, and its scores are left out and counted; None: all

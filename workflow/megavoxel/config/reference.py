@@ -73,6 +73,7 @@ SECTIONS = {
     dataset.Hidden: "`hidden` of a dataset",
     dataset.GroupTable: "`groups` of a dataset, as a table",
     dataset.PictureTable: "`pictures` of a dataset",
+    dataset.SubgroupTable: "`subgroups` of a dataset",
     source.Classification: "`classification` of a dataset",
     source.TableColumns: "`columns` of a table of images",
     dataset.Declared: "`declared` of a dataset",

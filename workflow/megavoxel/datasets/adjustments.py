@@ -18,7 +18,7 @@ import numpy as np
 from megavoxel.config.dataset import Dataset, Hidden
 from megavoxel.config.regions import LabelScheme
 from megavoxel.datasets.cases import Case, together
-from megavoxel.datasets.groups import require_undivided, with_groups, with_pictures
+from megavoxel.datasets.groups import require_undivided, with_groups, with_pictures, with_subgroups
 from megavoxel.errors import UserError, closest
 
 LISTED_CASES = 10
@@ -36,7 +36,8 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
     Raises:
         UserError: the dataset file names a case that does not exist, a pattern of `include` matches nothing, no case is
             left, more test cases are to be drawn than leave one to train on, a case has no modality or several or no
-            group, a group has training and test cases, or the table of pictures is not as it should be.
+            group, a group has training and test cases, or the table of pictures or subgroups is not as it should
+            be.
     """
     known = {case.id for case in cases}
     _require(dataset.exclude, known, f"dataset {dataset.name}: exclude", root)
@@ -51,7 +52,7 @@ def adjusted_cases(cases: Sequence[Case], dataset: Dataset, root: Path) -> tuple
     require_undivided(kept, dataset)
     if dataset.modalities is not None:
         kept = _with_modality(kept, dataset.modalities, f"dataset {dataset.name}: modalities")
-    return tuple(with_pictures(kept, dataset)), tuple(sorted(excluded))
+    return tuple(with_subgroups(with_pictures(kept, dataset), dataset)), tuple(sorted(excluded))
 
 
 def _require(names: tuple[str, ...], known: set[str], where: str, root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -45,6 +45,9 @@ class Case:
     picture: str | None = None
     """Name of the report's picture that it can be chosen for, where the dataset file has a table of that. Written as
     `unannotated` is."""
+
+    subgroups: dict[str, str] = field(default_factory=dict)
+    """Values by column of the table of subgroups, where the dataset file names one. Written as `unannotated` is."""
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -162,10 +165,10 @@ def together(cases: Iterable[Case]) -> list[list[Case]]:
 
 def save_cases(path: Path, cases: Any) -> None:
     """Writes `cases.json`, of either task; `background_values`, `regions`, `ignore_value`, and `unannotated`, `hidden`,
-    `group` and `picture` of a case, only where there are some.
+    `group`, `picture` and `subgroups` of a case, only where there are some.
     """
     plain = _without_empty(to_plain(cases), "background_values", "regions", "ignore_value")
-    optional = ("unannotated", "hidden", "group", "picture")
+    optional = ("unannotated", "hidden", "group", "picture", "subgroups")
     write_json(path, plain | {"cases": [_without_empty(case, *optional) for case in plain["cases"]]})
 
 

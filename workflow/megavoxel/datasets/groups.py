@@ -80,6 +80,26 @@ def with_pictures(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
     return [replace(case, picture=names[values[case.id]] if case.id in values else None) for case in cases]
 
 
+def with_subgroups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
+    """The cases with their values in the columns of the dataset file's table of subgroups.
+
+    Raises:
+        UserError: the table cannot be read, has a case with two values, or has no value for any case in a column.
+    """
+    subgroups = dataset.subgroups
+    if subgroups is None:
+        return list(cases)
+    where = f"dataset {dataset.name}: subgroups"
+    values = {name: _in_table(subgroups.table, subgroups.case, name, where) for name in subgroups.columns}
+    empty = [name for name, own in values.items() if not any(case.id in own for case in cases)]
+    if empty:
+        raise UserError(f"{where}.table: {subgroups.table} has no value of '{empty[0]}' for any case; add some")
+    return [
+        replace(case, subgroups={name: own[case.id] for name, own in values.items() if case.id in own})
+        for case in cases
+    ]
+
+
 def guess_groups(names: Sequence[str]) -> str | None:
     """The pattern of groups that ids show, if several have one: those of BIDS the subject, others a number of the scan.
 

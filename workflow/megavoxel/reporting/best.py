@@ -6,7 +6,7 @@ that a case does not have, because both label maps are empty, is left out of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +57,10 @@ def best_table(stored: Stored) -> pd.DataFrame:
     interval. Cases are drawn, or the groups that they belong to.
     """
     metric = deciding_metric(stored)
-    lines = stored.scores[(stored.scores["split"] == "validation") & (stored.scores["metric"] == metric.name)]
-    cases = {model: set(own["case"]) for model, own in lines.groupby("setting") if own["value"].notna().any()}
-    models = [model for model in stored.definition.models if model in cases]
-    most = max((cases[model] for model in models), key=len, default=set())
-    ranked = [model for model in models if cases[model] == most]
-    sums = {model: _sums(stored, lines[lines["setting"] == model]) for model in ranked}
-    rows = _ranked_rows(sums, metric)
-    rows += [{"model": model, "verdict": LEFT_OUT} for model in models if model not in ranked]
+    cases = _cases_of_models(stored, _lines(stored, "validation", metric))
+    sums, _ = comparable(stored, "validation", metric)
+    rows = ranked_rows(sums, metric)
+    rows += [{"model": model, "verdict": LEFT_OUT} for model in cases if model not in sums]
     table = pd.DataFrame(rows, columns=BEST_COLUMNS).astype({"rank": "Int64"})
     members = {model: " ".join(own) for model, own in stored.definition.ensembles.items()}
     return table.assign(
@@ -72,6 +68,26 @@ def best_table(stored: Stored) -> pd.DataFrame:
         metric=metric.name,
         cases=[len(cases[model]) for model in table["model"]],
     )
+
+
+def comparable(stored: Stored, split: str, metric: Metric) -> tuple[dict[str, Sums], int]:
+    """The sums of the models that are scored on the same cases as the first of those that have most, and how many cases
+    these are."""
+    lines = _lines(stored, split, metric)
+    cases = _cases_of_models(stored, lines)
+    most = max(cases.values(), key=len, default=set())
+    ranked = [model for model, own in cases.items() if own == most]
+    return {model: _sums(stored, lines[lines["setting"] == model]) for model in ranked}, len(most)
+
+
+def _lines(stored: Stored, split: str, metric: Metric) -> pd.DataFrame:
+    return stored.scores[(stored.scores["split"] == split) & (stored.scores["metric"] == metric.name)]
+
+
+def _cases_of_models(stored: Stored, lines: pd.DataFrame) -> dict[str, set[str]]:
+    """The cases of each model that has a value, in the order of the study."""
+    cases = {model: set(own["case"]) for model, own in lines.groupby("setting") if own["value"].notna().any()}
+    return {model: cases[model] for model in stored.definition.models if model in cases}
 
 
 def deciding_metric(stored: Stored) -> Metric:
@@ -88,7 +104,8 @@ def _sums(stored: Stored, lines: pd.DataFrame) -> Sums:
     return Sums(values=kinds["sum"].to_numpy(float), counts=kinds["count"].to_numpy(float))
 
 
-def _ranked_rows(sums: dict[str, Sums], metric: Metric) -> list[dict[str, Any]]:
+def ranked_rows(sums: dict[str, Sums], metric: Metric) -> list[dict[str, Any]]:
+    """A row for each model, the best first: rank, mean with interval, difference to the best, and the verdict on it."""
     means = {model: float(own.mean(np.ones(len(own.values)))) for model, own in sums.items()}
     order = sorted(sums, key=lambda model: -metric.sign * round(means[model], EQUAL_DECIMALS))
     if not order:
@@ -121,10 +138,21 @@ def _interval(sums: Sums, statistic: Callable[[np.ndarray], np.ndarray]) -> tupl
         sums: whose groups are drawn.
         statistic: takes how often each group is drawn in each resample (resamples, groups), and gives (resamples,).
     """
-    groups, random = len(sums.values), np.random.default_rng(SEED)
-    if groups < 2:
+    if len(sums.values) < 2:
         return np.nan, np.nan
-    sizes = [min(BATCH, RESAMPLES - first) for first in range(0, RESAMPLES, BATCH)]
-    drawn = (random.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(float) for size in sizes)
-    low, high = np.nanquantile(np.concatenate([statistic(times) for times in drawn]), [LOWEST, 1 - LOWEST])
+    found = np.concatenate([statistic(times) for times in _drawn(len(sums.values))])
+    low, high = np.nanquantile(found, [LOWEST, 1 - LOWEST])
     return float(low), float(high)
+
+
+def resampled_means(sums: Sums) -> np.ndarray:
+    """The mean of a model in each bootstrap sample, (resamples,); the samples are the same for all models."""
+    return np.concatenate([sums.mean(times) for times in _drawn(len(sums.values))])
+
+
+def _drawn(groups: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn in the bootstrap samples, some of them at a time (resamples, groups)."""
+    random = np.random.default_rng(SEED)
+    for first in range(0, RESAMPLES, BATCH):
+        size = min(BATCH, RESAMPLES - first)
+        yield random.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(float)

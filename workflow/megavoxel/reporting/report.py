@@ -19,6 +19,7 @@ from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
 from megavoxel.reporting.page import Report, Section, write_page
 from megavoxel.reporting.published import read_published
+from megavoxel.reporting.ranking import FEW_CASES, few_cases
 from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
 from megavoxel.reporting.sections import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS
 from megavoxel.reporting.stored import Stored, load_stored
@@ -103,6 +104,10 @@ def write_report(
     )
     for line in (*inputs.stored.missing, *inputs.stored.ignored):
         print(f"left out: {line}", flush=True)
+    if not classifies:
+        for split, count in few_cases(inputs.stored).items():
+            what = f"{count} {'groups of cases' if inputs.stored.groups else 'cases'} in {split}"
+            print(f"few cases: {what}; below {FEW_CASES}, intervals and rankings are unstable", flush=True)
     numbers = parts.numbers(inputs)
     shown = tables.write_tables(numbers, parts.showing, inputs.report / "tables")
     print(f"tables: {inputs.report / 'tables'}", flush=True)

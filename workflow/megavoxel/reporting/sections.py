@@ -17,6 +17,7 @@ from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.notices import findings_of
 from megavoxel.reporting.page import Report, Section
 from megavoxel.reporting.provenance import flattened, provenance_table
+from megavoxel.reporting.ranking import FEW_CASES, few_cases
 from megavoxel.reporting.scatter import model_groups, panels
 from megavoxel.reporting.statistics import FEWEST_DIFFERENCES
 from megavoxel.reporting.stored import Stored
@@ -79,6 +80,21 @@ def _best(report: Report) -> dict[str, Any]:
 
 def _has_ranking(report: Report) -> bool:
     return report.numbers["best"]["rank"].count() > 1
+
+
+def _ranking(report: Report) -> dict[str, Any]:
+    """By split, the first model of the study's first metric, and the models that cannot be told apart from it."""
+    table, metric = report.numbers["ranking"], report.stored.metrics[0]
+    told = {}
+    for split, own in table[table["metric"] == metric.name].groupby("split", sort=False):
+        first = own.iloc[0]
+        together = list(own["model"][own["verdict"] == TOGETHER])
+        told[split] = {"first": first["model"], "share": first["rank_1"], "tau": first["tau"], "together": together}
+    return {"ranking_told": told, "few": few_cases(report.stored), "few_below": FEW_CASES}
+
+
+def _subgroups(report: Report) -> dict[str, Any]:
+    return {"subgroup_columns": " and ".join(report.stored.subgroups)}
 
 
 def _labels(report: Report) -> dict[str, Any]:
@@ -273,6 +289,18 @@ SEGMENTATION_SECTIONS = (
     Section(name="scores", title="Scores", values=_scores),
     Section(name="comparison", title="Comparison", values=_comparison, is_shown=_has_others),
     Section(name="best", title="Best by cross-validation", values=_best, is_shown=_has_ranking),
+    Section(
+        name="ranking",
+        title="Ranking",
+        values=_ranking,
+        is_shown=lambda report: not report.numbers["ranking"].empty,
+    ),
+    Section(
+        name="subgroups",
+        title="Subgroups",
+        values=_subgroups,
+        is_shown=lambda report: not report.numbers["subgroups"].empty,
+    ),
     Section(name="labels", title="Per label", values=_labels, figures=_label_figures),
     Section(
         name="sweeps",

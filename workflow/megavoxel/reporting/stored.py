@@ -82,6 +82,16 @@ class Stored:
         cases = () if self.cases is None or self.definition.classifies else self.cases.cases
         return {case.id: case.group for case in cases if case.group is not None}
 
+    @cached_property
+    def subgroups(self) -> dict[str, dict[str, str]]:
+        """By column of the table of cases, the value of each case that has one; empty without such a table."""
+        cases = () if self.cases is None or self.definition.classifies else self.cases.cases
+        columns = dict.fromkeys(column for case in cases for column in case.subgroups)
+        return {
+            column: {case.id: case.subgroups[column] for case in cases if column in case.subgroups}
+            for column in columns
+        }
+
     @property
     def splits(self) -> tuple[str, ...]:
         """`validation`, and `test` where it is scored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,16 @@ from megavoxel.reporting import statistics
 from megavoxel.reporting.best import best_table
 from megavoxel.reporting.costs import PEAK, own_peaks, time_table, with_peaks
 from megavoxel.reporting.published import published_table
+from megavoxel.reporting.ranking import ranking_table
 from megavoxel.reporting.statistics import sweep_table
 from megavoxel.reporting.stored import Stored
+from megavoxel.reporting.subgroups import subgroup_table
 
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
 NO_BASELINE = "This study names no baseline to hold the others against."
+NO_RANKING = "Fewer than two models are scored on the same cases."
+NO_SUBGROUPS = "The dataset file names no table of subgroups."
 NO_SWEEPS = "This study has no sweeps."
 NO_TIMINGS = "No inference of this study was timed."
 MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
@@ -29,6 +34,8 @@ MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "se
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
 MIB_PER_GIB = 1024
 SMALLEST_P = 0.001
+LEAST_SHARE = 0.005
+"""Smallest share of samples that is shown of a rank."""
 
 
 def number(value: float | None, form: str) -> str:
@@ -164,6 +171,42 @@ def show_best(table: pd.DataFrame) -> pd.DataFrame:
     return show(table, columns)
 
 
+def show_ranking(table: pd.DataFrame) -> pd.DataFrame:
+    """The ranking with rounded numbers and the shares of samples in each rank, or the sentence that there is none."""
+    if table.empty:
+        return pd.DataFrame({"Ranking": [NO_RANKING]})
+    columns = {
+        "Split": "split", "Metric": "metric", "Rank": ("rank", partial(number, form="d")), "Model": "model",
+        "Cases": "cases", "Mean": ("mean", rounded), "Mean rank": ("mean_rank", partial(number, form=".2f")),
+        "Rank 95 %": ("rank_low rank_high", _ranks), "Verdict": "verdict",
+        "Tau [95 %]": ("tau tau_low tau_high", with_interval),
+    }  # fmt: skip
+    shares = [column for column in table if re.fullmatch(r"rank_\d+", column)]
+    columns["Shares of ranks (%)"] = (" ".join(shares), _shares)
+    return show(table, columns)
+
+
+def _ranks(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _shares(*shares: float) -> str:
+    return ", ".join(f"{rank}: {100 * share:.0f}" for rank, share in enumerate(shares, start=1) if share >= LEAST_SHARE)
+
+
+def show_subgroups(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores by subgroup with rounded numbers, or the sentence that there are none."""
+    if table.empty:
+        return pd.DataFrame({"Subgroups": [NO_SUBGROUPS]})
+    columns: dict[str, str | tuple] = {
+        "Column": "column", "Value": "value", "Split": "split", "Model": "model", "Cases": "cases",
+    }  # fmt: skip
+    for metric in _metrics_of(table):
+        columns[metric.head] = (f"{metric.key}_mean {metric.key}_sd", with_sd)
+        columns[f"{metric.shown} 95 %"] = (f"{metric.key}_low {metric.key}_high", interval)
+    return show(table, columns)
+
+
 def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
     """The sweeps with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
     if table.empty:
@@ -253,6 +296,8 @@ SHOWN = {
     "summary": _with_peaks_shown(show_summary),
     "comparison": show_comparison,
     "best": show_best,
+    "ranking": show_ranking,
+    "subgroups": show_subgroups,
     "labels": _with_peaks_shown(show_labels),
     "sweeps": _with_peaks_shown(show_sweeps),
     "cost": _with_peaks_shown(show_cost),
@@ -285,6 +330,8 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
         "summary": summary,
         "comparison": statistics.comparison(stored, summary),
         "best": best_table(stored),
+        "ranking": ranking_table(stored),
+        "subgroups": subgroup_table(stored),
         "labels": statistics.labels(stored),
         "sweeps": sweep_table(stored, published),
         "cost": statistics.cost(stored),
