@@ -25,7 +25,7 @@ from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.stored import load_stored
 from megavoxel.tasks.classification import forecast
-from megavoxel.tasks.classification.data import draw_data
+from megavoxel.tasks.classification.data import best_of, draw_data
 from megavoxel.tasks.classification.forecast import (
     check_fits_here,
     forecast_study,
@@ -128,6 +128,41 @@ def trained(images: Path, state: Path, **keys: object) -> Run:
     plan, cases = classifier(**keys), image_cases(images, 10)
     splits = make_image_splits(cases, 2, seed=1)
     return train(plan, draw_data(plan, cases, splits.folds[0], 0), state, CPU)
+
+
+def test_a_search_keeps_the_rate_that_is_best_on_validation_images(images, tmp_path, monkeypatch, capsys):
+    rates = (1e-7, 0.01)
+    found = trained(images, tmp_path / "search", training={"epochs": 2, "search": rates})
+    alone = [trained(images, tmp_path / "alone", training={"epochs": 2, "learning_rate": rate}) for rate in rates]
+    scores = [(run.history[-1]["validation_accuracy"], -run.history[-1]["validation_loss"]) for run in alone]
+    best = alone[scores.index(max(scores))]
+    for key, value in best.network.state_dict().items():
+        assert torch.equal(value, found.network.state_dict()[key]), key
+    assert [one["learning_rate"] for one in found.searched] == list(rates)
+    assert [(one["validation_accuracy"], -one["validation_loss"]) for one in found.searched] == scores
+    assert found.plan.hash == classifier(training={"epochs": 2, "search": rates}).hash
+    assert f"learning rate 0.01: 2 of {len(rates)}" in capsys.readouterr().out
+    # Started again, it takes no step.
+    monkeypatch.setattr(loop, "measured_step", None)
+    again = trained(images, tmp_path / "search", training={"epochs": 2, "search": rates})
+    assert again.searched == found.searched
+
+
+def test_of_equal_rates_the_lower_loss_and_then_the_first_is_kept():
+    def tried(*scores: tuple[float, float]) -> float:
+        names = ("validation_accuracy", "validation_loss")
+        lines = [{"learning_rate": rate, **dict(zip(names, own, strict=True))} for rate, own in enumerate(scores)]
+        return best_of(lines)["learning_rate"]
+
+    assert tried((0.5, 1.0), (0.75, 2.0), (0.5, 0.1)) == 1
+    assert tried((0.75, 2.0), (0.75, 1.0), (0.5, 0.1)) == 1
+    assert tried((0.75, 1.0), (0.75, 1.0)) == 0
+
+
+def test_a_search_without_validation_images_is_refused():
+    settings = {"a": {"training": {"search": [0.1, 0.2]}}}
+    refused(r"settings\.a\.training\.search: .*set folds to 2 or more", settings=settings)
+    assert parse_study(study(settings=settings, folds=2), source="s").setting("a").training.search == (0.1, 0.2)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from megavoxel.config.fields import (
     Batch,
     Count,
     Distinct,
+    DistinctOrNone,
     Folds,
     Fraction,
     LongName,
@@ -78,6 +79,10 @@ class ClassifierTraining(Optimisation):
     """Epochs; in each one every training image is seen once."""
     optimizer: Literal["sgd", "adamw", "adam", "rmsprop"] = "adam"
     learning_rate: Positive = 1e-5
+    search: DistinctOrNone[Positive] = ()
+    """Learning rates to search, in place of `learning_rate`: one training with each, one after the other. The one whose
+    last epoch has the best accuracy on the fold's validation images is kept, of equal ones that with the lower loss;
+    `manifest.json` has them all. It needs `folds` of 2 or more, as a single fold has no validation images."""
     learning_rate_batch: Count = 5
     schedule: Literal["poly", "cosine", "constant"] = "constant"
     momentum: Fraction = 0.9

@@ -279,6 +279,7 @@ def _check_classification(study: ClassificationStudy, source: str) -> None:
     _check_common(study, list(study.cells), source)
     for setting in study.settings:
         _check_weights(setting, study, f"{source}: settings.{setting.name}.pretrained")
+        _check_search(setting, study, f"{source}: settings.{setting.name}.training.search")
     for ensemble in study.ensembles:
         _check_reserved(ensemble.name, f"{source}: ensembles.{ensemble.name}")
 
@@ -335,6 +336,13 @@ def _check_ensemble(
         _require_name(member, settings, f"{where}.members")
     if len({study.folds_of(study.setting(member)) for member in ensemble.members}) > 1:
         raise UserError(f"{where}.members: the settings are trained on different folds; give them the same 'folds'")
+
+
+def _check_search(setting: ClassifierSetting, study: ClassificationStudy, where: str) -> None:
+    if setting.training.search and study.folds == 1:
+        raise UserError(
+            f"{where}: it chooses by validation images, and a study of one fold has none; set folds to 2 or more"
+        )
 
 
 def _check_weights(setting: ClassifierSetting, study: ClassificationStudy, where: str) -> None:

@@ -99,6 +99,8 @@ class Run:
     the summed loss, the correct images and the images (3)."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row per epoch."""
+    searched: list[dict[str, float]] = field(default_factory=list)
+    """What each learning rate of a search came to, in its order; empty where there was none."""
     peak_memory: dict[str, Any] | None = None
     """`gib`, the peak memory of a step, and `how` it was measured (`training/memory.py`); None: no step was taken."""
 

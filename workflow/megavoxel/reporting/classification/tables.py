@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,7 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
             | {
                 "batch": plan.batch,
                 "learning_rate": plan.learning_rate,
+                "chosen_rates": _chosen(manifests),
                 "epochs": plan.training.epochs,
                 "parameters": manifests[0]["parameters"],
                 "published_weights": "yes" if plan.pretrained else "no",
@@ -121,6 +123,12 @@ def cost(stored: StoredClassification) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _chosen(manifests: Sequence[Mapping[str, Any]]) -> str | None:
+    """The learning rates that searches have found, of each run; None: there was no search."""
+    searches = [manifest.get("search") for manifest in manifests]
+    return ", ".join(f"{found['learning_rate']:g}" for found in searches) if all(searches) else None
 
 
 def confusions(stored: StoredClassification) -> pd.DataFrame:
@@ -289,7 +297,7 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
     """The training of each cell and its cost."""
     columns = {
         "Setting": "cell", "Resolution": "resolution", "Images per class": ("images_per_class", _or_all),
-        "Workers": "workers", "Batch per worker": "batch", "Epochs": "epochs",
+        "Workers": "workers", "Batch per worker": "batch", "Rates found by search": "chosen_rates", "Epochs": "epochs",
         "Parameters": ("parameters", partial(number, form=",d")), "Published weights": "published_weights",
         "Runs": "runs", "Training (s)": ("seconds", evenly(table["seconds"])),
         "ms per image": ("ms_per_image", evenly(table["ms_per_image"])),
@@ -297,7 +305,7 @@ def show_cost(table: pd.DataFrame) -> pd.DataFrame:
         "Peak of a worker, tensors (GiB)": ("peak_gib", rounded), "The same, forecast (GiB)": ("forecast_gib", rounded),
         "Peak of a process or GPU (GiB)": ("process_gib", rounded),
     }  # fmt: skip
-    return show(table, columns)
+    return show(table, columns, optional=["Rates found by search"])
 
 
 def show_confusion(table: pd.DataFrame) -> pd.DataFrame:

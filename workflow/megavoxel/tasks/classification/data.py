@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,10 +53,13 @@ class ImageData(RunData):
             "shares": [[self.training[number].id for number in own] for own in shares],
             "validation": [case.id for case in self.validation],
         }
+        tried = run.searched
+        search = {"learning_rate": best_of(tried)["learning_rate"], "tried": tried} if tried else None
         published = {"sha256": self.start_data} if self.start else RANDOM
         return {
             "published_weights": published,
             "data": data,
+            "search": search,
             "steps_per_epoch": self.shares.steps_per_epoch(plan.batch),
         }
 
@@ -66,6 +70,11 @@ class ImageData(RunData):
         )
         images = [self.cases.path(cases[number]) for cases, shares in parts for number in shares.shares[rank]]
         return images + ([self.start] if self.start else [])
+
+
+def best_of(tried: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The best accuracy of the validation images; of equal ones the lowest loss, and then the first."""
+    return max(tried, key=lambda one: (one["validation_accuracy"], -one["validation_loss"]))
 
 
 def data_of(arguments: argparse.Namespace) -> tuple[ClassifierPlan, ImageData]:

@@ -199,7 +199,8 @@ def _hours(plan: ClassifierPlan, seconds: float | None) -> float | None:
     images = expected_images(plan)
     if images is None or seconds is None:
         return None
-    return plan.training.epochs * -(-images // (plan.batch * plan.workers)) * seconds / 3600
+    epochs = plan.training.epochs * max(1, len(plan.training.search))
+    return epochs * -(-images // (plan.batch * plan.workers)) * seconds / 3600
 
 
 def _fits(plan: ClassifierPlan, peak: float, device: Device) -> tuple[bool, str]:

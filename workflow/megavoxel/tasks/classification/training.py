@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch.nn import functional
 
 from megavoxel.config.classification import PRIVATE
 from megavoxel.distributed.group import Group
+from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
+from megavoxel.progress import say
 from megavoxel.tasks.classification.audit_hook import refuse_foreign_files
-from megavoxel.tasks.classification.data import ImageData
+from megavoxel.tasks.classification.data import ImageData, best_of
 from megavoxel.tasks.classification.networks import build_network
 from megavoxel.tasks.classification.plan import ClassifierPlan
 from megavoxel.tasks.classification.pretrained import give_published, load_published
@@ -56,7 +59,28 @@ def train(
         images = map(data.cases.path, data.cases.cases)
         refuse_foreign_files(Path(data.cases.root), data.files_of(group.rank), images)
     key = data.key(plan)
+    if plan.training.search:
+        return _searched(plan, data, state_folder, key, group, lock)
     return train_plan(FUNCTIONS, plan, data, state_folder / key, key, group, lock)
+
+
+def _searched(
+    plan: ClassifierPlan, data: ImageData, state_folder: Path, key: str, group: Group, lock: Lock | None
+) -> Run:
+    """The best of one training with each learning rate of the search, by the validation images of its last epoch."""
+    best, tried = None, []
+    for number, rate in enumerate(plan.training.search, start=1):
+        if group.leads:
+            say(f"learning rate {rate:g}: {number} of {len(plan.training.search)}")
+        own, one = content_hash([key, number]), replace(plan.training, learning_rate=rate, search=())
+        run = train_plan(FUNCTIONS, replace(plan, training=one), data, state_folder / own, own, group, lock)
+        scores = {name: run.history[-1][name] for name in ("validation_accuracy", "validation_loss")}
+        tried.append({"learning_rate": rate, "seconds": sum(row["seconds"] for row in run.history), **scores})
+        if best_of(tried) is tried[-1]:
+            best = run
+        del run  # the next network needs its memory
+    best.plan, best.searched = plan, tried
+    return best
 
 
 def start_run(
