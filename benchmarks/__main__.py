@@ -20,7 +20,7 @@ from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine, toda
 PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
     "data_parallel", "pipeline", "prediction", "large_volumes", "expanded_patch", "whole_image",
-    "image_loading", "metrics", "forecast", "epochs", "compiled", "recompute", "loss_memory", "space",
+    "image_loading", "metrics", "forecast", "epochs", "compiled", "optimizers", "recompute", "loss_memory", "space",
     "overhead", "report", "trainings",
 )} | {
     "partitions": ("planning", "partitions"),

@@ -10,6 +10,7 @@ import torch
 
 from helpers import RESIDUAL, three_cases, tiny_plan
 from megavoxel.config.setting import Parallel
+from megavoxel.config.study_file import parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.forecast.step import new_run, training_step
@@ -117,6 +118,7 @@ def test_a_run_says_its_choice_in_the_manifest_and_a_resumed_one_keeps_it(fold, 
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())["kernels"]
     assert told == {
         "memory_layout": "channels_last", "cudnn_benchmark": False, "tf32": False, "compile": False,
+        "optimizer": "loop",
         "reason": "the default on a processor",
     }  # fmt: skip
     other = {**told, "memory_layout": "channels_first", "reason": "measured elsewhere"}
@@ -224,3 +226,41 @@ def test_a_run_with_compiled_norms_trains_to_the_weights_of_a_plain_one(captured
     assert found.history[0]["validation_loss"] == pytest.approx(plain.history[0]["validation_loss"], rel=1e-5)
     for name, weights in plain.network.state_dict().items():
         assert torch.allclose(found.network.state_dict()[name], weights, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam"])
+def test_all_ways_of_an_optimiser_give_the_same_weights(optimizer):
+    _, gradients = step_of(plan_of("unet"))  # laid as a backward pass leaves them
+
+    def weights(way: str) -> list[torch.Tensor]:
+        run = new_run(plan_of("unet", optimizer=optimizer, optimizer_kernels=way), "float32")
+        for _ in range(3):
+            for name, parameter in run.network.named_parameters():
+                parameter.grad = gradients[name].clone(memory_format=torch.preserve_format)
+            run.optimizer.step()
+        return [parameter.detach() for parameter in run.network.parameters()]
+
+    wanted = weights("loop")
+    for way in ("foreach", "fused"):
+        for found, parameter in zip(weights(way), wanted, strict=True):
+            assert torch.allclose(found, parameter, rtol=1e-5, atol=1e-6), way
+
+
+def test_the_optimisers_way_is_said_and_forced_and_in_the_forecast():
+    assert chosen().optimizer == "loop"
+    assert chosen(optimizer_kernels="fused", **FIRST).optimizer == "fused"
+    assert kernels._of_optimizer("auto", torch.device("cuda")) == "foreach"
+    costs = {
+        way: training_step(
+            tiny_plan(training={"optimizer_kernels": way}), samples=2, parallel=Parallel(), precision="float32"
+        )
+        for way in ("loop", "foreach", "fused")
+    }
+    assert costs["foreach"].peak_bytes >= costs["loop"].peak_bytes == costs["fused"].peak_bytes
+
+
+def test_a_fused_optimiser_that_pytorch_has_not_is_refused():
+    training = {"optimizer": "rmsprop", "optimizer_kernels": "fused"}
+    study = {"study": "a", "dataset": "b", "settings": {"one": {"training": training}}}
+    with pytest.raises(UserError, match=r"training.optimizer_kernels: PyTorch has no such rmsprop"):
+        parse_study(study, source="study.yaml").setting("one")

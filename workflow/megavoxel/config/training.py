@@ -44,12 +44,23 @@ class Optimisation:
     wave, both to 0."""
     warmup_epochs: CountOrNone = 0
     """Epochs of linear rise to the initial learning rate."""
+    optimizer_kernels: Literal["auto", "loop", "foreach", "fused"] = "auto"
+    """How a step goes over the weights: tensor by tensor (`loop`), each operation over all of them (`foreach`, which
+    copies the gradients where there is weight decay), or all operations at once (`fused`, not of `rmsprop`). `auto`:
+    PyTorch's default, `foreach` on a GPU and `loop` on a CPU. Weights are the same but for rounding."""
     momentum: Fraction = 0.99
     """Nesterov momentum of `sgd`."""
     weight_decay: NotNegative = 3e-5
     """Decoupled decay (`adamw`), or L2 penalty (all others)."""
     checkpoint_minutes: NotNegative = 2.0
     """Time between two checkpoints in minutes; 0: after every epoch."""
+
+    @rule_of_whole
+    def _optimizer_has_such_kernels(self) -> None:
+        if self.optimizer_kernels == "fused" and self.optimizer == "rmsprop":
+            refuse(
+                "PyTorch has no such rmsprop; allowed: auto, loop, foreach, or another optimizer", "optimizer_kernels"
+            )
 
 
 @record

@@ -46,6 +46,7 @@ MOST_SAMPLES = 16
 KEYS_OF_A_STEP = (
     "optimizer", "momentum", "weight_decay", "loss", "batch_dice", "focal_gamma", "topk_percent", "freeze_encoder",
     "dice_background", "dice_class_weights", "compile",
+    "optimizer_kernels",
 )  # fmt: skip
 """Keys of `training` on which memory and FLOPs of a step depend; settings that differ in others share a forecast."""
 

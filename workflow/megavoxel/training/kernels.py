@@ -42,6 +42,8 @@ class Kernels:
     """Whether convolutions in float32 round their factors to TF32."""
     compile: bool = False
     """Whether `torch.compile` compiles norms and the activation functions behind them."""
+    optimizer: str = "auto"
+    """How the optimiser goes over the weights, see `training.optimizer_kernels`."""
     reason: str
     """Why this choice."""
 
@@ -83,6 +85,7 @@ def choose_kernels(plan: Plan, device: torch.device, precision: Precision, group
         cudnn_benchmark=searches[0],
         tf32=rounds_to_tf32(device, precision, allowed=training.tf32),
         compile=training.compile,
+        optimizer=_of_optimizer(training.optimizer_kernels, device),
         reason="as the study says",
     )
     if len(layouts) == len(searches) == 1:
@@ -116,6 +119,11 @@ def require_compilable(plan: Plan, device: torch.device) -> None:
             f"setting {plan.setting}: training.compile needs {' or '.join(compilers)} on a {where}, and there is none; "
             "install it, or set compile to false"
         )
+
+
+def _of_optimizer(wanted: str, device: torch.device) -> str:
+    """What is wanted, or PyTorch's default on the device."""
+    return wanted if wanted != "auto" else "foreach" if device.type == "cuda" else "loop"
 
 
 def _why_not_measured(plan: Plan, device: torch.device) -> str | None:

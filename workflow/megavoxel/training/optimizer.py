@@ -20,6 +20,10 @@ RULES: dict[str, Callable[[float], float]] = {
     "sqrt": math.sqrt,
 }
 """Factor of the learning rate by the ratio of two batches."""
+KERNELS: dict[str, dict[str, bool]] = {
+    "auto": {}, "loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True},
+}  # fmt: skip
+"""PyTorch's options by the values of `training.optimizer_kernels`."""
 
 
 def trained_weights(network: SegmentationNetwork, training: Training) -> list[nn.Parameter] | list[dict[str, Any]]:
@@ -50,15 +54,18 @@ def build_optimizer(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], training: Training | ClassifierTraining
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants."""
+    kernels = KERNELS[training.optimizer_kernels]
     adaptive = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
     if training.optimizer in adaptive:
-        return adaptive[training.optimizer](parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+        decay = training.weight_decay
+        return adaptive[training.optimizer](parameters, lr=training.learning_rate, weight_decay=decay, **kernels)
     return torch.optim.SGD(
         parameters,
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
+        **kernels,
     )
 
 

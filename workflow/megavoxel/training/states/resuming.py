@@ -40,7 +40,8 @@ def kernels_of(state: dict[str, Any], plan: Any) -> Kernels:
     """
     with _explained(plan):
         kernels = Kernels(**state["kernels"])
-        kinds = {"memory_layout": str, "cudnn_benchmark": bool, "tf32": bool, "compile": bool, "reason": str}
+        texts, choices = ("memory_layout", "optimizer", "reason"), ("cudnn_benchmark", "tf32", "compile")
+        kinds = dict.fromkeys(texts, str) | dict.fromkeys(choices, bool)
         if kernels.memory_layout not in LAYOUTS or any(
             not isinstance(getattr(kernels, name), kind) for name, kind in kinds.items()
         ):
