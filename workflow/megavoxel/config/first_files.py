@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -167,6 +168,8 @@ def study_text(
     path: str,
     cases: int,
     labels: Sequence[str],
+    shapes: Mapping[str, str] = MappingProxyType({}),
+    metrics: Mapping[str, Sequence[str]] | None = None,
     splits: tuple[str, int] | None = None,
     larger: tuple[Sequence[int], str] | None = None,
 ) -> str:
@@ -174,6 +177,8 @@ def study_text(
 
     Args:
         name: of the study.
+        shapes: what labels are that other metrics than DSC and NSD suit, by name.
+        metrics: those that suit; None: the usual ones.
         splits: a file with folds, and how many they are; None: they are drawn at random.
         larger: a patch to compare with that of the rules, and what it is in relation to the images; None: that of the
             rules holds them already.
@@ -196,9 +201,20 @@ def study_text(
         *([] if splits is None else [_key("splits", splits[0])]),
         "seed: 12345",
         f"baseline: {'default' if device.gpus else 'small'}",
+        *([] if metrics is None else _lines_of_metrics(shapes, metrics)),
     ]
     proposed = NO_LARGER if larger is None else LARGER.format(patch=list(larger[0]), words=larger[1])
     return "\n".join(head) + "\n\n" + setting.format(augmentation=augmentation, larger=proposed)
+
+
+def _lines_of_metrics(shapes: Mapping[str, str], metrics: Mapping[str, Sequence[str]]) -> list[str]:
+    """A proposal that changes nothing until its comment sign is removed."""
+    told = ", ".join(f"{name} is {kind}" for name, kind in shapes.items())
+    return [
+        f"# Metrics that suit the labels, after Metrics Reloaded (Maier-Hein et al. 2024): {told}.",
+        "# The first one ranks the models; docs/scores.md defines all of them.",
+        f"# {_key('metrics', {name: list(keys) for name, keys in metrics.items()})}",
+    ]
 
 
 def _key(key: str, value: Any) -> str:

@@ -141,6 +141,7 @@ def _survey_pairs(found: _Layout, asked: Asked, processes: int) -> Survey:
         excluded=tuple(sorted(excluded)),
         unused=unused_files(found.root, found.cases),
         groups=guess_groups(sorted({case.id for case in found.cases if case.id not in excluded})),
+        label_maps=tuple(found.root / case.label for case in training),
         training_cases=len(training),
         test_cases=sum(case.split == "test" and case.id not in excluded for case in found.cases),
         **sizes_of([(one.shape, one.spacing) for one in seen]),

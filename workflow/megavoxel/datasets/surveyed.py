@@ -71,6 +71,8 @@ class Survey:
     largest_shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     """Median spacing in mm along z, y, x."""
+    label_maps: tuple[Path, ...] = ()
+    """Those of the training cases; none where a case has a mask or a structure per label."""
     overlap: int = 0
     """Voxels that lie in several masks, in all patients."""
     empty: tuple[str, ...] = ()

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megavoxel.config.first_files import dataset_text, study_text
     from megavoxel.config.hardware import bring_hardware, load_device
     from megavoxel.config.study_file import load_study
+    from megavoxel.datasets.label_shapes import metrics_hint, shapes_of_labels
     from megavoxel.datasets.survey import survey
     from megavoxel.datasets.surveyed import Asked
     from megavoxel.files import write_text
@@ -108,12 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = survey(arguments.path, asked, processes=arguments.processes)
     if found.training_cases < LEAST_CASES:
         raise UserError(f"{found.root}: there is one labelled image; cross-validation takes {LEAST_CASES} at least")
-    declared = Declared(
-        training_cases=found.training_cases,
-        shape=found.shape,
-        largest_shape=found.largest_shape,
-        spacing=found.spacing,
-    )
+    shapes = shapes_of_labels(found.label_maps, found.scheme.structures, processes=arguments.processes)
+    size = {key: getattr(found, key) for key in ("training_cases", "shape", "largest_shape", "spacing")}
     described = dataset_text(
         name=name,
         origin=str(found.root),
@@ -126,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         excluded=found.excluded,
         groups=found.groups,
         tolerance=_tolerance(found.spacing),
-        declared=declared,
+        declared=Declared(**size),
     )
     text = partial(
         study_text,
@@ -136,6 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
         path=str(study),
         cases=found.training_cases,
         labels=[*found.scheme.structures],
+        shapes=shapes,
+        metrics=metrics_hint(shapes) if shapes else None,
         splits=None if found.splits is None else (str(found.splits), count_folds(found.splits)),
     )
     write_text(dataset, described)
@@ -144,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(study, text(larger=larger_patch(load_dataset(dataset), load_study(study).settings[0])))
     load_dataset(dataset)
     load_study(study)
-    _say(found, dataset, study)
+    _say(found, dataset, study, shapes)
 
 
 def _device_name(arguments: argparse.Namespace) -> str:
@@ -186,7 +185,7 @@ def _added(hardware: Path, memory_gib: float, *, option: str) -> str:
     return name
 
 
-def _say(found: Survey, dataset: Path, study: Path) -> None:
+def _say(found: Survey, dataset: Path, study: Path, shapes: dict[str, str]) -> None:
     from megavoxel.datasets.pairs import listed
 
     size, spacing = (" x ".join(f"{number:g}" for number in numbers) for numbers in (found.shape, found.spacing))
@@ -213,6 +212,9 @@ def _say(found: Survey, dataset: Path, study: Path) -> None:
         print(f"several images have one patient by their ids: no fold divides them (groups in {dataset})")
     if found.unused:
         print(f"not used, because they belong to no case: {listed(found.unused)}")
+    if shapes:
+        told = ", ".join(f"{name} is {kind}" for name, kind in shapes.items())
+        print(f"{told}: {study} proposes metrics that suit them")
     print(f"written: {dataset}, {study}")
     file = shlex.quote(str(study))
     print("next:")
