@@ -107,3 +107,13 @@ def test_a_network_that_works_tile_by_tile_keeps_its_layers():
     turned = replace(plan, inference=replace(plan.inference, tiles=(1, 1, 2)))
     made = [CasePredictor(one, [SegmentationNetwork(plan.network)], "float32", CPU) for one in (plan, turned)]
     assert [predictor.has_cpu_layers for predictor in made] == [True, False]
+
+
+def test_a_key_keeps_the_plain_layers_whose_logits_are_the_same_but_for_rounding():
+    plan = tiny_plan()
+    plain = replace(plan, inference=replace(plan.inference, cpu_layers=False))
+    made = [CasePredictor(one, [SegmentationNetwork(plan.network)], "float32", CPU) for one in (plan, plain)]
+    assert [predictor.has_cpu_layers for predictor in made] == [True, False]
+    image = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(4)).numpy()
+    fast, slow = (torch.cat([torch.as_tensor(slab.logits) for slab in one.slabs(image)], dim=1) for one in made)
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)

@@ -293,6 +293,9 @@ class Inference:
     or 0, the nearest voxel. Where both grids are the same it makes no difference."""
     gaussian_sigma: Positive = 0.125
     """Sigma of `gaussian` weights, as a fraction of the patch."""
+    cpu_layers: bool = True
+    """Whether a CPU that predicts alone uses layers made for it: logits are those of the plain layers but for rounding,
+    in less time and memory. A GPU has the plain ones."""
 
 
 @record

@@ -64,7 +64,8 @@ class CasePredictor:
         self.device = device
         self.group = group or Group(device=device)
         alone = self.group.size == 1 and not has_turns(plan)
-        self.has_cpu_layers = device.type == "cpu" and alone and has_cpu_layers()
+        wanted = plan.inference.cpu_layers and device.type == "cpu"
+        self.has_cpu_layers = wanted and alone and has_cpu_layers()
         channels_last = device.type != "cpu" or self.has_cpu_layers
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.windows_on = HOST if has_turns(plan) else device
