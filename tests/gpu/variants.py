@@ -23,9 +23,10 @@ SMALL = {"patch": (8, 16, 16)}
 POST = {"stage1": BRANCHES, "network": {"prior_channels": 4, "fusion": "post"}}
 EXPANDED = {"expanded_patch": (20, 40, 40), "network": {"expanded_head": True}}
 CHANGED = dict.fromkeys(
-    ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"), 1.0
-)
-ON_DEVICE = {"augmentation": Augmentation(**CHANGED, on_device=True)}
+    ("rotation", "scaling", "shear", "elastic", "shift", "quarter_turn", "noise", "blur", "brightness", "contrast",
+     "low_resolution", "gamma", "gamma_inverted"), 1.0,
+)  # fmt: skip
+ON_DEVICE = {"augmentation": Augmentation(**CHANGED, elastic_magnitude=(60, 60), on_device=True)}
 """Every transform in every sample."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
