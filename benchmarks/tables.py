@@ -142,6 +142,14 @@ TABLES = {
             "verdict": "{verdict}",
         },
     ),
+    "vnc-class-weights": Table(
+        file="studies/vnc-class-weights.csv",
+        columns={
+            "class weights": "{class_weights}", "weights": "{weights}", "DSC": INTERVAL,
+            "− first [95 %]": "{difference+} [{difference_low}, {difference_high}]",
+            "mitochondria": "{dsc_mitochondria}", "synapses": "{dsc_synapses}",
+        },
+    ),
     "vnc-networks": Table(
         file="studies/vnc-networks.csv",
         columns={

@@ -20,7 +20,7 @@ from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.costs import PEAK, own_peaks
 from megavoxel.reporting.published import COSTS, read_published
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.tables import show, signed, signed_with_interval
+from megavoxel.reporting.tables import NONE, show, signed, signed_with_interval
 from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
 
 COLUMNS = ["paper", "claim", "published", "table", "row", "against", "metric", "study", "setting", "reference"]
@@ -113,9 +113,13 @@ def show_claims(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "Paper": "paper", "Claim": "claim", "Metric": "metric", "Published": ("published_change", signed),
         "Compared": "compared", "Measured [95 %]": ("measured low high", signed_with_interval),
-        "Seeds": "seeds", "Cases": "cases", "Verdict": "verdict",
+        "Seeds": ("seeds", _or_none), "Cases": ("cases", _or_none), "Verdict": "verdict",
     }  # fmt: skip
     return show(table.assign(compared=compared), columns)
+
+
+def _or_none(count: int) -> str:
+    return str(count) if count else NONE
 
 
 def verdict_of(published: float, low: float, high: float) -> str:
