@@ -128,7 +128,7 @@ def test_scores_are_those_of_the_labels(folder, cases):
     for number in range(3):
         folder.write(f"../predictions/case_{number}", found)
     pairs = predicted_pairs(cases, [folder.base / "predictions"])
-    scores = score_pairs(pairs, targets_of(cases), [METRICS["dsc"]])
+    scores = score_pairs(pairs, targets_of(cases), [METRICS["dsc"]]).rows
     assert [(label, value) for _, label, _, value in scores] == [("synapse", 0.5)] * 3
 
 

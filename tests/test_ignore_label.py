@@ -159,7 +159,7 @@ def test_scores_leave_out_voxels_that_nobody_annotated(tmp_path):
     prediction[5, 5, 5] = 3
     pair = pair_of(tmp_path, prediction, reference)
     targets = [Target(name=name, values=value, tolerance=0.5) for name, value in pair.labels.items()]
-    rows = score_pair(pair, targets, [METRICS["dsc"], METRICS["hd95"]])
+    rows = score_pair(pair, targets, [METRICS["dsc"], METRICS["hd95"]]).rows
     assert rows[:2] == [("a", "ball", "DSC", 1.0), ("a", "ball", "HD95", 0.0)]
     assert all(np.isnan(value) for _, name, _, value in rows if name == "cube")
     with pytest.raises(UserError, match=r"prediction.nii.gz has the undeclared value 9"):
@@ -177,7 +177,7 @@ def test_dice_of_random_maps_is_that_of_nnunet(tmp_path):
     )
     theirs = peer.compute_metrics(str(pair.reference), str(pair.prediction), reader, [1, 3], 9)["metrics"]
     targets = [Target(name=name, values=value, tolerance=1.0) for name, value in pair.labels.items()]
-    ours = {name: value for _, name, _, value in score_pair(pair, targets, [METRICS["dsc"]])}
+    ours = {name: value for _, name, _, value in score_pair(pair, targets, [METRICS["dsc"]]).rows}
     assert ours == pytest.approx({"ball": theirs[1]["Dice"], "cube": theirs[3]["Dice"]})
 
 

@@ -292,6 +292,7 @@ def study(tmp_path_factory) -> FakeStudy:
         for split, fold in (("validation", "0"), ("validation", "1"), ("test", "all")):
             parts.append(fake.root / f"{name}-{split}-{fold}.csv")
             words = ["--metrics", "dsc", "volume", "volume_error", "spleen=cldice,lesion_f1"]
+            words += ["--lesions", str(fake.root / f"lesions-{name}-{split}-{fold}.csv")]
             assert evaluate_part(fake, name, split, fold, parts[-1], *words) == 0
     assert main(["evaluate", "--collect", *map(str, parts), "--output", str(fake.results / "scores.csv")]) == 0
     chosen = {"default": ["dsc", "volume", "volume_error"], "spleen": ["cldice", "lesion_f1"]}
@@ -343,3 +344,25 @@ def test_a_metric_of_an_unknown_label_is_one_line_before_anything_is_read(tmp_pa
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "splits.json").exists()
     assert main(["split", *words, "--metrics", "dsc", "spleen=cldice"]) == 0
+
+
+@pytest.mark.slow
+def test_the_table_of_lesions_has_sizes_and_matches(study):
+    table = pd.read_csv(study.root / "lesions-small-validation-0.csv")
+    assert set(table["label"]) == {"spleen"}
+    columns = ["case", "map", "component", "voxels", "same_as", "iou"]
+    found = table[columns].astype(object).where(table[columns].notna(), None).to_numpy().tolist()
+    # The spleen of case_0 is right, that of case_1 is missed.
+    assert found == [
+        ["case_0", "reference", 1, 48, 1, 1.0],
+        ["case_0", "prediction", 1, 48, 1, 1.0],
+        ["case_1", "reference", 1, 48, None, None],
+    ]
+    assert table["volume_ml"].tolist() == [pytest.approx(48 * 4.5 / 1000)] * 3
+
+
+def test_lesions_need_a_metric_that_counts_them(tmp_path, capsys):
+    fake = make_study(tmp_path, score=False)
+    words = ["--metrics", "dsc", "--lesions", str(tmp_path / "lesions.csv")]
+    assert evaluate_part(fake, "small", "validation", "0", tmp_path / "scores.csv", *words) == 1
+    assert "--lesions: no label is scored by lesion_f1 or pq" in capsys.readouterr().err

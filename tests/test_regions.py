@@ -228,7 +228,7 @@ def test_scores_of_regions_are_those_of_their_masks_and_of_nnunet(tmp_path):
         dataset="d", root="r", channels=("T1",), labels=LABELS, cases=(), regions=REGIONS, ignore_value=9,
         nsd_tolerance_mm=dict.fromkeys(STRUCTURES, 0.1),
     )  # fmt: skip
-    rows = score_pair(pair, targets_of(cases), [METRICS["dsc"], METRICS["hd95"]])
+    rows = score_pair(pair, targets_of(cases), [METRICS["dsc"], METRICS["hd95"]]).rows
     ours = {name: value for _, name, metric, value in rows if metric == "DSC"}
     assert list(ours) == list(STRUCTURES)
     assert all(0 < value < 2 for _, _, _, value in rows)

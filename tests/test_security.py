@@ -52,6 +52,7 @@ BARE = {
     # Several words, each of them quoted where they are put together.
     "params.mirror", "params.device", "params.facts", "params.published", "params.timings", "params.stage1",
     "params.start", "params.launcher", "params.weights", "params.index", "params.hardware", "params.device_of_needs",
+    "params.lesions",
     "params.metrics", "params.samples", "params.averaged", "params.tolerance", "params.tolerances", "params.terminal",
     "params.ready_made",
 }  # fmt: skip

@@ -25,6 +25,7 @@ from megavoxel.config.study_file import parse_study, with_memory
 from megavoxel.containers.lock import doubt, hash_of_sources, read_lock
 from megavoxel.errors import UserError
 from megavoxel.evaluation.choice import read_choice, require_ranking
+from megavoxel.evaluation.metrics import metrics_of
 from megavoxel.files import content_hash
 from megavoxel.reporting.closing import closing_words
 from snakemake.settings.types import DeploymentMethod
@@ -66,6 +67,8 @@ def load_configuration():
 
 STUDY, DATASET_FILE, DATASET, DEVICE, SITE, CHOICE, METRICS = load_configuration()
 SEGMENTS = STUDY.task == "segmentation"
+# Whether a metric counts components: then there is a table of them beside the scores of each part.
+HAS_LESIONS = any(metric.of_components for metric in metrics_of(METRICS, where="metrics"))
 # How the metrics of the labels are given to `evaluate`, and the keys of all of them.
 METRICS_OPTION = f"--metrics {shlex.join(CHOICE.words)}" if SEGMENTS else ""
 RESULTS = f"results/{STUDY.name}"
@@ -179,6 +182,11 @@ def device_of_job(wildcards, output):
 def split_option(wildcards):
     """What a stage is told of the cases: those of a fold's validation, or of the test split where there is no fold."""
     return f"--split validation --fold {wildcards.fold}" if wildcards.get("fold") else "--split test"
+
+
+def lesions_option(wildcards, output):
+    """Where `evaluate` writes the table of lesions."""
+    return f"--lesions {shlex.quote(output.lesions)}" if HAS_LESIONS else ""
 
 
 def checked_metrics_option(wildcards, output):

@@ -21,6 +21,7 @@ rule evaluate_validation:
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/fold-{{fold}}/validation{PREDICTIONS}",
     output:
+        **({"lesions": f"{RESULTS}/{{model}}/fold-{{fold}}/lesions.csv"} if HAS_LESIONS else {}),
         scores=f"{RESULTS}/{{model}}/fold-{{fold}}/scores.csv",
     log:
         f"{LOGS}/evaluate_validation/{{model}}-{{fold}}.log",
@@ -38,10 +39,11 @@ rule evaluate_validation:
         name=name_of,
         part=split_option,
         metrics=METRICS_OPTION,
+        lesions=lesions_option,
         tolerance=tolerance_option,
     shell:
         "megavoxel evaluate {input.predictions:q} --cases {input.cases:q} --splits {input.splits:q} "
-        "{params.part} --setting {params.name:q} --processes {threads} {params.metrics} {params.tolerance} --output {output.scores:q} "
+        "{params.part} --setting {params.name:q} --processes {threads} {params.metrics} {params.lesions} {params.tolerance} --output {output.scores:q} "
         "> {log:q} 2>&1"
 
 
@@ -52,6 +54,7 @@ use rule evaluate_validation as evaluate_test with:
         splits=rules.split.output.splits,
         predictions=f"{RESULTS}/{{model}}/test{PREDICTIONS}",
     output:
+        **({"lesions": f"{RESULTS}/{{model}}/lesions-test.csv"} if HAS_LESIONS else {}),
         scores=f"{RESULTS}/{{model}}/scores-test.csv",
     log:
         f"{LOGS}/evaluate_test/{{model}}.log",

@@ -44,6 +44,8 @@ class Metric:
     """Which of two values is the better one: the higher, the lower, the one nearer to zero, or neither."""
     takes_tolerance: bool = False
     """Whether it depends on the tolerance of a label."""
+    of_components: bool = False
+    """Whether it counts connected components, which then stand in the table of lesions."""
     both_empty: float = math.nan
     """Value of a label that neither map has; NaN leaves it out of means."""
     one_empty: float | None = 0.0
@@ -254,6 +256,7 @@ METRICS = {
             shown="Lesion F1",
             title="lesion-wise F1",
             definition="components that are the same in both maps, twice, over the components of both; " + COMPONENTS,
+            of_components=True,
             function=lesion_f1,
         ),
         Metric(
@@ -262,6 +265,7 @@ METRICS = {
             title="panoptic quality",
             definition="the sum of the intersections over union of the components that are the same, twice, over the "
             f"components of both maps (Kirillov et al. 2019, arXiv:1801.00868); {COMPONENTS}",
+            of_components=True,
             function=panoptic_quality,
         ),
         Metric(

@@ -16,6 +16,7 @@ from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.choice import Choice
 from megavoxel.evaluation.compared import Values, compared_labels
+from megavoxel.evaluation.lesions import Lesion, lesions_of
 from megavoxel.evaluation.metrics import Metric
 from megavoxel.evaluation.tidy import Row
 from megavoxel.memory import free_memory
@@ -418,9 +419,19 @@ DEFINITIONS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What pairs are scored with."""
+
+    rows: list[Row]
+    """Values of metrics."""
+    lesions: list[Lesion]
+    """Components of the labels whose metrics count them."""
+
+
 def score_pairs(
     pairs: Sequence[Pair], targets: Sequence[Target], metrics: Sequence[Metric], *, processes: int = 1
-) -> list[Row]:
+) -> Scored:
     """Values of all metrics of all pairs, case by case in the given order, whatever the number of processes.
 
     Raises:
@@ -428,10 +439,13 @@ def score_pairs(
     """
     work = partial(score_pair, targets=targets, metrics=metrics)
     per_case = map_cases(work, pairs, processes=processes, title="scoring")
-    return [row for rows in per_case for row in rows]
+    return Scored(
+        rows=[row for case in per_case for row in case.rows],
+        lesions=[lesion for case in per_case for lesion in case.lesions],
+    )
 
 
-def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric]) -> list[Row]:
+def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric]) -> Scored:
     """Values of each label of a case but for those that are skipped; raises as `score_pairs` does."""
     targets = [target for target in targets if target.name not in pair.skipped]
     prediction, reference, geometry = read_pair(pair)
@@ -442,11 +456,13 @@ def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric])
         # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
         spacing=rounded_spacing(geometry.spacing),
     )
-    return [
-        (pair.case, target.name, metric.name, metric.of(label))
-        for target, label in zip(targets, labels, strict=True)
-        for metric in target.metrics or metrics
-    ]
+    rows, lesions = [], []
+    for target, label in zip(targets, labels, strict=True):
+        own = target.metrics or metrics
+        rows += [(pair.case, target.name, metric.name, metric.of(label)) for metric in own]
+        if any(metric.of_components for metric in own):
+            lesions += lesions_of(pair.case, target.name, label)
+    return Scored(rows=rows, lesions=lesions)
 
 
 def print_means(

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"of {', '.join(METRICS)}; default: {' and '.join(DEFAULT)}; LABEL=NAME,NAME: those of a label",
     )
+    parser.add_argument(
+        "--lesions", type=Path, help="table to write: size and match of every component, where a metric counts them"
+    )
     parser.add_argument("--processes", type=int, default=1, help="processes that share the cases (default: 1)")
     parser.add_argument("--allow-extra", action="store_true", help="leave out predictions that are not to be scored")
     parser.add_argument(
@@ -79,6 +82,8 @@ def _collect(arguments: argparse.Namespace) -> None:
 
     if arguments.output is None or arguments.predictions is not None:
         raise UserError("--collect needs --output and no folders")
+    if arguments.lesions is not None:
+        raise UserError("--lesions: not together with --collect, which joins score files alone; leave it out")
     lines = collect_scores(arguments.collect, arguments.output)
     if arguments.tolerances is not None:
         write_tolerances(arguments.tolerances, arguments.nsd_tolerance or (), scores=arguments.output)
@@ -94,7 +99,7 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         score_pairs,
         scored_by,
     )
-    from megavoxel.tasks.segmentation.score import finish
+    from megavoxel.tasks.segmentation.score import finish, require_components
 
     if arguments.predictions is None or arguments.references is None:
         raise UserError("give PREDICTIONS and REFERENCES, or PREDICTIONS and --cases, or --collect")
@@ -114,9 +119,10 @@ def _score_folders(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--tolerance is missing: {needy[0]} has no meaning without one; give it in mm, such as --tolerance 2"
         )
+    require_components(arguments, metrics)
     targets = scored_by(parse_targets(labels, arguments.tolerance or ["0"]), choice)
-    rows = score_pairs(pairs, targets, metrics, processes=arguments.processes)
-    finish(arguments, rows, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
+    scored = score_pairs(pairs, targets, metrics, processes=arguments.processes)
+    finish(arguments, scored, targets, metrics, {}, setting=arguments.predictions.resolve().name, split="all")
 
 
 def _labels_of_folders(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, int]:

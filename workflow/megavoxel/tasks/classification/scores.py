@@ -31,6 +31,8 @@ def score(arguments: argparse.Namespace) -> None:
     """
     if arguments.metrics:
         raise UserError("--metrics: a classifier is always scored by all metrics of its task; leave it out")
+    if arguments.lesions:
+        raise UserError("--lesions: images of a classifier have no components; leave it out")
     if arguments.existing:
         raise UserError("--existing: a classifier's metrics are those of all its images; leave it out")
     cases = load_image_cases(arguments.cases)

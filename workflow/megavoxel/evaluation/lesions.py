@@ -1,0 +1,37 @@
+"""`lesions.csv`: a line for each connected component of a label, such as a lesion, with its size and its match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from megavoxel.csv_files import write_csv
+from megavoxel.evaluation.compared import Compared
+
+COLUMNS = ["setting", "split", "fold", "case", "label", "map", "component", "voxels", "volume_ml", "same_as", "iou"]
+Lesion = tuple[str, str, str, int, int, float, int | None, float | None]
+"""Case, label, `reference` or `prediction`, number of the component from 1, voxels, volume in ml, the component of the
+other map that is the same, and their intersection over union; None where there is no such component."""
+
+
+def lesions_of(case: str, name: str, label: Compared) -> list[Lesion]:
+    """The components of a label in the reference, then those in the prediction; none where neither map has it."""
+    if not (label.predicted or label.referred):
+        return []
+    found = label.components
+    back = {own: (other, iou) for other, (own, iou) in found.same.items()}
+    lesions: list[Lesion] = []
+    for which, sizes, same in (("reference", found.referred, found.same), ("prediction", found.predicted, back)):
+        for number, voxels in enumerate(map(int, sizes)):
+            other, iou = same.get(number, (None, None))
+            number_of_other = None if other is None else other + 1
+            lesions.append((case, name, which, number + 1, voxels, voxels * label.voxel_ml, number_of_other, iou))
+    return lesions
+
+
+def write_lesions(path: Path, lesions: Iterable[Lesion], *, setting: str, split: str, fold: str) -> None:
+    """Writes the components of a part of a study, in their order; whole or not at all."""
+    table = pd.DataFrame([(setting, split, fold, *lesion) for lesion in lesions], columns=COLUMNS)
+    write_csv(path, table.astype({"same_as": "Int64"}))
