@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -94,6 +95,7 @@ def test_rates_scale_with_the_batch_of_all_workers():
         for workers in (1, 4)
     ]
     assert rates == [0.01, 0.04]
+    assert math.isnan(classifier(training={"search": (0.1, 0.2)}).learning_rate), "it is not known before training"
 
 
 def test_studies_that_contradict_themselves_are_refused():

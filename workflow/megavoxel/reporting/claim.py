@@ -163,7 +163,9 @@ def _initial(stored: Stored, setting: str) -> str:
 def _training(stored: Stored, setting: str) -> str:
     plan = stored.plans[setting]
     training = plan.training
-    rate = f"learning rate {training.learning_rate:g}"
+    found = getattr(training, "search", ())
+    rates = ", ".join(f"{rate:g}" for rate in found)
+    rate = f"learning rate searched among {rates}" if found else f"learning rate {training.learning_rate:g}"
     text = f"{training.optimizer}, {rate}, batch {plan.batch}, {training.epochs} epochs"
     if _is_of_images(stored):
         return text

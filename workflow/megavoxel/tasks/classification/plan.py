@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -56,7 +57,9 @@ class ClassifierPlan(Classifier):
 
     @property
     def learning_rate(self) -> float:
-        """The initial learning rate, scaled for the batch of all workers together."""
+        """The initial learning rate, scaled for the batch of all workers together; NaN where it is searched for."""
+        if self.training.search:
+            return math.nan
         from megavoxel.training.optimizer import learning_rate  # which brings PyTorch
 
         return learning_rate(self.training.warmup_epochs, self.training, self.batch * self.workers)
