@@ -229,7 +229,7 @@ def _split(home: str) -> None:
 
 
 def _train(home: str, plan: Plan, schedule: Schedule, seed: int) -> str:
-    """Trains fold 0 and predicts its validation cases; the folder of these label maps."""
+    """Trains fold 0, unless that was done, and predicts its validation cases; the folder of these label maps."""
     import torch
 
     os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="f", nnUNet_def_n_proc="1")
@@ -250,6 +250,9 @@ def _train(home: str, plan: Plan, schedule: Schedule, seed: int) -> str:
     }  # fmt: skip
     plans = json.loads(json.dumps(plans))
     (folder / f"{name}.json").write_text(json.dumps(plans))
+    references = folder / "gt_segmentations"  # which its validation looks for
+    if not references.is_symlink():
+        references.symlink_to(Peer(home=Path(home)).raw / "labelsTr")
     if not (folder / f"nnUNetPlans_{CONFIGURATION}").is_dir():
         DefaultPreprocessor(verbose=False).run(NAME, CONFIGURATION, "nnUNetPlans", num_processes=1)
     torch.manual_seed(seed)
@@ -258,7 +261,11 @@ def _train(home: str, plan: Plan, schedule: Schedule, seed: int) -> str:
     )
     trainer.num_epochs, trainer.num_iterations_per_epoch = schedule.epochs, schedule.iterations
     trainer.num_val_iterations_per_epoch = VALIDATION
-    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    if final.is_file():  # an earlier run ended behind it
+        trainer.load_checkpoint(str(final))
+    else:
+        trainer.run_training()
     trainer.perform_actual_validation(False)
     return str(Path(trainer.output_folder) / "validation")
 
