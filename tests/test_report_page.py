@@ -250,6 +250,20 @@ def test_a_slice_of_a_case_without_reference_foreground(reported, tmp_path):
     assert cut.window == pytest.approx((low, high))
 
 
+def test_a_slice_is_chosen_and_shown_without_what_nobody_annotated(reported, tmp_path):
+    cases = load_cases(reported.cases)
+    labels = cases.read_labels(cases.case("case_0"))
+    labels[:4] = 9  # no label: whole slices, and half of the first one with labels
+    labels[4, :, 8:] = 9
+    write_labels(tmp_path / "labels/case_0.nii.gz", labels, GEOMETRY)
+    (tmp_path / "images").symlink_to(Path(cases.root) / "images")
+    moved = type(cases)(**{**vars(cases), "root": str(tmp_path), "ignore_value": 9})
+    prediction = reported.results / "small/fold-0/validation/case_0.nii.gz"
+    cut = read_slice(moved, Example(rank="best", case="case_0", score=1.0, prediction=prediction))
+    assert np.count_nonzero(cut.reference) == 8 * 6 + 4 * 4  # slice 5 is whole
+    assert 9 not in cut.reference
+
+
 def test_long_histories_are_thinned_to_means():
     history = pd.DataFrame({"epoch": np.arange(1, 1001), "learning_rate": 0.1})
     for column in ("training_loss", "validation_loss", "pseudo_dice", "seconds", "peak_memory_mib"):

@@ -150,6 +150,13 @@ class Cases:
             labels[np.isin(labels, self.background_values)] = 0
         return labels
 
+    def read_annotation(self, case: Case) -> np.ndarray:
+        """As `read_labels`, with 0 for voxels that nobody annotated: what can be shown of it."""
+        labels = self.read_labels(case)
+        if self.ignore_value is not None:
+            labels[labels == self.ignore_value] = 0
+        return labels
+
     def read_geometry(self, case: Case) -> Geometry:
         """Grid of a case on disk, from the header alone."""
         return read_geometry(Path(self.root) / case.images[0])

@@ -133,7 +133,7 @@ def read_slice(cases: Cases, example: Example) -> Slice:
     """The axial slice with most foreground in the reference (in the prediction where the reference has none)."""
     case = cases.case(example.case)
     image, geometry = cases.read_image(case)
-    reference, prediction = cases.read_labels(case), read_labels(example.prediction)[0]
+    reference, prediction = cases.read_annotation(case), read_labels(example.prediction)[0]
     shown = reference if reference.any() else prediction
     position = int(np.count_nonzero(shown, axis=(1, 2)).argmax())
     _, height, width = geometry.spacing
@@ -259,7 +259,7 @@ def comparison(stored: Stored, cases: Cases, name: str, names: Sequence[str]) ->
         shown = Shown(name=name, lines=lines, ranked_by=ranked_by, metric=metric, left_out=left_out)
         return shown, empty_figure(textwrap.fill(shown.caption, 70))
     case = cases.case(chosen)
-    reference = cases.read_labels(case)
+    reference = cases.read_annotation(case)
     position = slice_with_most_labels(reference, list(cases.labels.values()))
     shown = Shown(
         name=name,
@@ -322,7 +322,7 @@ def _draw(stored: Stored, cases: Cases, case: Case, shown: Shown, reference: np.
 def _solid(stored: Stored, cases: Cases, shown: Shown) -> Figure:
     case = cases.case(shown.lines.iloc[0]["case"])
     predicted, geometry = read_labels(prediction_path(stored, shown.ranked_by, shown.lines.loc[shown.ranked_by]))
-    maps = {"Reference": cases.read_labels(case), shown.ranked_by: predicted}
+    maps = {"Reference": cases.read_annotation(case), shown.ranked_by: predicted}
     return solid_figure(maps, geometry.spacing, cases.labels)
 
 

@@ -203,7 +203,7 @@ def _encode(
     own = [model for model in models if model in predictions]
     geometry = cases.read_geometry(case)
     shape, spacing = geometry.canonical_shape, geometry.spacing
-    cuts = [_cut(cases.read_labels(case)), *(_cut(_prediction(predictions[model], geometry)) for model in own)]
+    cuts = [_cut(cases.read_annotation(case)), *(_cut(_prediction(predictions[model], geometry)) for model in own)]
     reduction = reduction_of(box_around([box for box, _ in cuts], shape, spacing), spacing, voxels)
     maps = [_numbered(sampled(cut, box or NOWHERE, reduction), cases) for box, cut in cuts]
     image = averaged(first_channel(cases, case), reduction)
