@@ -9,7 +9,9 @@ import math
 import shutil
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +73,18 @@ def test_the_box_of_all_labels_has_a_margin_in_millimetres_and_ends_at_the_image
     box = box_around([marked_box(labels), None, (slice(3, 4), slice(6, 9), slice(20, 22))], (10, 20, 30), (5, 2, 1))
     assert box == (slice(1, 7), slice(0, 14), slice(10, 30))
     assert box_around([None], (2, 3, 4), (1, 1, 1)) == (slice(0, 2), slice(0, 3), slice(0, 4))
+
+
+def test_voxels_of_nanometres_keep_their_sides(stored, tmp_path):
+    case, sides = stored.cases.case("case_0"), (4.6e-6, 4.6e-6, 4.5e-5)
+    for file in (*case.images, case.label):
+        voxels = nibabel.load(Path(stored.cases.root) / file).get_fdata(dtype=np.float32)
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*sides, 1])), tmp_path / file)
+    moved = replace(stored.cases, root=str(tmp_path))
+    job = viewer.Job(case=case, predictions={})
+    found = viewer.encoded_case(job, cases=moved, models=(), voxels=MOST_VOXELS)
+    assert found["voxel_mm"] == pytest.approx(sides[::-1], rel=1e-3)
 
 
 def test_a_grid_is_the_case_s_own_where_that_fits():

@@ -212,7 +212,7 @@ def _encode(
     return {
         "id": case.id,
         "shape": reduction.shape,
-        "voxel_mm": [round(size, 2) for size in reduction.voxel_mm],
+        "voxel_mm": [float(f"{size:.4g}") for size in reduction.voxel_mm],
         "columns": mosaic_columns(reduction.shape),
         "models": own,
         "unannotated": list(case.unannotated),

@@ -372,7 +372,7 @@ function offerModels(shown, wanted) {
 
 function tell(shown) {
   const item = DATA.cases.find(({ id }) => id === shown.id);
-  const size = shown.voxel_mm.map((length) => length.toFixed(1)).join(" × ");
+  const size = shown.voxel_mm.map((length) => Number(length.toPrecision(3))).join(" × ");
   const fold = item.fold === "all" ? "" : `, fold ${item.fold}`;
   byId("view-status").textContent = `${shown.id} (${item.split}${fold}), shown with voxels of ${size} mm (z, y, x).`;
 }
