@@ -58,7 +58,8 @@ BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]"] + [
         (
             Training,
             {"class_weights": {"a": 1}},
-            "class_weights: {'a': 1} is not allowed; allowed: none, softmax_of_inverse, inverse_frequency; or list of",
+            "class_weights: {'a': 1} is not allowed; allowed: none, softmax_of_inverse, inverse_square_root, "
+            "inverse_frequency; or list of",
         ),
         (
             Preprocessing,

@@ -69,7 +69,7 @@ ITK_PIECES = [
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     """Sound files; the working directory and the folder for temporary files are watched as well."""
     root = tmp_path_factory.mktemp("fuzz")

@@ -60,7 +60,8 @@ def test_a_single_voxel_is_no_tube_and_a_thin_curved_line_is_one():
 
 
 @pytest.mark.slow
-def test_init_proposes_metrics_as_a_comment(tmp_path, capsys):
+def test_init_proposes_metrics_as_a_comment(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for number in range(2):
         image = np.random.default_rng(number).normal(size=SHAPE[::-1]).astype(np.float32)
         write_nifti(tmp_path / f"d/images/c{number}.nii.gz", image, GEOMETRY.affine)

@@ -178,8 +178,8 @@ def test_a_study_of_one_setting_is_compared_with_nothing(tmp_path):
     assert "large has a mean DSC in validation: 0.771 (95 % interval" in text
     assert "In test (1 case), its mean is 0.917." in text
     assert not [words for words in ("Comparison", "cannot be told", "against peak", "Wang") if words in text]
-    # Box plots of two metrics, training curves, and the overlays of the setting.
-    assert len(found.descriptions) == 4
+    # Box plots of two metrics, training curves, solid labels, and the overlays of the setting.
+    assert len(found.descriptions) == 5
     # The files that the workflow promises are there all the same.
     assert (fake.results / "report/figures/dsc_against_memory.png").is_file()
 

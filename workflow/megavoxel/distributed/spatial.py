@@ -344,6 +344,7 @@ class TiledMeanOverVoxels(MeanOverVoxels):
 
 
 TILED = {
+    nn.Conv3d: TiledConvolution,
     Convolution: TiledConvolution,
     InstanceNorm: TiledInstanceNorm,
     BatchNorm: TiledBatchNorm,
