@@ -9,6 +9,7 @@ import yaml
 from megavoxel.cli import main
 from megavoxel.config.study_file import load_study
 from megavoxel.datasets.label_shapes import SCATTERED, SMALL, TUBULAR, metrics_hint, shape_of, shapes_of_labels
+from megavoxel.evaluation.components import matched_components
 from megavoxel.volumes.grid import Geometry
 from megavoxel.volumes.write import write_labels, write_nifti
 
@@ -57,6 +58,13 @@ def test_a_single_voxel_is_no_tube_and_a_thin_curved_line_is_one():
         (30 + 28 * np.cos(turns)).astype(int),
     ] = True
     assert shape_of(helix, (1.0, 1.0, 1.0)).is_tube
+
+
+def test_voxels_in_a_line_with_gaps_are_components():
+    line = np.array([1, 0, 0, 1, 1, 0, 1], bool)[:, None, None]
+    assert shape_of(line, (1.0, 1.0, 1.0)).voxels == 4
+    found = matched_components(line, line)
+    assert (found.predicted.tolist(), found.f1, found.panoptic_quality) == ([1, 2, 1], 1.0, 1.0)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects
 
 from megavoxel.parallel import map_cases
+from megavoxel.volumes.masks import labelled_components
 from megavoxel.volumes.open import open_volume
 
 SMALL, TUBULAR, SCATTERED = "small", "tubular", "in many components"
@@ -33,6 +34,8 @@ FEW_VOXELS = 1000
 """A label with fewer voxels is small: about ten along each axis."""
 MANY = 4
 """Number of components from which on they are many."""
+CONNECTIVITY = 26
+"""Voxels that share a face, an edge or a corner belong to one component."""
 CRUMB = 8
 """Components with fewer voxels do not count."""
 SPHERES, FILLED, STRETCHED = 50, 0.03, 4.0
@@ -106,9 +109,7 @@ def shape_of(mask: np.ndarray, spacing: Sequence[float]) -> Shape:
         mask: bool, three axes, some of it true; cut to its box.
         spacing: voxel size in mm per axis.
     """
-    import cc3d
-
-    labelled = cc3d.connected_components(mask, connectivity=26)
+    labelled = labelled_components(mask, CONNECTIVITY)
     sizes = np.bincount(labelled.reshape(-1))[1:]
     is_tube = _is_tube(labelled == 1 + sizes.argmax(), spacing)
     return Shape(voxels=int(sizes.sum()), components=int((sizes >= CRUMB).sum()), is_tube=is_tube)

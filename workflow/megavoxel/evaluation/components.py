@@ -58,7 +58,7 @@ def matched_components(prediction: np.ndarray, reference: np.ndarray) -> Matchin
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A map of components from 1 on, and the voxels of each."""
-    import cc3d
+    from megavoxel.volumes.masks import labelled_components  # which brings SciPy
 
-    labelled = cc3d.connected_components(mask, connectivity=CONNECTIVITY)
+    labelled = labelled_components(mask, CONNECTIVITY)
     return labelled, np.bincount(labelled.reshape(-1))[1:]
