@@ -8,14 +8,12 @@ A ratio above 1 means that ours is better. A row that is measured again on the s
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import sys
-from pathlib import Path
 
 import pandas
 
-from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine, today
+from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine, replace_rows, today
 
 PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
@@ -42,26 +40,9 @@ def main() -> int:
     for module, function in map(PROGRAMS.get, names):
         program = getattr(importlib.import_module(f"benchmarks.{module}"), function)
         rows += [row.plain() | origin for row in program()]
-        write(RESULTS / f"{today()}.csv", rows)
+        replace_rows(RESULTS / f"{today()}.csv", rows, ("benchmark", "peer", "machine"))
     print(pandas.DataFrame(rows, columns=COLUMNS[:6]).to_string(index=False))
     return 0
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """Writes rows to a file of measurements, in place of its older rows of the same benchmarks, peers and machine."""
-
-    def key(row: dict) -> tuple[str, ...]:
-        return row["benchmark"], row["peer"], row["machine"]
-
-    older = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            older = list(csv.DictReader(file))
-    measured = {key(row) for row in rows}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*(row for row in older if key(row) not in measured), *rows])
 
 
 if __name__ == "__main__":

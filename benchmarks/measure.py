@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import gc
 import os
@@ -9,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -108,6 +109,20 @@ def peak_mib() -> float:
 def _send(sender, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     sender.send(work(*arguments))
     sender.close()
+
+
+def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
+    """Writes rows to a CSV file, in place of its older rows with the same values in the columns `key`."""
+    older = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            older = list(csv.DictReader(file))
+    measured = {tuple(row[column] for column in key) for row in rows}
+    kept = [row for row in older if tuple(row[column] for column in key) not in measured]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
 
 
 def describe() -> str:

@@ -5,15 +5,14 @@ scores of fold 0. nnU-Net plans and preprocesses for itself, takes patch, batch 
 default trainer, and predicts the validation cases of fold 0. One program scores both. Its table is
 `results/studies/nnunet-trainings.csv`.
 
-python -m benchmarks.trainings [NAME …] [--folder DIR]
+python -m benchmarks.trainings [NAME …] --folder DIR
 
-Trainings that `--folder` already has are not repeated.
+Trainings that the folder already has are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -27,7 +26,7 @@ import pandas
 import yaml
 
 from benchmarks.made import call
-from benchmarks.measure import REPOSITORY, RESULTS, Row, commit, larger_is_better, machine, peer, today
+from benchmarks.measure import REPOSITORY, RESULTS, Row, commit, larger_is_better, machine, peer, replace_rows, today
 from benchmarks.nnunet import NAME, Peer, data_folder
 from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.reporting.statistics import mean_interval
@@ -204,17 +203,10 @@ def by_case(scores: Path) -> pandas.Series:
 
 def write(lines: Sequence[dict[str, Any]]) -> None:
     """Writes lines to the table, in place of older ones of the same datasets."""
-    older = []
-    if TABLE.is_file():
-        with TABLE.open(newline="") as file:
-            older = [row for row in csv.DictReader(file) if row["dataset"] not in {line["dataset"] for line in lines}]
     origin = {"date": today(), "machine": machine(), "commit": commit(), "note": ""}
     rounded = [{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in line.items()} | origin
                for line in lines]  # fmt: skip
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rounded[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*older, *rounded])
+    replace_rows(TABLE, rounded, ["dataset"])
 
 
 def _split(home: str) -> None:

@@ -101,13 +101,7 @@ def read_record(kind: type[Record], path: Path, *, what: str) -> Record:
 
 def to_plain(value: Any) -> Any:
     """The opposite of `from_plain`: dictionaries, lists, strings, numbers and None only."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value
+    return _plain(value, lambda *_: True)
 
 
 def deviations(value: Any) -> Any:
@@ -116,14 +110,7 @@ def deviations(value: Any) -> Any:
     A hash of it stays the same when a later version adds a field whose default is what was done before: states go on,
     and exported models are read.
     """
-    if dataclasses.is_dataclass(value):
-        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {field.name: deviations(own) for field, own in fields.items() if not _is_default(field, own)}
-    if isinstance(value, dict):
-        return {str(key): deviations(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [deviations(item) for item in value]
-    return value
+    return _plain(value, lambda field, own: not _is_default(field, own))
 
 
 @cache
@@ -140,6 +127,18 @@ def adapter(kind: type) -> pydantic.TypeAdapter:
 
 def _refuse_foreign(value: Any) -> NoReturn:
     raise TypeError(f"{shown(value)} is no text, number, list or mapping; put it in quotes")
+
+
+def _plain(value: Any, keeps: Callable[[dataclasses.Field, Any], bool]) -> Any:
+    """Plain values, of records the fields that are kept."""
+    if dataclasses.is_dataclass(value):
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {field.name: _plain(own, keeps) for field, own in fields.items() if keeps(field, own)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item, keeps) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, keeps) for item in value]
+    return value
 
 
 def _is_default(field: dataclasses.Field, value: Any) -> bool:

@@ -45,7 +45,6 @@ class Case:
     picture: str | None = None
     """Name of the report's picture that it can be chosen for, where the dataset file has a table of that. Written as
     `unannotated` is."""
-
     subgroups: dict[str, str] = field(default_factory=dict)
     """Values by column of the table of subgroups, where the dataset file names one. Written as `unannotated` is."""
 

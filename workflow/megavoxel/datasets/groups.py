@@ -41,7 +41,8 @@ def with_groups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
     where = f"dataset {dataset.name}: groups"
     names = [case.id for case in cases]
     if isinstance(groups, GroupTable):
-        found, remedy = _in_table(groups.table, groups.case, groups.group, where), f"add them to {groups.table}"
+        found = _in_table(groups.table, groups.case, [groups.group], where)[groups.group]
+        remedy = f"add them to {groups.table}"
     else:
         found, remedy = _by_pattern(groups, names), f"'{groups}' does not match them; correct the pattern, give a table"
     lacking = [name for name in names if name not in found]
@@ -67,7 +68,7 @@ def with_pictures(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
     if pictures is None:
         return list(cases)
     where = f"dataset {dataset.name}: pictures"
-    values = _in_table(pictures.table, pictures.case, pictures.column, where)
+    values = _in_table(pictures.table, pictures.case, [pictures.column], where)[pictures.column]
     named: dict[str, str] = {}
     for value in sorted({values[case.id] for case in cases if case.id in values}):
         name = UNUSUAL.sub("-", value).strip("-")[:64]
@@ -90,7 +91,7 @@ def with_subgroups(cases: Sequence[Case], dataset: Dataset) -> list[Case]:
     if subgroups is None:
         return list(cases)
     where = f"dataset {dataset.name}: subgroups"
-    values = {name: _in_table(subgroups.table, subgroups.case, name, where) for name in subgroups.columns}
+    values = _in_table(subgroups.table, subgroups.case, subgroups.columns, where)
     empty = [name for name, own in values.items() if not any(case.id in own for case in cases)]
     if empty:
         raise UserError(f"{where}.table: {subgroups.table} has no value of '{empty[0]}' for any case; add some")
@@ -140,8 +141,8 @@ def _by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
     return {name: match[1] for name, match in matches.items() if match}
 
 
-def _in_table(table: str, case: str, column: str, where: str) -> Mapping[str, str]:
-    """The values of a column of a CSV file by the id of the case; those that are empty are left out."""
+def _in_table(table: str, case: str, columns: Sequence[str], where: str) -> dict[str, Mapping[str, str]]:
+    """By column of a CSV file, its values by the id of the case; those that are empty are left out."""
     path = Path(table)
     try:
         lines = as_written(pd.read_csv(table_text(path), dtype=str, keep_default_na=False))
@@ -149,11 +150,15 @@ def _in_table(table: str, case: str, column: str, where: str) -> Mapping[str, st
         raise UserError(f"{where}.table: there is no file {path}") from None
     except (OSError, ValueError) as fault:
         raise UserError(f"{where}.table: {path} cannot be read as CSV ({fault})") from None
-    for name in (case, column):
+    for name in (case, *columns):
         if name not in lines:
             raise UserError(f"{where}.table: {path} has no column '{name}'; it has: {', '.join(lines.columns)}")
+    return {column: _by_case(lines[case], lines[column], f"{where}.table: {path}") for column in columns}
+
+
+def _by_case(cases: Sequence[str], values: Sequence[str], where: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for key, value in zip(lines[case], lines[column], strict=True):
-        if value and found.setdefault(key, value) != value:
-            raise UserError(f"{where}.table: {path} has the case '{key}' in '{found[key]}' and in '{value}'")
+    for case, value in zip(cases, values, strict=True):
+        if value and found.setdefault(case, value) != value:
+            raise UserError(f"{where} has the case '{case}' in '{found[case]}' and in '{value}'")
     return found

@@ -17,8 +17,10 @@ import pandas as pd
 
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_text
+from megavoxel.reporting.best import LOWEST
 from megavoxel.reporting.costs import PEAK, own_peaks
 from megavoxel.reporting.published import COSTS, read_published
+from megavoxel.reporting.statistics import RESAMPLES
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE, show, signed, signed_with_interval
 from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
@@ -27,9 +29,6 @@ COLUMNS = ["paper", "claim", "published", "table", "row", "against", "metric", "
 MEASURED = ["published_change", "measured", "low", "high", "seeds", "cases", "verdict"]
 ACCURACY = "accuracy"
 SAME, WITHIN, OPPOSITE, ABSENT = "same direction beyond noise", "within noise", "opposite", "not measured"
-RESAMPLES = 9999
-TAIL = 2.5
-"""Percent of resamples beyond either end of an interval."""
 UNREADABLE = "claims cannot be read ({fault})"
 
 
@@ -150,7 +149,7 @@ def change_with_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     for values in (first, second):
         repeats = random.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).T
         means.append((values @ cases * repeats).sum(axis=0) / (len(values) * values.shape[1]))
-    low, high = np.percentile(means[1] - means[0], [TAIL, 100 - TAIL])
+    low, high = np.quantile(means[1] - means[0], [LOWEST, 1 - LOWEST])
     return float(second.mean() - first.mean()), float(low), float(high)
 
 
