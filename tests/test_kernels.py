@@ -14,9 +14,11 @@ from megavoxel.config.study_file import parse_study
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.forecast.step import new_run, training_step
+from megavoxel.inference import kernels as windows_kernels
 from megavoxel.network import compiled
 from megavoxel.network.compiled import compile_norms
 from megavoxel.network.device import Precision
+from megavoxel.network.kernels import Kernels
 from megavoxel.network.recomputation import has_channels_last
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.tasks.segmentation.training import start_run, train, training_batches
@@ -36,7 +38,7 @@ def fold(tmp_path):
     return three_cases(tmp_path)
 
 
-def chosen(group: Group | None = None, **training) -> kernels.Kernels:
+def chosen(group: Group | None = None, **training) -> Kernels:
     return choose_kernels(tiny_plan(training=training), CPU, FLOAT32, group or Group())
 
 
@@ -61,8 +63,8 @@ def measured(monkeypatch):
         asked.append((way.memory_layout, way.cudnn_benchmark))
         return {"channels_last": 0.2, "channels_first": 0.1}[way.memory_layout] - 0.03 * way.cudnn_benchmark
 
-    monkeypatch.setattr(kernels, "_why_not_measured", lambda *_: None)
-    monkeypatch.setattr(kernels, "_seconds", seconds)
+    monkeypatch.setattr(kernels, "why_not_measured", lambda *_, **__: None)
+    monkeypatch.setattr(kernels, "_time_of_step", seconds)
     return asked
 
 
@@ -96,6 +98,124 @@ def test_other_processes_take_what_the_first_one_measured(measured):
     assert measured == []
 
 
+GPU = torch.device("cuda")
+HALF = Precision(name="bfloat16", reason="test")
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A GPU on which compiled norms take 0.8 of the time of plain ones, and fused updates 0.5 of the time of others."""
+    monkeypatch.setattr(kernels, "why_not_measured", lambda *_, **__: None)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(kernels, "_time_of_step", lambda *given: 0.8 if given[-1].compile else 1.0)
+    monkeypatch.setattr(kernels, "_time_of_update", lambda *given: 0.01 if given[-1].optimizer == "fused" else 0.02)
+
+
+def chosen_on_gpu(**training) -> Kernels:
+    keys = {"epochs": 10, "iterations_per_epoch": 200, **FIRST, **training}
+    return choose_kernels(tiny_plan(training=keys), GPU, HALF, Group())
+
+
+def test_norms_and_optimiser_are_measured_one_after_the_other(timed):
+    found = chosen_on_gpu()
+    assert (found.memory_layout, found.compile, found.optimizer) == ("channels_first", True, "fused")
+    assert found.reason == "measured: plain norms 1 s, compiled 0.8 s; foreach 0.02 s, fused 0.01 s"
+
+
+def test_keys_force_norms_and_optimiser(timed):
+    found = chosen_on_gpu(compile=False, optimizer_kernels="foreach")
+    assert (found.compile, found.optimizer, found.reason) == (False, "foreach", "as the study says")
+
+
+def test_rmsprop_which_has_no_fused_step_is_not_measured(timed):
+    assert chosen_on_gpu(compile=False, optimizer="rmsprop").optimizer == "foreach"
+
+
+def test_a_short_training_does_not_wait_for_a_compiler(timed):
+    found = chosen_on_gpu(epochs=1)  # 200 steps of a second
+    assert not found.compile
+    assert "compiled would not pay" in found.reason
+
+
+def test_a_compiler_that_fails_leaves_plain_norms(timed, monkeypatch):
+    def time_of_step(*given):
+        if given[-1].compile:
+            raise OSError("no headers of Python")
+        return 1.0
+
+    monkeypatch.setattr(kernels, "_time_of_step", time_of_step)
+    found = chosen_on_gpu()
+    assert not found.compile
+    assert "compiled cannot be compiled here (OSError)" in found.reason
+
+
+@pytest.mark.parametrize("changes", [{"network": replace(tiny_plan().network, norm="batch")}, {"which": None}])
+def test_norms_are_not_compiled_where_they_cannot_be(timed, monkeypatch, changes):
+    plan = tiny_plan(training={"epochs": 10, "iterations_per_epoch": 200, **FIRST})
+    if "which" in changes:
+        monkeypatch.setattr("shutil.which", lambda _: None)
+    else:
+        plan = replace(plan, **changes)
+    assert not choose_kernels(plan, GPU, HALF, Group()).compile
+
+
+def test_a_forecast_of_norms_left_open_is_that_of_plain_ones():
+    steps = [
+        training_step(plan_of("unet", compile=way), samples=3, parallel=Parallel(), precision="float32")
+        for way in (None, False, True)
+    ]
+    assert steps[0].peak_bytes == steps[1].peak_bytes >= steps[2].peak_bytes
+
+
+def test_every_way_can_be_timed_and_leaves_no_trace(monkeypatch):
+    plan = tiny_plan()
+    before = torch.backends.cudnn.benchmark
+    for way in (Kernels(reason=""), Kernels(memory_layout="channels_first", cudnn_benchmark=True, reason="")):
+        assert kernels._time_of_step(plan, CPU, FLOAT32, way) > 0
+        assert kernels._time_of_update(plan, CPU, replace(way, optimizer="fused")) > 0
+    assert torch.backends.cudnn.benchmark == before
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """A GPU that computes windows faster with channels first."""
+    shapes = []
+
+    def seconds(_network, shape, _precision, _device, memory_format):
+        shapes.append(shape)
+        return 0.1 if memory_format == torch.contiguous_format else 0.2
+
+    monkeypatch.setattr(windows_kernels, "why_not_measured", lambda *_, **__: None)
+    monkeypatch.setattr(windows_kernels, "window_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    return shapes
+
+
+def of_windows(plan) -> Kernels:
+    return windows_kernels.kernels_of_windows(plan, None, GPU, HALF, alone=True)
+
+
+def test_prediction_measures_the_layout_on_its_window(windows):
+    plan = tiny_plan()
+    found = of_windows(replace(plan, inference=replace(plan.inference, window=(8, 16, 16))))
+    assert (found.memory_layout, found.cudnn_benchmark) == ("channels_first", False)
+    assert found.reason.startswith("measured: channels_last 0.2 s, channels_last with cudnn_benchmark 0.2 s, ")
+    assert set(windows) == {(1, 1, 8, 16, 16)}
+
+
+def test_cudnn_does_not_search_for_windows_that_differ_from_case_to_case(windows):
+    plan = tiny_plan()
+    found = of_windows(replace(plan, inference=replace(plan.inference, window="whole")))
+    assert found.reason == "measured: channels_last 0.2 s, channels_first 0.1 s"
+    assert set(windows) == {(1, 1, *plan.patch)}
+
+
+def test_keys_of_training_force_the_layout_of_prediction(windows):
+    found = of_windows(tiny_plan(training=FIRST))
+    assert (found.memory_layout, found.reason, windows) == ("channels_first", "as the study says", [])
+
+
 def test_a_forced_layout_is_that_of_weights_and_gives_the_same_step(fold):
     losses, weights = [], []
     for keys in ({}, FIRST):
@@ -125,7 +245,7 @@ def test_a_run_says_its_choice_in_the_manifest_and_a_resumed_one_keeps_it(fold, 
     resumed = start_run(plan, fold, CPU, done.state_dict() | {"kernels": other})
     assert resumed.kernels.plain() == other
     assert not any(map(has_channels_last, resumed.network.parameters()))
-    for broken in ({**told, "memory_layout": "sideways"}, {**told, "compile": "yes"}, {}):
+    for broken in ({**told, "memory_layout": "sideways"}, {**told, "optimizer": "?"}, {**told, "compile": "yes"}, {}):
         with pytest.raises(UserError, match="remove its folder of states"):
             start_run(plan, fold, CPU, done.state_dict() | {"kernels": broken})
 
@@ -249,7 +369,7 @@ def test_all_ways_of_an_optimiser_give_the_same_weights(optimizer):
 def test_the_optimisers_way_is_said_and_forced_and_in_the_forecast():
     assert chosen().optimizer == "loop"
     assert chosen(optimizer_kernels="fused", **FIRST).optimizer == "fused"
-    assert kernels._of_optimizer("auto", torch.device("cuda")) == "foreach"
+    assert kernels._ways_of_optimizer(tiny_plan(), GPU)[0].name == "foreach"
     costs = {
         way: training_step(
             tiny_plan(training={"optimizer_kernels": way}), samples=2, parallel=Parallel(), precision="float32"

@@ -20,15 +20,21 @@ from pretended_cuda import card
 from pretended_tensor import PretendedTensor, memory, waits
 from variants import VARIANTS, plan_of, stored_fold
 
+from megavoxel.distributed.group import Group
+from megavoxel.inference.kernels import kernels_of_windows
 from megavoxel.network import large_convolution
+from megavoxel.network.device import Precision
+from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.forecast import forecast_gib
 from megavoxel.tasks.segmentation.training import start_run, training_batches, validate
+from megavoxel.training.kernels import choose_kernels
 from megavoxel.training.run import Run
 from megavoxel.training.step import train_step
 
 STEPS = 3
+CHOICE = "the choice of kernels"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 OVERFLOWING = {"init_scale": 2.0**32, "backoff_factor": 2.0**-20}
 """Of the scaler in float16: the first step overflows and is left out, those that follow are taken."""
@@ -91,6 +97,18 @@ def tell(names: Iterable[str], data: VolumeData) -> None:
         print(json.dumps({"name": name, **told, "seconds": time.monotonic() - begin}), flush=True)
 
 
+def choice() -> dict[str, Any]:
+    """The kernels that are chosen where a GPU's convolutions can be timed, and bytes that are left on it."""
+    plan, before = plan_of({"training": {"precision": "float32"}}), memory.live[0]
+    torch.backends.cudnn.is_available = lambda: True
+    precision = Precision(name="float32", reason="rehearsal")
+    training = choose_kernels(plan, CUDA, precision, Group(device=CUDA))
+    prediction = kernels_of_windows(plan, SegmentationNetwork(plan.network), CUDA, precision, alone=True)
+    left = memory.live[0] - before
+    return {"name": CHOICE, "training": training.reason, "prediction": prediction.reason, "left": left}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     tell(sys.argv[2:] or VARIANTS, stored_fold(Path(sys.argv[1])))
+    print(json.dumps(choice()), flush=True)

@@ -65,3 +65,12 @@ def test_a_step_that_overflows_in_float16_is_left_out_and_the_scale_falls(told, 
 
 def test_a_step_in_float32_is_not_left_out(told):
     assert not told["float32"]["first_step_left_out"]
+
+
+def test_layout_search_and_optimiser_are_timed_on_the_gpu_which_is_left_as_it_was(told):
+    chosen = told["the choice of kernels"]
+    for name in ("channels_last", "channels_last with cudnn_benchmark", "channels_first", "compiled", "fused"):
+        assert f"{name} " in chosen["training"]
+    assert "compiled would not pay" in chosen["training"]
+    assert chosen["prediction"].startswith("measured: channels_last ")
+    assert chosen["left"] == 0

@@ -47,7 +47,8 @@ class Optimisation:
     optimizer_kernels: Literal["auto", "loop", "foreach", "fused"] = "auto"
     """How a step goes over the weights: tensor by tensor (`loop`), each operation over all of them (`foreach`, which
     copies the gradients where there is weight decay), or all operations at once (`fused`, not of `rmsprop`). `auto`:
-    PyTorch's default, `foreach` on a GPU and `loop` on a CPU. Weights are the same but for rounding."""
+    on a GPU the faster of `foreach` and `fused` by a short measurement, for classifiers and where it is not measured
+    `foreach`; on a CPU `loop`. Weights are the same but for rounding."""
     momentum: Fraction = 0.99
     """Nesterov momentum of `sgd`."""
     weight_decay: NotNegative = 3e-5
@@ -128,16 +129,17 @@ class Training(Optimisation):
     """Numbers in which convolutions compute. `auto`: bfloat16 on a GPU that has it, float16 on others; on a CPU the
     faster one by a short measurement."""
     memory_layout: Literal["auto", "channels_last", "channels_first"] = "auto"
-    """Order in which activations and weights lie in memory. `auto`: on a GPU the faster one by a short measurement at
-    the start of training; `channels_last` on a CPU, in a pipeline and in tiles."""
+    """Order in which activations and weights lie in memory. `auto`: on a GPU the faster one by a short measurement when
+    training or prediction starts; `channels_last` on a CPU, in a pipeline and in tiles."""
     cudnn_benchmark: bool | None = None
     """Whether cuDNN tries its algorithms for each shape before it settles; null: on a GPU what is faster by the same
     measurement, else false."""
     tf32: bool = True
     """Whether a GPU may round the factors of float32 convolutions to TF32, as PyTorch does by default."""
-    compile: bool = False
+    compile: bool | None = None
     """Whether `torch.compile` compiles instance norms with the activation functions behind them, for which the first
-    step takes a minute or more; not in tiles, nor with batch norm. It needs g++ on a CPU, and gcc or clang on a GPU."""
+    step takes a minute or more; not in tiles, nor with batch norm. It needs g++ on a CPU, and gcc or clang on a GPU.
+    null: on a GPU what is faster by a short measurement, if the training takes more than half an hour; else false."""
     workers: Literal["auto"] | Annotated[int, between(0, 64)] = "auto"
     """Processes that load and augment patches for each device; 0: the training process itself. `auto`: as many as the
     hardware file gives the device (`workers` there)."""

@@ -107,7 +107,7 @@ def with_micro_batches(key: StepKey, count: int) -> StepKey:
 @cache
 def _profile(key: StepKey) -> Profile:
     plan, fake = key.plan, fake_network(key.plan.network)
-    compile_norms(fake.program, compiled=plan.training.compile)
+    compile_norms(fake.program, compiled=plan.training.compile is True)
     with fake.mode, MemoryTracker() as memory:
         state = fake.network.enter(_image(plan))
         specs = {name: spec_of(tensor) for name, tensor in state.stashed.items()}

@@ -161,7 +161,7 @@ def new_run(plan: Plan, precision: str, network: SegmentationNetwork | None = No
     """A run without data, of a network of its own where none is given; to be made inside `FakeTensorMode`."""
     if network is None:
         network = with_channels_last(SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing))
-    compile_norms(network, compiled=plan.training.compile)
+    compile_norms(network, compiled=plan.training.compile is True)  # where it is open: plain ones, which hold more
     space = None
     if plan.parallel.tiles > 1:
         exchange = SilentExchange(largest_tiling(plan, plan.parallel))

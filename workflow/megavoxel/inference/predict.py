@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import scratch_directory
 from megavoxel.inference.disagreement import Voices, new_disagreement, taken_off
 from megavoxel.inference.joint import JointNetwork, dismiss, serve
+from megavoxel.inference.kernels import kernels_of_windows
 from megavoxel.inference.logits import Logits, header_of, hold_logits, write_label_map, write_logits
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.inference.staged import StagedNetwork
@@ -30,6 +32,7 @@ from megavoxel.inference.turns import HOST, TilesInTurn
 from megavoxel.network.cpu_layers import has_cpu_layers, predict_on_cpu
 from megavoxel.network.device import Precision, choose_device, set_threads
 from megavoxel.network.host_memory import return_large_tensors
+from megavoxel.network.kernels import Kernels
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
 from megavoxel.planning.patch import check_window, has_turns, predicting_devices, prediction_window
@@ -66,12 +69,15 @@ class CasePredictor:
         alone = self.group.size == 1 and not has_turns(plan)
         wanted = plan.inference.cpu_layers and device.type == "cpu"
         self.has_cpu_layers = wanted and alone and has_cpu_layers()
-        channels_last = device.type != "cpu" or self.has_cpu_layers
-        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.windows_on = HOST if has_turns(plan) else device
         """Where windows and the sums of their logits lie."""
         self.precision = usable_precision(precision, device)
-        self.networks = [self._placed(number, network) for number, network in enumerate(networks)]
+        arriving = iter(networks)
+        first = next(arriving)
+        self.kernels = self._chosen_kernels(first, alone=alone)
+        self.kernels.use(device)
+        self.memory_format = self.kernels.memory_format
+        self.networks = [self._placed(number, network) for number, network in enumerate(chain([first], arriving))]
 
     @classmethod
     def from_files(
@@ -165,6 +171,12 @@ class CasePredictor:
 
         return predict
 
+    def _chosen_kernels(self, network: SegmentationNetwork, *, alone: bool) -> Kernels:
+        if self.device.type == "cpu":
+            layout = "channels_last" if self.has_cpu_layers else "channels_first"
+            return Kernels(memory_layout=layout, reason="the default on a processor")
+        return kernels_of_windows(self.plan, network, self.device, self.precision, alone=alone)
+
     def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | JointNetwork | TilesInTurn:
         """A network on the device; where several processes run it, this one's part of it."""
         placed: SegmentationNetwork | JointNetwork | TilesInTurn = network.eval()
@@ -245,7 +257,10 @@ def open_predictor(
     if device.type == "cpu":
         return_large_tensors()
     if count == 1:
-        yield CasePredictor.from_files(plan, weights, device)
+        predictor = CasePredictor.from_files(plan, weights, device)
+        if device.type == "cuda":
+            print(f"layout of windows: {predictor.kernels.memory_layout} ({predictor.kernels.reason})", flush=True)
+        yield predictor
         return
     with joined_group(device, PATIENCE) as group:
         if group.size != count:

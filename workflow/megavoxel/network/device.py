@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.segmentation import SegmentationNetwork
+from megavoxel.network.timed import shortest
 from megavoxel.planning.plan import NetworkPlan, Plan
 from megavoxel.planning.tiling import cells_of
 from megavoxel.planning.topology import shape_of
@@ -23,8 +23,6 @@ from megavoxel.planning.topology import shape_of
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
 PROBE_VOXELS = 48**3
-PROBE_REPEATS, PROBE_SECONDS = 5, 1.0
-"""Passes that are timed at most, and the time after which no other one begins."""
 CPU_INFO = Path("/proc/cpuinfo")
 GRANTED_BY_SLURM = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 """Variables with which Slurm names the GPUs of a job."""
@@ -205,25 +203,39 @@ def step_seconds(
     Args:
         shape: of the image (batch, channels, z, y, x).
     """
-    network = network.to(device, memory_format=memory_format).train()
-    # Noise, not zeros: a constant image makes subnormal numbers, which slow float32 down many times.
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    image = to_device(noise, device, memory_format)
-    _pass_seconds(network, image, precision, device)
-    found: list[float] = []
-    while len(found) < PROBE_REPEATS and sum(found) < PROBE_SECONDS:
-        found.append(_pass_seconds(network, image, precision, device))
-    return min(found)  # other work on the machine only ever adds to a step
+    network.to(device, memory_format=memory_format).train()
+    image = _noise(shape, device, memory_format)
+
+    def step() -> None:
+        with precision.autocast(device):
+            logits = network(image)
+        torch.stack([level.float().square().mean() for level in logits]).sum().backward()
+
+    return shortest(step, device)
 
 
-def _pass_seconds(network: SegmentationNetwork, image: Tensor, precision: Precision, device: torch.device) -> float:
-    begin = time.perf_counter()
-    with precision.autocast(device):
-        logits = network(image)
-    torch.stack([level.float().square().mean() for level in logits]).sum().backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+def window_seconds(
+    network: SegmentationNetwork,
+    shape: tuple[int, ...],
+    precision: Precision,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> float:
+    """Time of a forward pass alone, as in prediction, otherwise as `step_seconds`."""
+    network.to(device, memory_format=memory_format).eval()
+    image = _noise(shape, device, memory_format)
+
+    @torch.inference_mode()
+    def window() -> None:
+        with precision.autocast(device):
+            network(image)
+
+    return shortest(window, device)
+
+
+def _noise(shape: tuple[int, ...], device: torch.device, memory_format: torch.memory_format) -> Tensor:
+    """Not zeros: a constant image makes subnormal numbers, which slow float32 down many times."""
+    return to_device(torch.randn(shape, generator=torch.Generator().manual_seed(0)), device, memory_format)
 
 
 def _probe_patch(plan: Plan) -> list[int]:

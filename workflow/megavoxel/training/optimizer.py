@@ -51,10 +51,16 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], training: Training | ClassifierTraining
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    training: Training | ClassifierTraining,
+    way: str | None = None,
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants."""
-    kernels = KERNELS[training.optimizer_kernels]
+    """SGD with Nesterov momentum, AdamW, Adam or RMSProp, the last three with PyTorch's own constants.
+
+    Args:
+        way: a key of `KERNELS`; None: `training.optimizer_kernels`.
+    """
+    kernels = KERNELS[way or training.optimizer_kernels]
     adaptive = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
     if training.optimizer in adaptive:
         decay = training.weight_decay

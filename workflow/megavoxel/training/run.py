@@ -17,7 +17,7 @@ from megavoxel.distributed.pipeline import PipelineMember
 from megavoxel.distributed.space import SpaceMember
 from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
-from megavoxel.training.kernels import Kernels
+from megavoxel.network.kernels import Kernels
 from megavoxel.training.loss import Completion, Loss, TiledPatch, build_loss
 from megavoxel.training.outputs import CLASSES, Outputs
 

@@ -131,7 +131,7 @@ def start_run(
         precision=precision,
         kernels=kernels,
         network=network,
-        optimizer=build_optimizer(trained_weights(network, plan.training), plan.training),
+        optimizer=build_optimizer(trained_weights(network, plan.training), plan.training, kernels.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.name == "float16"),
         group=group,
         replica=replicated(network, group) if member is None and space is None else None,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from megavoxel.errors import UserError
 from megavoxel.network.device import TYPES, Precision
-from megavoxel.training.kernels import LAYOUTS, Kernels
+from megavoxel.network.kernels import LAYOUTS, Kernels
+from megavoxel.training.optimizer import KERNELS
 from megavoxel.training.pipeline import load_weights
 from megavoxel.training.run import Run
 
@@ -42,9 +43,8 @@ def kernels_of(state: dict[str, Any], plan: Any) -> Kernels:
         kernels = Kernels(**state["kernels"])
         texts, choices = ("memory_layout", "optimizer", "reason"), ("cudnn_benchmark", "tf32", "compile")
         kinds = dict.fromkeys(texts, str) | dict.fromkeys(choices, bool)
-        if kernels.memory_layout not in LAYOUTS or any(
-            not isinstance(getattr(kernels, name), kind) for name, kind in kinds.items()
-        ):
+        known = kernels.memory_layout in LAYOUTS and kernels.optimizer in KERNELS
+        if not known or any(not isinstance(getattr(kernels, name), kind) for name, kind in kinds.items()):
             raise ValueError("'kernels'")
         return kernels
 
