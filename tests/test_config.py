@@ -88,7 +88,7 @@ def test_settings_inherit_from_defaults_and_from_one_another():
         ("settings/a/patch", [8, 8, 0], ["settings.a.patch.2", "minimum of 1"]),
         ("settings/a/folds", [5], ["settings.a.folds", "no fold 5", "allowed: 0 to 4"]),
         ("settings/b/folds", [0], ["ensembles.ab.members", "different folds"]),
-        ("folds", 1, ["folds", "minimum of 2"]),
+        ("folds", 0, ["folds", "minimum of 1"]),
         ("settings/a/augmentation", {"scaling_range": [1.4, 0.7]}, ["scaling_range", "the smaller first"]),
         ("settings/a/preprocessing", {"normalisation": "CT"}, ["preprocessing.normalisation", "'CT' is not allowed"]),
         (

@@ -88,7 +88,7 @@ def test_it_is_trained_listed_and_exported_without_scores(tmp_path, capsys):
     assert math.isfinite(row["training_loss"])
     assert begun_runs(Folders(study="s", root=tmp_path)) == [("a", "all")]
     assert main(["status", str(setting.parent)]) == 0
-    assert re.search(r"a +all +done +1 ", capsys.readouterr().out)
+    assert re.search(r"a +all +done +1\n", capsys.readouterr().out)
     assert main(["export", str(setting / "fold-all"), "--to", str(tmp_path / "model")]) == 0
     assert "fold all is trained on all cases, so that nothing of this model is validated" in capsys.readouterr().out
     (fold,) = load_model(tmp_path / "model").description.folds

@@ -67,7 +67,7 @@ def test_seconds_of_a_prediction_by_hand(plan):
     longer = replace(plan, preprocessing=replace(plan.preprocessing, median_shape=(96, 48, 48)))
     flops = window(plan, networks=1, precision="float32").flops
     speed = Speed(flops_per_second=flops, seconds_per_pass=0.5, bytes_per_second=1.0)
-    assert prediction_seconds(longer, speed, "float32", cases=2) == pytest.approx(2 * 3 * 8 * 1.5)
+    assert prediction_seconds(longer, speed, "float32") == pytest.approx(3 * 8 * 1.5)
 
 
 def test_hours_of_a_fold_are_steps_validation_and_prediction(plan):

@@ -308,9 +308,9 @@ def folds_of(model):
 
 
 def postprocessing_option(model):
-    """What the postprocess stage is told where the study switches it off."""
+    """What the postprocess stage is told where the study switches it off, or has no cases to find out on."""
     record = SETTINGS.get(model) or ENSEMBLES[model.removeprefix("ensembles/")]
-    return "" if record.postprocess else "--disabled"
+    return "" if record.postprocess and STUDY.validates else "--disabled"
 
 
 def timed_runs():
@@ -388,8 +388,7 @@ OF_ALL_CASES = [
 ]
 PREPROCESSINGS = {preprocessing_key(name): SETTINGS[name].preprocessing for name in SETTINGS if SEGMENTS}
 FACTS = facts_for_planning()
-# Without cross-validation there is nothing to validate on.
-VALIDATED = [(model, fold) for model in MODELS for fold in folds_of(model) if STUDY.folds > 1]
+VALIDATED = [(model, fold) for model in MODELS for fold in folds_of(model) if STUDY.validates]
 RUNS = [(setting, fold) for setting in COMPARED_SETTINGS for fold in folds_of(setting)]
 TIMINGS = [f"{RESULTS}/{setting}/fold-{fold}/timings.csv" for setting, fold in timed_runs()]
 

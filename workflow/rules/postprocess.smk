@@ -4,9 +4,9 @@ rule postprocess_determine:
     input:
         image=used(CPU_IMAGE),
         cases=rules.check.output.cases,
-        predictions=lambda wildcards: expand(
-            f"{RESULTS}/{{model}}/fold-{{fold}}/validation", model=wildcards.model, fold=folds_of(wildcards.model)
-        ),
+        predictions=lambda wildcards: [
+            f"{RESULTS}/{model}/fold-{fold}/validation" for model, fold in VALIDATED if model == wildcards.model
+        ],
     output:
         postprocessing=f"{RESULTS}/{{model}}/postprocessing.json",
     log:

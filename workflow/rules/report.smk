@@ -20,6 +20,7 @@ DEFINITION = json.dumps(
         "settings": COMPARED_SETTINGS,
         "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
         "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
+        "validates": STUDY.validates,
         "cases": f"{RESULTS}/cases.json",
         **COMPARED,
     }

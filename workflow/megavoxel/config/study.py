@@ -119,6 +119,11 @@ class Compared:
         """The setting of that name; KeyError where there is none."""
         return {setting.name: setting for setting in self.settings}[name]
 
+    @property
+    def validates(self) -> bool:
+        """Whether folds leave cases out of training for validation."""
+        return self.folds > 1 or getattr(self, "splits", None) is not None
+
     def folds_of(self, setting: Any) -> tuple[int, ...]:
         """The folds that a setting is trained and validated on; none where it has the network of all cases alone."""
         folds = range(self.folds) if setting.folds is None else setting.folds
@@ -139,8 +144,9 @@ class SegmentationKeys(StudyKeys):
 
     task: Literal["segmentation", "classification"] = "segmentation"
     """What the networks learn; a study of `classification` has other keys than these."""
-    folds: Annotated[int, between(2, 20)] = 5
-    """Parts into which the training cases are divided for cross-validation; each is validated once."""
+    folds: Annotated[int, between(1, 20)] = 5
+    """Parts into which the training cases are divided for cross-validation; each is validated once. 1: none, all
+    training cases train, and only the test split is scored; with a file of one fold (`splits`) that is validated."""
     seed: Seed = 12345
     """Seed of the splits, of the weights and of every random patch."""
     splits: Text | None = None

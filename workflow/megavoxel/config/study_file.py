@@ -262,6 +262,8 @@ def _check_segmentation(study: Study, source: str) -> None:
     for name in filter(None, (study.baseline, *(member for own in study.ensembles for member in own.members))):
         _require_validated(name, names, validated, source)
     _check_common(study, names, source)
+    if not study.validates:
+        _check_needs_no_validation(study, source)
     for setting in study.settings:
         _check_first_stage(setting, study, f"{source}: settings.{setting.name}.stage1")
         _check_start(setting, study, f"{source}: settings.{setting.name}.start")
@@ -282,6 +284,18 @@ def _check_classification(study: ClassificationStudy, source: str) -> None:
         _check_search(setting, study, f"{source}: settings.{setting.name}.training.search")
     for ensemble in study.ensembles:
         _check_reserved(ensemble.name, f"{source}: ensembles.{ensemble.name}")
+
+
+def _check_needs_no_validation(study: Study, source: str) -> None:
+    needing = {"timing.split": study.timing is not None and study.timing.split == "validation"}
+    for setting in study.settings:
+        needing[f"settings.{setting.name}.stage1"] = bool(setting.stage1)
+        needing[f"settings.{setting.name}.training.patience"] = setting.training.patience is not None
+    for key in (key for key, needs in needing.items() if needs):
+        raise UserError(
+            f"{source}: {key}: it needs validation cases, and a study of one fold has none; set folds to 2 or more, or "
+            "leave it out"
+        )
 
 
 def _require_validated(name: str, names: Sequence[str], validated: Sequence[str], source: str) -> None:

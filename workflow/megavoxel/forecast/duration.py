@@ -33,8 +33,8 @@ class Workload:
 
     @property
     def validation_cases(self) -> float:
-        """Cases that a fold predicts."""
-        return self.training_cases / self.folds
+        """Cases that a fold predicts; none of a single fold."""
+        return self.training_cases / self.folds if self.folds > 1 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def step_seconds(
     return computing + passes * speed.seconds_per_pass + exchanged / speed.bytes_per_second
 
 
-def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -> float:
-    """Seconds in which cases of the median shape are predicted with the network of a fold."""
+def prediction_seconds(plan: Plan, speed: Speed, precision: str) -> float:
+    """Seconds in which a case of the median shape is predicted with the network of a fold."""
     median = plan.preprocessing.median_shape
     size = prediction_window(plan, median)
     starts = [
@@ -104,7 +104,7 @@ def prediction_seconds(plan: Plan, speed: Speed, precision: str, cases: float) -
     ]
     mirrors = 2 ** len(plan.augmentation.mirror_axes) if plan.inference.mirror else 1
     passes = math.prod(len(axis) for axis in starts) * mirrors
-    return cases * passes * _pass_seconds(plan, size, speed, precision)
+    return passes * _pass_seconds(plan, size, speed, precision)
 
 
 def _pass_seconds(plan: Plan, size: tuple[int, ...], speed: Speed, precision: str) -> float:

@@ -64,9 +64,9 @@ def _share_bytes(plan: Plan, forecast: Forecast) -> int:
 
 
 def _prediction_minutes(forecast: Forecast, workload: Workload, test_cases: int) -> float | None:
-    if forecast.prediction_hours is None:
+    if forecast.case_hours is None:
         return None
-    case = 60 * forecast.prediction_hours / workload.validation_cases
+    case = 60 * forecast.case_hours
     validation = workload.validation_cases * (CASE_MINUTES + case)
     test = test_cases * (CASE_MINUTES + case * workload.networks)
     return round(max(validation, test), 1)

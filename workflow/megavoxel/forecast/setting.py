@@ -39,6 +39,8 @@ class Forecast:
     """An epoch of training with its validation, of a curriculum of its last phase; None likewise."""
     slow_loading: str | None
     """What to say where a GPU waits for training patches; None: it does not, or that is not known."""
+    case_hours: float | None
+    """Prediction of a case by one network; None likewise."""
     prediction_hours: float | None
     """Prediction of a fold's validation cases; None likewise."""
     gpu_hours_per_fold: float | None
@@ -82,10 +84,11 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
     fullest, stages = max(steps, key=lambda step: max(stage.peak_bytes for stage in step[1]))
     own = replace(plan, parallel=parallel)
     epochs = _epochs(own, device, steps, precision)
-    training = prediction = None
+    training = case = prediction = None
     if epochs is not None:
         training = sum(phase.training.epochs * epoch.seconds for (phase, _), epoch in zip(steps, epochs, strict=True))
-        prediction = prediction_seconds(own, speed_of(device, precision), precision, workload.validation_cases)
+        case = prediction_seconds(own, speed_of(device, precision), precision)
+        prediction = case * workload.validation_cases
     busy = parallel.tiles if predicting_devices(own) > 1 else 1  # of a pipeline, one stage at a time
     return Forecast(
         parallel=parallel,
@@ -99,6 +102,7 @@ def forecast_setting(plan: Plan, parallel: Parallel, device: Device, workload: W
         training_hours=None if epochs is None else training / 3600,
         epoch_seconds=None if epochs is None else epochs[-1].seconds,
         slow_loading=next((epoch.slow_loading for epoch in epochs or () if epoch.slow_loading), None),
+        case_hours=None if epochs is None else case / 3600,
         prediction_hours=None if epochs is None else prediction / 3600,
         gpu_hours_per_fold=None if epochs is None else (training * parallel.devices + prediction * busy) / 3600,
         flops=round(sum(stage.flops for stage in stages) * parallel.data / largest_share(fullest, parallel)),

@@ -42,13 +42,16 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
     has its share of every modality. Where it has groups, these are divided in place of cases, in order of their names;
     the modality of a group is all that its cases have.
 
+    One fold is no cross-validation: all training cases train, none is validated.
+
     Raises:
-        UserError: there are fewer training cases, or groups of them, than folds.
+        UserError: there are fewer training cases, or groups of them, than folds; or one fold and no label map of a test
+            case, so that nothing would be scored.
     """
+    if folds == 1:
+        return _without_validation(cases)
     units = together(cases.of_split("training"))
     what = "training cases" if all(len(unit) == 1 for unit in units) else "groups of training cases"
-    if folds < 2:
-        raise UserError(f"folds is {folds}; cross-validation needs at least 2")
     if len(units) < folds:
         raise UserError(
             f"dataset {cases.dataset}: {len(units)} {what} cannot be divided into {folds} folds; "
@@ -67,6 +70,18 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
         ),
         test=_test_ids(cases),
     )
+
+
+def _without_validation(cases: Cases) -> Splits:
+    names = tuple(sorted(case.id for case in cases.of_split("training")))
+    if not any(case.label is not None for case in cases.of_split("test")):
+        raise UserError(
+            f"dataset {cases.dataset}: it has no labelled test cases, and with one fold nothing is validated: no case "
+            "would be scored; give the study 'folds' of 2 or more, or the dataset file 'test_cases' or 'test_count'"
+        )
+    if not names:
+        raise UserError(f"dataset {cases.dataset}: no case is left for training")
+    return Splits(folds=(Fold(training=names, validation=()),), test=_test_ids(cases))
 
 
 def _folds(count: int, folds: int, seed: int, modalities: Sequence[str] | None) -> np.ndarray:

@@ -31,6 +31,8 @@ class Definition:
     """Settings of each ensemble by its name."""
     folds: dict[str, tuple[int, ...]]
     """Folds of each setting and each ensemble."""
+    validates: bool = True
+    """Whether these folds leave cases out for validation."""
     cases: str = ""
     """Path of cases.json; empty: the one in the study's folder."""
     sweeps: tuple[Sweep, ...] = ()

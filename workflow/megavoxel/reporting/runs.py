@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from megavoxel.config.setting import ALL
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import read_scores
+from megavoxel.reporting.stored import read_manifest
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 from megavoxel.training.states.lock import is_alive
 
@@ -185,8 +185,13 @@ def _finished(outputs: Path, setting: str, fold: int | str) -> RunProgress:
     column = next((name for name in WATCHED if last is not None and name in last), None)
     watched = {} if column is None else {"watched": float(last[column]), "watched_as": WATCHED[column]}
     metric, score = _mean_score(outputs / "scores.csv")
-    state = "trained" if score is None and fold != ALL else "done"
+    state = "trained" if score is None and _is_validated(outputs / "manifest.json") else "done"
     return RunProgress(setting=setting, fold=fold, state=state, epoch=epoch, metric=metric, score=score, **watched)
+
+
+def _is_validated(manifest: Path) -> bool:
+    """Whether a training left cases out to be scored."""
+    return not manifest.is_file() or read_manifest(manifest).get("data", {}).get("validation") != []
 
 
 def _mean_score(path: Path) -> tuple[str, float | None]:

@@ -26,8 +26,6 @@ from megavoxel.reporting.style import empty_figure, figure_style, palette, save_
 
 MEAN = "Mean over labels"
 """The panel that every study has; others are called after their label."""
-VALIDATION = "validation"
-"""The split whose scores stand against memory: all models have it."""
 NO_PEAK = "No peak memory was recorded: no manifest of this study has one."
 NO_TIMES = "Nothing to show: no setting has both a score and a time on the same split."
 MOST_LABELS = 5
@@ -90,7 +88,7 @@ def write_time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataF
 
 
 def memory_figure(stored: Stored, published: pd.DataFrame) -> Figure:
-    """Scores of the validation cases against peak memory, a numbered point for each model; repeats are one.
+    """Scores of the first split against peak memory, a numbered point for each model; repeats are one.
 
     One panel for the mean over labels and, of two to `MOST_LABELS` labels, one for each. Bars are 95 % bootstrap
     intervals over cases. Where no run has a measured peak, the figure says so.
@@ -104,7 +102,7 @@ def memory_figure(stored: Stored, published: pd.DataFrame) -> Figure:
     absent = [model for model, gib in cascade_peaks(stored)[PEAK].items() if math.isnan(gib)]
     if absent:
         lines.append(f"no peak was recorded of {', '.join(absent)}")
-    return scatter(points, panels(stored), "\n".join(lines), f"{stored.metrics[0].head} ({VALIDATION})")
+    return scatter(points, panels(stored), "\n".join(lines), f"{stored.metrics[0].head} ({stored.first_split})")
 
 
 def time_figure(stored: Stored, timings: pd.DataFrame, published: pd.DataFrame) -> Figure:
@@ -126,9 +124,9 @@ def panels(stored: Stored) -> list[str]:
 def memory_points(stored: Stored, published: pd.DataFrame) -> list[Point]:
     """Models with a measured peak in the order of the tables, repeats of one another as one, then published rows.
 
-    The score of a point is the mean over validation cases; within a case, the mean over labels is taken first, then
-    over repeats. Cases that a repeat lacks are left out. Its memory is the largest of its models and their first
-    stages.
+    The score of a point is the mean over the cases of the first split; within a case, the mean over labels is taken
+    first, then over repeats. Cases that a repeat lacks are left out. Its memory is the largest of its models and their
+    first stages.
     """
     peaks = cascade_peaks(stored)
     found = {models: largest(peaks, models)[PEAK] for models in model_groups(stored)}
@@ -300,7 +298,7 @@ def _paths(stored: Stored, folder: Path, cost: str) -> list[Path]:
 
 
 def _panel_means(stored: Stored, panel: str) -> pd.DataFrame:
-    scores = stored.scores[stored.scores["split"] == VALIDATION]
+    scores = stored.scores[stored.scores["split"] == stored.first_split]
     return case_means(scores if panel == MEAN else scores[scores["label"] == panel])
 
 

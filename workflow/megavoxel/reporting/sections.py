@@ -134,6 +134,7 @@ def _cost(report: Report) -> dict[str, Any]:
         "timed": is_timed(report.tables),
         "time_table": without(report.tables["inference_time"], PEAK_HEADS.values()),
         "is_scattered": is_scattered(report),
+        "first_split": stored.first_split,
         "label_panels": len(panels(stored)) > 1,
         "memory_how": how_measured(stored),
         "has_cascade": any(plan.stage1 for plan in stored.plans.values()),

@@ -97,6 +97,11 @@ class Stored:
         """`validation`, and `test` where it is scored."""
         return tuple(split for split in ("validation", "test") if (self.scores["split"] == split).any())
 
+    @property
+    def first_split(self) -> str:
+        """The split by which models are held against their cost: `validation` where that is scored, else `test`."""
+        return self.splits[0]
+
     @cached_property
     def tolerances(self) -> dict[str, float]:
         """NSD tolerance in mm by label; empty where it is not known."""
@@ -314,7 +319,7 @@ def _expected_splits(study: Definition, cases: Cases | ImageCases | None, scores
     if study.classifies:
         return expected
     labelled = cases is not None and any(case.label is not None for case in cases.of_split("test"))
-    return expected | {"validation"} | ({"test"} if labelled else set())
+    return expected | ({"validation"} if study.validates else set()) | ({"test"} if labelled else set())
 
 
 def choice_of(study: Definition) -> Choice | None:

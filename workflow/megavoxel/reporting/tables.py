@@ -25,6 +25,7 @@ from megavoxel.reporting.subgroups import subgroup_table
 NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
 NO_BASELINE = "This study names no baseline to hold the others against."
+NO_VALIDATION = "This study validates no cases."
 NO_RANKING = "Fewer than two models are scored on the same cases."
 NO_SUBGROUPS = "The dataset file names no table of subgroups."
 NO_SWEEPS = "This study has no sweeps."
@@ -161,7 +162,9 @@ def show_comparison(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_best(table: pd.DataFrame) -> pd.DataFrame:
-    """The ranking by cross-validation with rounded numbers."""
+    """The ranking by cross-validation with rounded numbers, or the sentence that there is none."""
+    if table.empty:
+        return pd.DataFrame({"Best by cross-validation": [NO_VALIDATION]})
     columns = {
         "Rank": ("rank", partial(number, form="d")), "Model": "model",
         "Members": ("members", lambda names: names or NONE), "Cases": "cases",

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--determine", action="store_true", help="find out what to keep")
     action.add_argument("--apply", type=Path, metavar="JSON", help="keep what postprocessing.json says")
-    parser.add_argument("--predictions", type=Path, nargs="+", default=[], help="folders of label maps (.nii.gz)")
+    parser.add_argument("--predictions", type=Path, nargs="*", default=[], help="folders of label maps (.nii.gz)")
     parser.add_argument("--cases", type=Path, required=True, help="cases.json: labels and label maps")
     parser.add_argument("--output", type=Path, required=True, help="postprocessing.json, or the folder to write")
     parser.add_argument("--disabled", action="store_true", help="--determine: keep everything, as the study says")
@@ -47,7 +47,8 @@ def _determine(arguments: argparse.Namespace) -> None:
     )
 
     if arguments.disabled:
-        save_postprocessing(arguments.output, disabled_postprocessing("disabled by the study (postprocess: false)"))
+        reason = "disabled by the study (postprocess: false, or no cases to validate on)"
+        save_postprocessing(arguments.output, disabled_postprocessing(reason))
         return
     if not arguments.predictions:
         raise UserError("--determine needs --predictions: the validation folders of all folds, or --disabled")

@@ -7,6 +7,7 @@ Snakemake runs.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from datetime import datetime
@@ -128,4 +129,4 @@ def _print_end(log: Path, lines: tuple[str, ...]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
