@@ -19,7 +19,17 @@ import pandas as pd
 from benchmarks.measure import REPOSITORY, RESULTS, commit, machine, today
 from megavoxel.evaluation.tidy import COLUMNS as OF_SCORES
 from megavoxel.evaluation.tidy import read_scores
-from megavoxel.reporting.claims import ABSENT, COLUMNS, MEASURED, measured_claims, read_claims
+from megavoxel.reporting.claims import (
+    ABSENT,
+    COLUMNS,
+    MEASURED,
+    Measures,
+    measured_claims,
+    read_claims,
+    seconds_by_case,
+    steadiness_of,
+)
+from megavoxel.reporting.costs import read_timings
 
 CLAIMS, PUBLISHED = REPOSITORY / "config/claims.csv", REPOSITORY / "config/published"
 OUTPUT = RESULTS / "studies/claims.csv"
@@ -45,13 +55,24 @@ def peaks_of(study: Path) -> dict[str, float]:
     return peaks
 
 
+def measures_of(study: Path) -> Measures:
+    """All that a study has measured so far."""
+    histories: dict[str, list[float]] = {}
+    for path in sorted(study.glob("*/fold-*/history.csv")):
+        history = pd.read_csv(path)
+        if "pseudo_dice" in history:
+            histories.setdefault(path.parents[1].name, []).append(steadiness_of(history))
+    timings = study / "timings.csv"
+    timed = seconds_by_case(read_timings([timings])) if timings.is_file() else pd.DataFrame()
+    return Measures(scores=scores_of(study), peaks=peaks_of(study), seconds=timed, steadiness=histories)
+
+
 def table_of(results: Path, note: str, known: pd.DataFrame) -> pd.DataFrame:
     """The lines of all claims, measured anew where there are results."""
     claims = read_claims(CLAIMS, PUBLISHED)
     parts = []
     for study, own in claims.groupby("study", sort=False):
-        folder = results / study
-        parts.append(measured_claims(own, scores_of(folder), peaks_of(folder)).set_index(own.index))
+        parts.append(measured_claims(own, measures_of(results / study)).set_index(own.index))
     found = pd.concat(parts).sort_index()
     numbers = found[NUMBERS].astype(float).map(lambda value: "" if math.isnan(value) else f"{value:.3f}")
     counts = found[["seeds", "cases"]].astype("Int64").astype(str).replace("0", "")

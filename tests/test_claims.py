@@ -17,11 +17,14 @@ from megavoxel.reporting.claims import (
     OPPOSITE,
     SAME,
     WITHIN,
+    Measures,
     change_with_interval,
     measured_claims,
     read_claims,
     repeats_of,
+    seconds_by_case,
     show_claims,
+    steadiness_of,
     verdict_of,
 )
 
@@ -82,6 +85,9 @@ def scores(values: dict[str, list[float]], metric: str = "DSC", label: str = "gu
     return pd.DataFrame(rows, columns=OF_SCORES)
 
 
+PEAKS = {"a-seed1": 2.0, "a-seed2": 4.0, "b": 1.0}
+
+
 def claim(published_change: float, metric: str = "DSC") -> pd.DataFrame:
     text = dict.fromkeys(COLUMNS, "x") | {"metric": metric, "setting": "b", "reference": "a"}
     return pd.DataFrame([text]).assign(published_change=published_change)
@@ -89,7 +95,7 @@ def claim(published_change: float, metric: str = "DSC") -> pd.DataFrame:
 
 def test_a_change_is_that_of_means_over_cases_and_repeats():
     values = {"a-seed1": [0.5, 0.6, 0.7], "a-seed2": [0.3, 0.4, 0.5], "b": [0.7, 0.8, 0.9], "ab": [0, 0, 0]}
-    found = measured_claims(claim(0.1), scores(values), {}).iloc[0]
+    found = measured_claims(claim(0.1), Measures(scores=scores(values))).iloc[0]
     assert (found["measured"], found["seeds"], found["cases"]) == (pytest.approx(0.3), 1, 3)
     # All cases change alike, and the mean of the two repeats is 0.4, 0.5 or 0.6 as they are drawn.
     assert (found["low"], found["high"]) == (pytest.approx(0.2), pytest.approx(0.4))
@@ -119,7 +125,10 @@ def test_verdicts(published, low, high, verdict):
 def test_a_label_that_a_study_does_not_have_is_the_mean_over_its_labels():
     ends = {"gut": 0.5, "eye": 0.7}
     labels = [scores({"a": [0.2, 0.4], "b": [value, value]}, label=name) for name, value in ends.items()]
-    found = [measured_claims(claim(0.1, f"DSC {name}"), pd.concat(labels), {}).iloc[0] for name in ("eye", "hind_gut")]
+    found = [
+        measured_claims(claim(0.1, f"DSC {name}"), Measures(scores=pd.concat(labels))).iloc[0]
+        for name in ("eye", "hind_gut")
+    ]
     assert [row["measured"] for row in found] == [pytest.approx(0.4), pytest.approx(0.3)]
 
 
@@ -130,14 +139,41 @@ def test_accuracy_counts_the_most_probable_class():
             for label, value in (("ill", 0.9 if is_right else 0.1), ("well", 0.1 if is_right else 0.9)):
                 rows.append((setting, "test", "0", f"case{case}", label, "probability", value))
             rows.append((setting, "test", "0", f"case{case}", "ill", "truth", 1.0))
-    found = measured_claims(claim(0.1, "accuracy"), pd.DataFrame(rows, columns=OF_SCORES), {}).iloc[0]
+    found = measured_claims(claim(0.1, "accuracy"), Measures(scores=pd.DataFrame(rows, columns=OF_SCORES))).iloc[0]
     assert (found["measured"], found["cases"]) == (pytest.approx(0.5), 4)
 
 
 def test_memory_is_a_share_and_what_is_absent_is_not_measured():
     none = scores({"a": [0.1, 0.2]})
-    memory = measured_claims(claim(-0.5, "peak_gib"), none, {"a-seed1": 2.0, "a-seed2": 4.0, "b": 1.0}).iloc[0]
+    memory = measured_claims(claim(-0.5, "peak_gib"), Measures(scores=none, peaks=PEAKS)).iloc[0]
     assert (memory["measured"], memory["verdict"]) == (-0.75, SAME)
-    absent = measured_claims(claim(0.1), none, {})
+    absent = measured_claims(claim(0.1), Measures(scores=none))
     assert absent["verdict"].tolist() == [ABSENT]
     assert show_claims(absent)[["Published", "Compared", "Verdict"]].values.tolist() == [["+0.100", "b − a", ABSENT]]
+
+
+def test_time_is_a_share_of_the_reference_case_by_case():
+    timings = pd.DataFrame(
+        [(name, "test", "0", case, "1", str(repeat), seconds * factor) for name, factor in (("a", 1.0), ("b", 0.5))
+         for case, seconds in (("x", 2.0), ("y", 4.0)) for repeat in (1, 2)],
+        columns=["setting", "split", "fold", "case", "window", "repeat", "seconds"],
+    )  # fmt: skip
+    measures = Measures(scores=scores({}), seconds=seconds_by_case(timings))
+    found = measured_claims(claim(-0.8, "seconds"), measures).iloc[0]
+    assert (found["measured"], found["low"], found["high"], found["cases"]) == (-0.5, -0.5, -0.5, 2)
+    assert found["verdict"] == SAME
+
+
+def test_steadiness_is_the_deviation_of_the_last_quarter_of_epochs():
+    history = pd.DataFrame({"pseudo_dice": [0.0, 0.9, 0.1, 0.5, 0.7, 0.2, 0.4, 0.6]})
+    assert steadiness_of(history) == pytest.approx(0.2 / math.sqrt(2))
+
+
+def test_how_steady_runs_are_is_compared_over_repeats_and_folds_with_the_direction_of_a_figure():
+    line = claim(math.nan, "SD of pseudo-Dice over the last epochs").assign(published="lower")
+    steadiness = {"a": [0.3, 0.3], "b-seed1": [0.1, math.nan], "b-seed2": [0.2]}
+    found = measured_claims(line, Measures(scores=scores({}), steadiness=steadiness)).iloc[0]
+    assert (found["measured"], found["seeds"], found["cases"]) == (pytest.approx(-0.15), 2, 0)
+    assert found["verdict"] == SAME
+    alone = measured_claims(line, Measures(scores=scores({}), steadiness={"a": [0.3], "b": [0.1]})).iloc[0]
+    assert alone["verdict"] == ABSENT

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,49 @@ import pandas as pd
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.best import LOWEST
-from megavoxel.reporting.costs import PEAK, own_peaks
-from megavoxel.reporting.published import COSTS, read_published
+from megavoxel.reporting.costs import PEAK, case_seconds, own_peaks
+from megavoxel.reporting.published import COSTS, SECONDS, read_published
 from megavoxel.reporting.statistics import RESAMPLES
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.tables import NONE, show, signed, signed_with_interval
 from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
 
+STEADINESS = "SD of pseudo-Dice over the last epochs"
+LAST_EPOCHS = 0.25
+"""Share of a run's epochs that count as its last ones."""
+DIRECTIONS = {"higher": 1.0, "lower": -1.0}
+"""What stands in the column `published` where a paper shows a direction and no number."""
 COLUMNS = ["paper", "claim", "published", "table", "row", "against", "metric", "study", "setting", "reference"]
 MEASURED = ["published_change", "measured", "low", "high", "seeds", "cases", "verdict"]
 ACCURACY = "accuracy"
 SAME, WITHIN, OPPOSITE, ABSENT = "same direction beyond noise", "within noise", "opposite", "not measured"
 UNREADABLE = "claims cannot be read ({fault})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What a study has measured."""
+
+    scores: pd.DataFrame
+    """As `megavoxel.evaluation.tidy.read_scores` gives them."""
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    """Peak memory in GiB, by setting."""
+    seconds: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Seconds of prediction (settings, cases); empty where nothing was timed."""
+    steadiness: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`steadiness_of` each fold, by setting."""
+
+
+def steadiness_of(history: pd.DataFrame) -> float:
+    """Standard deviation (n - 1) of the pseudo-Dice over the last quarter of a run's epochs."""
+    count = math.ceil(LAST_EPOCHS * len(history))
+    return float(history["pseudo_dice"].iloc[-count:].std())
+
+
+def seconds_by_case(timings: pd.DataFrame) -> pd.DataFrame:
+    """Mean seconds (settings, cases) of the first window that each setting was timed with."""
+    cases = case_seconds(timings).drop_duplicates(["setting", "case"])
+    return cases.pivot(index="setting", columns="case", values="seconds")
 
 
 def read_claims(path: Path, published: Path, *, study: str | None = None) -> pd.DataFrame:
@@ -53,12 +85,13 @@ def read_claims(path: Path, published: Path, *, study: str | None = None) -> pd.
 def published_change(claim: dict[str, str], folder: Path, *, where: str) -> float:
     """The published value of the row less that of the row `against` it; of memory and time as a share of the latter.
 
-    NaN where the paper prints no number. A metric that is printed label by label alone is the mean over labels.
+    NaN where the paper prints no number; then `DIRECTIONS` may stand in place of a file's name. A metric that is
+    printed label by label alone is the mean over labels.
 
     Raises:
         UserError: names the claim where a row has no number.
     """
-    if not claim["published"]:
+    if claim["published"] in ("", *DIRECTIONS):
         return math.nan
     name = claim["published"]
     table = read_published(folder / f"{name}.csv", classifies=claim["metric"] == ACCURACY)
@@ -74,25 +107,24 @@ def published_change(claim: dict[str, str], folder: Path, *, where: str) -> floa
     return change / values[1] if claim["metric"] in COSTS else change
 
 
-def measured_claims(claims: pd.DataFrame, scores: pd.DataFrame, peaks: Mapping[str, float]) -> pd.DataFrame:
+def measured_claims(claims: pd.DataFrame, measures: Measures) -> pd.DataFrame:
     """Claims of a study with what was measured: columns of `COLUMNS` and `MEASURED`.
 
     `measured` is the mean over cases and repeats of the setting minus that of the reference, over the cases that all of
     them have, on the test split where there are two such cases, else on validation. `low` and `high` bound its
     95 % bootstrap interval, in which cases are drawn, and of each side its repeats. `seeds` is the smaller number of
     repeats. The verdict says whether the interval lies on one side of 0, and whether that is the paper's. A label that
-    the study does not have stands for the mean over labels. Memory is a share of the reference's, without an interval.
+    the study does not have stands for the mean over labels. Time and memory are shares of the reference's, memory
+    without an interval. How steady pseudo-Dice is belongs to runs and not to cases: repeats and folds alone are drawn.
 
     Args:
         claims: as `read_claims` gives them.
-        scores: as `megavoxel.evaluation.tidy.read_scores` gives them.
-        peaks: peak memory in GiB by setting.
     """
-    rows = [{**line, **_measured(line, scores, peaks)} for line in claims.to_dict("records")]
+    rows = [{**line, **_measured(line, measures)} for line in claims.to_dict("records")]
     return pd.DataFrame(rows, columns=[*COLUMNS, *MEASURED])
 
 
-def study_claims(path: Path | None, stored: Stored) -> pd.DataFrame | None:
+def study_claims(path: Path | None, stored: Stored, timings: pd.DataFrame) -> pd.DataFrame | None:
     """The claims that a study measures, with what it has measured; None where there is no file of claims.
 
     The papers' numbers are in the folder `published` beside the file.
@@ -103,7 +135,17 @@ def study_claims(path: Path | None, stored: Stored) -> pd.DataFrame | None:
     if path is None:
         return None
     claims = read_claims(path, path.parent / "published", study=stored.definition.study)
-    return measured_claims(claims, stored.scores, own_peaks(stored)[PEAK].dropna().to_dict())
+    measures = Measures(
+        scores=stored.scores,
+        peaks=own_peaks(stored)[PEAK].dropna().to_dict(),
+        seconds=seconds_by_case(timings),
+        steadiness={
+            setting: [steadiness_of(history) for history in histories.values()]
+            for setting, histories in stored.histories.items()
+            if not stored.definition.classifies
+        },
+    )
+    return measured_claims(claims, measures)
 
 
 def show_claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,12 +178,15 @@ def repeats_of(name: str, settings: Iterable[str]) -> list[str]:
     return sorted(setting for setting in set(settings) if name and pattern.fullmatch(setting))
 
 
-def change_with_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+def change_with_interval(
+    first: np.ndarray, second: np.ndarray, *, relative: bool = False
+) -> tuple[float, float, float]:
     """Mean of the second minus that of the first, with the ends of its 95 % bootstrap interval.
 
     Args:
         first: (repeats, cases).
         second: (repeats, the same cases); repeats need not be as many.
+        relative: whether the change is a share of the first mean.
     """
     random = np.random.default_rng(0)
     cases = random.multinomial(first.shape[1], np.full(first.shape[1], 1 / first.shape[1]), RESAMPLES).T
@@ -149,31 +194,54 @@ def change_with_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     for values in (first, second):
         repeats = random.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).T
         means.append((values @ cases * repeats).sum(axis=0) / (len(values) * values.shape[1]))
-    low, high = np.quantile(means[1] - means[0], [LOWEST, 1 - LOWEST])
-    return float(second.mean() - first.mean()), float(low), float(high)
+    by = means[0] if relative else 1.0
+    low, high = np.quantile((means[1] - means[0]) / by, [LOWEST, 1 - LOWEST])
+    change = second.mean() - first.mean()
+    return float(change / first.mean() if relative else change), float(low), float(high)
 
 
-def _measured(claim: dict[str, Any], scores: pd.DataFrame, peaks: Mapping[str, float]) -> dict[str, Any]:
+def _measured(claim: dict[str, Any], measures: Measures) -> dict[str, Any]:
     nothing = {"measured": math.nan, "low": math.nan, "high": math.nan, "seeds": 0, "cases": 0, "verdict": ABSENT}
     if claim["metric"] == PEAK:
-        return nothing | _memory(claim, peaks)
-    sides = [repeats_of(claim[side], scores["setting"].unique()) for side in ("reference", "setting")]
-    if not all(sides) or claim["metric"] in COSTS:
+        return nothing | _memory(claim, measures.peaks)
+    values = _values(claim, measures)
+    if values is None:
         return nothing
-    own = scores[scores["setting"].isin([*sides[0], *sides[1]])]
-    for split in ("test", "validation"):
-        values = _by_case(own[own["split"] == split], claim["metric"]).dropna(axis="columns")
-        if set(values.index) == {*sides[0], *sides[1]} and values.shape[1] > 1:
-            break
+    measured, low, high = change_with_interval(*values, relative=claim["metric"] == SECONDS)
+    seeds = min(len(side) for side in values)
+    cases = 0 if claim["metric"] == STEADINESS else values[0].shape[1]
+    found = {"measured": measured, "low": low, "high": high, "seeds": seeds, "cases": cases}
+    published = DIRECTIONS.get(claim["published"], claim["published_change"])
+    return nothing | found | {"verdict": verdict_of(published, low, high)}
+
+
+def _values(claim: dict[str, Any], measures: Measures) -> tuple[np.ndarray, np.ndarray] | None:
+    """What is compared of the reference and of the setting, each (repeats, cases); None where one has nothing."""
+    if claim["metric"] == STEADINESS:
+        sides = _sides(claim, measures.steadiness)
+        found = [[value for name in side for value in measures.steadiness[name]] for side in sides]
+        runs = [np.array(side)[~np.isnan(side)][:, None] for side in found]
+        return (runs[0], runs[1]) if min(map(len, runs)) > 1 else None
+    if claim["metric"] == SECONDS:
+        tables = [measures.seconds]
     else:
-        return nothing
-    measured, low, high = change_with_interval(*(values.loc[side].to_numpy() for side in sides))
-    told = {"measured": measured, "low": low, "high": high, "seeds": min(map(len, sides)), "cases": values.shape[1]}
-    return told | {"verdict": verdict_of(claim["published_change"], low, high)}
+        scores = measures.scores
+        tables = [_by_case(scores[scores["split"] == split], claim["metric"]) for split in ("test", "validation")]
+    for table in tables:
+        sides = _sides(claim, table.index)
+        own = table.loc[[*sides[0], *sides[1]]].dropna(axis="columns")
+        if all(sides) and own.shape[1] > 1:
+            return own.loc[sides[0]].to_numpy(), own.loc[sides[1]].to_numpy()
+    return None
+
+
+def _sides(claim: dict[str, Any], known: Iterable[str]) -> list[list[str]]:
+    """The repeats of the reference and of the setting."""
+    return [repeats_of(claim[side], known) for side in ("reference", "setting")]
 
 
 def _memory(claim: dict[str, Any], peaks: Mapping[str, float]) -> dict[str, Any]:
-    sides = [repeats_of(claim[side], peaks) for side in ("reference", "setting")]
+    sides = _sides(claim, peaks)
     if not all(sides):
         return {}
     first, second = (max(peaks[name] for name in side) for side in sides)

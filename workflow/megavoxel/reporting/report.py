@@ -137,7 +137,7 @@ def _pictures(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:
         tables=shown,
         folder=inputs.report,
         verdict=segmentation_verdict(stored),
-        claims=study_claims(inputs.claims, stored),
+        claims=study_claims(inputs.claims, stored, inputs.timings),
         comparisons=comparisons,
         viewer=viewer,
     )
@@ -150,7 +150,7 @@ def _classification_page(inputs: Inputs, numbers: Tables, shown: Tables) -> Repo
         tables=shown,
         folder=inputs.report,
         verdict=classification_verdict(inputs.stored, numbers["summary"], numbers["confusion"]),
-        claims=study_claims(inputs.claims, inputs.stored),
+        claims=study_claims(inputs.claims, inputs.stored, inputs.timings),
     )
 
 
