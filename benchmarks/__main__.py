@@ -17,7 +17,7 @@ from benchmarks.measure import COLUMNS, RESULTS, commit, describe, machine, repl
 
 PROGRAMS = {name: (name, "run") for name in (
     "accuracy", "planning", "partitions", "plans", "phantom", "preprocessing", "augmentation", "training",
-    "data_parallel", "pipeline", "prediction", "large_volumes", "expanded_patch", "whole_image",
+    "data_parallel", "pipeline", "prediction", "run_times", "large_volumes", "expanded_patch", "whole_image",
     "image_loading", "metrics", "forecast", "epochs", "compiled", "optimizers", "recompute", "loss_memory", "space",
     "overhead", "report", "trainings",
 )} | {

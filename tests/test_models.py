@@ -300,6 +300,33 @@ def test_a_damaged_scan_is_named_and_the_others_are_labelled(model, scans, tmp_p
     assert set(maps(tmp_path / "out")) == {image.name for image in images if image != images[1]}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "package", "files"),
+    [("onnx", "onnxruntime", {"fold-0.onnx"}), ("openvino", "openvino", {"fold-0.xml", "fold-0.bin"})],
+)
+def test_another_program_labels_scans_as_pytorch_does(results, scans, tmp_path, capsys, kind, package, files):
+    for name in ("onnx", "onnxscript", package):
+        pytest.importorskip(name, reason="not installed; 'make test' installs requirements-formats.lock")
+    model, image = tmp_path / "model", min(scans.iterdir())
+    export(results / "only/fold-0", "--to", model, "--format", kind)
+    own = {"README.md", "model.json", "plan.json", "postprocessing.json"}
+    assert {path.name for path in model.iterdir()} == files | own
+    assert f".whl[{kind}]'" in (model / "README.md").read_text()
+    export(results / "only/fold-0", "--to", tmp_path / "pytorch")
+    for name in ("model", "pytorch"):
+        assert predict("--model", tmp_path / name, "--input", image, "--output", tmp_path / f"by-{name}") == 0
+    theirs, ours = (read_labels(tmp_path / f"by-{name}" / image.name)[0] for name in ("model", "pytorch"))
+    assert ours.any()
+    assert (theirs == ours).mean() >= 0.9999
+    words = ("predict", "--model", model, "--input", image, "--output", tmp_path / "out")
+    assert "runs on a CPU" in refused(capsys, *words, "--device", "cuda")
+    last = max(files)
+    (model / last).write_bytes((model / last).read_bytes()[:-1] + b"x")
+    assert f"{last}: missing, damaged or changed since the export" in refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_changed_or_foreign_folder_is_no_model(model, scans, tmp_path, capsys):
     words = ("--input", scans, "--output", tmp_path / "out")
     assert "model.json: there is no such file, so" in refused(capsys, "predict", "--model", tmp_path, *words)
@@ -450,5 +477,5 @@ def test_monai_finds_all_that_a_bundle_for_inference_has_to_have(bundle, scans, 
 
 def test_the_extras_that_cards_and_messages_name_are_there(repository):
     text = (repository / "pyproject.toml").read_text()
-    for name in ("bundle",):
+    for name in ("bundle", "onnx", "openvino"):
         assert f"\n{name} = [" in text

@@ -18,8 +18,8 @@ from stage_server import programs
 
 CHECKED_OUT = (
     "Snakefile", "workflow", "profiles", "slurm", "envs", "containers", "Makefile", "pyproject.toml",
-    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-docs.lock", "README.md",
-    "LICENSE",
+    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-formats.lock",
+    "requirements-docs.lock", "README.md", "LICENSE",
 )  # fmt: skip
 IN_A_CLONE = {
     "make setup": "",
@@ -117,7 +117,7 @@ def test_a_clone_is_set_up_and_checked(repository, tmp_path):
     clone = tmp_path / "megavoxel"
     assert done.stdout.strip() == str(clone)
     (clone / ".venv").mkdir()
-    made = (".installed", ".peers")
+    made = (".installed", ".peers", ".formats")
     for part in Path(sys.prefix).iterdir():
         if part.name not in made:
             (clone / ".venv" / part.name).symlink_to(part)

@@ -25,6 +25,7 @@ from megavoxel.inference.disagreement import Voices, new_disagreement, taken_off
 from megavoxel.inference.joint import JointNetwork, dismiss, serve
 from megavoxel.inference.kernels import kernels_of_windows
 from megavoxel.inference.logits import Logits, header_of, hold_logits, write_label_map, write_logits
+from megavoxel.inference.run_times import NetworkOfRunTime, run_time_of
 from megavoxel.inference.sliding_window import Predictor, Slab, finite, predict_slabs
 from megavoxel.inference.staged import StagedNetwork
 from megavoxel.inference.tiled import TiledNetwork
@@ -56,7 +57,7 @@ class CasePredictor:
     def __init__(
         self,
         plan: Plan,
-        networks: Iterable[SegmentationNetwork],
+        networks: Iterable[SegmentationNetwork | NetworkOfRunTime],
         precision: str,
         device: torch.device,
         group: Group | None = None,
@@ -67,13 +68,13 @@ class CasePredictor:
         self.device = device
         self.group = group or Group(device=device)
         alone = self.group.size == 1 and not has_turns(plan)
-        wanted = plan.inference.cpu_layers and device.type == "cpu"
-        self.has_cpu_layers = wanted and alone and has_cpu_layers()
         self.windows_on = HOST if has_turns(plan) else device
         """Where windows and the sums of their logits lie."""
         self.precision = usable_precision(precision, device)
         arriving = iter(networks)
         first = next(arriving)
+        wanted = plan.inference.cpu_layers and device.type == "cpu" and not isinstance(first, NetworkOfRunTime)
+        self.has_cpu_layers = wanted and alone and has_cpu_layers()
         self.kernels = self._chosen_kernels(first, alone=alone)
         self.kernels.use(device)
         self.memory_format = self.kernels.memory_format
@@ -83,14 +84,18 @@ class CasePredictor:
     def from_files(
         cls, plan: Plan, weights: Sequence[Path], device: torch.device, group: Group | None = None
     ) -> CasePredictor:
-        """A predictor of the networks whose weights are in files, `model.pt` of one or several folds.
+        """A predictor of the networks whose weights are in files, `model.pt` of one or several folds, or of networks
+        that another program runs.
 
         Raises:
             UserError: weights are missing, damaged, or of another plan.
         """
+        if run_time_of(weights[0]):
+            threads = torch.get_num_threads()
+            return cls(plan, (NetworkOfRunTime(plan, path, threads) for path in weights), "float32", device)
         contents = [load_weights(path, plan_hash=plan.hash) for path in weights]
         precision = precision_of(contents[0], weights[0])
-        networks = (_filled(plan, path, content) for path, content in zip(weights, contents, strict=True))
+        networks = (filled_network(plan, path, content) for path, content in zip(weights, contents, strict=True))
         return cls(plan, networks, precision, device, group)
 
     def slabs(
@@ -177,8 +182,12 @@ class CasePredictor:
             return Kernels(memory_layout=layout, reason="the default on a processor")
         return kernels_of_windows(self.plan, network, self.device, self.precision, alone=alone)
 
-    def _placed(self, number: int, network: SegmentationNetwork) -> SegmentationNetwork | JointNetwork | TilesInTurn:
+    def _placed(
+        self, number: int, network: SegmentationNetwork | NetworkOfRunTime
+    ) -> SegmentationNetwork | NetworkOfRunTime | JointNetwork | TilesInTurn:
         """A network on the device; where several processes run it, this one's part of it."""
+        if isinstance(network, NetworkOfRunTime):
+            return network
         placed: SegmentationNetwork | JointNetwork | TilesInTurn = network.eval()
         if has_turns(self.plan):
             placed = TilesInTurn(
@@ -202,7 +211,12 @@ def _heard(logits: Tensor, voices: Voices | None) -> Tensor:
     return logits
 
 
-def _filled(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:
+def filled_network(plan: Plan, path: Path, content: dict[str, Any]) -> SegmentationNetwork:
+    """The network of a plan with the weights that `load_weights` has read from a file.
+
+    Raises:
+        UserError: they are those of another network.
+    """
     with torch.device("meta"):  # a plan may claim a network that no memory holds; its weights are compared first
         network = SegmentationNetwork(plan.network)
     fill_network(network, content["weights"], path)
@@ -216,7 +230,7 @@ def require_weights(plan: Plan, weights: Sequence[Path]) -> None:
         UserError: weights are missing, damaged, or of another plan.
     """
     for path in weights:
-        _filled(plan, path, load_weights(path, plan_hash=plan.hash))
+        filled_network(plan, path, load_weights(path, plan_hash=plan.hash))
 
 
 def usable_precision(name: str, device: torch.device) -> Precision:
@@ -245,13 +259,15 @@ def open_predictor(
     Raises:
         UserError: the nodes of a job have too few devices, or the weights are missing, damaged or of another plan.
     """
+    if run_time_of(weights[0]):
+        plan = _on_one_device(plan)
     count = predicting_devices(plan)
     if count > 1 and not is_member():
         seen = gpus_here(arguments.device)
         if seen is None or seen >= count or nodes_of_step(os.environ) > 1:
             start_group(stage, arguments, processes=count, setting=plan.setting)
         print(f"note: the plan predicts on {count} devices, PyTorch sees {seen} GPU here; it takes all", flush=True)
-        plan, count = replace(plan, parallel=Parallel(), stages=()), 1
+        plan, count = _on_one_device(plan), 1
     set_threads(arguments.threads)
     device = choose_device(local_device(arguments.device))
     if device.type == "cpu":
@@ -275,3 +291,7 @@ def open_predictor(
             return
         yield predictor
         dismiss(group)
+
+
+def _on_one_device(plan: Plan) -> Plan:
+    return replace(plan, parallel=Parallel(), stages=())

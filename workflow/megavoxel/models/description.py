@@ -18,6 +18,7 @@ from megavoxel.config.regions import Regions, structures_of
 from megavoxel.errors import UserError, expect
 from megavoxel.evaluation.metrics import Metric, metrics_in
 from megavoxel.files import file_sha256, read_json, write_json
+from megavoxel.inference.run_times import run_time_of
 from megavoxel.planning.plan import Plan
 
 FORMAT = 1
@@ -194,15 +195,17 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
 
 def program_text(model: ModelDescription) -> str:
     """How a reader of a model gets the program for it, in Markdown."""
+    run_time = run_time_of(model.folds[0].weights)
     commits = " or ".join(sorted({fold.commit[:12] for fold in model.folds if fold.commit}))
     source = f"a checkout{f' of commit {commits}' if commits else ''}"
     wheel = f"megavoxel-{__version__}-py3-none-any.whl"
+    needed = f"'{wheel}[{run_time.extra}]'" if run_time else wheel
     return (
         f"megavoxel {__version__}, for Python 3.11 to 3.13. `python -m pip wheel --no-deps .` in {source} makes the "
         f"wheel `{wheel}`, or whoever made the model has it. On the machine with the scans:\n\n"
-        f"    python3 -m venv megavoxel\n    megavoxel/bin/pip install {wheel}\n"
+        f"    python3 -m venv megavoxel\n    megavoxel/bin/pip install {needed}\n"
         "    megavoxel/bin/megavoxel predict --help\n\n"
-        f"or, without installing it, `pipx run --spec {wheel} megavoxel predict …`. Where there is no GPU, "
+        f"or, without installing it, `pipx run --spec {needed} megavoxel predict …`. Where there is no GPU, "
         "`--extra-index-url https://download.pytorch.org/whl/cpu` takes a small build of PyTorch."
     )
 
@@ -238,6 +241,7 @@ def _format(model: ModelDescription, plan: Plan) -> str:
         *([] if model.regions is None else [("Regions", _regions(model.regions))]),
         ("Spacing of the network", f"{spacing} mm; scans of any spacing and orientation are brought there and back"),
         ("Window", window if isinstance(window, str) else " × ".join(map(str, window)) + " voxels"),
+        ("Files of networks", run_time.format if (run_time := run_time_of(model.folds[0].weights)) else "PyTorch"),
         ("Networks", f"{len(model.folds)}, whose logits are averaged; {model.folds[0].parameters:,} weights each"),
         ("Post-processing", "largest components are kept" if model.postprocessed else "none"),
     ]

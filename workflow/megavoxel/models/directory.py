@@ -1,4 +1,4 @@
-"""A model as one self-contained directory: model.json, plan.json, a file of weights per fold, and a card to read."""
+"""A model as one self-contained directory: model.json, plan.json, a file per network, and a card to read."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from megavoxel.models.description import (
     save_description,
 )
 from megavoxel.models.gather import Runs, dataset_facts, fold_facts, score_means
+from megavoxel.models.network_files import FORMATS
 from megavoxel.planning.plan import Plan, load_plan
 
 DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postprocessing.json", "README.md"
@@ -77,22 +78,27 @@ def describe(runs: Runs, dataset_file: Path | None, authors: str) -> ModelDescri
     )
 
 
-def write_model(runs: Runs, description: ModelDescription, target: Path) -> None:
+def write_model(runs: Runs, description: ModelDescription, target: Path, *, kind: str = "model") -> None:
     """Writes the directory of a model, whole or not at all.
 
-    Raises:
-        UserError: there is content at `target`, or weights are damaged or of another plan.
-    """
-    from megavoxel.network.weights import load_weights
+    Args:
+        kind: of the files of its networks, by `FORMATS`.
 
+    Raises:
+        UserError: there is content at `target`; weights are damaged or of another plan; or the network cannot be
+            written in this format, or the packages for it are not there.
+    """
+    networks = FORMATS[kind]
+    networks.prepare(runs.plan)
+    named = [Path(fold.weights).with_suffix(networks.suffix).name for fold in description.folds]
+    folds = tuple(replace(fold, weights=name) for fold, name in zip(description.folds, named, strict=True))
+    description = replace(description, folds=folds)
     with atomic_directory(target) as folder:
         shutil.copyfile(runs.setting / "plan.json", folder / PLAN)
         if runs.postprocessing:
             shutil.copyfile(runs.postprocessing, folder / POSTPROCESSING)
         for fold in description.folds:
-            source = runs.folder(fold.fold) / "model.pt"
-            load_weights(source, plan_hash=runs.plan.hash)
-            shutil.copyfile(source, folder / fold.weights)
+            networks.write(runs.plan, runs.folder(fold.fold) / "model.pt", folder / fold.weights)
         sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         save_description(folder / DESCRIPTION, replace(description, sha256=sums))
         write_text(folder / CARD, model_card(description, runs.plan, USAGE))

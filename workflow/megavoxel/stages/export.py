@@ -5,6 +5,8 @@ One setting with all its folds, or with some of them, which are averaged:
   megavoxel export results/STUDY/SETTING/fold-0 results/STUDY/SETTING/fold-1 --to models/NAME
 The network of all cases, of a setting whose folds have 'all' among them:
   megavoxel export results/STUDY/SETTING/fold-all --to models/NAME
+For ONNX Runtime or OpenVINO in place of PyTorch:
+  megavoxel export results/STUDY/SETTING --to models/NAME --format onnx
 For MONAI:
   megavoxel export results/STUDY/SETTING --to bundles/NAME --format bundle
 """
@@ -27,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--format",
-        choices=["model", "bundle"],
+        choices=["model", "onnx", "openvino", "bundle"],
         default="model",
-        help="a directory for 'megavoxel predict --model' (default), or a MONAI Bundle",
+        help="a directory for 'megavoxel predict --model' with the weights of PyTorch (default), or with networks that "
+        "ONNX Runtime or OpenVINO runs; or a MONAI Bundle",
     )
     parser.add_argument(
         "--dataset",
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         write_bundle(runs, description, arguments.to)
     else:
-        write_model(runs, description, arguments.to)
+        write_model(runs, description, arguments.to, kind=arguments.format)
     print(f"{arguments.to}: {description.name}, {_named(runs.folds)}", flush=True)
     if ALL in runs.folds:
         print("note: fold all is trained on all cases, so that nothing of this model is validated", flush=True)

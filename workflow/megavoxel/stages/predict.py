@@ -221,6 +221,9 @@ def _label(
     postprocessing: Postprocessing | None,
 ) -> None:
     """Labels new scans; those that have their label map are skipped."""
+    from megavoxel.inference.run_times import device_of
+
+    arguments.device = device_of(weights, arguments.device)
     if arguments.uncertainty and len(weights) < 2:
         raise UserError(
             f"--uncertainty: it is how far the networks of several folds disagree, and {identity['model']} has one; "
