@@ -19,8 +19,9 @@ from megavoxel.forecast.step import autocast, new_run, training_step
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
-from megavoxel.training.loss import LOSSES, build_loss, supervised_loss
+from megavoxel.training.loss import LOSSES, build_loss
 from megavoxel.training.step import train_step
+from megavoxel.training.supervision import supervised_loss
 
 GIB = 2**30
 PRECISION = "bfloat16"

@@ -30,7 +30,9 @@ from megavoxel.training.class_weights import (
     silenced_classes,
     softmax_of_inverse,
 )
-from megavoxel.training.loss import build_loss, cross_entropy, dice, focal
+from megavoxel.training.loss import build_loss
+from megavoxel.training.soft_dice import dice
+from megavoxel.training.voxel_losses import cross_entropy, focal
 
 CPU = torch.device("cpu")
 

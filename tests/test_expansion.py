@@ -22,11 +22,12 @@ from megavoxel.network.device import Precision
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.extensions import expanded_patch, plan_expansion
 from megavoxel.planning.plan import NetworkPlan, Plan
-from megavoxel.training.loss import build_loss, downsample_target
+from megavoxel.training.loss import build_loss
 from megavoxel.training.optimizer import build_optimizer
 from megavoxel.training.patches import TRAINING, VALIDATION, PatchDataset
 from megavoxel.training.run import Run
 from megavoxel.training.step import parts_of, passes_of, train_step
+from megavoxel.training.supervision import downsample_target
 
 PAPER = NetworkPlan(
     channels=1, classes=3, features=(16, 32, 64, 128, 128), decoder_features=(16, 16, 32, 64),

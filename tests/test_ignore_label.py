@@ -26,10 +26,11 @@ from megavoxel.preprocessing.store import open_case, save_case
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.annotation import encode_target, target_dtype
-from megavoxel.training.loss import build_loss, supervised_loss
+from megavoxel.training.loss import build_loss
 from megavoxel.training.outputs import Outputs
 from megavoxel.training.patches import foreground_start
 from megavoxel.training.step import train_step
+from megavoxel.training.supervision import supervised_loss
 from megavoxel.training.validation import validate
 from megavoxel.volumes.write import write_nifti
 

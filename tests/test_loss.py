@@ -13,17 +13,11 @@ from helpers import tiny_plan
 from megavoxel.config.records import from_file
 from megavoxel.config.training import Training
 from megavoxel.errors import UserError
-from megavoxel.training.loss import (
-    LOSSES,
-    SMOOTH,
-    build_loss,
-    cross_entropy,
-    dice,
-    downsample_target,
-    supervised_loss,
-    supervision_weights,
-)
+from megavoxel.training.loss import LOSSES, build_loss
 from megavoxel.training.outputs import Outputs, outputs_of
+from megavoxel.training.soft_dice import SMOOTH, dice
+from megavoxel.training.supervision import downsample_target, supervised_loss, supervision_weights
+from megavoxel.training.voxel_losses import cross_entropy
 
 
 def sure_logits(classes: list[int], count: int) -> torch.Tensor:

@@ -19,18 +19,13 @@ from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.training.annotation import annotation_table, encode_target, unannotated_classes
 from megavoxel.training.class_weights import softmax_of_inverse
-from megavoxel.training.loss import (
-    SMOOTH,
-    build_loss,
-    cross_entropy,
-    dice,
-    focal,
-    perimeter_loss,
-    supervised_loss,
-    topk,
-)
+from megavoxel.training.loss import build_loss
 from megavoxel.training.patches import TRAINING, PatchDataset
+from megavoxel.training.perimeter import perimeter_loss
+from megavoxel.training.soft_dice import SMOOTH, dice
 from megavoxel.training.step import train_step
+from megavoxel.training.supervision import supervised_loss
+from megavoxel.training.voxel_losses import cross_entropy, focal, topk
 
 CPU = torch.device("cpu")
 LOSSES = ["dice_ce", "dice_focal", "dice_topk", "dice_perimeter", "dice", "cross_entropy"]

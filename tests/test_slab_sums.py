@@ -9,8 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megavoxel.config.training import Training
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.training import slabs
-from megavoxel.training.loss import LOSSES, build_loss, supervised_loss, topk
+from megavoxel.training.loss import LOSSES, build_loss
 from megavoxel.training.slabs import sums_over_slabs
+from megavoxel.training.supervision import supervised_loss
+from megavoxel.training.voxel_losses import topk
 
 OF_SUMS = [name for name in LOSSES if name != "dice_perimeter"]
 

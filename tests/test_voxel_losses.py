@@ -13,15 +13,9 @@ from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megavoxel.network.memory_tracker import MemoryTracker
-from megavoxel.training.loss import (
-    downsample_target,
-    focal,
-    perimeter_loss,
-    soft_surface,
-    supervised_loss,
-    supervision_weights,
-    topk,
-)
+from megavoxel.training.perimeter import perimeter_loss, soft_surface
+from megavoxel.training.supervision import downsample_target, supervised_loss, supervision_weights
+from megavoxel.training.voxel_losses import focal, topk
 
 LOSSES = {
     "focal": focal(gamma=2.0),

@@ -33,17 +33,11 @@ from megavoxel.network.partition import ACTIVATION, Transfer, tensor_of
 from megavoxel.network.program import RunState
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.training.annotation import sent_target_dtype
-from megavoxel.training.loss import (
-    Loss,
-    counted_voxels,
-    dice_sums_of_batch,
-    downsample_target,
-    mean_count,
-    sums_of_whole,
-    supervised_loss,
-    supervision_weights,
-)
+from megavoxel.training.loss import counted_voxels, mean_count
 from megavoxel.training.run import Run
+from megavoxel.training.soft_dice import dice_sums_of_batch
+from megavoxel.training.sum_loss import sums_of_whole
+from megavoxel.training.supervision import Loss, downsample_target, supervised_loss, supervision_weights
 
 GivenGradient = Callable[[], Tensor]
 """Gives the gradient that has come back for a tensor, called once. It may be overwritten."""

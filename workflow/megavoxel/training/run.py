@@ -18,8 +18,11 @@ from megavoxel.distributed.space import SpaceMember
 from megavoxel.files import content_hash
 from megavoxel.network.device import Precision
 from megavoxel.network.kernels import Kernels
-from megavoxel.training.loss import Completion, Loss, TiledPatch, build_loss
+from megavoxel.training.loss import build_loss
 from megavoxel.training.outputs import CLASSES, Outputs
+from megavoxel.training.soft_dice import Completion
+from megavoxel.training.sum_loss import TiledPatch
+from megavoxel.training.supervision import Loss
 
 Part = tuple[Tensor, Tensor]
 """Image and target of some samples."""

@@ -23,19 +23,12 @@ from megavoxel.network.device import to_device
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.topology import EXPANDED_LEVEL
-from megavoxel.training.loss import (
-    Completion,
-    Loss,
-    counted_voxels,
-    dice_sums_of_batch,
-    downsample_target,
-    levels_with_targets,
-    mean_count,
-    sums_of_whole,
-    supervised_loss,
-)
+from megavoxel.training.loss import counted_voxels, mean_count
 from megavoxel.training.pipeline import forward_and_backward
 from megavoxel.training.run import Run
+from megavoxel.training.soft_dice import Completion, dice_sums_of_batch
+from megavoxel.training.sum_loss import sums_of_whole
+from megavoxel.training.supervision import Loss, downsample_target, levels_with_targets, supervised_loss
 
 
 @dataclass(frozen=True, kw_only=True)
