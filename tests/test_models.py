@@ -165,7 +165,7 @@ def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
     shutil.copytree(copied / "only", copied / "refined")
     plan = load_plan(copied / "refined/plan.json")
     network = replace(plan.network, prior_channels=plan.network.classes - 1)
-    save_plan(copied / "refined/plan.json", replace(plan, stage1=("only",), network=network))
+    save_plan(copied / "refined/plan.json", replace(plan, stage1=("coarse",), network=network))
     shutil.copytree(copied / "only", copied / "classes")
     (copied / "classes/plan.json").write_text('{"task": "classification"}')
     for named, words in (
@@ -173,7 +173,7 @@ def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
         (["ensembles/both"], "ensembles of settings are not exported; export their members"),
         (["second"], "second/fold-1: there is no model.pt, so it is not trained yet"),
         (["only", "second/fold-0"], "are two settings: a model is one setting with its folds"),
-        (["refined"], "it is the second stage of a cascade after only"),
+        (["refined"], "it is the second stage of a cascade after coarse, and there is no"),
         (["nothing"], "no trained run; expected results/STUDY/SETTING"),
         (["only/fold-7"], "no trained run"),
     ):

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group, is_member, joined_group, local_device
 from megavoxel.distributed.launch import gpus_here, nodes_of_step, start_group
 from megavoxel.errors import UserError
@@ -36,7 +35,7 @@ from megavoxel.network.host_memory import return_large_tensors
 from megavoxel.network.kernels import Kernels
 from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import fill_network, load_weights, precision_of
-from megavoxel.planning.patch import check_window, has_turns, predicting_devices, prediction_window
+from megavoxel.planning.patch import check_window, has_turns, on_one_device, predicting_devices, prediction_window
 from megavoxel.planning.plan import Plan
 from megavoxel.planning.tile_checks import check_turns
 from megavoxel.preprocessing.store import CaseProperties
@@ -230,7 +229,10 @@ def require_weights(plan: Plan, weights: Sequence[Path]) -> None:
         UserError: weights are missing, damaged, or of another plan.
     """
     for path in weights:
-        filled_network(plan, path, load_weights(path, plan_hash=plan.hash))
+        if run_time_of(path):
+            NetworkOfRunTime(plan, path, 1)
+        else:
+            filled_network(plan, path, load_weights(path, plan_hash=plan.hash))
 
 
 def usable_precision(name: str, device: torch.device) -> Precision:
@@ -260,14 +262,14 @@ def open_predictor(
         UserError: the nodes of a job have too few devices, or the weights are missing, damaged or of another plan.
     """
     if run_time_of(weights[0]):
-        plan = _on_one_device(plan)
+        plan = on_one_device(plan)
     count = predicting_devices(plan)
     if count > 1 and not is_member():
         seen = gpus_here(arguments.device)
         if seen is None or seen >= count or nodes_of_step(os.environ) > 1:
             start_group(stage, arguments, processes=count, setting=plan.setting)
         print(f"note: the plan predicts on {count} devices, PyTorch sees {seen} GPU here; it takes all", flush=True)
-        plan, count = _on_one_device(plan), 1
+        plan, count = on_one_device(plan), 1
     set_threads(arguments.threads)
     device = choose_device(local_device(arguments.device))
     if device.type == "cpu":
@@ -291,7 +293,3 @@ def open_predictor(
             return
         yield predictor
         dismiss(group)
-
-
-def _on_one_device(plan: Plan) -> Plan:
-    return replace(plan, parallel=Parallel(), stages=())

@@ -43,12 +43,18 @@ def write_bundle(runs: Runs, description: ModelDescription, target: Path) -> Non
     """Writes a bundle, whole or not at all.
 
     Raises:
-        UserError: the model segments regions, there is content at `target`, or weights are damaged or of another plan.
+        UserError: the model segments regions or is a cascade, there is content at `target`, or weights are damaged or
+            of another plan.
     """
     if description.regions is not None:
         raise UserError(
             f"{description.name}: a MONAI Bundle names one class per output, and this model segments regions that may "
             "overlap; leave out --format bundle, and take the exported model itself"
+        )
+    if runs.first_stage:
+        raise UserError(
+            f"{description.name}: it is the second stage of a cascade, and a MONAI Bundle has the networks of one; "
+            "leave out --format bundle, and take the exported model itself"
         )
     with atomic_directory(target) as folder:
         for name in ("configs", "models", "docs"):

@@ -6,7 +6,7 @@ Both say what the model takes and gives, on what it was trained and with what, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +113,9 @@ class ModelDescription:
     """What trained it, where that was not megavoxel."""
     sha256: dict[str, str]
     """SHA-256 of the other files of the model, by name."""
+    first_stage: dict[str, str] = field(default_factory=dict)
+    """Settings whose label maps the networks of a cascade are given, each a model in `first_stage/SETTING`, with the
+    SHA-256 of its model.json."""
 
     @property
     def segmented(self) -> tuple[str, ...]:
@@ -143,8 +146,8 @@ def load_description(path: Path) -> ModelDescription:
         )
     found = from_plain(ModelDescription, values, where=str(path))
     expect(len(found.folds) > 0, f"{path}: folds", "one or more")
-    for name in (*found.sha256, *(fold.weights for fold in found.folds)):
-        expect(Path(name).name == name, f"{path}: sha256", "names of files beside it")
+    for name in (*found.sha256, *(fold.weights for fold in found.folds), *found.first_stage):
+        expect(Path(name).name == name != "..", f"{path}: sha256", "names of files beside it")
     return found
 
 
@@ -162,11 +165,20 @@ def require_as_exported(path: Path, description: ModelDescription, files: Iterab
     for file in files:
         expected = description.sha256.get(file.name)
         expect(expected is not None, f"{path}: sha256", f"a checksum of {file.name}, without which it is not read")
-        if not file.is_file() or file_sha256(file) != expected:
-            raise UserError(
-                f"{file}: missing, damaged or changed since the export; copy the model again, or export it again by "
-                "'megavoxel export'"
-            )
+        require_unchanged(file, expected)
+
+
+def require_unchanged(file: Path, sha256: str) -> None:
+    """Holds a file of a model to its checksum.
+
+    Raises:
+        UserError: it is missing, or another file.
+    """
+    if not file.is_file() or file_sha256(file) != sha256:
+        raise UserError(
+            f"{file}: missing, damaged or changed since the export; copy the model again, or export it again by "
+            "'megavoxel export'"
+        )
 
 
 def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
@@ -181,6 +193,7 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
         f"**Intended use.** {INTENDED_USE}",
         "## Use",
         usage,
+        *_parts(model),
         "## The program that reads it",
         program_text(model),
         "## Input and output",
@@ -208,6 +221,16 @@ def program_text(model: ModelDescription) -> str:
         f"or, without installing it, `pipx run --spec {needed} megavoxel predict …`. Where there is no GPU, "
         "`--extra-index-url https://download.pytorch.org/whl/cpu` takes a small build of PyTorch."
     )
+
+
+def _parts(model: ModelDescription) -> list[str]:
+    if not model.first_stage:
+        return []
+    names = [f"[{name}](first_stage/{name}/README.md)" for name in model.first_stage]
+    return [
+        "The networks are the second stage of a cascade. They are given the label maps of "
+        f"{' and '.join(names)}, in this directory. `megavoxel predict` runs both stages."
+    ]
 
 
 def _regions(regions: Regions) -> str:

@@ -7,20 +7,25 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megavoxel.errors import expect
 from megavoxel.evaluation.postprocessing import Postprocessing, load_postprocessing
 from megavoxel.files import atomic_directory, file_sha256, write_text
 from megavoxel.models.description import (
+    DatasetFacts,
     ModelDescription,
     load_description,
     model_card,
     require_as_exported,
+    require_unchanged,
     save_description,
 )
-from megavoxel.models.gather import Runs, dataset_facts, fold_facts, score_means
+from megavoxel.models.gather import Runs, fold_facts, score_means
 from megavoxel.models.network_files import FORMATS
 from megavoxel.planning.plan import Plan, load_plan
 
 DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postprocessing.json", "README.md"
+FIRST_STAGE = "first_stage"
+"""Folder in a cascade with the models of its first stage, each in the folder of its setting."""
 USAGE = """\
     megavoxel predict --model DIR --input SCAN... --output FOLDER
 
@@ -42,6 +47,8 @@ class Model:
     description: ModelDescription
     plan: Plan
     postprocessing: Postprocessing | None
+    first_stage: tuple[Model, ...] = ()
+    """Models whose label maps the networks are given, in the order of the plan's `stage1`."""
 
     @property
     def weights(self) -> list[Path]:
@@ -51,14 +58,15 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What a folder of label maps records of the model that made them."""
-        return {"model": self.description.name, **self.description.sha256}
+        parts = {f"{FIRST_STAGE}/{name}": own for name, own in self.description.first_stage.items()}
+        return {"model": self.description.name, **self.description.sha256, **parts}
 
 
-def describe(runs: Runs, dataset_file: Path | None, authors: str) -> ModelDescription:
+def describe(runs: Runs, dataset: DatasetFacts, authors: str) -> ModelDescription:
     """The description of a model made of runs, without the checksums of its files.
 
     Raises:
-        UserError: a file of the runs is missing or damaged, or the dataset file is of another dataset.
+        UserError: a file of the runs is missing or damaged.
     """
     plan, rules = runs.plan, runs.postprocessing
     return ModelDescription(
@@ -69,7 +77,7 @@ def describe(runs: Runs, dataset_file: Path | None, authors: str) -> ModelDescri
         modalities=tuple(plan.preprocessing.normalisation_by_modality),
         labels=plan.preprocessing.labels,
         regions=plan.preprocessing.regions,
-        dataset=dataset_facts(plan.dataset, dataset_file),
+        dataset=dataset,
         folds=tuple(fold_facts(runs, fold) for fold in runs.folds),
         scores=score_means(runs),
         postprocessed=rules is not None and load_postprocessing(rules).changes_anything,
@@ -100,8 +108,19 @@ def write_model(runs: Runs, description: ModelDescription, target: Path, *, kind
         for fold in description.folds:
             networks.write(runs.plan, runs.folder(fold.fold) / "model.pt", folder / fold.weights)
         sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-        save_description(folder / DESCRIPTION, replace(description, sha256=sums))
+        firsts = {
+            own.setting.name: _write_part(own, description, folder / FIRST_STAGE, kind) for own in runs.first_stage
+        }
+        description = replace(description, sha256=sums, first_stage=firsts)
+        save_description(folder / DESCRIPTION, description)
         write_text(folder / CARD, model_card(description, runs.plan, USAGE))
+
+
+def _write_part(runs: Runs, whole: ModelDescription, folder: Path, kind: str) -> str:
+    """Writes a model that is part of another one; returns the checksum of its description."""
+    target = folder / runs.setting.name
+    write_model(runs, describe(runs, whole.dataset, whole.authors), target, kind=kind)
+    return file_sha256(target / DESCRIPTION)
 
 
 def load_model(folder: Path) -> Model:
@@ -117,9 +136,17 @@ def load_model(folder: Path) -> Model:
     names = {*description.sha256, PLAN, *(fold.weights for fold in description.folds)}
     files = [folder / name for name in sorted(names | ({POSTPROCESSING} if is_postprocessed else set()))]
     require_as_exported(folder / DESCRIPTION, description, files)
+    plan, firsts = load_plan(folder / PLAN), description.first_stage
+    expect(tuple(firsts) == plan.stage1, f"{folder / DESCRIPTION}: first_stage", f"{list(plan.stage1)}, as in {PLAN}")
     return Model(
         folder=folder,
         description=description,
-        plan=load_plan(folder / PLAN),
+        plan=plan,
         postprocessing=load_postprocessing(rules) if is_postprocessed else None,
+        first_stage=tuple(_load_part(folder / FIRST_STAGE / name, expected) for name, expected in firsts.items()),
     )
+
+
+def _load_part(folder: Path, sha256: str) -> Model:
+    require_unchanged(folder / DESCRIPTION, sha256)
+    return load_model(folder)

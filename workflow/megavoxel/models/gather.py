@@ -34,6 +34,8 @@ class Runs:
     """Numbers in ascending order, or `all` for the network of all cases."""
     is_whole: bool
     """Whether these are all folds that the setting was trained on."""
+    first_stage: tuple[Runs, ...] = ()
+    """Settings whose label maps the second stage of a cascade is given, with all their folds."""
 
     def folder(self, fold: int | str) -> Path:
         """The folder of a fold."""
@@ -50,8 +52,8 @@ def find_runs(paths: Sequence[Path]) -> Runs:
     """The trained folds that folders name: results/STUDY/SETTING for all of a setting, or some of its fold-K.
 
     Raises:
-        UserError: a folder is none of these, is not trained yet, or of another setting than the first one; or it is a
-            cascade's second stage, a classifier, or an ensemble of settings.
+        UserError: a folder is none of these, is not trained yet, or of another setting than the first one; it is a
+            classifier, or an ensemble of settings; or a first stage of it lacks folds.
     """
     named = [_folds_named(Path(path)) for path in paths]
     settings = sorted({setting for setting, _ in named})
@@ -67,11 +69,6 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             f"{setting}: it is of {task.name}, of {task.unit}s; only models that segment scans are exported"
         )
     plan = load_plan(setting / "plan.json")
-    if plan.stage1:
-        raise UserError(
-            f"{setting}: it is the second stage of a cascade after {' and '.join(plan.stage1)}, whose label maps it "
-            "needs; such models are not exported: predict with both stages by 'megavoxel predict --stage1-labels'"
-        )
     if ALL in folds and len(folds) > 1:
         raise UserError(
             f"{setting}/fold-all: it is trained on all cases and no member of the cross-validation; export it alone, "
@@ -83,7 +80,27 @@ def find_runs(paths: Sequence[Path]) -> Runs:
                 f"{setting}/fold-{fold}: there is no model.pt, so it is not trained yet; wait for it, or name the "
                 "folds to export"
             )
-    return Runs(setting=setting, plan=plan, folds=tuple(folds), is_whole=folds == _all_folds(setting))
+    return Runs(
+        setting=setting, plan=plan, folds=tuple(folds), is_whole=folds == _all_folds(setting),
+        first_stage=tuple(_first_stage(setting, name) for name in plan.stage1),
+    )  # fmt: skip
+
+
+def _first_stage(setting: Path, name: str) -> Runs:
+    """All folds of a setting that comes before another one."""
+    first = setting.parent / name
+    if not (first / "plan.json").is_file():
+        raise UserError(
+            f"{setting}: it is the second stage of a cascade after {name}, and there is no {first / 'plan.json'}; both "
+            "stages are exported together, from the folder of their study"
+        )
+    runs = find_runs([first])
+    if left_out := folds_left_out(runs):
+        raise UserError(
+            f"{first}: it is the first stage of {setting.name}, and its fold {left_out[0]} is not trained; a first "
+            "stage is exported with all of its folds"
+        )
+    return runs
 
 
 def folds_left_out(runs: Runs) -> tuple[int, ...]:

@@ -31,6 +31,25 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.volumes.volume import Volume
 
 
+class NotLabelled(UserError):
+    """Some scans could not be labelled; the others were.
+
+    Args:
+        faults: what is wrong, by case.
+        scans: all that were to be labelled.
+    """
+
+    def __init__(self, faults: Mapping[str, str], scans: Sequence[Scan]) -> None:
+        remedy = "; to leave out what is no scan, add --leave-out" if any(scan.fault for scan in scans) else ""
+        told = [faults[scan.case] for scan in scans if scan.case in faults]
+        if len(told) == len(scans) == 1:
+            super().__init__(f"{told[0]}{remedy}")
+        else:
+            head = f"{len(told)} of {len(scans)} cases were not labelled:"
+            super().__init__("\n  ".join([head, *told]) + remedy)
+        self.faults = dict(faults)
+
+
 SCANS = "scans"
 """Entry of the record with the key of each scan by its case."""
 
@@ -135,7 +154,7 @@ def unfinished(scans: Sequence[Scan], labelling: Labelling) -> list[Scan]:
     if len(left) < len(scans):
         print(f"{len(scans) - len(left)} of {len(scans)} cases are there already", flush=True)
     if left and all(scan.fault for scan in left):
-        _refuse([scan.fault for scan in left], left)
+        raise NotLabelled({scan.case: scan.fault for scan in left}, left)
     return left
 
 
@@ -153,7 +172,7 @@ def label_scans(scans: Sequence[Scan], predictor: CasePredictor, labelling: Labe
     """Labels scans, with a line for each.
 
     Raises:
-        UserError: the faults of all scans that could not be labelled, after the others were.
+        NotLabelled: the faults of all scans that could not be labelled, after the others were.
     """
     with gathered(scans, labelling) as gather:
         label_each(scans, predictor, labelling, gather)
@@ -182,15 +201,15 @@ def gathered(scans: Sequence[Scan], labelling: Labelling) -> Iterator[Callable[[
     """A function that notes what becomes of each scan, with a line for it.
 
     Raises:
-        UserError: at the end, the faults of all scans that could not be labelled.
+        NotLabelled: at the end, the faults of all scans that could not be labelled.
     """
     labelling.note({})  # not before, since the model may have been refused
-    cases, faults = [scan.case for scan in scans], []
+    faults = {}
     with progress("predict", len(scans)) as shown:
 
         def gather(labelled: Labelled) -> None:
             if labelled.fault:
-                faults.append((cases.index(labelled.case), labelled.fault))
+                faults[labelled.case] = labelled.fault
             else:
                 labelling.note({labelled.case: labelled.key})
             told = ": not labelled, see below" if labelled.fault else ""
@@ -202,14 +221,7 @@ def gathered(scans: Sequence[Scan], labelling: Labelling) -> Iterator[Callable[[
 
         collect_volumes(labelling.output)
     if faults:
-        _refuse([fault for _, fault in sorted(faults)], scans)
-
-
-def _refuse(faults: Sequence[str], scans: Sequence[Scan]) -> None:
-    remedy = "; to leave out what is no scan, add --leave-out" if any(scan.fault for scan in scans) else ""
-    if len(faults) == len(scans) == 1:
-        raise UserError(f"{faults[0]}{remedy}")
-    raise UserError(f"{len(faults)} of {len(scans)} cases were not labelled:\n  " + "\n  ".join(faults) + remedy)
+        raise NotLabelled(faults, scans)
 
 
 def _with_first_stage(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from megavoxel.config.setting import Network, NetworkParts, Setting
+from megavoxel.config.setting import Network, NetworkParts, Parallel, Setting
 from megavoxel.errors import UserError
 from megavoxel.planning.architectures import ARCHITECTURES, Architecture, Reference
 from megavoxel.planning.plan import NetworkPlan, Plan
@@ -206,6 +206,11 @@ def predicting_devices(plan: Plan) -> int:
     window = plan.patch if plan.inference.window is None else plan.inference.window
     larger = window == WHOLE or math.prod(window) * plan.parallel.tiles > math.prod(plan.patch)
     return plan.parallel.devices_of_a_patch if larger else 1
+
+
+def on_one_device(plan: Plan) -> Plan:
+    """The plan with all of each window on one device: the same label maps, where it has the memory."""
+    return replace(plan, parallel=Parallel(), stages=())
 
 
 def has_turns(plan: Plan) -> bool:

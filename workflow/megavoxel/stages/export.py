@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the folder, whole or not at all."""
     from megavoxel.models.directory import describe, next_command, write_model
-    from megavoxel.models.gather import find_runs, folds_left_out
+    from megavoxel.models.gather import dataset_facts, find_runs, folds_left_out
 
     runs = find_runs(arguments.runs)
-    description = describe(runs, arguments.dataset, arguments.authors)
+    description = describe(runs, dataset_facts(runs.plan.dataset, arguments.dataset), arguments.authors)
     if arguments.format == "bundle":
         from megavoxel.models.bundle import write_bundle
 

@@ -23,7 +23,10 @@ from megavoxel.tasks import task_of
 
 if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.evaluation.postprocessing import Postprocessing
+    from megavoxel.models.compound import Run
+    from megavoxel.models.label import Labelling
     from megavoxel.models.prepare import Reading
+    from megavoxel.models.scans import Scan
 
 OF_A_STUDY = (
     "cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "keep", "collect", "collect_logits",
@@ -196,43 +199,39 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _label_by_model(arguments: argparse.Namespace) -> None:
+    from megavoxel.models.compound import label_by_model
     from megavoxel.models.directory import load_model
 
     _refuse_options(arguments, "with --model", NOT_WITH_MODEL)
     if not arguments.input:
         raise UserError("--model needs --input: the scans, or folders of them")
     model = load_model(arguments.model)
-    _label(model.plan, model.weights, arguments, model.identity, model.postprocessing)
+    labelling = _labelling(arguments, model.identity, model.postprocessing, networks=len(model.weights))
+    label_by_model(model, _scans(arguments), labelling, _run_of(arguments))
 
 
 def _label_by_plan(plan: Plan, arguments: argparse.Namespace) -> None:
+    from megavoxel.models.compound import label_by_networks
+
     _refuse_options(arguments, "with --input", OF_A_STUDY)
     require_first_stage(plan, arguments.stage1_labels, option="--stage1-labels")
     sums = {f"weights {number}": file_sha256(path) for number, path in enumerate(arguments.weights, start=1)}
     identity = {"model": f"{plan.study}-{plan.setting}", "plan": plan.hash, **sums}
-    _label(plan, arguments.weights, arguments, identity, None)
+    labelling = _labelling(arguments, identity, None, networks=len(arguments.weights))
+    label_by_networks(plan, arguments.weights, _scans(arguments), labelling, _run_of(arguments))
 
 
-def _label(
-    plan: Plan,
-    weights: Sequence[Path],
-    arguments: argparse.Namespace,
-    identity: dict[str, str],
-    postprocessing: Postprocessing | None,
-) -> None:
-    """Labels new scans; those that have their label map are skipped."""
-    from megavoxel.inference.run_times import device_of
+def _labelling(
+    arguments: argparse.Namespace, identity: dict[str, str], postprocessing: Postprocessing | None, *, networks: int
+) -> Labelling:
+    from megavoxel.models.label import Labelling
 
-    arguments.device = device_of(weights, arguments.device)
-    if arguments.uncertainty and len(weights) < 2:
+    if arguments.uncertainty and networks < 2:
         raise UserError(
             f"--uncertainty: it is how far the networks of several folds disagree, and {identity['model']} has one; "
             "leave it out, or take a model of several folds"
         )
-    from megavoxel.models.label import Labelling, label_scans, unfinished
-    from megavoxel.models.scans import find_scans
-
-    labelling = Labelling(
+    return Labelling(
         output=arguments.output,
         model=identity,
         postprocessing=postprocessing,
@@ -243,23 +242,33 @@ def _label(
         uncertainty=arguments.uncertainty,
         pictures=arguments.pictures,
     )
-    scans = find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case, leave_out=arguments.leave_out)
-    left = unfinished(scans, labelling)
-    if not left:
-        if labelling.pictures:  # a run that was killed may have left it out
-            from megavoxel.models.volumes import collect_volumes
 
-            collect_volumes(labelling.output)
-        return
-    from megavoxel.forecast.prediction import explained_predictor
-    from megavoxel.models.shares import label_by_devices, sharing_devices
 
-    if devices := sharing_devices(plan, arguments.device, len(left)):
-        label_by_devices(left, plan, weights, labelling, devices, arguments.threads)
-        return
-    with explained_predictor(plan, weights, "predict", arguments) as predictor:
-        if predictor is not None:
-            label_scans(left, predictor, labelling)
+def _scans(arguments: argparse.Namespace) -> list[Scan]:
+    from megavoxel.models.scans import find_scans
+
+    return find_scans(arguments.input, one_file_per_case=arguments.one_file_per_case, leave_out=arguments.leave_out)
+
+
+def _run_of(arguments: argparse.Namespace) -> Run:
+    """What labels scans by networks, on the devices that the user has named."""
+
+    def run(plan: Plan, weights: Sequence[Path], scans: Sequence[Scan], labelling: Labelling) -> None:
+        from megavoxel.forecast.prediction import explained_predictor
+        from megavoxel.inference.run_times import device_of
+        from megavoxel.models.label import label_scans
+        from megavoxel.models.shares import label_by_devices, sharing_devices
+
+        device = device_of(weights, arguments.device)
+        if devices := sharing_devices(plan, device, len(scans)):
+            label_by_devices(scans, plan, weights, labelling, devices, arguments.threads)
+            return
+        named = argparse.Namespace(**vars(arguments) | {"device": device})
+        with explained_predictor(plan, weights, "predict", named) as predictor:
+            if predictor is not None:
+                label_scans(scans, predictor, labelling)
+
+    return run
 
 
 def _reading(arguments: argparse.Namespace) -> Reading:
