@@ -170,7 +170,7 @@ def test_what_cannot_be_exported_is_refused_by_name(results, tmp_path, capsys):
     (copied / "classes/plan.json").write_text('{"task": "classification"}')
     for named, words in (
         (["classes"], "it is of classification, of images; only models that segment scans are exported"),
-        (["ensembles/both"], "ensembles of settings are not exported; export their members"),
+        (["ensembles/both"], "an ensemble of settings; name its study file"),
         (["second"], "second/fold-1: there is no model.pt, so it is not trained yet"),
         (["only", "second/fold-0"], "are two settings: a model is one setting with its folds"),
         (["refined"], "it is the second stage of a cascade after coarse, and there is no"),

@@ -18,7 +18,7 @@ from megavoxel.config.regions import structures_of
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
 from megavoxel.inference.decision import Decision
-from megavoxel.inference.logits import Logits, LogitsHeader, open_logits, write_label_map
+from megavoxel.inference.logits import Logits, LogitsHeader, label_map, open_logits, write_label_map
 from megavoxel.inference.sliding_window import Slab, finite
 from megavoxel.volumes.open import read_labels
 
@@ -30,9 +30,39 @@ class Member:
     name: str
     logits: Path
     """Folder of its logits."""
-    predictions: Path
-    """Folder of its label maps, before post-processing."""
+    predictions: Path | None
+    """Folder of its label maps, before post-processing; None: those of the logits."""
     postprocessing: Postprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of the members for a case."""
+
+    logits: tuple[Logits, ...]
+    """One per member."""
+    votes: tuple[np.ndarray | None, ...]
+    """As `mean_probabilities` takes them."""
+
+    @property
+    def header(self) -> LogitsHeader:
+        """What its label map is written by."""
+        return self.logits[0].header
+
+    def probabilities(self) -> Iterator[Slab]:
+        """Mean probabilities on the image's grid, in slabs along z."""
+        return mean_probabilities(self.logits, self.votes)
+
+
+def open_mean(members: Sequence[Member], case: str) -> Mean:
+    """The mean of the members for a case; it is worked out slab by slab.
+
+    Raises:
+        UserError: a member has no prediction of the case, or members differ in labels or grid.
+    """
+    logits = tuple(open_logits(member.logits, case) for member in members)
+    check_agreement(members, logits, case)
+    return Mean(logits=logits, votes=tuple(map(_changed_voxels, members, logits)))
 
 
 def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
@@ -41,11 +71,8 @@ def write_ensemble(members: Sequence[Member], case: str, output: Path) -> None:
     Raises:
         UserError: a member has no prediction of the case, or members differ in labels or grid.
     """
-    logits = [open_logits(member.logits, case) for member in members]
-    check_agreement(members, logits, case)
-    header = logits[0].header
-    votes = [_changed_voxels(member, case, header) for member in members]
-    write_label_map(output, header, mean_probabilities(logits, votes), probable=True)
+    mean = open_mean(members, case)
+    write_label_map(output, mean.header, mean.probabilities(), probable=True)
 
 
 def mean_probabilities(logits: Sequence[Logits], votes: Sequence[np.ndarray | None]) -> Iterator[Slab]:
@@ -84,12 +111,15 @@ def check_agreement(members: Sequence[Member], logits: Sequence[Logits], case: s
             raise UserError(f"ensemble: case {case}: {members[0].name} and {member.name} predicted on different grids")
 
 
-def _changed_voxels(member: Member, case: str, header: LogitsHeader) -> np.ndarray | None:
+def _changed_voxels(member: Member, logits: Logits) -> np.ndarray | None:
+    header = logits.header
     labels = header.labels
     if not member.postprocessing.changes_anything:
         return None
-    path = member.predictions / f"{case}.nii.gz"
-    raw, _ = read_labels(path)
+    if member.predictions is None:
+        raw = label_map(logits.canonical_shape, header.decision, logits.slabs())
+    else:
+        raw, _ = read_labels(member.predictions / f"{header.properties.case}.nii.gz")
     processed = apply_postprocessing(raw, member.postprocessing, structures_of(labels, header.regions))
     class_of = np.zeros(max(labels.values()) + 1, dtype=np.int16)
     class_of[list(labels.values())] = np.arange(1, len(labels) + 1)

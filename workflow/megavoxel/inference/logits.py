@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import blosc2
@@ -132,6 +132,11 @@ class Logits(OnNetworkGrid):
     def outside(self, *shape: int) -> Tensor:
         """Logits of background."""
         return self.header.decision.background(*shape)
+
+    def probabilities(self) -> Iterator[Slab]:
+        """Probabilities of the outputs, in the slabs of `slabs`."""
+        for slab in self.slabs():
+            yield replace(slab, logits=self.header.decision.probabilities(slab.logits))
 
 
 def linear_weights(

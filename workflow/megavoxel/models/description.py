@@ -116,6 +116,8 @@ class ModelDescription:
     first_stage: dict[str, str] = field(default_factory=dict)
     """Settings whose label maps the networks of a cascade are given, each a model in `first_stage/SETTING`, with the
     SHA-256 of its model.json."""
+    members: dict[str, str] = field(default_factory=dict)
+    """Settings of an ensemble, which has no folds of its own: each a model in `members/SETTING`, in the same way."""
 
     @property
     def segmented(self) -> tuple[str, ...]:
@@ -145,8 +147,9 @@ def load_description(path: Path) -> ModelDescription:
             "that the file names, or export the model again"
         )
     found = from_plain(ModelDescription, values, where=str(path))
-    expect(len(found.folds) > 0, f"{path}: folds", "one or more")
-    for name in (*found.sha256, *(fold.weights for fold in found.folds), *found.first_stage):
+    expect(bool(found.folds) != bool(found.members), f"{path}: folds", "one or more, or members in place of them")
+    names = [*found.sha256, *(fold.weights for fold in found.folds), *found.first_stage, *found.members]
+    for name in names:
         expect(Path(name).name == name != "..", f"{path}: sha256", "names of files beside it")
     return found
 
@@ -208,7 +211,7 @@ def model_card(model: ModelDescription, plan: Plan, usage: str) -> str:
 
 def program_text(model: ModelDescription) -> str:
     """How a reader of a model gets the program for it, in Markdown."""
-    run_time = run_time_of(model.folds[0].weights)
+    run_time = run_time_of(model.folds[0].weights) if model.folds else None
     commits = " or ".join(sorted({fold.commit[:12] for fold in model.folds if fold.commit}))
     source = f"a checkout{f' of commit {commits}' if commits else ''}"
     wheel = f"megavoxel-{__version__}-py3-none-any.whl"
@@ -224,6 +227,12 @@ def program_text(model: ModelDescription) -> str:
 
 
 def _parts(model: ModelDescription) -> list[str]:
+    if model.members:
+        names = [f"[{name}](members/{name}/README.md)" for name in model.members]
+        return [
+            f"An ensemble of {', '.join(names)}, in this directory. `megavoxel predict` runs all of them and averages "
+            "their probabilities, each after its own post-processing."
+        ]
     if not model.first_stage:
         return []
     names = [f"[{name}](first_stage/{name}/README.md)" for name in model.first_stage]
@@ -251,24 +260,30 @@ def _maker(model: ModelDescription) -> str:
 
 
 def _versions(model: ModelDescription) -> str:
-    return " and ".join(sorted({fold.version for fold in model.folds}))
+    return " and ".join(sorted({fold.version for fold in model.folds})) or __version__
 
 
 def _format(model: ModelDescription, plan: Plan) -> str:
-    spacing = plan.preprocessing.shown_spacing
-    window = plan.inference.window or plan.patch
     rows = [
         ("Channels", ", ".join(model.channels)),
         ("Modalities", ", ".join(model.modalities) or "one kind"),
         ("Labels", ", ".join(f"{value} {name}" for name, value in model.labels.items())),
         *([] if model.regions is None else [("Regions", _regions(model.regions))]),
+        ("Post-processing", "largest components are kept" if model.postprocessed else "none"),
+        *(_networks(model, plan) if model.folds else []),
+    ]
+    return _table(("", ""), rows)
+
+
+def _networks(model: ModelDescription, plan: Plan) -> list[tuple[str, str]]:
+    spacing = plan.preprocessing.shown_spacing
+    window = plan.inference.window or plan.patch
+    return [
         ("Spacing of the network", f"{spacing} mm; scans of any spacing and orientation are brought there and back"),
         ("Window", window if isinstance(window, str) else " × ".join(map(str, window)) + " voxels"),
         ("Files of networks", run_time.format if (run_time := run_time_of(model.folds[0].weights)) else "PyTorch"),
         ("Networks", f"{len(model.folds)}, whose logits are averaged; {model.folds[0].parameters:,} weights each"),
-        ("Post-processing", "largest components are kept" if model.postprocessed else "none"),
     ]
-    return _table(("", ""), rows)
 
 
 def _training(model: ModelDescription) -> str:
@@ -280,6 +295,8 @@ def _training(model: ModelDescription) -> str:
         ("Authors of the model", model.authors or NOT_STATED),
         ("Study and setting", f"{model.study}, {model.setting}"),
     ]
+    if not model.folds:
+        return _table(("", ""), rows)
     folds = [
         (
             fold.fold, fold.training_cases, fold.validation_cases, fold.epochs,

@@ -19,13 +19,15 @@ from megavoxel.models.description import (
     require_unchanged,
     save_description,
 )
-from megavoxel.models.gather import Runs, fold_facts, score_means
+from megavoxel.models.gather import EnsembleRuns, Runs, fold_facts, score_means
 from megavoxel.models.network_files import FORMATS
 from megavoxel.planning.plan import Plan, load_plan
 
 DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postprocessing.json", "README.md"
 FIRST_STAGE = "first_stage"
 """Folder in a cascade with the models of its first stage, each in the folder of its setting."""
+MEMBERS = "members"
+"""Folder in an ensemble of settings with their models, in the same way."""
 USAGE = """\
     megavoxel predict --model DIR --input SCAN... --output FOLDER
 
@@ -46,9 +48,13 @@ class Model:
     folder: Path
     description: ModelDescription
     plan: Plan
+    """The plan of the networks; for an ensemble of settings that of its first member, whose channels and labels all
+    have."""
     postprocessing: Postprocessing | None
     first_stage: tuple[Model, ...] = ()
     """Models whose label maps the networks are given, in the order of the plan's `stage1`."""
+    members: tuple[Model, ...] = ()
+    """Models whose probabilities are averaged, where this is an ensemble of settings, without networks of its own."""
 
     @property
     def weights(self) -> list[Path]:
@@ -58,8 +64,9 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What a folder of label maps records of the model that made them."""
-        parts = {f"{FIRST_STAGE}/{name}": own for name, own in self.description.first_stage.items()}
-        return {"model": self.description.name, **self.description.sha256, **parts}
+        parts = ((FIRST_STAGE, self.description.first_stage), (MEMBERS, self.description.members))
+        sums = {f"{place}/{name}": own for place, models in parts for name, own in models.items()}
+        return {"model": self.description.name, **self.description.sha256, **sums}
 
 
 def describe(runs: Runs, dataset: DatasetFacts, authors: str) -> ModelDescription:
@@ -68,7 +75,7 @@ def describe(runs: Runs, dataset: DatasetFacts, authors: str) -> ModelDescriptio
     Raises:
         UserError: a file of the runs is missing or damaged.
     """
-    plan, rules = runs.plan, runs.postprocessing
+    plan = runs.plan
     return ModelDescription(
         name=f"{plan.study}-{plan.setting}",
         study=plan.study,
@@ -79,11 +86,33 @@ def describe(runs: Runs, dataset: DatasetFacts, authors: str) -> ModelDescriptio
         regions=plan.preprocessing.regions,
         dataset=dataset,
         folds=tuple(fold_facts(runs, fold) for fold in runs.folds),
-        scores=score_means(runs),
-        postprocessed=rules is not None and load_postprocessing(rules).changes_anything,
+        scores=score_means(runs.setting.parent, runs.setting.name, runs.folds, is_whole=runs.is_whole),
+        postprocessed=_changes_anything(runs.postprocessing),
         authors=authors,
         sha256={},
     )
+
+
+def describe_ensemble(ensemble: EnsembleRuns, dataset: DatasetFacts, authors: str) -> ModelDescription:
+    """The description of an ensemble of settings, without the checksums of its files.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    first, name = ensemble.members[0], ensemble.folder.name
+    alone = describe(first, dataset, authors)
+    return replace(
+        alone,
+        name=f"{alone.study}-{name}",
+        setting=name,
+        folds=(),
+        scores=score_means(first.setting.parent, name, first.folds, is_whole=True),
+        postprocessed=_changes_anything(ensemble.postprocessing),
+    )
+
+
+def _changes_anything(rules: Path | None) -> bool:
+    return rules is not None and load_postprocessing(rules).changes_anything
 
 
 def write_model(runs: Runs, description: ModelDescription, target: Path, *, kind: str = "model") -> None:
@@ -116,6 +145,18 @@ def write_model(runs: Runs, description: ModelDescription, target: Path, *, kind
         write_text(folder / CARD, model_card(description, runs.plan, USAGE))
 
 
+def write_ensemble(ensemble: EnsembleRuns, description: ModelDescription, target: Path, *, kind: str = "model") -> None:
+    """Writes the directory of an ensemble of settings, each of which is a model in it; as `write_model`."""
+    with atomic_directory(target) as folder:
+        if ensemble.postprocessing:
+            shutil.copyfile(ensemble.postprocessing, folder / POSTPROCESSING)
+        sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        members = {own.setting.name: _write_part(own, description, folder / MEMBERS, kind) for own in ensemble.members}
+        description = replace(description, sha256=sums, members=members)
+        save_description(folder / DESCRIPTION, description)
+        write_text(folder / CARD, model_card(description, ensemble.members[0].plan, USAGE))
+
+
 def _write_part(runs: Runs, whole: ModelDescription, folder: Path, kind: str) -> str:
     """Writes a model that is part of another one; returns the checksum of its description."""
     target = folder / runs.setting.name
@@ -133,16 +174,22 @@ def load_model(folder: Path) -> Model:
     description = load_description(folder / DESCRIPTION)
     rules = folder / POSTPROCESSING
     is_postprocessed = description.postprocessed or POSTPROCESSING in description.sha256 or rules.exists()
-    names = {*description.sha256, PLAN, *(fold.weights for fold in description.folds)}
+    names = {*description.sha256, *(fold.weights for fold in description.folds)}
+    names |= set() if description.members else {PLAN}
     files = [folder / name for name in sorted(names | ({POSTPROCESSING} if is_postprocessed else set()))]
     require_as_exported(folder / DESCRIPTION, description, files)
+    kept = load_postprocessing(rules) if is_postprocessed else None
+    members = tuple(_load_part(folder / MEMBERS / name, own) for name, own in description.members.items())
+    if members:
+        plan = members[0].plan
+        return Model(folder=folder, description=description, plan=plan, postprocessing=kept, members=members)
     plan, firsts = load_plan(folder / PLAN), description.first_stage
     expect(tuple(firsts) == plan.stage1, f"{folder / DESCRIPTION}: first_stage", f"{list(plan.stage1)}, as in {PLAN}")
     return Model(
         folder=folder,
         description=description,
         plan=plan,
-        postprocessing=load_postprocessing(rules) if is_postprocessed else None,
+        postprocessing=kept,
         first_stage=tuple(_load_part(folder / FIRST_STAGE / name, expected) for name, expected in firsts.items()),
     )
 

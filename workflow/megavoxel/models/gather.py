@@ -9,6 +9,7 @@ from typing import Any
 
 from megavoxel.config.dataset import Dataset, load_dataset
 from megavoxel.config.setting import ALL
+from megavoxel.config.study_file import load_study
 from megavoxel.config.yaml_files import read_yaml
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import metrics_in
@@ -48,12 +49,61 @@ class Runs:
         return path if path.is_file() else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleRuns:
+    """An ensemble of settings."""
+
+    folder: Path
+    """results/STUDY/ensembles/NAME."""
+    members: tuple[Runs, ...]
+    """Its settings, with all their folds, in the order of the study file."""
+
+    @property
+    def postprocessing(self) -> Path | None:
+        """postprocessing.json of the ensemble, where there is one."""
+        path = self.folder / "postprocessing.json"
+        return path if path.is_file() else None
+
+
+def is_ensemble(path: Path) -> bool:
+    """Whether a folder is that of an ensemble of settings."""
+    return Path(path).resolve().parent.name == "ensembles"
+
+
+def find_ensemble(folder: Path, study_file: Path | None) -> EnsembleRuns:
+    """The settings of an ensemble, as its study file names them.
+
+    Args:
+        folder: results/STUDY/ensembles/NAME.
+
+    Raises:
+        UserError: the study file is not named, or of another study, or has no such ensemble; or a member is not trained
+            on all of its folds, or of another kind than the first.
+    """
+    if study_file is None:
+        raise UserError(f"{folder}: an ensemble of settings; name its study file, which says of which: --study FILE")
+    study, results = load_study(study_file), Path(folder).resolve().parent.parent
+    found = {ensemble.name: ensemble.members for ensemble in study.ensembles}
+    if study.name != results.name or folder.name not in found:
+        raise UserError(
+            f"--study {study_file}: it is of the study {study.name} with the ensembles {', '.join(found) or 'none'}; "
+            f"expected that of {results.name} with {folder.name}"
+        )
+    members = tuple(_whole(Path(folder).parent.parent / name, f"a member of {folder}") for name in found[folder.name])
+    first = members[0].plan.preprocessing
+    for runs in members[1:]:
+        own = runs.plan.preprocessing
+        if (own.channels, own.labels, own.regions) != (first.channels, first.labels, first.regions):
+            raise UserError(f"{runs.setting}: it has other channels or labels than {members[0].setting}")
+    return EnsembleRuns(folder=folder, members=members)
+
+
 def find_runs(paths: Sequence[Path]) -> Runs:
     """The trained folds that folders name: results/STUDY/SETTING for all of a setting, or some of its fold-K.
 
     Raises:
         UserError: a folder is none of these, is not trained yet, or of another setting than the first one; it is a
-            classifier, or an ensemble of settings; or a first stage of it lacks folds.
+            classifier, or an ensemble of settings (see `find_ensemble`); or a first stage of it lacks folds.
     """
     named = [_folds_named(Path(path)) for path in paths]
     settings = sorted({setting for setting, _ in named})
@@ -94,11 +144,15 @@ def _first_stage(setting: Path, name: str) -> Runs:
             f"{setting}: it is the second stage of a cascade after {name}, and there is no {first / 'plan.json'}; both "
             "stages are exported together, from the folder of their study"
         )
-    runs = find_runs([first])
+    return _whole(first, f"the first stage of {setting.name}")
+
+
+def _whole(setting: Path, part: str) -> Runs:
+    """A setting with all of its folds, as a part of a model."""
+    runs = find_runs([setting])
     if left_out := folds_left_out(runs):
         raise UserError(
-            f"{first}: it is the first stage of {setting.name}, and its fold {left_out[0]} is not trained; a first "
-            "stage is exported with all of its folds"
+            f"{setting}: it is {part}, and its fold {left_out[0]} is not trained; it is exported with all of its folds"
         )
     return runs
 
@@ -152,19 +206,19 @@ def dataset_facts(name: str, file: Path | None) -> DatasetFacts:
     )
 
 
-def score_means(runs: Runs) -> tuple[Mean, ...]:
-    """Means of the study's scores.csv: of the validation cases of the runs' folds and, where all folds are there, of
-    the test cases. None where nothing is scored yet.
+def score_means(results: Path, name: str, folds: Sequence[int | str], *, is_whole: bool) -> tuple[Mean, ...]:
+    """Means of the study's scores.csv: of the validation cases of some folds of a setting or an ensemble and, where
+    these are all of its folds, of the test cases. None where nothing is scored yet.
     """
-    path = runs.setting.parent / "scores.csv"
+    path = results / "scores.csv"
     if not path.is_file():
         print(f"note: there is no {path}: the model goes without scores", flush=True)
         return ()
     table = read_scores(path)
-    own = table[table["setting"] == runs.setting.name]
-    chosen = own[(own["split"] == "validation") & own["fold"].isin(map(str, runs.folds))]
-    parts = [("validation", chosen)] + ([("test", own[own["split"] == "test"])] if runs.is_whole else [])
-    return tuple(mean for split, part in parts for mean in _means(split, part, _tolerances(runs.setting.parent)))
+    own = table[table["setting"] == name]
+    chosen = own[(own["split"] == "validation") & own["fold"].isin(map(str, folds))]
+    parts = [("validation", chosen)] + ([("test", own[own["split"] == "test"])] if is_whole else [])
+    return tuple(mean for split, part in parts for mean in _means(split, part, _tolerances(results)))
 
 
 def _means(split: str, scores: Any, tolerances: dict[str, float]) -> list[Mean]:
@@ -203,11 +257,8 @@ def _folds_named(path: Path) -> tuple[Path, list[int | str]]:
     is_fold = path.name != number and (number.isdecimal() or number == ALL)
     if path.is_dir() and is_fold and (path.parent / "plan.json").is_file():
         return path.parent, [ALL if number == ALL else int(number)]
-    if path.resolve().parent.name == "ensembles":
-        raise UserError(
-            f"{path}: ensembles of settings are not exported; export their members, each of which is a model with all "
-            "its folds"
-        )
+    if is_ensemble(path):
+        raise UserError(f"{path}: an ensemble of settings is a model of its own; export it alone")
     raise UserError(
         f"{path}: no trained run; expected results/STUDY/SETTING with a plan.json and fold-K/model.pt, or such a fold-K"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -187,13 +188,13 @@ def label_each(
         done: called in a thread for one scan after another, as soon as it has all its files or is given up.
     """
     from megavoxel.forecast.prediction import WholeImages
-    from megavoxel.inference.overlap import overlapped
 
     whole_images = WholeImages.of(predictor)
     with scratch_directory(labelling.output) as scratch:
-        steps = _Steps(predictor=predictor, whole_images=whole_images, labelling=labelling, scratch=scratch, done=done)
-        for _ in overlapped(scans, steps.read, steps.predict, steps.write):
-            pass
+        _NetworkSteps(
+            plan=predictor.plan, predictor=predictor, whole_images=whole_images, labelling=labelling, scratch=scratch,
+            done=done,
+        ).run(scans)  # fmt: skip
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def _with_first_stage(
 
 
 @dataclass(kw_only=True)
-class _Turn:
+class Turn:
     """A scan on its way, and what there is of it."""
 
     scan: Scan
@@ -252,7 +253,7 @@ class _Turn:
     """Image on the network's grid; None: not yet, as it is too large to be read before its turn."""
     logits: Logits | None = None
 
-    def step(self, work: Callable[[_Turn], None]) -> _Turn:
+    def step(self, work: Callable[[Turn], None]) -> Turn:
         """Takes a step, unless there is a fault already; what is wrong where that cannot be done is the fault."""
         try:
             if self.fault is None:
@@ -273,80 +274,113 @@ class _Turn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Steps:
+class Steps(ABC):
     """The steps of a scan. `read` and `write` run while others are predicted."""
 
-    predictor: CasePredictor
-    whole_images: WholeImages
+    plan: Plan
+    """By which scans are read, and whose labels are written."""
     labelling: Labelling
     scratch: Path
     """Folder for what is not to stay."""
     done: Callable[[Labelled], None]
+    """Called in a thread for one scan after another, as soon as it has all its files or is given up."""
 
-    def read(self, scan: Scan) -> _Turn:
+    def run(self, scans: Sequence[Scan]) -> None:
+        """Takes all scans through all steps."""
+        from megavoxel.inference.overlap import overlapped
+
+        for _ in overlapped(scans, self.read, self.predict, self.write):
+            pass
+
+    def read(self, scan: Scan) -> Turn:
         """Opened, and prepared if it is not too large to be read ahead."""
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
-        return _Turn(scan=scan, fault=scan.fault, folder=folder).step(self._read)
+        return Turn(scan=scan, fault=scan.fault, folder=folder).step(self._read)
 
-    def predict(self, turn: _Turn) -> _Turn:
+    def predict(self, turn: Turn) -> Turn:
         """With its logits in its folder."""
         return turn.step(self._predict)
 
-    def write(self, turn: _Turn) -> _Turn:
+    def write(self, turn: Turn) -> Turn:
         """With all its files in the output, and told of; so is a fault."""
         turn.step(self._write).clear()
         self.done(Labelled(case=turn.scan.case, key=turn.key, fault=turn.fault))
         return turn
 
-    def _read(self, turn: _Turn) -> None:
-        from megavoxel.inference.overlap import is_read_ahead
+    def _read(self, turn: Turn) -> None:
         from megavoxel.models.prepare import as_in_training, open_scan
 
-        plan = self.predictor.plan.preprocessing
+        plan = self.plan.preprocessing
         turn.key = self.labelling.key(turn.scan)
         opened = open_scan(turn.scan, plan.channels, self.labelling.reading)
         turn.volumes = as_in_training(plan, turn.scan.case, opened)
+
+    @abstractmethod
+    def _predict(self, turn: Turn) -> None: ...
+
+    @abstractmethod
+    def _write_maps(self, turn: Turn) -> None:
+        """Writes CASE.nii.gz in the folder of the turn, and what was asked for beside the label map."""
+
+    def _write(self, turn: Turn) -> None:
+        from megavoxel.models import outputs
+
+        labelling, scan = self.labelling, turn.scan
+        self._write_maps(turn)
+        made = turn.folder / f"{scan.case}.nii.gz"
+        outputs.postprocess_in_place(made, labelling.postprocessing, self.plan.preprocessing.structures)
+        if picture := labelling.picture(scan):
+            self._write_picture(turn, picture, made)
+        outputs.write_label_map(turn.volumes[0], made, labelling.label_map(scan))
+
+    def _write_picture(self, turn: Turn, picture: Path, made: Path) -> None:
+        from megavoxel.models.volumes import write_volumes
+        from megavoxel.reporting.picture import write_picture
+
+        scan, plan, volume = turn.scan, self.plan.preprocessing, turn.volumes[0]
+        modality = self.labelling.reading.modality or volume.modality or plan.channels[0]
+        sizes = write_picture(picture, volume, made, plan.labels, title=scan.case, modality=modality)
+        write_volumes(self.labelling.volumes(scan), scan.case, sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NetworkSteps(Steps):
+    """The steps of scans that go through the networks of a setting."""
+
+    predictor: CasePredictor
+    whole_images: WholeImages
+
+    def _read(self, turn: Turn) -> None:
+        from megavoxel.inference.overlap import is_read_ahead
+
+        super()._read(turn)
         if is_read_ahead(*(volume.shape for volume in turn.volumes)):
             self._prepare(turn)
 
-    def _prepare(self, turn: _Turn) -> None:
+    def _prepare(self, turn: Turn) -> None:
         from megavoxel.models.prepare import prepared
 
-        turn.prepared = prepared(turn.scan, turn.volumes, self.predictor.plan, self.labelling.reading, turn.folder)
+        turn.prepared = prepared(turn.scan, turn.volumes, self.plan, self.labelling.reading, turn.folder)
 
-    def _predict(self, turn: _Turn) -> None:
+    def _predict(self, turn: Turn) -> None:
         if turn.prepared is None:
             self._prepare(turn)
         image, properties = turn.prepared
         self.whole_images.check(turn.scan.case, image.shape[1:])
-        image = _with_first_stage(image, properties, self.predictor.plan, self.labelling, turn.scan)
+        image = _with_first_stage(image, properties, self.plan, self.labelling, turn.scan)
         labelling = self.labelling
         turn.logits = self.predictor.logits(
             image, properties, labelling.logits, turn.folder, disagreement=labelling.uncertainty
         )
         turn.prepared = None
 
-    def _write(self, turn: _Turn) -> None:
+    def _write_maps(self, turn: Turn) -> None:
         from megavoxel.inference.logits import write_label_map
         from megavoxel.models import outputs
 
-        labelling, scan, rules = self.labelling, turn.scan, self.predictor.plan.preprocessing
-        logits, made = turn.logits, turn.folder / f"{scan.case}.nii.gz"
+        labelling, scan, logits = self.labelling, turn.scan, turn.logits
         write_label_map(turn.folder, logits.header, logits.slabs())
-        if probabilities := labelling.probability_map(scan):
-            outputs.write_probabilities(probabilities, logits, turn.folder, turn.volumes[0])
+        if path := labelling.probability_map(scan):
+            outputs.write_probabilities(path, logits.header, logits.probabilities(), turn.folder, turn.volumes[0])
         if uncertainty := labelling.uncertainty_map(scan):
             outputs.write_uncertainty(uncertainty, logits.disagreement, turn.folder, turn.volumes[0])
-        outputs.postprocess_in_place(made, labelling.postprocessing, rules.structures)
-        if picture := labelling.picture(scan):
-            self._write_picture(turn, picture, made)
-        outputs.write_label_map(turn.volumes[0], made, labelling.label_map(scan))
-
-    def _write_picture(self, turn: _Turn, picture: Path, made: Path) -> None:
-        from megavoxel.models.volumes import write_volumes
-        from megavoxel.reporting.picture import write_picture
-
-        scan, plan, volume = turn.scan, self.predictor.plan.preprocessing, turn.volumes[0]
-        modality = self.labelling.reading.modality or volume.modality or plan.channels[0]
-        sizes = write_picture(picture, volume, made, plan.labels, title=scan.case, modality=modality)
-        write_volumes(self.labelling.volumes(scan), scan.case, sizes)

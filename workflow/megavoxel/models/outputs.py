@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from torch import Tensor
 
 from megavoxel.evaluation.postprocessing import Postprocessing, apply_postprocessing
-from megavoxel.inference.logits import Logits, LogitsHeader, OnNetworkGrid
+from megavoxel.inference.logits import LogitsHeader, OnNetworkGrid
+from megavoxel.inference.sliding_window import Slab
 from megavoxel.volumes.formats.nifti import image_on
 from megavoxel.volumes.open import label_suffix_of, read_labels
 from megavoxel.volumes.volume import Volume, label_type
@@ -31,27 +31,32 @@ def postprocess_in_place(
         write_labels(path, apply_postprocessing(array, postprocessing, structures), geometry)
 
 
-def write_probabilities(path: Path, logits: Logits, scratch: Path, scan: Volume) -> None:
+def write_probabilities(
+    path: Path, header: LogitsHeader, probabilities: Iterable[Slab], scratch: Path, scan: Volume
+) -> None:
     """Writes the probabilities of a case as float32 NIfTI: (i, j, k, classes), background first, or (i, j, k, regions).
 
     Memory is bounded by a slab: the volume lies in a file in `scratch` until it is compressed.
+
+    Args:
+        probabilities: on the image's grid, along z.
     """
-    decision = logits.header.decision
-    volume = _on_image(logits, scratch / "probabilities", decision.probabilities)
-    _write(path, volume, logits.header, scratch, scan)
+    volume = _on_image(header, header.decision.outputs, probabilities, scratch / "probabilities")
+    _write(path, volume, header, scratch, scan)
 
 
 def write_uncertainty(path: Path, disagreement: OnNetworkGrid, scratch: Path, scan: Volume) -> None:
     """Writes the disagreement of the networks as float32 NIfTI (i, j, k), in nats; memory as `write_probabilities`."""
-    volume = _on_image(disagreement, scratch / "uncertainty", lambda values: values)
+    volume = _on_image(disagreement.header, 1, disagreement.slabs(), scratch / "uncertainty")
     _write(path, volume[0], disagreement.header, scratch, scan)
 
 
-def _on_image(values: OnNetworkGrid, file: Path, shown: Callable[[Tensor], Tensor]) -> np.memmap:
-    """What is shown of values, float32 (values, z, y, x) on the image's grid, in a file."""
-    volume = np.memmap(file, dtype=np.float32, mode="w+", shape=(values.array.shape[0], *values.canonical_shape))
-    for slab in values.slabs():
-        volume[:, slab.start : slab.stop] = shown(slab.logits).numpy()
+def _on_image(header: LogitsHeader, values: int, slabs: Iterable[Slab], file: Path) -> np.memmap:
+    """Slabs along z as one array, float32 (values, z, y, x) on the image's grid, in a file."""
+    shape = (values, *header.properties.geometry.canonical_shape)
+    volume = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+    for slab in slabs:
+        volume[:, slab.start : slab.stop] = slab.logits.numpy()
     return volume
 
 

@@ -206,6 +206,11 @@ def _label_by_model(arguments: argparse.Namespace) -> None:
     if not arguments.input:
         raise UserError("--model needs --input: the scans, or folders of them")
     model = load_model(arguments.model)
+    if model.members and arguments.uncertainty:
+        raise UserError(
+            f"--uncertainty: it is how far the networks of one setting disagree, and {arguments.model} is an ensemble "
+            f"of settings; leave it out, or take one of the models in {arguments.model / 'members'}"
+        )
     labelling = _labelling(arguments, model.identity, model.postprocessing, networks=len(model.weights))
     label_by_model(model, _scans(arguments), labelling, _run_of(arguments))
 
