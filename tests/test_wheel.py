@@ -13,17 +13,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from dataset_layouts import make_phantoms
-from helpers import preprocessing_plan, tiny_plan
+from exported import untrained_model
 from megavoxel import __version__
 from megavoxel.cli import main
-from megavoxel.files import file_sha256
-from megavoxel.models.description import DatasetFacts, FoldFacts, ModelDescription, model_card, save_description
-from megavoxel.network.segmentation import SegmentationNetwork
-from megavoxel.network.weights import save_weights
-from megavoxel.planning.plan import save_plan
 
 COPIED = ("workflow/megavoxel", "workflow/schemas", "config/hardware.yaml", "pyproject.toml", "README.md", "LICENSE")
 
@@ -59,24 +53,7 @@ def test_a_wheel_has_all_files_of_the_package(wheel, repository):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """An exported model whose network has not learnt anything."""
-    folder = tmp_path_factory.mktemp("model")
-    rules = preprocessing_plan(channels=("MR",), spacing=(2.0, 2.0, 2.0))
-    plan = tiny_plan(preprocessing=rules, patch=(8, 16, 16))
-    torch.manual_seed(1)
-    save_plan(folder / "plan.json", plan)
-    save_weights(folder / "fold-0.pt", SegmentationNetwork(plan.network), plan_hash=plan.hash, precision="float32")
-    fold = FoldFacts(
-        fold=0, weights="fold-0.pt", training_cases=2, validation_cases=2, epochs=2, hours=1.0, seed=1,
-        precision="float32", parameters=10, data_sha256=None, hardware="cpu", version="1", commit="0123456789abcdef",
-        versions={},
-    )  # fmt: skip
-    description = ModelDescription(
-        name="tiny", study="s", setting="t", channels=("MR",), labels=rules.labels, dataset=DatasetFacts(name="none"),
-        folds=(fold,), sha256={path.name: file_sha256(path) for path in folder.iterdir()},
-    )  # fmt: skip
-    save_description(folder / "model.json", description)
-    (folder / "README.md").write_text(model_card(description, plan, "usage"))
-    return folder
+    return untrained_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_card_says_how_to_get_the_program_that_reads_the_model(model):

@@ -8,14 +8,20 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import yaml
 from site_of_user import BIN, DATASET, check_out, finish, start_snakemake, study
 
+from exported import untrained_model
+from megavoxel.cli import main
 from megavoxel.containers.lock import hash_of_sources, read_lock
 from megavoxel.files import file_sha256
+from megavoxel.models.container import write_container
 from megavoxel.network.tensor_files import load_tensors
 
 IN_CONTAINER = ("--sdm", "apptainer", "--apptainer-args", "--net --network none")
@@ -119,6 +125,36 @@ def test_weights_and_scores_from_inside_are_those_from_outside(place, apptainer,
     scores = [(folder / "results/small/scores.csv").read_bytes() for folder in (place, outside)]
     assert scores[0] == scores[1]
     assert json.loads((outside / model).with_name("manifest.json").read_text())["container"] is None
+
+
+def test_a_model_as_a_container_labels_a_folder_of_scans(place, apptainer, tmp_path, monkeypatch):
+    """The image of a model is built on the small base, for its recipe; the command runs in the image of the stages."""
+    for name, value in apptainer.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "made").mkdir()
+    model = untrained_model(tmp_path / "made")
+    write_container(lambda folder: shutil.copytree(model, folder), tmp_path / "container")
+    labels = labelled_inside(tmp_path / "container", place / IMAGE, place / "containers/images/base.sif")
+    options = ["--model", model, "--input", tmp_path / "container/scans", "--output", tmp_path / "outside"]
+    assert main(["predict", *map(str, options), "--device", "cpu", "--threads", "1"]) == 0
+    assert labels == (tmp_path / "outside/a scan.nii.gz").read_bytes()
+
+
+def labelled_inside(container: Path, image: Path, base: Path) -> bytes:
+    """The label map of a scan of noise, made without network by the command of a container."""
+    scan = np.random.default_rng(0).normal(size=(20, 18, 12)).astype(np.float32)
+    (container / "scans").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scan, np.diag([2.0, 2.0, 2.5, 1.0])), container / "scans/a scan.nii.gz")
+    run = partial(subprocess.run, cwd=container, check=True, capture_output=True, text=True)
+    run(["apptainer", "build", "--build-arg", f"base={base}", "model.sif", "model.def"])
+    without = run(["apptainer", "run", "model.sif"], check=False)
+    assert (without.returncode, without.stderr.splitlines()[-1][:19]) == (2, "usage: SCANS LABELS")
+    inside = run(["apptainer", "exec", "model.sif", "cat", "/opt/model/model.json"]).stdout
+    assert inside == (container / "model/model.json").read_text()
+    bound = [word for name in ("model", "label") for word in ("--bind", f"{container / name}:/opt/{name}")]
+    alone = ["--net", "--network", "none"]
+    run(["apptainer", "exec", *alone, *bound, image, "/opt/label", "scans", "labels", "--threads", "1"])
+    return (container / "labels/a scan.nii.gz").read_bytes()
 
 
 def test_the_demo_in_containers_and_through_slurm_reaches_its_report(place, apptainer, cluster, repository):

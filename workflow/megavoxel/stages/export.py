@@ -9,6 +9,8 @@ The network of all cases, of a setting whose folds have 'all' among them:
   megavoxel export results/STUDY/SETTING/fold-all --to models/NAME
 For ONNX Runtime or OpenVINO in place of PyTorch:
   megavoxel export results/STUDY/SETTING --to models/NAME --format onnx
+An image of Apptainer or Docker that labels a folder of scans, built in the folder:
+  megavoxel export results/STUDY/SETTING --to containers/NAME --format container
 For MONAI:
   megavoxel export results/STUDY/SETTING --to bundles/NAME --format bundle
 """
@@ -36,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--format",
-        choices=["model", "onnx", "openvino", "bundle"],
+        choices=["model", "onnx", "openvino", "container", "bundle"],
         default="model",
         help="a directory for 'megavoxel predict --model' with the weights of PyTorch (default), or with networks that "
-        "ONNX Runtime or OpenVINO runs; or a MONAI Bundle",
+        "ONNX Runtime or OpenVINO runs; that with what Apptainer and Docker build an image by; or a MONAI Bundle",
     )
     parser.add_argument(
         "--dataset",
@@ -55,34 +57,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the folder, whole or not at all."""
+    from megavoxel.models.container import build_command, write_container
     from megavoxel.models.directory import next_command
+
+    said: list[str] = []
+    if arguments.format == "container":
+        write_container(lambda folder: said.extend(_export(arguments, folder, "model")), arguments.to)
+    else:
+        said.extend(_export(arguments, arguments.to, arguments.format))
+    print(f"{arguments.to}: " + "\n".join(said), flush=True)
+    if arguments.format != "bundle":
+        print((build_command if arguments.format == "container" else next_command)(arguments.to), flush=True)
+
+
+def _export(arguments: argparse.Namespace, target: Path, kind: str) -> list[str]:
+    """Writes a model; what is in it, and notes about that."""
     from megavoxel.models.gather import is_ensemble
 
     if len(arguments.runs) == 1 and is_ensemble(arguments.runs[0]):
-        _export_ensemble(arguments)
-    else:
-        _export_setting(arguments)
-    if arguments.format != "bundle":
-        print(next_command(arguments.to), flush=True)
+        return _export_ensemble(arguments, target, kind)
+    return _export_setting(arguments, target, kind)
 
 
-def _export_ensemble(arguments: argparse.Namespace) -> None:
+def _export_ensemble(arguments: argparse.Namespace, target: Path, kind: str) -> list[str]:
     from megavoxel.models.directory import describe_ensemble, write_ensemble
     from megavoxel.models.gather import dataset_facts, find_ensemble
 
-    if arguments.format == "bundle":
+    if kind == "bundle":
         raise UserError("--format bundle: a MONAI Bundle has the networks of one setting; leave it out, or export one")
     ensemble = find_ensemble(arguments.runs[0], arguments.study)
     facts = dataset_facts(ensemble.members[0].plan.dataset, arguments.dataset)
     description = describe_ensemble(ensemble, facts, arguments.authors)
-    write_ensemble(ensemble, description, arguments.to, kind=arguments.format)
-    print(
-        f"{arguments.to}: {description.name}, the mean of {', '.join(own.setting.name for own in ensemble.members)}",
-        flush=True,
-    )
+    write_ensemble(ensemble, description, target, kind=kind)
+    return [f"{description.name}, the mean of {', '.join(own.setting.name for own in ensemble.members)}"]
 
 
-def _export_setting(arguments: argparse.Namespace) -> None:
+def _export_setting(arguments: argparse.Namespace, target: Path, kind: str) -> list[str]:
     from megavoxel.models.directory import describe, write_model
     from megavoxel.models.gather import dataset_facts, find_runs, folds_left_out
 
@@ -90,17 +100,18 @@ def _export_setting(arguments: argparse.Namespace) -> None:
         raise UserError("--study: says of which settings an ensemble is; leave it out")
     runs = find_runs(arguments.runs)
     description = describe(runs, dataset_facts(runs.plan.dataset, arguments.dataset), arguments.authors)
-    if arguments.format == "bundle":
+    if kind == "bundle":
         from megavoxel.models.bundle import write_bundle
 
-        write_bundle(runs, description, arguments.to)
+        write_bundle(runs, description, target)
     else:
-        write_model(runs, description, arguments.to, kind=arguments.format)
-    print(f"{arguments.to}: {description.name}, {_named(runs.folds)}", flush=True)
+        write_model(runs, description, target, kind=kind)
+    said = [f"{description.name}, {_named(runs.folds)}"]
     if ALL in runs.folds:
-        print("note: fold all is trained on all cases, so that nothing of this model is validated", flush=True)
+        said.append("note: fold all is trained on all cases, so that nothing of this model is validated")
     if left_out := folds_left_out(runs):
-        print(f"note: {_named(left_out)} of the study's splits.json: not in this model", flush=True)
+        said.append(f"note: {_named(left_out)} of the study's splits.json: not in this model")
+    return said
 
 
 def _named(folds: Sequence[int | str]) -> str:
