@@ -40,8 +40,9 @@ VALIDATION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long both train."""
+    """How both train."""
 
+    batch: int
     epochs: int
     iterations: int
     """Steps of an epoch, within which the learning rate stays the same."""
@@ -50,7 +51,7 @@ class Schedule:
     @property
     def name(self) -> str:
         """Name of our setting, without its seed."""
-        return f"steps-{self.epochs}x{self.iterations}"
+        return f"batch-{self.batch}-steps-{self.epochs}x{self.iterations}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,6 @@ class Compared:
     """`MRI` or `CT`."""
     patch: tuple[int, int, int]
     """Voxels, in the order of the network's axes."""
-    batch: int
     levels: int
     features: int
     """Channels of the first level."""
@@ -70,20 +70,19 @@ class Compared:
 
 COMPARED = {
     "hippocampus": Compared(
-        channel="MRI", patch=(40, 56, 40), batch=4, levels=4, features=8,
+        channel="MRI", patch=(40, 56, 40), levels=4, features=8,
         schedules=(
-            Schedule(epochs=10, iterations=50, seeds=(1, 2, 3)),
-            Schedule(epochs=2, iterations=250, seeds=(1, 2, 3)),
-            Schedule(epochs=40, iterations=50, seeds=(1,)),
+            Schedule(batch=4, epochs=10, iterations=50, seeds=(1, 2, 3)),
+            Schedule(batch=2, epochs=40, iterations=50, seeds=(1, 2, 3)),
         ),
     ),
     "chaos_mr_t2": Compared(
-        channel="MRI", patch=(16, 112, 112), batch=2, levels=5, features=8,
-        schedules=(Schedule(epochs=20, iterations=50, seeds=(1,)),),
+        channel="MRI", patch=(16, 112, 112), levels=5, features=8,
+        schedules=(Schedule(batch=2, epochs=20, iterations=50, seeds=(1,)),),
     ),
     "openkbp_headneck": Compared(
-        channel="CT", patch=(64, 48, 80), batch=2, levels=4, features=8,
-        schedules=(Schedule(epochs=20, iterations=50, seeds=(1,)),),
+        channel="CT", patch=(64, 48, 80), levels=4, features=8,
+        schedules=(Schedule(batch=2, epochs=20, iterations=50, seeds=(1,)),),
     ),
 }  # fmt: skip
 
@@ -94,8 +93,8 @@ def run() -> list[Row]:
         table = compare(Path(folder), tuple(COMPARED))
     return [
         larger_is_better(
-            f"DSC of the validation cases of fold 0, {row['dataset']}, {row['epochs']} epochs of {row['iterations']} "
-            f"steps, {row['seeds']} seeds",
+            f"DSC of the validation cases of fold 0, {row['dataset']}, batch {row['batch']}, {row['epochs']} epochs of "
+            f"{row['iterations']} steps, {row['seeds']} seeds",
             peer("nnunetv2"), row["ours"], row["theirs"], "DSC",
         )
         for row in table
@@ -134,11 +133,11 @@ def prepare(home: Path, name: str, compared: Compared) -> None:
     call("megavoxel", "init", theirs.raw, "--name", STUDY, "--to", home / "config", folder=home)
     study = yaml.safe_load((home / f"config/studies/{STUDY}.yaml").read_text())
     study["defaults"] = {
-        "folds": [0], "patch": list(compared.patch), "batch": compared.batch, "postprocess": False,
+        "folds": [0], "patch": list(compared.patch), "postprocess": False,
         "network": {"levels": compared.levels, "base_features": compared.features},
     }  # fmt: skip
     study["settings"] = {
-        schedule.name: {"seeds": list(schedule.seeds), "training": {
+        schedule.name: {"seeds": list(schedule.seeds), "batch": schedule.batch, "training": {
             "epochs": schedule.epochs, "iterations_per_epoch": schedule.iterations,
             "validation_iterations": VALIDATION, "precision": "float32",
         }}
@@ -188,8 +187,8 @@ def line(home: Path, name: str, schedule: Schedule) -> dict[str, Any]:
     difference = (ours.mean(axis=1) - theirs.mean(axis=1)).to_numpy()
     low, high = mean_interval(difference)
     return {
-        "dataset": name, "epochs": schedule.epochs, "iterations": schedule.iterations, "seeds": len(schedule.seeds),
-        "cases": len(difference), "ours": ours.to_numpy().mean(), "theirs": theirs.to_numpy().mean(),
+        "dataset": name, "batch": schedule.batch, "epochs": schedule.epochs, "iterations": schedule.iterations,
+        "seeds": len(schedule.seeds), "cases": len(difference), "ours": ours.to_numpy().mean(), "theirs": theirs.to_numpy().mean(),
         "ours_sd_of_seeds": ours.mean().std(), "theirs_sd_of_seeds": theirs.mean().std(),
         "difference": difference.mean(), "low": low, "high": high,
     }  # fmt: skip
@@ -206,7 +205,7 @@ def write(lines: Sequence[dict[str, Any]]) -> None:
     origin = {"date": today(), "machine": machine(), "commit": commit(), "note": ""}
     rounded = [{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in line.items()} | origin
                for line in lines]  # fmt: skip
-    replace_rows(TABLE, rounded, ["dataset"])
+    replace_rows(TABLE, rounded, ["dataset", "batch", "epochs", "iterations"])
 
 
 def _split(home: str) -> None:
