@@ -115,8 +115,8 @@ TABLES = {
     "nnunet-trainings": Table(
         file="studies/nnunet-trainings.csv",
         columns={
-            "dataset": "{dataset}", "epochs × steps": "{epochs} × {iterations}", "seeds": "{seeds}", "cases": "{cases}",
-            "ours": "{ours}", "SD of seeds": "{ours_sd_of_seeds}", "nnU-Net": "{theirs}",
+            "dataset": "{dataset}", "batch": "{batch}", "epochs × steps": "{epochs} × {iterations}", "seeds": "{seeds}",
+            "cases": "{cases}", "ours": "{ours}", "SD of seeds": "{ours_sd_of_seeds}", "nnU-Net": "{theirs}",
             "SD of its seeds": "{theirs_sd_of_seeds}", "difference [95 %]": "{difference+} [{low}, {high}]",
         },
     ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -188,7 +189,8 @@ def line(home: Path, name: str, schedule: Schedule) -> dict[str, Any]:
     low, high = mean_interval(difference)
     return {
         "dataset": name, "batch": schedule.batch, "epochs": schedule.epochs, "iterations": schedule.iterations,
-        "seeds": len(schedule.seeds), "cases": len(difference), "ours": ours.to_numpy().mean(), "theirs": theirs.to_numpy().mean(),
+        "seeds": len(schedule.seeds), "cases": len(difference),
+        "ours": ours.to_numpy().mean(), "theirs": theirs.to_numpy().mean(),
         "ours_sd_of_seeds": ours.mean().std(), "theirs_sd_of_seeds": theirs.mean().std(),
         "difference": difference.mean(), "low": low, "high": high,
     }  # fmt: skip
@@ -203,9 +205,13 @@ def by_case(scores: Path) -> pandas.Series:
 def write(lines: Sequence[dict[str, Any]]) -> None:
     """Writes lines to the table, in place of older ones of the same datasets."""
     origin = {"date": today(), "machine": machine(), "commit": commit(), "note": ""}
-    rounded = [{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in line.items()} | origin
-               for line in lines]  # fmt: skip
+    rounded = [{key: _written(value) for key, value in line.items()} | origin for line in lines]
     replace_rows(TABLE, rounded, ["dataset", "batch", "epochs", "iterations"])
+
+
+def _written(value: Any) -> Any:
+    """A number with four decimals; nothing for one that there is not, as the deviation of a single seed."""
+    return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.4f}"
 
 
 def _split(home: str) -> None:
