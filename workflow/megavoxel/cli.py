@@ -30,6 +30,7 @@ GROUPS = {
         "evaluate": "score label maps: DSC and NSD",
         "calibrate": "measure rate and memory of this device for forecasts",
         "tensorboard": "write the training curves as event files of TensorBoard",
+        "track": "bring the training curves to MLflow, or to Weights & Biases",
     },
     "what Snakemake runs, by hand": {
         "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -362,6 +363,18 @@ def warn_of_doubtful_images(images, lock):
         reason = doubt(Path(image), records.get(os.path.basename(image), {}), sources=sources)
         if reason:
             print(f"Warning: {image} {reason}", file=sys.stderr)
+
+
+def track():
+    """Brings the curves of the runs that there are to the study's tracking programs; what they refuse is only said."""
+    where = [(f"--{name}", value) for name, value in to_plain(STUDY.tracking or {}).items() if value]
+    if not where or not any(Path(RESULTS).glob("*/fold-*/history.csv")):
+        return
+    command = ["megavoxel", "track", RESULTS, *(word for option in where for word in option)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("megavoxel track: error: ")
+        print(f"Warning: tracking: {said}", file=sys.stderr, flush=True)
 
 
 def device_option():

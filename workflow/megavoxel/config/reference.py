@@ -56,6 +56,7 @@ SECTIONS = {
     study.EnsembleKeys: "An ensemble",
     study.Partitions: "`partitions` of a study",
     study.Timing: "`timing` of a study",
+    study.Tracking: "`tracking` of a study",
     study.SweepKeys: "A sweep",
     classification.ClassificationFile: "A study file of `task: classification`",
     classification.WrittenClassifier: "A classification setting",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from megavoxel.config.fields import DatasetName, Distinct, LongName, Name, Positive, Seed, Several, Text, between
-from megavoxel.config.records import record
+from megavoxel.config.fields import (
+    DatasetName,
+    Distinct,
+    LongName,
+    Name,
+    Positive,
+    Seed,
+    Several,
+    Text,
+    between,
+    refuse,
+)
+from megavoxel.config.records import record, rule
 from megavoxel.config.setting import ALL, Setting, WrittenSetting
 
 Point = Annotated[
@@ -18,6 +30,12 @@ Point = Annotated[
 
 def _timing(value: Any) -> Any:
     return (Timing() if value else None) if isinstance(value, bool) else value
+
+
+def _without_password(address: str) -> str:
+    if re.search(r"//[^/@]*:[^/@]+@", address):
+        refuse("it holds a password, which would end up in logs; write $NAME in its place, and set that variable")
+    return address
 
 
 @record
@@ -82,6 +100,23 @@ class Timing:
 
 
 @record
+class Tracking:
+    """Where the curves of a study's runs go besides, when Snakemake ends; nothing of the study waits for it."""
+
+    mlflow: Annotated[Text, AfterValidator(_without_password)] | None = None
+    """Address of an MLflow server or database, such as `http://host:5000` or `sqlite:///runs.db`; variables of the
+    environment as in `$MLFLOW_TRACKING_URI` are replaced. It must not hold a password: MLflow reads
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    wandb: Text | None = None
+    """Folder for offline runs of Weights & Biases, which `wandb sync` sends."""
+
+    @rule
+    def _goes_somewhere(self) -> None:
+        if self.mlflow is None and self.wandb is None:
+            refuse("give mlflow, wandb, or both")
+
+
+@record
 class StudyKeys:
     """Keys of a study of either task."""
 
@@ -91,6 +126,8 @@ class StudyKeys:
     """A name in config/hardware.yaml."""
     baseline: LongName | None = None
     """The setting that the report compares the others with."""
+    tracking: Tracking | None = None
+    """Programs that track experiments; None: there is none."""
 
 
 @record

@@ -7,22 +7,10 @@ and peak memory by epoch. Event files in the folder of a run are replaced.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from megavoxel.errors import UserError
 
-GROUPS = {
-    "training_loss": "loss/training",
-    "validation_loss": "loss/validation",
-    "pseudo_dice": "pseudo-Dice/all",
-    "training_accuracy": "accuracy/training",
-    "validation_accuracy": "accuracy/validation",
-    "learning_rate": "optimiser/learning rate",
-    "seconds": "cost/seconds",
-    "peak_memory_mib": "cost/peak memory in MiB",
-}
-LABEL = "pseudo_dice_"
 EVENTS = "events.out.tfevents.*"
 
 
@@ -46,39 +34,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             "event files need the package tensorboard: pip install 'megavoxel[tensorboard]', or pip install tensorboard"
         ) from None
+    from megavoxel.reporting.curves import find_histories, points_of
 
-    for history in _histories(arguments.runs):
+    for history in find_histories(arguments.runs):
         folder = arguments.output / history.parent.parent.name / history.parent.name
         for old in folder.glob(EVENTS):
             old.unlink()
+        epochs = 0
         with SummaryWriter(str(folder)) as writer:
-            epochs = _write(writer, history)
+            for point in points_of(history):
+                writer.add_scalar(point.name, point.value, global_step=point.epoch, walltime=point.time)
+                epochs = max(epochs, point.epoch)
         print(f"{folder}: {epochs} epochs", flush=True)
-
-
-def _histories(runs: list[Path]) -> list[Path]:
-    """The history.csv in or below each folder."""
-    found = []
-    for folder in runs:
-        below = (
-            [folder / "history.csv"] if (folder / "history.csv").is_file() else sorted(folder.glob("**/history.csv"))
-        )
-        if not below:
-            raise UserError(f"{folder}: there is no history.csv in or below it; training writes it at its end")
-        found += below
-    return found
-
-
-def _write(writer: object, history: Path) -> int:
-    """One point per epoch and curve, as far apart in time as the epochs; the last one when the file was written."""
-    import pandas
-
-    table = pandas.read_csv(history)
-    end = history.stat().st_mtime
-    left = table["seconds"][::-1].cumsum()[::-1] - table["seconds"]
-    for row, before_end in zip(table.to_dict("records"), left, strict=True):
-        for column, value in row.items():
-            name = f"pseudo-Dice/{column.removeprefix(LABEL)}" if column.startswith(LABEL) else GROUPS.get(column)
-            if name is not None and not math.isnan(value):
-                writer.add_scalar(name, value, global_step=int(row["epoch"]), walltime=end - before_end)
-    return len(table)
