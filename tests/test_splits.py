@@ -38,6 +38,11 @@ def test_fewer_cases_than_folds_is_refused_with_the_number_that_goes():
         make_splits(unwritten(3), 5, 0)
 
 
+def test_fewer_folds_than_one_are_refused():
+    with pytest.raises(UserError, match="folds is 0; expected 1 or more"):
+        make_splits(unwritten(3), 0, 0)
+
+
 def test_splits_come_back_from_their_file(tmp_path):
     splits = make_splits(unwritten(6, tests=1), 3, 1)
     save_splits(tmp_path / "splits.json", splits)

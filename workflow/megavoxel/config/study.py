@@ -159,7 +159,7 @@ class Compared:
     @property
     def validates(self) -> bool:
         """Whether folds leave cases out of training for validation."""
-        return self.folds > 1 or getattr(self, "splits", None) is not None
+        return self.folds > 1
 
     def folds_of(self, setting: Any) -> tuple[int, ...]:
         """The folds that a setting is trained and validated on; none where it has the network of all cases alone."""
@@ -214,6 +214,11 @@ class Study(SegmentationKeys, Compared):
     settings: tuple[Setting, ...]
     ensembles: tuple[Ensemble, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
+
+    @property
+    def validates(self) -> bool:
+        """As of any study; a file of one fold has validation cases as well."""
+        return super().validates or self.splits is not None
 
 
 @record

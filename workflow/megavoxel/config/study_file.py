@@ -353,7 +353,7 @@ def _check_ensemble(
 
 
 def _check_search(setting: ClassifierSetting, study: ClassificationStudy, where: str) -> None:
-    if setting.training.search and study.folds == 1:
+    if setting.training.search and not study.validates:
         raise UserError(
             f"{where}: it chooses by validation images, and a study of one fold has none; set folds to 2 or more"
         )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from megavoxel.network.device import Precision, window_seconds
+from megavoxel.network.device import Precision, pass_seconds
 from megavoxel.network.kernels import (
-    DOES_NOT_FIT,
     Kernels,
     Timed,
     measured,
     rounds_to_tf32,
-    trying,
+    tried,
     ways_of_convolutions,
     why_not_measured,
 )
@@ -47,11 +47,9 @@ def kernels_of_windows(
     shape = (1, plan.network.input_channels, *window)
 
     def time_of(kernels: Kernels) -> Timed:
-        with trying(device, kernels):
-            try:
-                return window_seconds(network, shape, precision, device, kernels.memory_format)
-            except torch.OutOfMemoryError:
-                return DOES_NOT_FIT
+        layout = kernels.memory_format
+        seconds = partial(pass_seconds, network, shape, precision, device, layout, trains=False)
+        return tried(device, kernels, seconds)
 
     number, told = measured(chosen, ways, time_of)
     return replace(chosen, **ways[number].fields, reason=f"measured: {told}")

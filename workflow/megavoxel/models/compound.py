@@ -33,23 +33,27 @@ def label_by_model(model: Model, scans: Sequence[Scan], labelling: Labelling, ru
         UserError: the folder has label maps of another model, or as `run` says.
     """
     labelling = replace(labelling, first_stage=_first_stage_folders(model, labelling))
-    left = unfinished(scans, labelling)
-    if left:
+
+    def work(left: Sequence[Scan]) -> None:
         if model.first_stage or model.members:
             _require_networks(model)  # before anything is written
         _label(model, left, labelling, run)
-    elif labelling.pictures:  # a run that was killed may have left it out
-        collect_volumes(labelling.output)
+
+    _label_unfinished(scans, labelling, work)
 
 
 def label_by_networks(
     plan: Plan, weights: Sequence[Path], scans: Sequence[Scan], labelling: Labelling, run: Run
 ) -> None:
     """Labels scans by the networks of a plan; otherwise as `label_by_model`."""
+    _label_unfinished(scans, labelling, lambda left: run(plan, weights, left, labelling))
+
+
+def _label_unfinished(scans: Sequence[Scan], labelling: Labelling, work: Callable[[Sequence[Scan]], None]) -> None:
     left = unfinished(scans, labelling)
     if left:
-        run(plan, weights, left, labelling)
-    elif labelling.pictures:
+        work(left)
+    elif labelling.pictures:  # a run that was killed may have left it out
         collect_volumes(labelling.output)
 
 

@@ -186,56 +186,39 @@ def _bfloat16_ratio(network: NetworkPlan, shape: tuple[int, ...]) -> float:
 
     def seconds(name: str) -> float:
         precision = Precision(name=name, reason="probe")
-        return step_seconds(SegmentationNetwork(network), shape, precision, CPU, torch.channels_last_3d)
+        return pass_seconds(SegmentationNetwork(network), shape, precision, CPU, torch.channels_last_3d, trains=True)
 
     return seconds("bfloat16") / seconds("float32")
 
 
-def step_seconds(
+def pass_seconds(
     network: SegmentationNetwork,
     shape: tuple[int, ...],
     precision: Precision,
     device: torch.device,
     memory_format: torch.memory_format,
+    *,
+    trains: bool,
 ) -> float:
-    """Time of a forward and a backward pass on noise, once everything is warm; `network` is moved to the device.
+    """Time of a forward pass on noise, in training with a backward pass, once everything is warm.
 
     Args:
+        network: it is moved to the device.
         shape: of the image (batch, channels, z, y, x).
     """
-    network.to(device, memory_format=memory_format).train()
-    image = _noise(shape, device, memory_format)
+    network.to(device, memory_format=memory_format).train(trains)
+    # Noise, not zeros: a constant image makes subnormal numbers, which slow float32 down many times.
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image = to_device(noise, device, memory_format)
 
-    def step() -> None:
-        with precision.autocast(device):
-            logits = network(image)
-        torch.stack([level.float().square().mean() for level in logits]).sum().backward()
+    def run() -> None:
+        with torch.inference_mode(not trains):
+            with precision.autocast(device):
+                logits = network(image)
+            if trains:
+                torch.stack([level.float().square().mean() for level in logits]).sum().backward()
 
-    return shortest(step, device)
-
-
-def window_seconds(
-    network: SegmentationNetwork,
-    shape: tuple[int, ...],
-    precision: Precision,
-    device: torch.device,
-    memory_format: torch.memory_format,
-) -> float:
-    """Time of a forward pass alone, as in prediction, otherwise as `step_seconds`."""
-    network.to(device, memory_format=memory_format).eval()
-    image = _noise(shape, device, memory_format)
-
-    @torch.inference_mode()
-    def window() -> None:
-        with precision.autocast(device):
-            network(image)
-
-    return shortest(window, device)
-
-
-def _noise(shape: tuple[int, ...], device: torch.device, memory_format: torch.memory_format) -> Tensor:
-    """Not zeros: a constant image makes subnormal numbers, which slow float32 down many times."""
-    return to_device(torch.randn(shape, generator=torch.Generator().manual_seed(0)), device, memory_format)
+    return shortest(run, device)
 
 
 def _probe_patch(plan: Plan) -> list[int]:

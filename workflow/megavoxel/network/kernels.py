@@ -7,8 +7,7 @@ it is measured within seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +19,6 @@ LAYOUTS = {"channels_last": torch.channels_last_3d, "channels_first": torch.cont
 """By the values of `training.memory_layout`; the default is the first."""
 Timed = float | str
 """Seconds of a way, or why it has none."""
-DOES_NOT_FIT: Timed = "does not fit"
 TF32_SINCE = (8, 0)
 """Compute capability of the first GPUs with TF32."""
 
@@ -112,13 +110,14 @@ def measured(chosen: Kernels, ways: Sequence[Way], time_of: Callable[[Kernels], 
     return seconds.index(min(seconds)), ", ".join(f"{way.name} {one}" for way, one in zip(ways, told, strict=True))
 
 
-@contextmanager
-def trying(device: torch.device, way: Kernels) -> Iterator[None]:
-    """Computes one way inside; behind it all is as before, the peaks of the device's memory too."""
+def tried(device: torch.device, way: Kernels, seconds: Callable[[], float]) -> Timed:
+    """Seconds that something takes one way; behind it all is as before, the peaks of the device's memory too."""
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     way.use(device)
     try:
-        yield
+        return seconds()
+    except torch.OutOfMemoryError:
+        return "does not fit"
     finally:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
         if device.type == "cuda":

@@ -48,6 +48,8 @@ def make_splits(cases: Cases, folds: int, seed: int) -> Splits:
         UserError: there are fewer training cases, or groups of them, than folds; or one fold and no label map of a test
             case, so that nothing would be scored.
     """
+    if folds < 1:
+        raise UserError(f"folds is {folds}; expected 1 or more")
     if folds == 1:
         return _without_validation(cases)
     units = together(cases.of_split("training"))

@@ -222,16 +222,17 @@ def _values(claim: dict[str, Any], measures: Measures) -> tuple[np.ndarray, np.n
         found = [[value for name in side for value in measures.steadiness[name]] for side in sides]
         runs = [np.array(side)[~np.isnan(side)][:, None] for side in found]
         return (runs[0], runs[1]) if min(map(len, runs)) > 1 else None
-    if claim["metric"] == SECONDS:
-        tables = [measures.seconds]
-    else:
-        scores = measures.scores
-        tables = [_by_case(scores[scores["split"] == split], claim["metric"]) for split in ("test", "validation")]
-    for table in tables:
-        sides = _sides(claim, table.index)
-        own = table.loc[[*sides[0], *sides[1]]].dropna(axis="columns")
-        if all(sides) and own.shape[1] > 1:
-            return own.loc[sides[0]].to_numpy(), own.loc[sides[1]].to_numpy()
+    is_time, scores = claim["metric"] == SECONDS, measures.scores
+    sides = _sides(claim, measures.seconds.index if is_time else scores["setting"].unique())
+    if not all(sides):
+        return None
+    wanted = [*sides[0], *sides[1]]
+    own = scores[scores["setting"].isin(wanted)]
+    by_split = (_by_case(own[own["split"] == split], claim["metric"]) for split in ("test", "validation"))
+    for table in [measures.seconds] if is_time else by_split:
+        shared = table.reindex(wanted).dropna(axis="columns")
+        if shared.shape[1] > 1:
+            return shared.loc[sides[0]].to_numpy(), shared.loc[sides[1]].to_numpy()
     return None
 
 

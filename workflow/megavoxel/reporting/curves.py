@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from megavoxel.errors import UserError
 
@@ -36,6 +35,17 @@ class Point:
     value: float
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Adds the runs that a stage takes: folders for `find_histories`."""
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs (results/STUDY/SETTING/fold-K), or folders above them",
+    )
+
+
 def find_histories(runs: Sequence[Path]) -> list[Path]:
     """The history.csv in or below each folder.
 
@@ -53,8 +63,14 @@ def find_histories(runs: Sequence[Path]) -> list[Path]:
 
 
 def points_of(history: Path) -> Iterator[Point]:
-    """One point per epoch and curve, as far apart in time as the epochs; the last one when the file was written."""
-    table = pd.read_csv(history)
+    """One point per epoch and curve, as far apart in time as the epochs; the last one when the file was written.
+
+    Raises:
+        UserError: as `read_history`.
+    """
+    from megavoxel.reporting.stored import read_history
+
+    table = read_history(history, ("epoch", "seconds"))
     end = history.stat().st_mtime
     left = table["seconds"][::-1].cumsum()[::-1] - table["seconds"]
     for row, before_end in zip(table.to_dict("records"), left, strict=True):

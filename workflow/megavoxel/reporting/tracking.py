@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256, read_json
 from megavoxel.reporting.curves import Point, points_of
 from megavoxel.reporting.provenance import flattened
+from megavoxel.reporting.stored import read_manifest
 
 SECTIONS = ("seed", "patch", "batch", "resolution", "network", "training", "augmentation", "inference", "parallel")
 """Parts of plan.json that are told: how a network was trained, and nothing of cases."""
@@ -50,7 +51,7 @@ def tracked_run(history: Path) -> TrackedRun:
     """
     folder = history.parent
     plan = read_json(folder.parent / "plan.json", what="plan")
-    manifest = read_json(folder / "manifest.json", what="manifest")
+    manifest = read_manifest(folder / "manifest.json", ("plan_hash",))
     try:
         told = {name: plan[name] for name in SECTIONS if name in plan}
         return TrackedRun(
@@ -62,7 +63,7 @@ def tracked_run(history: Path) -> TrackedRun:
             points=tuple(points_of(history)),
         )
     except (KeyError, TypeError) as fault:
-        raise UserError(f"{folder}: its plan.json or manifest.json lacks {fault}; train this run again") from None
+        raise UserError(f"{folder.parent / 'plan.json'}: it lacks {fault}; train this setting again") from None
 
 
 def to_mlflow(runs: Sequence[TrackedRun], address: str) -> Iterator[str]:
@@ -95,11 +96,12 @@ def _to_mlflow(client: Any, run: TrackedRun) -> str:
     begin, end = (_milliseconds(point.time) for point in (run.points[0], run.points[-1]))
     tags = {"mlflow.runName": run.name, RUN: run.name, CONTENT: run.content, "megavoxel.plan_hash": run.plan_hash}
     made = client.create_run(experiment, start_time=begin, tags=tags).info.run_id
-    for some in _chunks(run.parameters.items(), MOST_PARAMETERS):
-        client.log_batch(made, params=[Param(_key(key), value) for key, value in some])
-    for some in _chunks(run.points, MOST_METRICS):
-        metrics = [Metric(_key(one.name), one.value, _milliseconds(one.time), one.epoch) for one in some]
-        client.log_batch(made, metrics=metrics)
+    parameters = [Param(_key(key), value) for key, value in run.parameters.items()]
+    for start in range(0, len(parameters), MOST_PARAMETERS):
+        client.log_batch(made, params=parameters[start : start + MOST_PARAMETERS])
+    metrics = [Metric(_key(one.name), one.value, _milliseconds(one.time), one.epoch) for one in run.points]
+    for start in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(made, metrics=metrics[start : start + MOST_METRICS])
     client.set_terminated(made, "FINISHED", end_time=end)
     for one in older:
         client.delete_run(one.info.run_id)
@@ -147,9 +149,3 @@ def _key(name: str) -> str:
 
 def _text(value: Any) -> str:
     return (value if isinstance(value, str) else json.dumps(value))[:MOST_CHARACTERS]
-
-
-def _chunks(items: Any, size: int) -> Iterator[list[Any]]:
-    left = iter(items)
-    take: Callable[[], list[Any]] = lambda: list(islice(left, size))  # noqa: E731
-    return iter(take, [])

@@ -10,19 +10,14 @@ import argparse
 from pathlib import Path
 
 from megavoxel.errors import UserError
+from megavoxel.reporting.curves import add_runs, find_histories, points_of
 
 EVENTS = "events.out.tfevents.*"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="folders of runs (results/STUDY/SETTING/fold-K), or folders above them",
-    )
+    add_runs(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the event files")
 
 
@@ -34,8 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             "event files need the package tensorboard: pip install 'megavoxel[tensorboard]', or pip install tensorboard"
         ) from None
-    from megavoxel.reporting.curves import find_histories, points_of
-
     for history in find_histories(arguments.runs):
         folder = arguments.output / history.parent.parent.name / history.parent.name
         for old in folder.glob(EVENTS):

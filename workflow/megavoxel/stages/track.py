@@ -11,24 +11,18 @@ import os
 from pathlib import Path
 
 from megavoxel.errors import UserError
+from megavoxel.reporting.curves import add_runs, find_histories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the stage's options."""
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="folders of runs (results/STUDY/SETTING/fold-K), or folders above them",
-    )
+    add_runs(parser)
     parser.add_argument("--mlflow", metavar="URI", help="server or database; variables as in $NAME are replaced")
     parser.add_argument("--wandb", type=Path, metavar="DIR", help="folder for offline runs")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Brings all runs to all that are named."""
-    from megavoxel.reporting.curves import find_histories
     from megavoxel.reporting.tracking import to_mlflow, to_wandb, tracked_run
 
     if not (arguments.mlflow or arguments.wandb):

@@ -5,22 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 from megavoxel.distributed.group import Group
 from megavoxel.errors import UserError
 from megavoxel.network.compiled import compile_norms
-from megavoxel.network.device import Precision, step_seconds
+from megavoxel.network.device import Precision, pass_seconds
 from megavoxel.network.kernels import (
-    DOES_NOT_FIT,
     Kernels,
     Timed,
     Way,
     measured,
     rounds_to_tf32,
-    trying,
+    tried,
     ways_of_convolutions,
     why_not_measured,
 )
@@ -48,11 +47,7 @@ def choose_kernels(plan: Plan, device: torch.device, precision: Precision, group
     if training.compile:
         require_compilable(plan, device)
     questions = _questions(plan, device, precision)
-    chosen = Kernels(
-        tf32=rounds_to_tf32(device, precision, allowed=training.tf32),
-        optimizer="foreach" if device.type == "cuda" else "loop",
-        reason="as the study says",
-    )
+    chosen = Kernels(tf32=rounds_to_tf32(device, precision, allowed=training.tf32), reason="as the study says")
     for ways, _ in questions:
         chosen = replace(chosen, **ways[0].fields)
     if all(len(ways) == 1 for ways, _ in questions):
@@ -103,8 +98,7 @@ def _has_compiler(device: torch.device) -> bool:
 def _questions(plan: Plan, device: torch.device, precision: Precision) -> list[tuple[list[Way], TimeOf]]:
     """What is to be chosen, in this order: the ways that the keys leave open, the default first, and their times."""
     training = plan.training
-
-    step = partial(_time_of_step, plan, device, precision)
+    step = cache(partial(_time_of_step, plan, device, precision))  # that of the convolutions is asked for again
     return [
         (ways_of_convolutions(training.memory_layout, training.cudnn_benchmark), step),
         (_ways_of_norms(plan, device), partial(_time_with_norms, plan, step)),
@@ -134,13 +128,13 @@ def _ways_of_optimizer(plan: Plan, device: torch.device) -> list[Way]:
 def _time_of_step(plan: Plan, device: torch.device, precision: Precision, kernels: Kernels) -> Timed:
     """Time of a forward and a backward pass of a part of the batch."""
     shape = (plan.batch // plan.parallel.parts, plan.network.input_channels, *plan.patch)
-    with trying(device, kernels):
-        try:
-            network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
-            compile_norms(network, compiled=kernels.compile)
-            return step_seconds(network, shape, precision, device, kernels.memory_format)
-        except torch.OutOfMemoryError:
-            return DOES_NOT_FIT
+
+    def seconds() -> float:
+        network = SegmentationNetwork(plan.network, checkpointing=plan.parallel.checkpointing)
+        compile_norms(network, compiled=kernels.compile)
+        return pass_seconds(network, shape, precision, device, kernels.memory_format, trains=True)
+
+    return tried(device, kernels, seconds)
 
 
 def _time_with_norms(plan: Plan, time_of_step: TimeOf, kernels: Kernels) -> Timed:
@@ -158,9 +152,12 @@ def _time_with_norms(plan: Plan, time_of_step: TimeOf, kernels: Kernels) -> Time
 
 def _time_of_update(plan: Plan, device: torch.device, kernels: Kernels) -> Timed:
     """Time of the optimiser's step, with gradients of zero."""
-    with trying(device, kernels):
+
+    def seconds() -> float:
         network = SegmentationNetwork(plan.network).to(device, memory_format=kernels.memory_format)
         optimizer = build_optimizer(trained_weights(network, plan.training), plan.training, kernels.optimizer)
         for weights in network.parameters():
             weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
         return shortest(optimizer.step, device)
+
+    return tried(device, kernels, seconds)
