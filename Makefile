@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip
 # make TORCH=cpu: the build of PyTorch for machines without a GPU. Of one version, pip takes that with a suffix (+cpu).
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 PEERS := $(VENV)/.peers
-FORMATS := $(VENV)/.formats
+OPTIONAL := $(VENV)/.optional
 SITE := $(VENV)/.site
 
 .PHONY: demo test test-quick fuzz test-gpu test-slurm bench bench-tables docs lint format setup clean
@@ -39,14 +39,14 @@ test test-quick test-gpu test-slurm: export OMP_WAIT_POLICY := passive
 # Tests of a file stay in one process, and share what it has made; tests/conftest.py says which files come first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-$(FORMATS): requirements-formats.lock $(INSTALLED)
-	$(PIP) --no-deps --requirement requirements-formats.lock
+$(OPTIONAL): requirements-optional.lock $(INSTALLED)
+	$(PIP) --no-deps --requirement requirements-optional.lock
 	@touch $@
 
-test: $(FORMATS) ## all of them
+test: $(OPTIONAL) ## all of them
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-quick: $(FORMATS) ## those that take no longer than a second or two each, which reach every module
+test-quick: $(OPTIONAL) ## those that take no longer than a second or two each, which reach every module
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 fuzz: FILES ?= 10000
@@ -63,7 +63,7 @@ $(PEERS): requirements-peers.lock $(INSTALLED)
 	$(PIP) --no-deps --requirement requirements-peers.lock
 	@touch $@
 
-bench: $(PEERS) $(FORMATS) ## all, or those of PROGRAMS; installs first what they compare with, which no other target needs
+bench: $(PEERS) $(OPTIONAL) ## all, or those of PROGRAMS; installs first what they compare with, which no other target needs
 	$(BIN)/python -m benchmarks $(PROGRAMS)
 
 bench-tables: $(INSTALLED) ## the tables of docs/performance.md and docs/results.md, from benchmarks/results

@@ -219,7 +219,7 @@ def test_patches_are_not_centred_on_hidden_voxels(stored):
     assert set(case.foreground) == {1, 2}
     random = np.random.default_rng(0)
     for _ in range(50):
-        start = foreground_start(case, (4, 4, 4), 1.0, random)
+        start = foreground_start(case, (4, 4, 4), True, random)
         z, y, x = (first + 2 for first in start)
         assert (z - 6) ** 2 + (y - 5) ** 2 + (x - 6) ** 2 <= 9, "in the ball"
     cube = Box(start=(8, 11, 9), shape=(4, 4, 4))

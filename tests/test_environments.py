@@ -42,9 +42,9 @@ def peers(repository) -> dict[str, Requirement]:
 
 
 @pytest.fixture(scope="module")
-def formats(repository) -> dict[str, Requirement]:
-    """Requirements of the lock of what exported models in other formats need."""
-    return pins(repository / "requirements-formats.lock")
+def optional(repository) -> dict[str, Requirement]:
+    """Requirements of the lock of what the optional dependencies need."""
+    return pins(repository / "requirements-optional.lock")
 
 
 def declared(repository) -> list[Requirement]:
@@ -53,22 +53,22 @@ def declared(repository) -> list[Requirement]:
     return [Requirement(text) for group in groups for text in group]
 
 
-def test_every_dependency_is_locked_at_a_version_that_satisfies_it(repository, locked, peers, formats):
+def test_every_dependency_is_locked_at_a_version_that_satisfies_it(repository, locked, peers, optional):
     needed = declared(repository)
     assert len(needed) > 20
     for requirement in needed:
-        pin = (locked | peers | formats)[canonicalize_name(requirement.name)]
+        pin = (locked | peers | optional)[canonicalize_name(requirement.name)]
         version = str(pin.specifier).removeprefix("==")
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is not met by {pin}"
 
 
-def test_peers_come_on_top_of_the_lock_and_change_nothing_in_it(repository, locked, peers, formats):
+def test_peers_come_on_top_of_the_lock_and_change_nothing_in_it(repository, locked, peers, optional):
     assert "nnunetv2" in peers
-    assert not (set(peers) | set(formats)) & set(locked)
-    assert not set(peers) & set(formats)
+    assert not (set(peers) | set(optional)) & set(locked)
+    assert not set(peers) & set(optional)
     extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {canonicalize_name(Requirement(text).name) for text in extras["peers"]} <= set(peers)
-    assert all(str(pin.specifier).startswith("==") for pin in (peers | formats).values())
+    assert all(str(pin.specifier).startswith("==") for pin in (peers | optional).values())
 
 
 def test_the_lock_pins_each_package_once_and_exactly(repository, locked):

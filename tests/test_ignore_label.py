@@ -132,8 +132,8 @@ def sparse_case(folder, name="a"):
 def test_patches_are_centred_on_annotated_voxels_alone(tmp_path):
     stored = replace(sparse_case(tmp_path), ignored=RULES.ignored_class)
     random = np.random.default_rng(1)
-    for share in (0.0, 0.5, 1.0):
-        starts = np.array([foreground_start(stored, (3, 3, 3), share, random) for _ in range(100)])
+    for on_foreground in (False, True):
+        starts = np.array([foreground_start(stored, (3, 3, 3), on_foreground, random) for _ in range(100)])
         assert set(starts[:, 0] + 1) == {4, 5}
     centres = starts[:, 1:] + 1
     assert centres.max() <= 7

@@ -307,7 +307,7 @@ def test_a_damaged_scan_is_named_and_the_others_are_labelled(model, scans, tmp_p
 )
 def test_another_program_labels_scans_as_pytorch_does(results, scans, tmp_path, capsys, kind, package, files):
     for name in ("onnx", "onnxscript", package):
-        pytest.importorskip(name, reason="not installed; 'make test' installs requirements-formats.lock")
+        pytest.importorskip(name, reason="not installed; 'make test' installs requirements-optional.lock")
     model, image = tmp_path / "model", min(scans.iterdir())
     export(results / "only/fold-0", "--to", model, "--format", kind)
     own = {"README.md", "model.json", "plan.json", "postprocessing.json"}

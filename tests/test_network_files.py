@@ -24,7 +24,7 @@ from megavoxel.network.segmentation import SegmentationNetwork
 from megavoxel.network.weights import save_weights
 from megavoxel.planning.plan import Plan
 
-REASON = "not installed; 'make test' installs requirements-formats.lock"
+REASON = "not installed; 'make test' installs requirements-optional.lock"
 onnx = pytest.importorskip("onnx", reason=REASON)
 for name in ("onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(name, reason=REASON)

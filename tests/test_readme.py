@@ -18,7 +18,7 @@ from stage_server import programs
 
 CHECKED_OUT = (
     "Snakefile", "workflow", "profiles", "slurm", "envs", "containers", "Makefile", "pyproject.toml",
-    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-formats.lock",
+    "requirements.lock", "requirements-hashed.lock", "requirements-peers.lock", "requirements-optional.lock",
     "requirements-docs.lock", "README.md", "LICENSE",
 )  # fmt: skip
 IN_A_CLONE = {

@@ -278,7 +278,7 @@ def stored_case():
 
 def test_patches_are_centred_on_a_voxel_of_a_random_region():
     stored, random = stored_case(), np.random.default_rng(0)
-    starts = [foreground_start(stored, (1, 1, 1), 1.0, random) for _ in range(6000)]
+    starts = [foreground_start(stored, (1, 1, 1), True, random) for _ in range(6000)]
     drawn = np.bincount([stored.labels[start] for start in starts], minlength=4) / len(starts)
     expected = [0, 60 / 100 / 3, (30 / 100 + 30 / 40) / 3, (10 / 100 + 10 / 40 + 1) / 3]
     np.testing.assert_allclose(drawn, expected, atol=0.025)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from helpers import properties, store_case, tiny_plan
-from megavoxel.config.training import Training
 from megavoxel.preprocessing.store import Box, StoredCase, open_case, save_case
 from megavoxel.training import patches
 from megavoxel.training.patches import (
@@ -18,6 +18,7 @@ from megavoxel.training.patches import (
     draw_start,
     foreground_share,
     foreground_start,
+    is_on_foreground,
     roulette_start,
 )
 from megavoxel.volumes.grid import window_starts
@@ -89,14 +90,31 @@ def test_a_patch_larger_than_the_case_is_centred(case):
 
 
 def test_the_key_says_how_patches_are_drawn(case):
-    def drawn(training: Training) -> tuple[int, ...]:
-        return draw_start(case, PATCH, training, np.random.default_rng(3))
+    def drawn(**training) -> tuple[int, ...]:
+        return draw_start(case, tiny_plan(patch=PATCH, training=training), 0, np.random.default_rng(3))
 
-    keys = {"roulette_threshold": 0.5, "roulette_acceptance": 0.5}
     expected = roulette_start(case, PATCH, 0.5, 0.5, np.random.default_rng(3))
-    assert drawn(Training(sampling="roulette", **keys)) == expected
-    assert drawn(Training(foreground_fraction=1.0)) == foreground_start(case, PATCH, 1.0, np.random.default_rng(3))
-    assert drawn(Training(foreground_fraction=1.0)) == CORNER
+    assert drawn(sampling="roulette", roulette_threshold=0.5, roulette_acceptance=0.5) == expected
+    assert drawn(foreground_fraction=1.0) == foreground_start(case, PATCH, True, np.random.default_rng(3)) == CORNER
+    assert drawn(foreground_fraction=0.0) == foreground_start(case, PATCH, False, np.random.default_rng(3)) != CORNER
+
+
+@pytest.mark.parametrize(
+    ("batch", "fraction", "last"),
+    [(2, 0.33, 1), (3, 0.33, 1), (4, 0.33, 1), (8, 0.33, 3), (2, 0.0, 0), (4, 0.5, 2), (5, 1.0, 5)],
+)
+def test_the_last_patches_of_each_batch_are_centred_on_foreground(batch, fraction, last):
+    random = np.random.default_rng(0)
+    drawn = [is_on_foreground(number, batch, fraction, random) for number in range(3 * batch)]
+    assert drawn == ([False] * (batch - last) + [True] * last) * 3
+
+
+def test_which_patches_are_centred_on_foreground_is_nnunets_rule():
+    loading = pytest.importorskip("nnunetv2.training.dataloading.data_loader", reason="the peer is not installed")
+    for batch, fraction in itertools.product(range(2, 40), [0.0, 0.33, 0.5, 0.67, 1.0]):
+        theirs = SimpleNamespace(batch_size=batch, oversample_foreground_percent=fraction)
+        expected = [loading.nnUNetDataLoader._oversample_last_XX_percent(theirs, position) for position in range(batch)]
+        assert [is_on_foreground(7 * batch + position, batch, fraction, None) for position in range(batch)] == expected
 
 
 def test_a_sample_is_a_function_of_its_number(tmp_path):

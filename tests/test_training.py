@@ -226,7 +226,7 @@ def test_forced_patches_are_centred_on_foreground(fold):
     case = open_case(fold.preprocessed, "case0")
     random = np.random.default_rng(0)
     for _ in range(50):
-        start = foreground_start(case, (4, 4, 4), 1.0, random)
+        start = foreground_start(case, (4, 4, 4), True, random)
         patch = case.labels[tuple(slice(first, first + 4) for first in start)]
         assert (patch > 0).any()
 

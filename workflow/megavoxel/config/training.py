@@ -117,7 +117,9 @@ class Training(Optimisation):
     """Drawing of patches: `foreground`, some of them centred on a foreground voxel (nnU-Net), or `roulette`, from
     half-overlapping positions, where those with little foreground are accepted now and then."""
     foreground_fraction: Fraction = 0.33
-    """Probability that a patch of `foreground` sampling is centred on a foreground voxel."""
+    """Share of the patches of `foreground` sampling that are centred on a foreground voxel: the last ones of each
+    batch, as many as come nearest (0.33: one of 2, one of 4, three of 8), as in nnU-Net; at batch 1, the probability
+    of each."""
     roulette_threshold: Fraction = 0.01
     """Share of foreground voxels from which on a patch of `roulette` sampling is always accepted."""
     roulette_acceptance: Annotated[float, Field(gt=0, le=1)] = 0.1

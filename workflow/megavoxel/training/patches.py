@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from megavoxel.config.training import Training
 from megavoxel.network.first_stage import one_hot_branches
 from megavoxel.planning.plan import Plan
 from megavoxel.preprocessing.first_stage import open_first_stage
@@ -37,38 +36,48 @@ MOST_DRAWS = 100
 patches of a case without foreground gets there."""
 
 
-def draw_start(
-    case: StoredCase, patch: Sequence[int], training: Training, random: np.random.Generator
-) -> tuple[int, ...]:
+def draw_start(case: StoredCase, plan: Plan, number: int, random: np.random.Generator) -> tuple[int, ...]:
     """First voxel of a random patch, per axis; negative where the patch is larger than the case, which is then centred.
 
     Args:
         case: with labels.
-        patch: voxels per axis.
-        training: how it is drawn: `sampling` and the keys of that.
+        plan: patch and batch, and how patches are drawn: `training.sampling` and the keys of that.
+        number: of the sample.
         random: what everything that is drawn comes from.
     """
+    training = plan.training
     if training.sampling == "roulette":
-        return roulette_start(case, patch, training.roulette_threshold, training.roulette_acceptance, random)
-    return foreground_start(case, patch, training.foreground_fraction, random)
+        return roulette_start(case, plan.patch, training.roulette_threshold, training.roulette_acceptance, random)
+    on_foreground = is_on_foreground(number, plan.batch, training.foreground_fraction, random)
+    return foreground_start(case, plan.patch, on_foreground, random)
+
+
+def is_on_foreground(number: int, batch: int, fraction: float, random: np.random.Generator) -> bool:
+    """Whether sample `number` is centred on foreground: the last ones of each batch are, about a `fraction` of it.
+
+    That is nnU-Net's rule (`oversample_foreground_percent`), by which a batch of one has none: there it is drawn, with
+    the probability `fraction`.
+    """
+    if batch == 1:
+        return random.random() < fraction
+    return number % batch >= round(batch * (1 - fraction))
 
 
 def foreground_start(
-    case: StoredCase, patch: Sequence[int], foreground_fraction: float, random: np.random.Generator
+    case: StoredCase, patch: Sequence[int], on_foreground: bool, random: np.random.Generator
 ) -> tuple[int, ...]:
-    """A start anywhere in the case or, with probability `foreground_fraction`, one with foreground in the centre.
+    """A start anywhere in the case or, `on_foreground`, one with foreground in the centre.
 
     The patch is then centred on a random voxel of a random class that is present, moved so that it stays inside the
-    case (nnU-Net lets it reach beyond the far ends). The choice is per sample, so that a batch of one sees it as well
-    (nnU-Net forces a fixed share of each batch, which is none at batch 1). Where not all voxels are annotated, the
-    other patches are centred on a random annotated voxel, as in nnU-Net.
+    case (nnU-Net lets it reach beyond the far ends). Where not all voxels are annotated, the other patches are centred
+    on a random annotated voxel, as in nnU-Net.
     """
     shape = case.properties.shape
     lowest = [min(0, -((extent - size) // 2)) for size, extent in zip(shape, patch, strict=True)]
     highest = [max(low, size - extent) for low, size, extent in zip(lowest, shape, patch, strict=True)]
     present = case.present
     centred_on: tuple[int, ...] = ()
-    if random.random() < foreground_fraction and present:
+    if on_foreground and present:
         centred_on = present[random.integers(len(present))]
     elif case.ignored is not None:
         centred_on = tuple(sorted(case.foreground))
@@ -187,7 +196,7 @@ class PatchDataset(Dataset):
         """
         random = np.random.default_rng((*self.seed, number))
         case = self.cases[random.integers(len(self.cases))]
-        start = self._start(case, random)
+        start = self._start(case, number, random)
         if self.augmenter is None:
             image, maps = _read(case, Box(start=start, shape=self.shape))
         else:
@@ -202,9 +211,9 @@ class PatchDataset(Dataset):
             image = torch.cat([image, one_hot_branches(branches, self.plan.network.classes)])
         return image, labels
 
-    def _start(self, case: SampledCase, random: np.random.Generator) -> tuple[int, ...]:
+    def _start(self, case: SampledCase, number: int, random: np.random.Generator) -> tuple[int, ...]:
         """First voxel of what is sampled, around the patch that was drawn."""
-        start = draw_start(case.stored, self.plan.patch, self.plan.training, random)
+        start = draw_start(case.stored, self.plan, number, random)
         return tuple(
             first - (large - size) // 2 for first, large, size in zip(start, self.shape, self.plan.patch, strict=True)
         )
