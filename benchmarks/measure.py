@@ -117,7 +117,7 @@ def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[st
     if path.is_file():
         with path.open(newline="") as file:
             older = list(csv.DictReader(file))
-    measured = {tuple(row[column] for column in key) for row in rows}
+    measured = {tuple(str(row[column]) for column in key) for row in rows}
     kept = [row for row in older if tuple(row[column] for column in key) not in measured]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -120,6 +120,14 @@ TABLES = {
             "SD of its seeds": "{theirs_sd_of_seeds}", "difference [95 %]": "{difference+} [{low}, {high}]",
         },
     ),
+    "residual-trainings": Table(
+        file="studies/residual-trainings.csv",
+        columns={
+            "dataset": "{dataset}", "batch": "{batch}", "epochs × steps": "{epochs} × {iterations}", "seeds": "{seeds}",
+            "cases": "{cases}", "residual": "{residual}", "SD of seeds": "{residual_sd_of_seeds}", "plain": "{plain}",
+            "SD of its seeds": "{plain_sd_of_seeds}", "difference [95 %]": "{difference+} [{low}, {high}]",
+        },
+    ),
     "demo": Table(
         file="studies/demo.csv",
         columns={

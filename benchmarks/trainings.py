@@ -3,7 +3,8 @@
 Both read one folder in nnU-Net's raw layout. Ours goes the way of a user: `megavoxel init`, then `snakemake` up to the
 scores of fold 0. nnU-Net plans and preprocesses for itself, takes patch, batch and network of our plan, trains with its
 default trainer, and predicts the validation cases of fold 0. One program scores both. Its table is
-`results/studies/nnunet-trainings.csv`.
+`results/studies/nnunet-trainings.csv`; `results/studies/residual-trainings.csv` has our residual encoders beside our
+plain networks, trained in the same way.
 
 python -m benchmarks.trainings [NAME …] --folder DIR
 
@@ -33,6 +34,7 @@ from megavoxel.planning.plan import Plan, load_plan
 from megavoxel.reporting.statistics import mean_interval
 
 TABLE = RESULTS / "studies" / "nnunet-trainings.csv"
+RESIDUAL_TABLE = RESULTS / "studies" / "residual-trainings.csv"
 STUDY = "peer"
 CONFIGURATION = "3d_fullres"
 VALIDATION = 5
@@ -48,11 +50,18 @@ class Schedule:
     iterations: int
     """Steps of an epoch, within which the learning rate stays the same."""
     seeds: tuple[int, ...]
+    residual: bool = False
+    """Whether a residual encoder of the same width is trained too, beside our plain network."""
 
     @property
     def name(self) -> str:
         """Name of our setting, without its seed."""
         return f"batch-{self.batch}-steps-{self.epochs}x{self.iterations}"
+
+    @property
+    def residual_name(self) -> str:
+        """Name of our setting with a residual encoder, without its seed."""
+        return f"{self.name}-residual"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +83,16 @@ COMPARED = {
         channel="MRI", patch=(40, 56, 40), levels=4, features=8,
         schedules=(
             Schedule(batch=4, epochs=10, iterations=50, seeds=(1, 2, 3)),
-            Schedule(batch=2, epochs=40, iterations=50, seeds=(1, 2, 3)),
+            Schedule(batch=2, epochs=40, iterations=50, seeds=(1, 2, 3), residual=True),
         ),
     ),
     "chaos_mr_t2": Compared(
         channel="MRI", patch=(16, 112, 112), levels=5, features=8,
-        schedules=(Schedule(batch=2, epochs=20, iterations=50, seeds=(1,)),),
+        schedules=(Schedule(batch=2, epochs=40, iterations=50, seeds=(1,)),),
     ),
     "openkbp_headneck": Compared(
         channel="CT", patch=(64, 48, 80), levels=4, features=8,
-        schedules=(Schedule(batch=2, epochs=20, iterations=50, seeds=(1,)),),
+        schedules=(Schedule(batch=2, epochs=40, iterations=50, seeds=(1,)),),
     ),
 }  # fmt: skip
 
@@ -103,8 +112,8 @@ def run() -> list[Row]:
 
 
 def compare(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Trains what `folder` lacks of the datasets called `names`; writes and returns their lines of the table."""
-    lines = []
+    """Trains what `folder` lacks of the datasets called `names`; writes both tables, and returns that beside nnU-Net."""
+    lines, residual = [], []
     for name in names:
         compared = COMPARED[name]
         home = folder / name
@@ -114,7 +123,10 @@ def compare(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         for schedule, seed in trainings(compared):
             train_theirs(home, schedule, seed)
         lines += [line(home, name, schedule) for schedule in compared.schedules]
-        write(lines)
+        residual += [residual_line(home, name, schedule) for schedule in compared.schedules if schedule.residual]
+        write(TABLE, lines)
+        if residual:
+            write(RESIDUAL_TABLE, residual)
     return lines
 
 
@@ -137,27 +149,37 @@ def prepare(home: Path, name: str, compared: Compared) -> None:
         "folds": [0], "patch": list(compared.patch), "postprocess": False,
         "network": {"levels": compared.levels, "base_features": compared.features},
     }  # fmt: skip
-    study["settings"] = {
-        schedule.name: {"seeds": list(schedule.seeds), "batch": schedule.batch, "training": {
+    study["settings"] = {}
+    for schedule in compared.schedules:
+        study["settings"][schedule.name] = {"seeds": list(schedule.seeds), "batch": schedule.batch, "training": {
             "epochs": schedule.epochs, "iterations_per_epoch": schedule.iterations,
             "validation_iterations": VALIDATION, "precision": "float32",
-        }}
-        for schedule in compared.schedules
-    }  # fmt: skip
+        }}  # fmt: skip
+        if schedule.residual:
+            study["settings"][schedule.residual_name] = {
+                "inherits": schedule.name, "seeds": list(schedule.seeds), "network": {"architecture": "residual"}
+            }  # fmt: skip
     study["baseline"] = f"{compared.schedules[0].name}-seed{compared.schedules[0].seeds[0]}"
     (home / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
 
 def train_ours(home: Path, compared: Compared) -> None:
     """Runs our study up to the scores of its settings."""
-    scores = [our_folder(home, schedule, seed) / "scores.csv" for schedule, seed in trainings(compared)]
+    settings = [name for one in compared.schedules for name in our_settings(one)]
+    scores = [our_scores(home, setting) for setting in settings]
     options = ["--cores", 2, "--quiet", "--snakefile", REPOSITORY / "Snakefile", "--directory", home]
     call("snakemake", *(path.relative_to(home) for path in scores), *options, "--configfile", home / "study.yaml")
 
 
-def our_folder(home: Path, schedule: Schedule, seed: int) -> Path:
-    """Our fold 0 of a schedule with a seed."""
-    return home / "results" / STUDY / f"{schedule.name}-seed{seed}" / "fold-0"
+def our_settings(schedule: Schedule) -> list[str]:
+    """Names of our settings with a schedule, each with its seed."""
+    names = (schedule.name, schedule.residual_name) if schedule.residual else (schedule.name,)
+    return [f"{name}-seed{seed}" for name in names for seed in schedule.seeds]
+
+
+def our_scores(home: Path, setting: str) -> Path:
+    """The scores of the validation cases of fold 0 of our setting."""
+    return home / "results" / STUDY / setting / "fold-0" / "scores.csv"
 
 
 def train_theirs(home: Path, schedule: Schedule, seed: int) -> None:
@@ -166,7 +188,9 @@ def train_theirs(home: Path, schedule: Schedule, seed: int) -> None:
     if scores.is_file():
         return
     theirs = Peer(home=home)
-    predicted = theirs.call(_train, load_plan(our_folder(home, schedule, seed).parent / "plan.json"), schedule, seed)
+    predicted = theirs.call(
+        _train, load_plan(home / "results" / STUDY / f"{schedule.name}-seed{seed}" / "plan.json"), schedule, seed
+    )
     scores.parent.mkdir(parents=True, exist_ok=True)
     options = ["--existing", "--metrics", "dsc", "--output", scores]
     call("megavoxel", "evaluate", predicted, theirs.raw / "labelsTr", *options)
@@ -178,21 +202,41 @@ def their_scores(home: Path, schedule: Schedule, seed: int) -> Path:
 
 
 def line(home: Path, name: str, schedule: Schedule) -> dict[str, Any]:
-    """The line of the table: means over cases and seeds, and the interval of their difference, in pairs of cases."""
-    ours, theirs = (
-        pandas.concat([by_case(path(home, schedule, seed)) for seed in schedule.seeds], axis=1)
-        for path in (lambda *which: our_folder(*which) / "scores.csv", their_scores)
-    )
-    if set(ours.index) != set(theirs.index):
-        raise RuntimeError(f"{home}: ours and nnU-Net's scores are of different cases")
-    difference = (ours.mean(axis=1) - theirs.mean(axis=1)).to_numpy()
-    low, high = mean_interval(difference)
+    """The line of the table beside nnU-Net: means over cases and seeds, and the interval of their difference."""
+    ours = [our_scores(home, f"{schedule.name}-seed{seed}") for seed in schedule.seeds]
+    theirs = [their_scores(home, schedule, seed) for seed in schedule.seeds]
+    return schedule_keys(name, schedule) | difference({"ours": ours, "theirs": theirs})
+
+
+def residual_line(home: Path, name: str, schedule: Schedule) -> dict[str, Any]:
+    """The line of the table of a residual encoder beside a plain one, as `line`."""
+    names = {"residual": schedule.residual_name, "plain": schedule.name}
+    scores = {key: [our_scores(home, f"{one}-seed{seed}") for seed in schedule.seeds] for key, one in names.items()}
+    return schedule_keys(name, schedule) | difference(scores)
+
+
+def schedule_keys(name: str, schedule: Schedule) -> dict[str, Any]:
+    """What tells lines of a table apart, and the number of seeds."""
+    numbers = {"batch": schedule.batch, "epochs": schedule.epochs, "iterations": schedule.iterations}
+    return {"dataset": name, **numbers, "seeds": len(schedule.seeds)}
+
+
+def difference(scores: dict[str, list[Path]]) -> dict[str, Any]:
+    """Means of two trainings and their deviations over seeds, and the difference in pairs of cases with its interval.
+
+    Args:
+        scores: name of each of the two and its score files, one per seed.
+    """
+    tables = {name: pandas.concat([by_case(path) for path in paths], axis=1) for name, paths in scores.items()}
+    first, second = tables.values()
+    if set(first.index) != set(second.index):
+        raise RuntimeError(f"{next(iter(scores.values()))[0]}: the two are scored on different cases")
+    by_pair = (first.mean(axis=1) - second.mean(axis=1)).to_numpy()
+    low, high = mean_interval(by_pair)
+    means = {name: table.to_numpy().mean() for name, table in tables.items()}
+    deviations = {f"{name}_sd_of_seeds": table.mean().std() for name, table in tables.items()}
     return {
-        "dataset": name, "batch": schedule.batch, "epochs": schedule.epochs, "iterations": schedule.iterations,
-        "seeds": len(schedule.seeds), "cases": len(difference),
-        "ours": ours.to_numpy().mean(), "theirs": theirs.to_numpy().mean(),
-        "ours_sd_of_seeds": ours.mean().std(), "theirs_sd_of_seeds": theirs.mean().std(),
-        "difference": difference.mean(), "low": low, "high": high,
+        "cases": len(by_pair), **means, **deviations, "difference": by_pair.mean(), "low": low, "high": high
     }  # fmt: skip
 
 
@@ -202,11 +246,11 @@ def by_case(scores: Path) -> pandas.Series:
     return table[table["metric"] == "DSC"].groupby("case")["value"].mean()
 
 
-def write(lines: Sequence[dict[str, Any]]) -> None:
-    """Writes lines to the table, in place of older ones of the same datasets."""
+def write(table: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Writes lines to a table, in place of older ones of the same dataset, batch and steps."""
     origin = {"date": today(), "machine": machine(), "commit": commit(), "note": ""}
     rounded = [{key: _written(value) for key, value in line.items()} | origin for line in lines]
-    replace_rows(TABLE, rounded, ["dataset", "batch", "epochs", "iterations"])
+    replace_rows(table, rounded, ["dataset", "batch", "epochs", "iterations"])
 
 
 def _written(value: Any) -> Any:
