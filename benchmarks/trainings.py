@@ -112,7 +112,7 @@ def run() -> list[Row]:
 
 
 def compare(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Trains what `folder` lacks of the datasets called `names`; writes both tables, and returns that beside nnU-Net."""
+    """Trains what `folder` lacks of the datasets called `names`; writes both tables, returns that beside nnU-Net."""
     lines, residual = [], []
     for name in names:
         compared = COMPARED[name]
