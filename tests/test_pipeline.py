@@ -17,21 +17,10 @@ from megavoxel.config.setting import Parallel
 from megavoxel.distributed.group import Group
 from megavoxel.forecast.pipeline import stage_costs
 from megavoxel.planning.plan import Plan
-from pipeline_worker import BATCH, CUTS, SEED, plan_of, steps_of
+from pipeline_worker import BATCH, CUTS, FORETOLD, SEED, plan_of, steps_of
 from stage_server import run_group
 from training_jobs import check_that_all_end_with_one, check_that_it_goes_on, training_command
 
-FORETOLD = (
-    "instance norm",
-    "one head",
-    "checkpointing",
-    "batch_dice",
-    "labels of a first stage",
-    "coarse first level",
-    "bfloat16",
-    "residual, checkpointing",
-)
-"""Ways whose memory is compared with the forecast as well."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Of batch norm: those of a replica are of its own samples, and the first one's are kept."""
 IN_PARTS = ("batch norm", "rmsprop", "bfloat16", "float16")

@@ -117,7 +117,7 @@ def test_a_clone_is_set_up_and_checked(repository, tmp_path):
     clone = tmp_path / "megavoxel"
     assert done.stdout.strip() == str(clone)
     (clone / ".venv").mkdir()
-    made = (".installed", ".peers", ".formats")
+    made = (".installed", ".peers", ".optional")
     for part in Path(sys.prefix).iterdir():
         if part.name not in made:
             (clone / ".venv" / part.name).symlink_to(part)
