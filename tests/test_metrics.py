@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from fake_study import FakeStudy, evaluate_part, make_study, report_study
 from megavoxel.cli import main
 from megavoxel.errors import UserError
+from megavoxel.evaluation import lesions
 from megavoxel.evaluation.choice import parse_choice, read_choice, require_ranking
 from megavoxel.evaluation.compared import Compared, compared_labels
 from megavoxel.evaluation.metrics import METRICS
@@ -283,6 +285,14 @@ def test_the_page_of_scores_has_every_metric(repository):
     assert rows == list(METRICS)
 
 
+def lesions_of_part(results: Path, name: str, fold: str) -> Path:
+    """Where a study has the lesions of a model in a fold, or of its test cases."""
+    folder = results / ("ensembles/both" if name == "both" else name)
+    path = folder / ("lesions-test.csv" if fold == "all" else f"fold-{fold}/lesions.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> FakeStudy:
     """Its livers are scored by DSC and both metrics of volume, its spleens by clDice and lesion-wise F1; reported."""
@@ -292,7 +302,7 @@ def study(tmp_path_factory) -> FakeStudy:
         for split, fold in (("validation", "0"), ("validation", "1"), ("test", "all")):
             parts.append(fake.root / f"{name}-{split}-{fold}.csv")
             words = ["--metrics", "dsc", "volume", "volume_error", "spleen=cldice,lesion_f1"]
-            words += ["--lesions", str(fake.root / f"lesions-{name}-{split}-{fold}.csv")]
+            words += ["--lesions", str(lesions_of_part(fake.results, name, fold))]
             assert evaluate_part(fake, name, split, fold, parts[-1], *words) == 0
     assert main(["evaluate", "--collect", *map(str, parts), "--output", str(fake.results / "scores.csv")]) == 0
     chosen = {"default": ["dsc", "volume", "volume_error"], "spleen": ["cldice", "lesion_f1"]}
@@ -348,7 +358,7 @@ def test_a_metric_of_an_unknown_label_is_one_line_before_anything_is_read(tmp_pa
 
 @pytest.mark.slow
 def test_the_table_of_lesions_has_sizes_and_matches(study):
-    table = pd.read_csv(study.root / "lesions-small-validation-0.csv")
+    table = pd.read_csv(lesions_of_part(study.results, "small", "0"))
     assert set(table["label"]) == {"spleen"}
     columns = ["case", "map", "component", "voxels", "same_as", "iou"]
     found = table[columns].astype(object).where(table[columns].notna(), None).to_numpy().tolist()
@@ -359,6 +369,23 @@ def test_the_table_of_lesions_has_sizes_and_matches(study):
         ["case_1", "reference", 1, 48, None, None],
     ]
     assert table["volume_ml"].tolist() == [pytest.approx(48 * 4.5 / 1000)] * 3
+
+
+@pytest.mark.slow
+def test_a_report_counts_lesions_by_size(study):
+    table = pd.read_csv(study.results / "report/tables/lesions.csv").set_index(["split", "label", "model", "low"])
+    row = table.loc[("validation", "spleen", "small", 0.1)]
+    assert row[["referred", "found", "predicted", "false"]].tolist() == [3, 2, 2, 0]
+    assert len(table) == 6, "of three models in two splits, all spleens have 0.216 ml"
+    assert "0.1 to 1" in (study.results / "report/tables/lesions.md").read_text()
+    assert 'id="lesions-heading"' in (study.results / "report/index.html").read_text()
+
+
+def test_a_damaged_table_of_lesions_is_named_with_its_line(tmp_path):
+    path = tmp_path / "lesions.csv"
+    path.write_text(",".join(lesions.COLUMNS) + "\n" + "a,test,all,c,l,reference,1,9,much,,\n")
+    with pytest.raises(UserError, match="line 2: 'much' is not a number"):
+        lesions.read_lesions(path)
 
 
 def test_lesions_need_a_metric_that_counts_them(tmp_path, capsys):

@@ -23,6 +23,7 @@ from megavoxel.cli import main
 from megavoxel.errors import UserError
 from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, apply_postprocessing, save_postprocessing
 from megavoxel.files import file_sha256, partial_prefix
+from megavoxel.inference.temperature import Temperature, save_temperature
 from megavoxel.network.tensor_files import load_tensors, save_tensors
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.volumes.open import read_labels
@@ -262,6 +263,28 @@ def test_probabilities_on_demand_are_those_of_the_label_map(results, model, scan
         np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-5)
         chosen, largest = np.asanyarray(raw.dataobj)[..., None].astype(int), values.max(axis=-1)
         np.testing.assert_allclose(np.take_along_axis(values, chosen, -1)[..., 0], largest, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_with_a_temperature_gives_other_probabilities_and_the_same_labels(results, model, scans, tmp_path):
+    image, path = sorted(scans.iterdir())[3], results / "only/temperature.json"
+    save_temperature(path, Temperature(temperature=2.0, cases=4, voxels=1, nll=1.0))
+    try:
+        export(results / "only", "--to", tmp_path / "tempered")
+    finally:
+        path.unlink()
+    found = []
+    for folder in (model, tmp_path / "tempered"):
+        output = tmp_path / f"by-{folder.name}"
+        assert predict("--model", folder, "--input", image, "--output", output, "--probabilities") == 0
+        probabilities = nibabel.load(output / image.name.replace(".nii.gz", ".probabilities.nii.gz"))
+        found.append((probabilities.get_fdata(dtype=np.float32), (output / image.name).read_bytes()))
+    (plain, labels), (tempered, same) = found
+    assert same == labels
+    expected = np.sqrt(plain) / np.sqrt(plain).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(tempered, expected, atol=1e-5)
+    (tmp_path / "tempered/temperature.json").write_text("{}")
+    assert predict("--model", tmp_path / "tempered", "--input", image, "--output", tmp_path / "none") == 1
 
 
 @pytest.mark.slow

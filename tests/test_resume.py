@@ -25,14 +25,14 @@ def arguments(tmp_path) -> argparse.Namespace:
     (tmp_path / "stored/a.json").write_text("{}")
     return argparse.Namespace(
         output=tmp_path / "out", resume=tmp_path / "kept", weights=[tmp_path / "model.pt"], logits=None, stage1=[],
-        preprocessed=tmp_path / "stored",
+        preprocessed=tmp_path / "stored", confidence=None,
     )  # fmt: skip
 
 
 def finish(arguments: argparse.Namespace) -> Finished:
     kept = Finished.of(FakePlan(), arguments)
-    with kept.adding("a") as (maps, _):
-        (maps / "a.nii.gz").write_text("map")
+    with kept.adding("a") as folders:
+        (folders[finished.MAPS] / "a.nii.gz").write_text("map")
     return kept
 
 
@@ -42,7 +42,7 @@ def test_a_finished_case_is_found_again_and_handed_over(arguments, tmp_path):
     assert kept.has("a")
     assert not kept.has("b")
     arguments.output.mkdir()
-    kept.hand_over("a", arguments.output, None)
+    kept.hand_over("a", {finished.MAPS: arguments.output})
     assert (arguments.output / "a.nii.gz").read_text() == "map"
     kept.forget(["a"], linked=False)
     assert not arguments.resume.exists()
@@ -55,7 +55,7 @@ def test_a_case_is_kept_as_long_as_it_takes_no_space(arguments, tmp_path):
     assert not kept.has("a")  # nothing else has these bytes
     kept = finish(arguments)
     arguments.output.mkdir()
-    kept.hand_over("a", arguments.output, None)
+    kept.hand_over("a", {finished.MAPS: arguments.output})
     kept.forget(["a"], linked=True)
     assert kept.has("a")
     assert next(arguments.resume.glob("*/maps/a.nii.gz")).samefile(arguments.output / "a.nii.gz")
@@ -66,7 +66,7 @@ def test_what_is_kept_of_earlier_networks_is_removed(arguments, tmp_path):
     (tmp_path / "model.pt").write_text("others")
     kept = finish(arguments)
     arguments.output.mkdir()
-    kept.hand_over("a", arguments.output, None)
+    kept.hand_over("a", {finished.MAPS: arguments.output})
     kept.forget(["a"], linked=True)
     assert (kept.has("a"), earlier.has("a")) == (True, False)
 
@@ -94,8 +94,8 @@ def test_a_case_that_was_being_predicted_is_not_there(arguments):
     kept = Finished.of(FakePlan(), arguments)
 
     def interrupted() -> None:
-        with kept.adding("a") as (maps, _):
-            (maps / "a.nii.gz").write_text("half")
+        with kept.adding("a") as folders:
+            (folders[finished.MAPS] / "a.nii.gz").write_text("half")
             raise KeyError
 
     with pytest.raises(KeyError):

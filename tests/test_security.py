@@ -53,6 +53,7 @@ BARE = {
     "params.mirror", "params.device", "params.facts", "params.published", "params.timings", "params.stage1",
     "params.start", "params.launcher", "params.weights", "params.index", "params.hardware", "params.device_of_needs",
     "params.lesions",
+    "params.products",
     "params.metrics", "params.samples", "params.averaged", "params.tolerance", "params.tolerances", "params.terminal",
     "params.ready_made",
 }  # fmt: skip

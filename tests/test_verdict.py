@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from fake_study import make_plan
+from megavoxel.reporting.cells import evenly
 from megavoxel.reporting.claim import claim_table, items_left
 from megavoxel.reporting.definition import Definition
 from megavoxel.reporting.odd import odd_runs
 from megavoxel.reporting.provenance import results_date, results_versions
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.tables import evenly
 from megavoxel.reporting.verdict import deciding_split, segmentation_verdict
 from megavoxel.reporting.words import duration, gibibytes, joined, numeric, some
 

@@ -21,6 +21,7 @@ TINY = {
     "folds": 2,
     "baseline": "first",
     "timing": {"repeats": 2, "split": "validation"},
+    "confidence": True,
     "defaults": {
         "patch": [8, 16, 16],
         "batch": 2,
@@ -221,6 +222,22 @@ def test_every_setting_is_timed_in_its_own_windows(finished):
         cases = {row["setting"]: row["cases"] for row in csv.DictReader(file)}
     assert cases == {"first": "4", "second": "4", "alone": "2", "context": "4", "refined": "4"}
     assert (finished / "results/tiny/report/figures/dsc_against_seconds.png").is_file()
+
+
+def test_every_setting_has_its_temperature_and_calibration_errors(finished):
+    results = finished / "results/tiny"
+    with (results / "report/tables/confidence.csv").open() as file:
+        rows = {(row["setting"], row["split"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(setting, split) for setting in TINY["settings"] for split in ("validation", "test")}
+    for setting in TINY["settings"]:
+        found = json.loads((results / setting / "temperature.json").read_text())
+        alone = setting == "alone"
+        assert (found["cases"], len(found["of_other_folds"])) == ((2, 0) if alone else (4, 2))
+        assert rows[setting, "test"]["disagreement"] == "" or not alone, "one network does not disagree"
+        assert float(rows[setting, "test"]["temperature_low"]) == found["temperature"]
+    with (results / "report/tables/reliability.csv").open() as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"liver", "stomach", "aorta", "gland"}
+    assert 'id="confidence-heading"' in (results / "report/index.html").read_text()
 
 
 def test_predictions_lie_on_the_grid_of_their_images(finished):

@@ -46,6 +46,7 @@ GROUPS = {
         "stage1": "bring first-stage label maps to the grid of the second stage of a cascade",
         "ensemble": "average the probabilities of several settings",
         "postprocess": "keep largest components where cross-validation improves",
+        "temperature": "choose what a setting's logits are divided by, by cases that its networks did not see",
         "report": "tables, figures and a page from the scores",
     },
     "containers and tests": {

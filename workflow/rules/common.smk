@@ -97,6 +97,8 @@ ENSEMBLES = {ensemble.name: ensemble for ensemble in STUDY.ensembles}
 CASCADES = {setting.name for setting in STUDY.settings if SEGMENTS and setting.stage1}
 # Settings of whose predictions the logits are kept: ensembles of label maps average them.
 MEMBERS = {member for ensemble in STUDY.ensembles for member in ensemble.members if SEGMENTS}
+# Whether predictions say how far their probabilities can be trusted.
+HAS_CONFIDENCE = SEGMENTS and STUDY.confidence
 WEIGHTS = {} if SEGMENTS else STUDY.weights
 # Files of weights that settings begin with, or folders of them.
 STARTS = [setting.start.file for setting in STUDY.settings if SEGMENTS and setting.start and not setting.start_setting]
@@ -142,6 +144,11 @@ def logits_of(cases):
     return folder if SEGMENTS and STUDY.keep_logits else temp(folder)
 
 
+def confidence_of(folder):
+    """An output, where the study asks for it: how far the probabilities of some cases of a setting can be trusted."""
+    return {"confidence": directory(f"{RESULTS}/{{setting}}/{folder}")} if HAS_CONFIDENCE else {}
+
+
 def samples_option(wildcards, input):
     """What a stage is told of the cases that it trains on or predicts."""
     if SEGMENTS:
@@ -166,12 +173,23 @@ def resuming_option(wildcards):
     return f"{share}--resume {folder}{keep}"
 
 
-def collected_logits_option(wildcards, input, output):
-    """What `predict --collect` is told of logits, for members of ensembles."""
-    if not output.get("logits"):
-        return ""
-    made = [f"{part}/logits" for part in input.parts]
-    return f"--collect-logits {shlex.join(made)} --logits {shlex.quote(output.logits)}"
+def products_option(wildcards, output):
+    """Where `predict` writes what it makes beside label maps; of a part of the test cases, into one folder with them."""
+    if wildcards.get("share"):
+        wanted = ["logits"] if wildcards.setting in MEMBERS else []
+        folders = {name: f"{output.predictions}/{name}" for name in wanted + ["confidence"] * HAS_CONFIDENCE}
+    else:
+        folders = {name: output[name] for name in ("logits", "confidence") if output.get(name)}
+    return " ".join(f"--{name} {shlex.quote(str(folder))}" for name, folder in folders.items())
+
+
+def collected_option(wildcards, input, output):
+    """What `predict --collect` is told of what the parts have beside label maps."""
+    made = {name: [f"{part}/{name}" for part in input.parts] for name in ("logits", "confidence") if output.get(name)}
+    return " ".join(
+        f"--collect-{name} {shlex.join(parts)} --{name} {shlex.quote(str(output[name]))}"
+        for name, parts in made.items()
+    )
 
 
 def device_of_job(wildcards, output):

@@ -14,6 +14,11 @@ if not SEGMENTS:
 TOLERANCES = {"tolerances": f"{RESULTS}/tolerances.json"} if SEGMENTS else {}
 
 
+# Tables of lesions, where a metric counts components.
+LESIONS = [f"{RESULTS}/{model}/fold-{fold}/lesions.csv" for model, fold in VALIDATED if HAS_LESIONS]
+LESIONS += [f"{RESULTS}/{model}/lesions-test.csv" for model in MODELS if HAS_LESIONS]
+
+
 rule evaluate_validation:
     input:
         image=used(CPU_IMAGE),

@@ -14,6 +14,7 @@ rule predict_validation:
         stage1=first_stage_of("fold-{fold}"),
         weights=rules.train.output.model,
     output:
+        **confidence_of("fold-{fold}/confidence"),
         predictions=predicted(f"{RESULTS}/{{setting}}/fold-{{fold}}/validation"),
     log:
         f"{LOGS}/predict_validation/{{setting}}-{{fold}}.log",
@@ -36,15 +37,16 @@ rule predict_validation:
         folder=lambda wildcards, output: output.predictions,
         part=split_option,
         cases=lambda wildcards, output: resuming_option(wildcards),
-        logits=lambda wildcards, output: f"--logits {shlex.quote(str(output.logits))}" if output.get("logits") else "",
+        products=products_option,
     shell:
         "{params.launcher} megavoxel predict --plan {input.plan:q} --weights {input.weights:q} --splits {input.splits:q} "
-        "{params.part} {params.samples} {params.stage1} {params.cases} --output {params.folder:q} {params.logits} "
+        "{params.part} {params.samples} {params.stage1} {params.cases} --output {params.folder:q} {params.products} "
         "{params.device} --threads {resources.cpus_per_task} > {log:q} 2>&1"
 
 
 use rule predict_validation as predict_validation_for_ensembles with:
     output:
+        **confidence_of("fold-{fold}/confidence"),
         predictions=predicted(f"{RESULTS}/{{setting}}/fold-{{fold}}/validation"),
         logits=logits_of("fold-{fold}"),
     wildcard_constraints:
@@ -89,9 +91,6 @@ if SEGMENTS:
             f"{LOGS}/predict_test/{{setting}}{PART_OF_TEST}.log",
         wildcard_constraints:
             setting=one_of(MEMBERS),
-        params:
-            folder=lambda wildcards, output: f"{output.predictions}/maps",
-            logits=lambda wildcards, output: f"--logits {shlex.quote(f'{output.predictions}/logits')}",
 
     rule collect_test:
         """The test cases of all jobs in one folder."""
@@ -100,6 +99,7 @@ if SEGMENTS:
             cases=rules.check.output.cases,
             parts=test_parts,
         output:
+            **confidence_of("confidence-test"),
             predictions=predicted_test(f"{RESULTS}/{{setting}}"),
         log:
             f"{LOGS}/collect_test/{{setting}}.log",
@@ -116,12 +116,13 @@ if SEGMENTS:
             runtime=by_attempt(30),
         params:
             maps=lambda wildcards, input: [f"{part}/maps" for part in input.parts],
-            logits=collected_logits_option,
+            products=collected_option,
         shell:
-            "megavoxel predict --collect {params.maps:q} --output {output.predictions:q} {params.logits} > {log:q} 2>&1"
+            "megavoxel predict --collect {params.maps:q} --output {output.predictions:q} {params.products} > {log:q} 2>&1"
 
     use rule collect_test as collect_test_for_ensembles with:
         output:
+            **confidence_of("confidence-test"),
             predictions=predicted_test(f"{RESULTS}/{{setting}}"),
             logits=logits_of("test"),
         wildcard_constraints:

@@ -21,6 +21,7 @@ DEFINITION = json.dumps(
         "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
         "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
         "validates": STUDY.validates,
+        "confidence": HAS_CONFIDENCE,
         "cases": f"{RESULTS}/cases.json",
         **COMPARED,
     }
@@ -31,6 +32,8 @@ if SEGMENTS:
         name: name for name in ("summary", "comparison", "best", "ranking", "subgroups", "labels", "cost", "sweeps")
     }
     TABLES |= {"inference_time": "time"}
+    TABLES |= {"lesions": "lesions"} if HAS_LESIONS else {}
+    TABLES |= dict.fromkeys(["confidence", "reliability"] if HAS_CONFIDENCE else [], "confidence")
     FIGURES = [*[f"{metric}_by_label" for metric in METRICS], "training_curves"]
 else:
     TABLES = dict.fromkeys(("summary", "distributed", "cost", "confusion"), "classification_tables")
@@ -41,6 +44,7 @@ SCATTERS = {}
 if SEGMENTS:
     SCATTERS = {f"{METRICS[0]}_against_memory": "memory"}
     SCATTERS |= {f"{METRICS[0]}_against_seconds": "time"} if TIMINGS else {}
+CONFIDENCE_FIGURES = ["reliability", "disagreement"] if HAS_CONFIDENCE else []
 SWEEPS = [f"sweep-{sweep.name}" for sweep in STUDY.sweeps] if SEGMENTS else []
 PICTURES = (
     {
@@ -87,6 +91,8 @@ rule report:
         manifests=[f"{RESULTS}/{setting}/fold-{fold}/manifest.json" for setting, fold in RUNS],
         drawn=DRAWN,
         timings=f"{RESULTS}/timings.csv" if TIMINGS else [],
+        confidence=CONFIDENCE,
+        lesions=LESIONS,
         published=PUBLISHED + CLAIMS,
     output:
         **{
@@ -100,10 +106,17 @@ rule report:
         **PICTURES,
         page=report(f"{REPORT}/index.html", caption="../report/page.rst", category="Page"),
         published=f"{REPORT}/tables/published.csv",
+        methods=f"{REPORT}/methods.md",
+        references=f"{REPORT}/references.bib",
         typeset=expand(f"{REPORT}/tables/{{table}}.{{kind}}", table=[*TABLES, "published"], kind=["md", "tex"]),
         figures=report(
             expand(f"{REPORT}/figures/{{figure}}.png", figure=FIGURES),
             caption="../report/figures.rst" if SEGMENTS else "../report/classification_figures.rst",
+            category="Figures",
+        ),
+        confidence_figures=report(
+            expand(f"{REPORT}/figures/{{figure}}.png", figure=CONFIDENCE_FIGURES),
+            caption="../report/confidence.rst",
             category="Figures",
         ),
         sweep_figures=report(
@@ -111,7 +124,7 @@ rule report:
             caption="../report/sweep_figures.rst",
             category="Figures",
         ),
-        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=[*FIGURES, *SCATTERS, *SWEEPS]),
+        drawings=expand(f"{REPORT}/figures/{{figure}}.svg", figure=[*FIGURES, *SCATTERS, *CONFIDENCE_FIGURES, *SWEEPS]),
     log:
         f"{LOGS}/report.log",
     benchmark:

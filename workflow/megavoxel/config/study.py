@@ -202,6 +202,9 @@ class SegmentationKeys(StudyKeys):
     """Metrics of label maps: names of the table in `docs/scores.md`, such as `dsc`, `nsd` and `hd95`. Or by label, with
     `default` for all labels that are not named: `{default: [dsc, nsd], vessel: [cldice, nsd]}`. The first one ranks
     models and cases, and stands against cost."""
+    confidence: bool = False
+    """Whether the report says how far probabilities can be trusted: a temperature of each setting, calibration errors
+    by label, and, where folds are averaged, how their disagreement goes with the scores of the test cases."""
     timing: Annotated[bool | Timing | None, AfterValidator(_timing)] = None
     """Measures seconds per image of every setting; `true` stands for the defaults; None: nothing is timed."""
 

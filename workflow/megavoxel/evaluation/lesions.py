@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from megavoxel.csv_files import write_csv
+from megavoxel.errors import UserError
 from megavoxel.evaluation.compared import Compared
+from megavoxel.evaluation.tidy import read_text
 
 COLUMNS = ["setting", "split", "fold", "case", "label", "map", "component", "voxels", "volume_ml", "same_as", "iou"]
 Lesion = tuple[str, str, str, int, int, float, int | None, float | None]
@@ -35,3 +37,22 @@ def write_lesions(path: Path, lesions: Iterable[Lesion], *, setting: str, split:
     """Writes the components of a part of a study, in their order; whole or not at all."""
     table = pd.DataFrame([(setting, split, fold, *lesion) for lesion in lesions], columns=COLUMNS)
     write_csv(path, table.astype({"same_as": "Int64"}))
+
+
+def read_lesions(path: Path) -> pd.DataFrame:
+    """Reads a table of lesions; `volume_ml` is float64, all other columns are text.
+
+    Raises:
+        UserError: the file is missing, has other columns, or a volume that is not a number.
+    """
+    table = read_text(
+        path,
+        COLUMNS,
+        missing="no such table of lesions; run 'megavoxel evaluate' with --lesions",
+        unreadable="cannot be read as CSV ({fault}); run 'megavoxel evaluate' again",
+    )
+    volumes = pd.to_numeric(table["volume_ml"], errors="coerce")
+    if volumes.isna().any():
+        line = int(volumes.isna().to_numpy().argmax())
+        raise UserError(f"{path}: line {line + 2}: '{table['volume_ml'][line]}' is not a number")
+    return table.assign(volume_ml=volumes.astype(float))

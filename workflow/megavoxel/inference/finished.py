@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import glob
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,8 @@ from megavoxel.files import (
 )
 from megavoxel.planning.plan import Plan
 
-MAPS, LOGITS = "maps", "logits"
+MAPS, LOGITS, CONFIDENCE = "maps", "logits", "confidence"
+"""Folders of what is made of a case. The first is always; the others are asked for by options of these names."""
 CHECKSUMS = "checksums.json"
 
 
@@ -49,7 +50,8 @@ class Finished:
     """Folder of the preprocessed cases."""
     stage1: tuple[Path, ...]
     """Folders with labels of the first stage."""
-    with_logits: bool
+    products: tuple[str, ...] = (MAPS,)
+    """What is made of each case."""
 
     @classmethod
     def of(cls, plan: Plan, arguments: argparse.Namespace) -> Finished:
@@ -60,7 +62,7 @@ class Finished:
             networks=key_of([_program(), plan.prediction_hash], weights),
             preprocessed=arguments.preprocessed,
             stage1=tuple(arguments.stage1),
-            with_logits=arguments.logits is not None,
+            products=(MAPS, *(name for name in (LOGITS, CONFIDENCE) if getattr(arguments, name) is not None)),
         )
 
     def has(self, name: str) -> bool:
@@ -72,19 +74,19 @@ class Finished:
             return False
 
     @contextmanager
-    def adding(self, name: str) -> Iterator[tuple[Path, Path | None]]:
-        """Folders for the label map and the logits of a case, which is finished when the block is."""
+    def adding(self, name: str) -> Iterator[dict[str, Path]]:
+        """A folder for each of the `products` of a case, which is finished when the block is."""
         with atomic_directory(self._place(name), replace=True) as partial:
-            places = [partial / MAPS, *([partial / LOGITS] if self.with_logits else [])]
-            for place in places:
+            places = {product: partial / product for product in self.products}
+            for place in places.values():
                 place.mkdir()
-            yield places[0], places[1] if self.with_logits else None
+            yield places
             write_json(partial / CHECKSUMS, _checksums(partial))
 
-    def hand_over(self, name: str, output: Path, logits: Path | None) -> None:
-        """Puts the files of a finished case into the folders of all cases."""
-        for source, target in ((MAPS, output), (LOGITS, logits)):
-            for path in sorted((self._place(name) / source).iterdir()) if target is not None else ():
+    def hand_over(self, name: str, folders: Mapping[str, Path]) -> None:
+        """Puts the files of a finished case into the folders of all cases, which are named by product."""
+        for product, target in folders.items():
+            for path in sorted((self._place(name) / product).iterdir()):
                 link_file(path, target / path.name)
 
     def forget(self, names: Sequence[str], *, linked: bool) -> None:
@@ -107,12 +109,12 @@ class Finished:
     def _place(self, name: str) -> Path:
         read = [self.preprocessed / f"{name}.json", self.preprocessed / f"{name}.source"]
         read += [folder / f"{name}.stage1.b2nd" for folder in self.stage1]
-        key = key_of([self.networks, self.with_logits], filter(Path.is_file, read))
+        key = key_of([self.networks, *self.products], filter(Path.is_file, read))
         return self.folder / f"{key}-{name}"
 
 
 def _made(place: Path) -> list[Path]:
-    """Label maps and logits of a finished case."""
+    """All products of a finished case."""
     return sorted(path for path in place.glob("*/*") if path.is_file())
 
 

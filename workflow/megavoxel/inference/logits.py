@@ -133,10 +133,10 @@ class Logits(OnNetworkGrid):
         """Logits of background."""
         return self.header.decision.background(*shape)
 
-    def probabilities(self) -> Iterator[Slab]:
-        """Probabilities of the outputs, in the slabs of `slabs`."""
+    def probabilities(self, temperature: float = 1.0) -> Iterator[Slab]:
+        """Probabilities of the outputs, in the slabs of `slabs`; the logits are divided by `temperature` first."""
         for slab in self.slabs():
-            yield replace(slab, logits=self.header.decision.probabilities(slab.logits))
+            yield replace(slab, logits=self.header.decision.probabilities(slab.logits / temperature))
 
 
 def linear_weights(

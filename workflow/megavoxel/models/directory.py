@@ -10,6 +10,7 @@ from pathlib import Path
 from megavoxel.errors import expect
 from megavoxel.evaluation.postprocessing import Postprocessing, load_postprocessing
 from megavoxel.files import atomic_directory, file_sha256, write_text
+from megavoxel.inference.temperature import load_temperature
 from megavoxel.models.description import (
     DatasetFacts,
     ModelDescription,
@@ -24,6 +25,7 @@ from megavoxel.models.network_files import FORMATS
 from megavoxel.planning.plan import Plan, load_plan
 
 DESCRIPTION, PLAN, POSTPROCESSING, CARD = "model.json", "plan.json", "postprocessing.json", "README.md"
+TEMPERATURE = "temperature.json"
 FIRST_STAGE = "first_stage"
 """Folder in a cascade with the models of its first stage, each in the folder of its setting."""
 MEMBERS = "members"
@@ -51,6 +53,8 @@ class Model:
     """The plan of the networks; for an ensemble of settings that of its first member, whose channels and labels all
     have."""
     postprocessing: Postprocessing | None
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities; no label changes by it."""
     first_stage: tuple[Model, ...] = ()
     """Models whose label maps the networks are given, in the order of the plan's `stage1`."""
     members: tuple[Model, ...] = ()
@@ -134,6 +138,8 @@ def write_model(runs: Runs, description: ModelDescription, target: Path, *, kind
         shutil.copyfile(runs.setting / "plan.json", folder / PLAN)
         if runs.postprocessing:
             shutil.copyfile(runs.postprocessing, folder / POSTPROCESSING)
+        if runs.temperature:
+            shutil.copyfile(runs.temperature, folder / TEMPERATURE)
         for fold in description.folds:
             networks.write(runs.plan, runs.folder(fold.fold) / "model.pt", folder / fold.weights)
         sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
@@ -190,6 +196,7 @@ def load_model(folder: Path) -> Model:
         description=description,
         plan=plan,
         postprocessing=kept,
+        temperature=load_temperature(folder / TEMPERATURE).temperature if TEMPERATURE in description.sha256 else 1.0,
         first_stage=tuple(_load_part(folder / FIRST_STAGE / name, expected) for name, expected in firsts.items()),
     )
 

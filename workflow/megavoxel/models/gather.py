@@ -48,6 +48,12 @@ class Runs:
         path = self.setting / "postprocessing.json"
         return path if path.is_file() else None
 
+    @property
+    def temperature(self) -> Path | None:
+        """temperature.json of the setting, where there is one and it is that of these folds."""
+        path = self.setting / "temperature.json"
+        return path if path.is_file() and ALL not in self.folds else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleRuns:

@@ -71,6 +71,8 @@ class Labelling:
     """Folders of label maps by each setting of the first stage, where this is the second stage of a cascade."""
     probabilities: bool = False
     """Whether CASE.probabilities.nii.gz is written, too."""
+    temperature: float = 1.0
+    """What logits are divided by before they become these probabilities."""
     uncertainty: bool = False
     """Whether CASE.uncertainty.nii.gz is written, too."""
     pictures: bool = False
@@ -381,6 +383,7 @@ class _NetworkSteps(Steps):
         labelling, scan, logits = self.labelling, turn.scan, turn.logits
         write_label_map(turn.folder, logits.header, logits.slabs())
         if path := labelling.probability_map(scan):
-            outputs.write_probabilities(path, logits.header, logits.probabilities(), turn.folder, turn.volumes[0])
+            probabilities = logits.probabilities(labelling.temperature)
+            outputs.write_probabilities(path, logits.header, probabilities, turn.folder, turn.volumes[0])
         if uncertainty := labelling.uncertainty_map(scan):
             outputs.write_uncertainty(uncertainty, logits.disagreement, turn.folder, turn.volumes[0])

@@ -30,14 +30,14 @@ def claim_table(stored: Stored, findings: Sequence[Mapping[str, str]]) -> pd.Dat
     items: dict[int, tuple[str, Callable[[], str]]] = {
         7: ("Data sources", lambda: _data(stored)),
         8: ("Eligibility", lambda: _excluded(findings)),
-        9: ("Preprocessing", lambda: _each(stored, _preprocessing)),
+        9: ("Preprocessing", lambda: each_setting(stored, _preprocessing)),
         13: ("Missing data", lambda: _missing(stored)),
         20: ("Assignment to partitions", lambda: _partitions(stored)),
         21: ("Level at which partitions are disjoint", lambda: _level(stored)),
-        22: ("Model", lambda: _each(stored, _network)),
+        22: ("Model", lambda: each_setting(stored, _network)),
         23: ("Software", lambda: _stated(stored, ("code.version", "code.commit", SOFTWARE))),
-        24: ("Initial weights", lambda: _each(stored, _initial)),
-        25: ("Training", lambda: _each(stored, _training)),
+        24: ("Initial weights", lambda: each_setting(stored, _initial)),
+        25: ("Training", lambda: each_setting(stored, _training)),
         26: ("Choice of the final model", lambda: "the weights of the last epoch of each fold"),
         27: ("Ensembles", lambda: _ensembles(stored)),
         28: ("Metrics", lambda: "; ".join(f"{metric.shown}: {metric.definition}" for metric in stored.metrics)),
@@ -67,7 +67,7 @@ def _is_of_images(stored: Stored) -> bool:
     return isinstance(stored, StoredClassification)
 
 
-def _each(stored: Stored, tell: Callable[[Stored, str], str]) -> str:
+def each_setting(stored: Stored, tell: Callable[[Stored, str], str]) -> str:
     """What a function says of the settings: once if it is the same of all, else with the settings' names."""
     found: dict[str, list[str]] = {}
     for setting in stored.plans:
@@ -77,7 +77,7 @@ def _each(stored: Stored, tell: Callable[[Stored, str], str]) -> str:
     return "; ".join(f"{', '.join(settings)}: {text}" for text, settings in found.items())
 
 
-def _values(stored: Stored, key: str) -> list[str]:
+def stated_values(stored: Stored, key: str) -> list[str]:
     """Different values of an entry of the manifests."""
     flat = [dict(flattened(manifest)) for own in stored.manifests.values() for manifest in own.values()]
     return list(dict.fromkeys(str(entries[key]) for entries in flat if entries.get(key) is not None))
@@ -91,12 +91,12 @@ def _stated(stored: Stored, beginnings: tuple[str, ...]) -> str:
         for key, _ in flattened(manifest)
         if key.startswith(beginnings)
     )
-    texts = {key.removeprefix(SOFTWARE).replace("code.", "megavoxel "): _values(stored, key) for key in keys}
+    texts = {key.removeprefix(SOFTWARE).replace("code.", "megavoxel "): stated_values(stored, key) for key in keys}
     return ", ".join(f"{name.removesuffix(' version')} {' and '.join(own)}" for name, own in texts.items() if own)
 
 
 def _data(stored: Stored) -> str:
-    sums = _values(stored, "data.checksums_sha256")
+    sums = stated_values(stored, "data.checksums_sha256")
     count = f", {len(stored.cases.cases)} cases" if stored.cases is not None else ""
     return f"dataset {stored.definition.dataset}{count}" + (f"; SHA-256 of its checksums: {sums[0]}" if sums else "")
 
@@ -124,7 +124,9 @@ def _missing(stored: Stored) -> str:
 
 def _partitions(stored: Stored) -> str:
     folds = len({fold for own in stored.histories.values() for fold in own})
-    seeds = ", ".join(_values(stored, "seed") or map(str, dict.fromkeys(plan.seed for plan in stored.plans.values())))
+    seeds = ", ".join(
+        stated_values(stored, "seed") or map(str, dict.fromkeys(plan.seed for plan in stored.plans.values()))
+    )
     test = "; test cases are in no fold" if "test" in stored.splits else ""
     return f"splits.json: cross-validation, {folds} folds trained, seed {seeds}{test}"
 

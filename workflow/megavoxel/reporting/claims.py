@@ -19,11 +19,11 @@ import pandas as pd
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_text
 from megavoxel.reporting.best import LOWEST
+from megavoxel.reporting.cells import NONE, show, signed, signed_with_interval
 from megavoxel.reporting.costs import PEAK, case_seconds, own_peaks
 from megavoxel.reporting.published import COSTS, SECONDS, read_published
 from megavoxel.reporting.statistics import RESAMPLES
 from megavoxel.reporting.stored import Stored
-from megavoxel.reporting.tables import NONE, show, signed, signed_with_interval
 from megavoxel.tasks.classification.scores import PROBABILITY, TRUTH
 
 STEADINESS = "SD of pseudo-Dice over the last epochs"

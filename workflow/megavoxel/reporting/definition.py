@@ -40,6 +40,8 @@ class Definition:
     metrics: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     """Keys of the metrics that are shown, as a study file has them; the first ranks cases. Empty: all that are
     scored."""
+    confidence: bool = False
+    """Whether predictions of the study say how far their probabilities can be trusted."""
     cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Settings of a classification study that are repeats of one another, by the name that the study gave them."""
 

@@ -42,20 +42,20 @@ def write_score_figures(stored: Stored, folder: Path) -> None:
     """Writes `KEY_by_label` of each metric, such as `dsc_by_label`, as .png and .svg."""
     with figure_style():
         for metric in stored.metrics:
-            _save(score_figure(stored, metric), folder, f"{metric.key}_by_label")
+            save_both(score_figure(stored, metric), folder, f"{metric.key}_by_label")
 
 
 def write_training_figure(stored: Stored, folder: Path) -> None:
     """Writes `training_curves` as .png and .svg."""
     with figure_style():
-        _save(training_figure(stored), folder, "training_curves")
+        save_both(training_figure(stored), folder, "training_curves")
 
 
 def score_figure(stored: Stored, metric: Metric) -> Figure:
     """Box plots of a metric per label, one box per model, one point per case; one panel per split."""
     scores = stored.scores[(stored.scores["metric"] == metric.name) & stored.scores["value"].notna()]
     models = stored.definition.models
-    groups = _chunks(stored.labels_of(metric), max(1, BOXES_PER_PANEL // len(models)))
+    groups = chunks(stored.labels_of(metric), max(1, BOXES_PER_PANEL // len(models)))
     panels = list(product(stored.splits, groups))
     widest = max(len(group) for group in groups)
     figure = Figure(figsize=(_panel_width(widest, len(models)), 3.2 * len(panels) + 0.5), layout="constrained")
@@ -77,7 +77,7 @@ def training_figure(stored: Stored) -> Figure:
     """Losses and mean pseudo-Dice over epochs: one column per setting, one colour per fold."""
     settings = list(stored.histories)
     columns = min(COLUMNS_OF_CURVES, len(settings))
-    rows = _chunks(settings, columns)
+    rows = chunks(settings, columns)
     figure = Figure(figsize=(max(6.5, 3.4 * columns), 4.6 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(2 * len(rows), columns, squeeze=False)
     folds = sorted({fold for histories in stored.histories.values() for fold in histories})
@@ -123,7 +123,8 @@ def legend_columns(handles: Sequence[Patch | Line2D], inches: float) -> int:
     return min(max(1, int(inches / (0.7 + 0.085 * longest))), len(handles))
 
 
-def _save(figure: Figure, folder: Path, name: str) -> None:
+def save_both(figure: Figure, folder: Path, name: str) -> None:
+    """Writes a figure as .png and .svg."""
     save_figure(figure, folder / f"{name}.png", folder / f"{name}.svg")
 
 
@@ -178,7 +179,7 @@ def _loss_limits(stored: Stored) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _chunks(names: Sequence[str], size: int) -> list[list[str]]:
+def chunks(names: Sequence[str], size: int) -> list[list[str]]:
     """The names in rows of nearly equal length, none longer than `size`."""
     rows = max(1, math.ceil(len(names) / size))
     size = math.ceil(len(names) / rows)

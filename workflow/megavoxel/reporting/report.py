@@ -13,10 +13,13 @@ from megavoxel.reporting.claims import study_claims
 from megavoxel.reporting.classification import tables as classification
 from megavoxel.reporting.classification.figures import write_figures
 from megavoxel.reporting.classification.verdict import classification_verdict
+from megavoxel.reporting.confidence import judged_parts
+from megavoxel.reporting.confidence_figures import write_confidence_figures
 from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
+from megavoxel.reporting.methods import METHODS, REFERENCES, write_methods
 from megavoxel.reporting.page import Report, Section, write_page
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.ranking import FEW_CASES, few_cases
@@ -111,6 +114,8 @@ def write_report(
     numbers = parts.numbers(inputs)
     shown = tables.write_tables(numbers, parts.showing, inputs.report / "tables")
     print(f"tables: {inputs.report / 'tables'}", flush=True)
+    write_methods(inputs.stored, inputs.report)
+    print(f"methods: {inputs.report / METHODS}, {inputs.report / REFERENCES}", flush=True)
     parts.figures(inputs, numbers)
     print(f"figures: {inputs.figures}", flush=True)
     if not tables_only:
@@ -123,6 +128,8 @@ def _score_figures(inputs: Inputs, _: Tables) -> None:
     write_memory_figure(inputs.stored, inputs.published, inputs.figures)
     write_time_figure(inputs.stored, inputs.timings, inputs.published, inputs.figures)
     write_sweep_figures(inputs.stored, inputs.figures)
+    if inputs.stored.definition.confidence:
+        write_confidence_figures(inputs.stored, judged_parts(inputs.stored), inputs.figures)
 
 
 def _pictures(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:

@@ -9,26 +9,34 @@ import pandas as pd
 
 from megavoxel.config.study import Sweep
 from megavoxel.evaluation.postprocessing import load_postprocessing
+from megavoxel.inference.confidence import BINS, LEAST, MOST_VOXELS
 from megavoxel.reporting.best import BEHIND, BEST, LEFT_OUT, TOGETHER, UNDECIDED, deciding_metric
+from megavoxel.reporting.cells import NONE
 from megavoxel.reporting.claim import claim_table, items_left, times
 from megavoxel.reporting.claims import show_claims
 from megavoxel.reporting.costs import PEAK, how_measured, own_peaks
 from megavoxel.reporting.definition import Definition
+from megavoxel.reporting.methods import TO_ADD, Methods
 from megavoxel.reporting.notices import findings_of
 from megavoxel.reporting.page import Report, Section
 from megavoxel.reporting.provenance import flattened, provenance_table
 from megavoxel.reporting.ranking import FEW_CASES, few_cases
+from megavoxel.reporting.references import bibliography
 from megavoxel.reporting.scatter import model_groups, panels
 from megavoxel.reporting.statistics import FEWEST_DIFFERENCES
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import palette, photo
-from megavoxel.reporting.tables import NONE, PEAK_HEADS, compared_heads
+from megavoxel.reporting.tables import PEAK_HEADS, compared_heads
 from megavoxel.reporting.viewer import case_data
 
 CLASSIFICATION_COSTS = ("cost_against_resolution", "accuracy_against_memory", "accuracy_against_seconds")
 ENTRIES_SHOWN = 8
 VERDICTS = {"best": BEST, "together": TOGETHER, "behind": BEHIND, "few": UNDECIDED, "left_out": LEFT_OUT}
 """What the table of the best model says of each, by the template's name for it."""
+CONFIDENCE_FIGURES = {
+    "reliability": "Reliability by label",
+    "disagreement": "Disagreement of the folds, and scores of the test cases",
+}
 AGAINST_FIRST = ("− first [95 %]", "p", "p (Holm)")
 """Columns of a sweep that compare its points with the first one."""
 
@@ -101,6 +109,10 @@ def _labels(report: Report) -> dict[str, Any]:
     table = without(report.tables["labels"], PEAK_HEADS.values())
     first = ["Label", "Model", "Split"]
     return {"label_table": table[[*first, *table.columns.drop(first)]]}
+
+
+def _confidence(_: Report) -> dict[str, Any]:
+    return {"confidence_figures": CONFIDENCE_FIGURES, "most_voxels": MOST_VOXELS, "least": LEAST, "bins": BINS}
 
 
 def _label_figures(report: Report) -> dict[str, str]:
@@ -279,6 +291,12 @@ def _claim(report: Report) -> dict[str, Any]:
     return {"claim": table, "claim_left": items_left(table)}
 
 
+def _methods(report: Report) -> dict[str, Any]:
+    methods = Methods(stored=report.stored, markdown=False)
+    return {"methods": methods.paragraphs(), "methods_left": TO_ADD, "bibliography": bibliography(methods.used)}
+
+
+METHODS = Section(name="methods", title="Methods", values=_methods)
 CLAIM = Section(name="claim", title="CLAIM", values=_claim)
 PAPERS = Section(
     name="papers",
@@ -303,6 +321,14 @@ SEGMENTATION_SECTIONS = (
         is_shown=lambda report: not report.numbers["subgroups"].empty,
     ),
     Section(name="labels", title="Per label", values=_labels, figures=_label_figures),
+    Section(name="lesions", title="Lesions", is_shown=lambda report: "lesions" in report.numbers),
+    Section(
+        name="confidence",
+        title="Confidence",
+        values=_confidence,
+        figures=lambda _: {name: name for name in CONFIDENCE_FIGURES},
+        is_shown=lambda report: "confidence" in report.numbers,
+    ),
     Section(
         name="sweeps",
         title="Sweeps",
@@ -317,6 +343,7 @@ SEGMENTATION_SECTIONS = (
     Section(name="pictures", title="Pictures", values=_pictures),
     Section(name="training", title="Training", figures=_training_figure),
     Section(name="run", title="What was run", values=_run),
+    METHODS,
     CLAIM,
 )
 CLASSIFICATION_SECTIONS = (
@@ -343,5 +370,6 @@ CLASSIFICATION_SECTIONS = (
     Section(name="confusion", title="Confusion"),
     Section(name="training", title="Training", figures=_training_figure),
     Section(name="run", title="What was run", values=_run),
+    METHODS,
     CLAIM,
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,81 +14,44 @@ from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.files import write_text
 from megavoxel.reporting import statistics
 from megavoxel.reporting.best import best_table
+from megavoxel.reporting.cells import (
+    NONE,
+    evenly,
+    four_digits,
+    interval,
+    number,
+    p_value,
+    rounded,
+    show,
+    signed,
+    signed_with_interval,
+    with_interval,
+    with_sd,
+)
+from megavoxel.reporting.confidence import confidence_table, judged_parts, reliability_table
 from megavoxel.reporting.costs import PEAK, own_peaks, time_table, with_peaks
+from megavoxel.reporting.lesions import SIZES_ML, counts_components, lesion_table
 from megavoxel.reporting.published import published_table
 from megavoxel.reporting.ranking import ranking_table
 from megavoxel.reporting.statistics import sweep_table
 from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.subgroups import subgroup_table
 
-NONE = "–"
 NO_PUBLISHED = "There are no published numbers for this study."
 NO_BASELINE = "This study names no baseline to hold the others against."
 NO_VALIDATION = "This study validates no cases."
 NO_RANKING = "Fewer than two models are scored on the same cases."
 NO_SUBGROUPS = "The dataset file names no table of subgroups."
+NO_CONFIDENCE = "Nothing is predicted yet."
+NO_LESIONS = "There is no component in any map."
 NO_SWEEPS = "This study has no sweeps."
 NO_TIMINGS = "No inference of this study was timed."
 MODELS = {"summary": "model", "labels": "model", "sweeps": "models", "cost": "setting", "inference_time": "setting"}
 """The column of a table that names the models of a row, with spaces between them; such tables state peak memory."""
 PEAK_HEADS = {"peak_gib": "Peak, measured (GiB)", "forecast_gib": "Peak, forecast (GiB)"}
 MIB_PER_GIB = 1024
-SMALLEST_P = 0.001
 LEAST_SHARE = 0.005
 """Smallest share of samples that is shown of a rank."""
-
-
-def number(value: float | None, form: str) -> str:
-    """A number in a format of Python, with a true minus sign; a dash where there is none."""
-    text = NONE if pd.isna(value) else format(value, form)
-    return f"−{text[1:]}" if text.startswith("-") else text
-
-
-def rounded(value: float) -> str:
-    """Three decimals."""
-    return number(value, ".3f")
-
-
-def evenly(values: Iterable[float]) -> Callable[[float], str]:
-    """Writes the numbers of a column with one number of decimals: three significant digits of the largest, and at least
-    one of the smallest that is not 0."""
-    sizes = [math.floor(math.log10(abs(value))) for value in values if not pd.isna(value) and value]
-    decimals = max(2 - max(sizes), -min(sizes), 0) if sizes else 0
-    return partial(number, form=f".{decimals}f")
-
-
-def four_digits(value: float) -> str:
-    """Four significant digits, as papers print them."""
-    return number(value, ".4g")
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign; zero has none."""
-    text = number(value, "+.3f")
-    return "0.000" if text in ("+0.000", "−0.000") else text
-
-
-def p_value(value: float) -> str:
-    """Three decimals; smaller than the smallest of them is said so."""
-    return f"< {SMALLEST_P:g}" if value < SMALLEST_P else rounded(value)
-
-
-def with_sd(mean: float, deviation: float) -> str:
-    """Mean and standard deviation, where there is one."""
-    return rounded(mean) if pd.isna(deviation) else f"{rounded(mean)} ± {rounded(deviation)}"
-
-
-def interval(low: float, high: float) -> str:
-    """An interval by itself."""
-    return NONE if pd.isna(low) else f"{rounded(low)} to {rounded(high)}"
-
-
-def with_interval(value: float, low: float, high: float, write: Callable[[float], str] = rounded) -> str:
-    """A number and its interval, where there is one."""
-    return write(value) if pd.isna(low) else f"{write(value)} [{write(low)}, {write(high)}]"
-
-
-signed_with_interval = partial(with_interval, write=signed)
 
 
 def write_tables(
@@ -107,27 +69,6 @@ def write_tables(
         write_text(folder / f"{name}.md", markdown(shown[name]))
         write_text(folder / f"{name}.tex", latex(shown[name]))
     return shown
-
-
-Shown = Mapping[str, str | tuple[str, Callable[..., str]]]
-"""Columns of a shown table by their heads: either the name of a column that is shown as it is, or the names of columns,
-with spaces between them, and the function that makes a text of their values in a row."""
-
-
-def show(table: pd.DataFrame, columns: Shown, *, optional: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of texts from one of full numbers.
-
-    Args:
-        columns: what is shown, by head.
-        optional: heads of columns that are left out where no row has a value of their first number.
-    """
-    shown = {}
-    for head, column in columns.items():
-        keys, write = (column, str) if isinstance(column, str) else column
-        own = table[keys.split()]
-        if head not in optional or own.iloc[:, 0].notna().any():
-            shown[head] = [write(*row) for row in own.itertuples(index=False, name=None)]
-    return pd.DataFrame(shown)
 
 
 def show_summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -208,6 +149,60 @@ def show_subgroups(table: pd.DataFrame) -> pd.DataFrame:
         columns[metric.head] = (f"{metric.key}_mean {metric.key}_sd", with_sd)
         columns[f"{metric.shown} 95 %"] = (f"{metric.key}_low {metric.key}_high", interval)
     return show(table, columns)
+
+
+def show_lesions(table: pd.DataFrame) -> pd.DataFrame:
+    """Components by size, or the sentence that there are none."""
+    if table.empty:
+        return pd.DataFrame({"Lesions": [NO_LESIONS]})
+    columns = {
+        "Split": "split", "Label": "label", "Size (ml)": ("low", _size), "Model": "model",
+        "In the reference": "referred", "Found": "found", "Found (%)": ("found referred", _percent),
+        "Predicted": "predicted", "False": "false",
+    }  # fmt: skip
+    return show(table, columns)
+
+
+def _size(low: float) -> str:
+    place = SIZES_ML.index(low)
+    if place == len(SIZES_ML) - 1:
+        return f"{low:g} and more"
+    return f"{low:g} to {SIZES_ML[place + 1]:g}" if place else f"below {SIZES_ML[1]:g}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return number(100 * part / whole if whole else None, ".0f")
+
+
+def show_confidence(table: pd.DataFrame) -> pd.DataFrame:
+    """Temperatures with rounded numbers, or the sentence that there are none; columns that say nothing are left out."""
+    if table.empty:
+        return pd.DataFrame({"Confidence": [NO_CONFIDENCE]})
+    optional = {
+        "Temperature": ("temperature_low temperature_high", _span),
+        "NLL with temperature": ("nll_tempered", evenly(table["nll_tempered"])),
+        "Disagreement": ("disagreement", evenly(table["disagreement"])), "ρ": ("rho", partial(number, form=".2f")),
+    }  # fmt: skip
+    columns = {
+        "Setting": "setting", "Split": "split", "Cases": "cases", "NLL": ("nll", evenly(table["nll"])), **optional
+    }  # fmt: skip
+    return show(table, columns, optional=list(optional))
+
+
+def _span(low: float, high: float) -> str:
+    texts = [number(value, ".2f") for value in (low, high)]
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
+
+
+def show_reliability(table: pd.DataFrame) -> pd.DataFrame:
+    """Calibration errors with rounded numbers, or the sentence that there are none."""
+    if table.empty:
+        return pd.DataFrame({"Confidence": [NO_CONFIDENCE]})
+    columns = {
+        "Split": "split", "Label": "label", "Setting": "setting", "Voxels": ("voxels", partial(number, form=",d")),
+        "ECE": ("ece", rounded), "ECE with temperature": ("ece_tempered", rounded),
+    }  # fmt: skip
+    return show(table, columns, optional=["ECE with temperature"])
 
 
 def show_sweeps(table: pd.DataFrame) -> pd.DataFrame:
@@ -301,6 +296,9 @@ SHOWN = {
     "best": show_best,
     "ranking": show_ranking,
     "subgroups": show_subgroups,
+    "lesions": show_lesions,
+    "confidence": show_confidence,
+    "reliability": show_reliability,
     "labels": _with_peaks_shown(show_labels),
     "sweeps": _with_peaks_shown(show_sweeps),
     "cost": _with_peaks_shown(show_cost),
@@ -340,6 +338,11 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
         "cost": statistics.cost(stored),
         "inference_time": time_table(timings, published, stored.definition),
     }
+    if counts_components(stored):
+        tables["lesions"] = lesion_table(stored)
+    if stored.definition.confidence:
+        judged = judged_parts(stored)
+        tables |= {"confidence": confidence_table(stored, judged), "reliability": reliability_table(judged)}
     peaked = {
         name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
     }

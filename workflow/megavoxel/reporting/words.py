@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from megavoxel.evaluation.metrics import Metric
-from megavoxel.reporting.tables import NONE, number, rounded, signed
+from megavoxel.reporting.cells import NONE, number, rounded, signed
 
 NAMES_SHOWN = 12
 """Names of a list that stand in a sentence; the others are counted."""

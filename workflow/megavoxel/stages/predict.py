@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megavoxel.errors import UserError
 from megavoxel.files import file_sha256
+from megavoxel.inference.finished import CONFIDENCE, LOGITS
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.tasks import task_of
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:  # PyTorch is loaded when there is something to predict
     from megavoxel.models.scans import Scan
 
 OF_A_STUDY = (
-    "cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "keep", "collect", "collect_logits",
+    "cases", "preprocessed", "splits", "split", "fold", "stage1", "resume", "keep", "confidence", "collect",
+    "collect_logits", "collect_confidence",
 )  # fmt: skip
 NOT_WITH_MODEL = ("plan", "weights", "logits", "stage1_labels", *OF_A_STUDY)
 OF_NEW_SCANS = (
@@ -162,11 +165,23 @@ def _add_cases(group: argparse._ArgumentGroup) -> None:
         help="with --resume: keep them there afterwards as well, as second names of the files of the output",
     )
     group.add_argument(
-        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"
+        "--confidence",
+        type=Path,
+        metavar="FOLDER",
+        help="gets CASE.json, of how far the probabilities of each case can be trusted, for 'megavoxel temperature'",
     )
     group.add_argument(
-        "--collect-logits", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --logits of all parts"
+        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER", help="the --output of all parts, to be one"
     )
+    for product in (LOGITS, CONFIDENCE):
+        group.add_argument(
+            f"--collect-{product}",
+            type=Path,
+            nargs="+",
+            default=[],
+            metavar="FOLDER",
+            help=f"the --{product} of all parts",
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -183,18 +198,22 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.input and task.labels_scans:
         _label_by_plan(load_plan(arguments.plan), arguments)
         return
-    _refuse_options(arguments, f"for cases of a study, or in {task.name}", OF_NEW_SCANS)
+    not_of_images = () if task.labels_scans else (LOGITS, CONFIDENCE)
+    _refuse_options(arguments, f"for cases of a study, or in {task.name}", (*OF_NEW_SCANS, *not_of_images))
     task.predict(arguments)
 
 
 def _collect(arguments: argparse.Namespace) -> None:
     from megavoxel.files import linked_together
 
-    if bool(arguments.logits) != bool(arguments.collect_logits):
-        raise UserError("--logits and --collect-logits: give both or neither")
+    more = {name: (getattr(arguments, name), getattr(arguments, f"collect_{name}")) for name in (LOGITS, CONFIDENCE)}
+    for name, (target, parts) in more.items():
+        if bool(target) != bool(parts):
+            raise UserError(f"--{name} and --collect-{name}: give both or neither")
     count = linked_together(arguments.collect, arguments.output)
-    if arguments.logits:
-        linked_together(arguments.collect_logits, arguments.logits)
+    for target, parts in more.values():
+        if target:
+            linked_together(parts, target)
     print(f"{count} files of {len(arguments.collect)} parts in {arguments.output}")
 
 
@@ -211,7 +230,10 @@ def _label_by_model(arguments: argparse.Namespace) -> None:
             f"--uncertainty: it is how far the networks of one setting disagree, and {arguments.model} is an ensemble "
             f"of settings; leave it out, or take one of the models in {arguments.model / 'members'}"
         )
-    labelling = _labelling(arguments, model.identity, model.postprocessing, networks=len(model.weights))
+    labelling = replace(
+        _labelling(arguments, model.identity, model.postprocessing, networks=len(model.weights)),
+        temperature=model.temperature,
+    )
     label_by_model(model, _scans(arguments), labelling, _run_of(arguments))
 
 

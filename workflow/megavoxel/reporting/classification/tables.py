@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 
 from megavoxel.reporting import tables
-from megavoxel.reporting.statistics import holm, mean_interval, paired_p
-from megavoxel.reporting.stored import Predictions, StoredClassification
-from megavoxel.reporting.tables import (
+from megavoxel.reporting.cells import (
     evenly,
     number,
     p_value,
@@ -22,6 +20,8 @@ from megavoxel.reporting.tables import (
     signed_with_interval,
     with_interval,
 )  # fmt: skip
+from megavoxel.reporting.statistics import holm, mean_interval, paired_p
+from megavoxel.reporting.stored import Predictions, StoredClassification
 from megavoxel.tasks.classification.metrics import METRICS, confusion, intervals, values
 
 ACCURACY = "accuracy"

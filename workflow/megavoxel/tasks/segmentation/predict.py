@@ -8,25 +8,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megavoxel.config.records import to_plain
 from megavoxel.errors import UserError
-from megavoxel.files import atomic_directory, scratch_directory
+from megavoxel.files import atomic_directory, scratch_directory, write_json
 from megavoxel.forecast.prediction import WholeImages, explained_predictor
-from megavoxel.inference.finished import Finished
+from megavoxel.inference.confidence import confidence_of
+from megavoxel.inference.finished import CONFIDENCE, LOGITS, MAPS, Finished
 from megavoxel.inference.logits import Logits, write_label_map
 from megavoxel.inference.overlap import overlapped, read_whole
 from megavoxel.inference.predict import CasePredictor
 from megavoxel.network.first_stage import with_first_stage
 from megavoxel.planning.plan import Plan, load_plan, require_first_stage
 from megavoxel.planning.splits import cases_of, load_splits
-from megavoxel.preprocessing.store import CaseProperties, open_case
+from megavoxel.preprocessing.store import StoredCase, open_case
 from megavoxel.progress import progress
+from megavoxel.training.annotation import unannotated_classes
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Predicts preprocessed cases of a split; the folders of label maps and of logits appear when all are done.
+    """Predicts preprocessed cases of a split; the folders of label maps, and of what else is made, appear at the end.
 
     Raises:
         UserError: it is not said which cases, weights are of another plan, or memory ran out.
@@ -59,37 +63,56 @@ def _predict_all(plan: Plan, names: Sequence[str], arguments: argparse.Namespace
             if predictor is None:
                 return
             _predict_cases(predictor, missing, arguments, kept)
-    with _folders(arguments) as (output, logits):
+    with _folders(arguments, kept.products) as folders:
         for name in names:
-            kept.hand_over(name, output, logits)
+            kept.hand_over(name, folders)
     kept.forget(names, linked=arguments.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predicted:
+    """A case on its way from the networks to its files."""
+
+    case: StoredCase
+    logits: Logits
+    folder: Path
+    """For what is not to stay; with the logits, where these are to."""
 
 
 def _predict_cases(
     predictor: CasePredictor, names: Sequence[str], arguments: argparse.Namespace, kept: Finished
 ) -> None:
-    whole_images = WholeImages.of(predictor)
+    whole_images, plan = WholeImages.of(predictor), predictor.plan
+    disagreement = CONFIDENCE in kept.products and len(predictor.networks) > 1
 
-    def read(name: str) -> tuple[CaseProperties, Any]:
-        case = open_case(arguments.preprocessed, name)
-        image = with_first_stage(predictor.plan, case.image, case.properties, arguments.stage1)
-        return case.properties, read_whole(image)
+    def read(name: str) -> tuple[StoredCase, Any]:
+        case = replace(
+            open_case(arguments.preprocessed, name),
+            unannotated=unannotated_classes(plan, name),
+            ignored=plan.preprocessing.ignored_class,
+        )
+        return case, read_whole(with_first_stage(plan, case.image, case.properties, arguments.stage1))
 
-    def predict_one(read: tuple[CaseProperties, Any]) -> tuple[Path, Logits]:
-        properties, image = read
-        whole_images.check(properties.case, image.shape[1:])
+    def predict_one(read: tuple[StoredCase, Any]) -> _Predicted:
+        case, image = read
+        whole_images.check(case.properties.case, image.shape[1:])
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        return folder, predictor.logits(image, properties, folder if arguments.logits else None, folder)
+        stays = folder / LOGITS if LOGITS in kept.products else None
+        logits = predictor.logits(image, case.properties, stays, folder, disagreement=disagreement)
+        return _Predicted(case=case, logits=logits, folder=folder)
 
-    def write(predicted: tuple[Path, Logits]) -> str:
-        folder, logits = predicted
-        case = logits.header.properties.case
-        with kept.adding(case) as (output, kept_logits):
-            write_label_map(output, logits.header, logits.slabs())
-            for path in list(folder.iterdir()) if kept_logits else ():
-                os.replace(path, kept_logits / path.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        return case
+    def write(predicted: _Predicted) -> str:
+        logits, name = predicted.logits, predicted.case.properties.case
+        with kept.adding(name) as folders:
+            write_label_map(folders[MAPS], logits.header, logits.slabs())
+            if CONFIDENCE in folders:
+                confidence = confidence_of(logits, predicted.case)
+                write_json(folders[CONFIDENCE] / f"{name}.json", to_plain(confidence))
+            if LOGITS in folders:
+                for path in list((predicted.folder / LOGITS).iterdir()):
+                    os.replace(path, folders[LOGITS] / path.name)
+        shutil.rmtree(predicted.folder, ignore_errors=True)
+        return name
 
     kept.folder.mkdir(parents=True, exist_ok=True)
     with scratch_directory(kept.folder) as scratch, progress("predict", len(names)) as shown:
@@ -98,8 +121,8 @@ def _predict_cases(
 
 
 @contextmanager
-def _folders(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path | None]]:
-    """The folders of label maps and logits; both appear when all is done."""
+def _folders(arguments: argparse.Namespace, products: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """The folders of all cases by product; they appear when all is done."""
     with ExitStack() as folders:
-        output = folders.enter_context(atomic_directory(arguments.output))
-        yield output, folders.enter_context(atomic_directory(arguments.logits)) if arguments.logits else None
+        targets = {name: arguments.output if name == MAPS else getattr(arguments, name) for name in products}
+        yield {name: folders.enter_context(atomic_directory(target)) for name, target in targets.items()}
