@@ -20,7 +20,9 @@ from megavoxel.datasets.cases import Case, Cases, load_cases, save_cases
 from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
-from megavoxel.evaluation.pairs import predicted_pairs, score_pairs, targets_of
+from megavoxel.evaluation.pairs import predicted_pairs
+from megavoxel.evaluation.scoring import score_pairs
+from megavoxel.evaluation.targets import targets_of
 from megavoxel.planning.fingerprint import measure
 from megavoxel.planning.plan import load_preprocessing_plan, save_plan
 from megavoxel.planning.planner import plan_preprocessing

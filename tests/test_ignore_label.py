@@ -16,8 +16,10 @@ from megavoxel.config.training import Training
 from megavoxel.datasets.cases import load_cases
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
-from megavoxel.evaluation.pairs import Pair, Target, score_pair
+from megavoxel.evaluation.pairs import Pair
 from megavoxel.evaluation.postprocessing import determine_postprocessing
+from megavoxel.evaluation.scoring import score_pair
+from megavoxel.evaluation.targets import Target
 from megavoxel.forecast.ways import check_parallel
 from megavoxel.planning.region_rules import require_supported
 from megavoxel.preprocessing.case import preprocess_labels

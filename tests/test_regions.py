@@ -23,8 +23,10 @@ from megavoxel.datasets.layout import read_layout
 from megavoxel.errors import UserError
 from megavoxel.evaluation.compared import label_counts
 from megavoxel.evaluation.metrics import METRICS
-from megavoxel.evaluation.pairs import Pair, score_pair, targets_of
+from megavoxel.evaluation.pairs import Pair
 from megavoxel.evaluation.postprocessing import determine_postprocessing
+from megavoxel.evaluation.scoring import score_pair
+from megavoxel.evaluation.targets import targets_of
 from megavoxel.inference.decision import Decision
 from megavoxel.inference.ensemble import mean_probabilities
 from megavoxel.inference.logits import header_of, label_map, write_logits

@@ -1,29 +1,21 @@
-"""Predictions, the label maps that they are held against, the labels that are scored, and their scores."""
+"""Predictions and the label maps that they are held against."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from tabulate import tabulate
 
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import UserError
-from megavoxel.evaluation.choice import Choice
-from megavoxel.evaluation.compared import Values, compared_labels
-from megavoxel.evaluation.lesions import Lesion, lesions_of
-from megavoxel.evaluation.metrics import Metric
-from megavoxel.evaluation.tidy import Row
 from megavoxel.memory import free_memory
 from megavoxel.parallel import map_cases
 from megavoxel.planning.splits import Splits
 from megavoxel.volumes.checks import require_sound, undeclared_faults, values_in, values_of
-from megavoxel.volumes.grid import Geometry, compare_grids, rounded_spacing
+from megavoxel.volumes.grid import Geometry, compare_grids
 from megavoxel.volumes.no_scans import is_no_scan
 from megavoxel.volumes.open import SUFFIXES, is_data_of_header, open_volume, stem_of, suffix_of
 from megavoxel.volumes.volume import Volume
@@ -59,19 +51,6 @@ class Pair:
             return prediction, reference
         kept = reference != self.ignored
         return prediction * kept, reference * kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A label or region to score."""
-
-    name: str
-    values: Values
-    """What it is in the label maps, from 1."""
-    tolerance: float
-    """Tolerance of NSD in mm."""
-    metrics: tuple[Metric, ...] | None = None
-    """What it is scored by; None: by all metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,57 +283,6 @@ def predicted_pairs(cases: Cases, folders: list[Path]) -> list[Pair]:
     return [_pair(cases, name, found[name], cases.case(name).unseen) for name in sorted(found)]
 
 
-def targets_of(cases: Cases, tolerances: Sequence[str] = ()) -> list[Target]:
-    """What is scored of a dataset: its regions, or its labels in ascending order of their values.
-
-    Args:
-        cases: the dataset.
-        tolerances: as for `parse_tolerances`, in place of those of the cases; empty: those of the cases.
-
-    Raises:
-        UserError: a tolerance is no number from 0, or a label has none.
-    """
-    names = list(cases.structures)
-    by_name = parse_tolerances(tolerances, names, others=True) if tolerances else cases.nsd_tolerance_mm
-    return [Target(name=name, values=values, tolerance=by_name[name]) for name, values in cases.structures.items()]
-
-
-def parse_targets(labels: dict[str, int], tolerances: Sequence[str]) -> list[Target]:
-    """Labels with their tolerances, in ascending order of their values.
-
-    Args:
-        tolerances: one number in mm for all, or `NAME=MM` for each label.
-
-    Raises:
-        UserError: a tolerance is no number from 0, is missing, or belongs to no label.
-    """
-    by_name = parse_tolerances(tolerances, list(labels))
-    order = sorted(labels.items(), key=lambda item: item[1])
-    return [Target(name=name, values=value, tolerance=by_name[name]) for name, value in order]
-
-
-def scored_by(targets: Sequence[Target], choice: Choice) -> list[Target]:
-    """What is scored, with the metrics that are chosen for it."""
-    return [replace(target, metrics=choice.of(target.name)) for target in targets]
-
-
-def parse_labels(words: Sequence[str]) -> dict[str, int]:
-    """Values by name from words such as `liver=1`.
-
-    Raises:
-        UserError: a word is not NAME=VALUE, or a name or value comes twice.
-    """
-    labels: dict[str, int] = {}
-    for word in words:
-        name, _, value = word.rpartition("=")
-        if not name or not value.isdecimal() or not 1 <= int(value) <= 65535:
-            raise UserError(f"--labels {word}: expected NAME=VALUE with a whole number from 1 to 65535")
-        if name in labels or int(value) in labels.values():
-            raise UserError(f"--labels {word}: this name or value was given before; give each once")
-        labels[name] = int(value)
-    return labels
-
-
 def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -> Pair:
     case = cases.case(name)
     if case.label is None:
@@ -372,128 +300,3 @@ def _pair(cases: Cases, name: str, prediction: Path, skipped: tuple[str, ...]) -
 
 def _values(path: Path) -> set[int]:
     return values_of(open_volume(path))
-
-
-def parse_tolerances(words: Sequence[str], names: Sequence[str], *, others: bool = False) -> dict[str, float]:
-    """Tolerance in mm of each label.
-
-    Args:
-        words: one number for all, or `NAME=MM` for each.
-        names: of the labels.
-        others: whether words may name other labels, which are left out.
-
-    Raises:
-        UserError: a tolerance is no number from 0, is missing, or belongs to no label.
-    """
-    if len(words) == 1 and "=" not in words[0]:
-        return dict.fromkeys(names, _millimetres(words[0], words[0]))
-    by_name: dict[str, float] = {}
-    for word in words:
-        name, equals, number = word.rpartition("=")
-        if not equals:
-            raise UserError(f"--tolerance {word}: expected one number in mm, or NAME=MM for each label")
-        if name not in names and others:
-            continue
-        if name not in names:
-            raise UserError(f"--tolerance {word}: there is no label '{name}'; there are: {', '.join(names)}")
-        by_name[name] = _millimetres(number, word)
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise UserError(f"--tolerance: no tolerance for {', '.join(missing)}; add {missing[0]}=MM")
-    return by_name
-
-
-def _millimetres(text: str, word: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise UserError(f"--tolerance {word}: '{text}' is not a number of mm from 0")
-    return number
-
-
-DEFINITIONS = (
-    "Means over cases; the last line takes the mean over labels within each case first. 'Both empty': values that are "
-    "not numbers, left out of the means. 'Unannotated': cases without an annotation of the label, not scored for it."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What pairs are scored with."""
-
-    rows: list[Row]
-    """Values of metrics."""
-    lesions: list[Lesion]
-    """Components of the labels whose metrics count them."""
-
-
-def score_pairs(
-    pairs: Sequence[Pair], targets: Sequence[Target], metrics: Sequence[Metric], *, processes: int = 1
-) -> Scored:
-    """Values of all metrics of all pairs, case by case in the given order, whatever the number of processes.
-
-    Raises:
-        UserError: a file cannot be read, or a prediction lies on another grid than its reference.
-    """
-    work = partial(score_pair, targets=targets, metrics=metrics)
-    per_case = map_cases(work, pairs, processes=processes, title="scoring")
-    return Scored(
-        rows=[row for case in per_case for row in case.rows],
-        lesions=[lesion for case in per_case for lesion in case.lesions],
-    )
-
-
-def score_pair(pair: Pair, targets: Sequence[Target], metrics: Sequence[Metric]) -> Scored:
-    """Values of each label of a case but for those that are skipped; raises as `score_pairs` does."""
-    targets = [target for target in targets if target.name not in pair.skipped]
-    prediction, reference, geometry = read_pair(pair)
-    labels = compared_labels(
-        *pair.annotated(prediction, reference),
-        [target.values for target in targets],
-        tolerances=[target.tolerance for target in targets],
-        # A float32 affine says 1.2500001 mm where 1.25 is meant, which would put whole surfaces beyond a tolerance.
-        spacing=rounded_spacing(geometry.spacing),
-    )
-    rows, lesions = [], []
-    for target, label in zip(targets, labels, strict=True):
-        own = target.metrics or metrics
-        rows += [(pair.case, target.name, metric.name, metric.of(label)) for metric in own]
-        if any(metric.of_components for metric in own):
-            lesions += lesions_of(pair.case, target.name, label)
-    return Scored(rows=rows, lesions=lesions)
-
-
-def print_means(
-    rows: Sequence[Row], targets: Sequence[Target], metrics: Sequence[Metric], skipped: Mapping[str, int]
-) -> None:
-    """Prints the mean of each metric per label, and the means over labels.
-
-    Args:
-        rows: of all cases, as `score_pairs` gives them.
-        metrics: of the rows; what a label is not scored by has no value.
-        skipped: by label, in how many cases it was not scored; labels that were always scored may be left out.
-    """
-    table = pd.DataFrame(rows, columns=["case", "label", "metric", "value"])
-    wide = table.pivot(index=["case", "label"], columns="metric", values="value")[[metric.name for metric in metrics]]
-    heads = ["label", "tolerance in mm", "cases", "unannotated", "both empty", *(metric.head for metric in metrics)]
-    lines = []
-    for target in targets:
-        own = wide[wide.index.get_level_values("label") == target.name]
-        first = (target.metrics or metrics)[0].name
-        counts = (len(own), skipped.get(target.name, 0), int(own[first].isna().sum()))
-        lines.append([target.name, _tolerance(target, target.metrics or metrics), *counts, *map(_number, own.mean())])
-    by_case = wide.groupby("case").mean()
-    lines.append(["mean over labels", "", len(by_case), "", "", *map(_number, by_case.mean())])
-    align = ["left"] + ["right"] * (len(heads) - 1)
-    print(tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True, colalign=align))
-    print(DEFINITIONS, *(f"{metric.shown}: {metric.title}, {metric.definition}." for metric in metrics))
-
-
-def _tolerance(target: Target, metrics: Sequence[Metric]) -> str:
-    return f"{target.tolerance:g}" if any(metric.takes_tolerance for metric in metrics) else ""
-
-
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.4f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megavoxel.datasets.cases import Cases
 from megavoxel.errors import expect
-from megavoxel.evaluation.pairs import parse_tolerances
+from megavoxel.evaluation.targets import parse_tolerances
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import read_json, write_json
 

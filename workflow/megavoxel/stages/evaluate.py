@@ -92,13 +92,9 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 def _score_folders(arguments: argparse.Namespace) -> None:
     from megavoxel.evaluation.choice import parse_choice
-    from megavoxel.evaluation.pairs import (
-        match_folders,
-        parse_targets,
-        require_comparable,
-        score_pairs,
-        scored_by,
-    )
+    from megavoxel.evaluation.pairs import match_folders, require_comparable
+    from megavoxel.evaluation.scoring import score_pairs
+    from megavoxel.evaluation.targets import parse_targets, scored_by
     from megavoxel.tasks.segmentation.score import finish, require_components
 
     if arguments.predictions is None or arguments.references is None:
@@ -127,7 +123,8 @@ def _score_folders(arguments: argparse.Namespace) -> None:
 
 def _labels_of_folders(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, int]:
     """Values by name: what `--labels` says, or all values of the references."""
-    from megavoxel.evaluation.pairs import label_values, parse_labels
+    from megavoxel.evaluation.pairs import label_values
+    from megavoxel.evaluation.targets import parse_labels
 
     if arguments.labels:
         return parse_labels(arguments.labels)

@@ -11,7 +11,9 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.choice import parse_choice
 from megavoxel.evaluation.lesions import write_lesions
 from megavoxel.evaluation.metrics import METRICS, Metric
-from megavoxel.evaluation.pairs import Scored, Target, print_means, score_pairs, scored_by, select_pairs, targets_of
+from megavoxel.evaluation.pairs import select_pairs
+from megavoxel.evaluation.scoring import Scored, print_means, score_pairs
+from megavoxel.evaluation.targets import Target, scored_by, targets_of
 from megavoxel.evaluation.tidy import write_scores
 from megavoxel.planning.splits import load_splits
 
