@@ -31,6 +31,7 @@ GROUPS = {
         "calibrate": "measure rate and memory of this device for forecasts",
         "tensorboard": "write the training curves as event files of TensorBoard",
         "track": "bring the training curves to MLflow, or to Weights & Biases",
+        "crate": "pack a finished study with its provenance, as a Workflow Run RO-Crate",
     },
     "what Snakemake runs, by hand": {
         "fetch": "bring a dataset to data/: download, link a folder, or make phantoms",

@@ -29,6 +29,7 @@ from megavoxel.evaluation.choice import read_choice, require_ranking
 from megavoxel.evaluation.metrics import metrics_of
 from megavoxel.files import content_hash
 from megavoxel.reporting.closing import closing_words
+from megavoxel.reporting.definition import definition_of
 from snakemake.settings.types import DeploymentMethod
 
 BEGAN = time.time()

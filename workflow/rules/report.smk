@@ -7,25 +7,7 @@ PUBLISHED_OPTION = f"--published {shlex.quote(str(PUBLISHED[0]))}" if PUBLISHED 
 CLAIMS = [path for path in [CONFIG_FOLDER / "claims.csv"] if path.is_file() and f",{STUDY.name}," in path.read_text()]
 PUBLISHED_OPTION += f" --claims {shlex.quote(str(CLAIMS[0]))}" if CLAIMS else ""
 TIMINGS_OPTION = f"--timings {RESULTS}/timings.csv" if TIMINGS else ""
-if SEGMENTS:
-    COMPARED = {"sweeps": to_plain(STUDY.sweeps), "metrics": to_plain(STUDY.metrics)}
-else:
-    COMPARED = {"cells": to_plain(STUDY.cells)}
-DEFINITION = json.dumps(
-    {
-        "task": STUDY.task,
-        "study": STUDY.name,
-        "dataset": DATASET.name,
-        "baseline": STUDY.baseline,
-        "settings": COMPARED_SETTINGS,
-        "ensembles": {name: list(ensemble.members) for name, ensemble in ENSEMBLES.items()},
-        "folds": {model.removeprefix("ensembles/"): list(folds_of(model)) for model in MODELS},
-        "validates": STUDY.validates,
-        "confidence": HAS_CONFIDENCE,
-        "cases": f"{RESULTS}/cases.json",
-        **COMPARED,
-    }
-)
+DEFINITION = json.dumps(definition_of(STUDY, DATASET.name, f"{RESULTS}/cases.json"))
 # The caption of each table in Snakemake's own report.
 if SEGMENTS:
     TABLES = {

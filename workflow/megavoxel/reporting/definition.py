@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megavoxel.config.records import from_plain
-from megavoxel.config.study import Sweep
+from megavoxel.config.classification import ClassificationStudy
+from megavoxel.config.records import from_plain, to_plain
+from megavoxel.config.study import Study, Sweep
 from megavoxel.errors import UserError, expect
 from megavoxel.files import parse_json, read_json
 from megavoxel.tasks.classification.cases import TASK as CLASSIFICATION
@@ -60,6 +61,36 @@ class Definition:
         """Rows of the main table with the models in each: single models, or cells of repeats and ensembles."""
         repeated = self.cells if self.classifies else {setting: (setting,) for setting in self.settings}
         return {**repeated, **{name: (name,) for name in self.ensembles}}
+
+
+def definition_of(study: Study | ClassificationStudy, dataset: str, cases: str) -> dict[str, Any]:
+    """The definition of a study as plain values, for `load_definition`.
+
+    Args:
+        dataset: its name.
+        cases: path of cases.json.
+    """
+    ensembles = {ensemble.name: list(ensemble.members) for ensemble in study.ensembles}
+    folds = {setting.name: list(study.folds_of(setting)) for setting in study.settings}
+    folds = {name: own for name, own in folds.items() if own}  # the others have no fold to compare
+    classifies = study.task == CLASSIFICATION
+    if classifies:
+        compared = {"cells": to_plain(study.cells)}
+    else:
+        compared = {"sweeps": to_plain(study.sweeps), "metrics": to_plain(study.metrics)}
+    return {
+        "task": study.task,
+        "study": study.name,
+        "dataset": dataset,
+        "baseline": study.baseline,
+        "settings": list(folds),
+        "ensembles": ensembles,
+        "folds": folds | {ensemble.name: list(study.folds_of_ensemble(ensemble)) for ensemble in study.ensembles},
+        "validates": study.validates,
+        "confidence": not classifies and study.confidence,
+        "cases": cases,
+        **compared,
+    }
 
 
 def load_definition(text: str) -> Definition:

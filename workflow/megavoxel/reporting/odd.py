@@ -20,10 +20,11 @@ def odd_runs(stored: Stored) -> list[str]:
     """A line about each run that contradicts its plan, its forecast or, of segmentation, the other folds of its
     setting."""
     behind = [] if stored.definition.classifies else _behind(stored)
-    return [*_other_plans(stored), *_other_memory(stored), *behind]
+    return [*other_plans(stored), *_other_memory(stored), *behind]
 
 
-def _other_plans(stored: Stored) -> Iterator[str]:
+def other_plans(stored: Stored) -> Iterator[str]:
+    """A line about each run that was trained by another plan than that of its setting."""
     for setting, manifests in stored.manifests.items():
         own = stored.plans[setting].hash
         for fold, manifest in manifests.items():
