@@ -19,7 +19,7 @@ from benchmarks.made import call
 from benchmarks.measure import REPOSITORY, Row, seconds_of, smaller_is_better
 from megavoxel.cli import main
 from megavoxel.datasets.cases import load_cases
-from megavoxel.reporting.stored import load_stored
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.viewer import build_viewer
 
 SETTINGS, FOLDS, CASES = 12, 5, 240

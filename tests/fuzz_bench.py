@@ -41,8 +41,8 @@ from megavoxel.network.weights import load_tensors, load_weights, save_weights
 from megavoxel.planning.plan import load_plan
 from megavoxel.preprocessing.store import open_case
 from megavoxel.reporting.costs import read_timings
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.published import read_published
-from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.tables import SHOWN, numbers, write_tables
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run

@@ -28,7 +28,7 @@ from megavoxel.files import read_json
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.preprocessing.checksums import write_checksums
 from megavoxel.preprocessing.store import case_properties, open_case
-from megavoxel.reporting.stored import HISTORY_COLUMNS, read_history, read_manifest
+from megavoxel.reporting.run_files import HISTORY_COLUMNS, read_history, read_manifest
 from megavoxel.tasks.segmentation.data import VolumeData
 from megavoxel.tasks.segmentation.training import start_run
 from megavoxel.volumes.grid import Geometry

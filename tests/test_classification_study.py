@@ -24,7 +24,7 @@ from megavoxel.forecast.step import make_optimizer_state
 from megavoxel.network.device import Precision
 from megavoxel.network.memory_tracker import MemoryTracker
 from megavoxel.reporting.definition import load_definition
-from megavoxel.reporting.stored import load_stored
+from megavoxel.reporting.loading import load_stored
 from megavoxel.tasks.classification import forecast
 from megavoxel.tasks.classification.data import best_of, draw_data
 from megavoxel.tasks.classification.forecast import (

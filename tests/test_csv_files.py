@@ -12,7 +12,7 @@ from megavoxel.csv_files import as_written, write_csv
 from megavoxel.datasets.folder import read_checksums, write_checksums
 from megavoxel.evaluation.tidy import read_scores, write_scores
 from megavoxel.forecast.table import save_table
-from megavoxel.reporting.stored import read_forecast
+from megavoxel.reporting.run_files import read_forecast
 from megavoxel.reporting.style import empty_figure, figure_style, save_figure
 
 TEXTS = [

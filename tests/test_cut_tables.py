@@ -12,9 +12,9 @@ from fake_study import FakeStudy
 from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.files import table_text
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.notices import read_findings
 from megavoxel.reporting.published import read_published
-from megavoxel.reporting.stored import load_stored
 from megavoxel.tasks.classification.scores import read_probabilities, write_probabilities
 
 LARGE = {"settings": ["large"], "ensembles": {}, "baseline": "large", "folds": {"large": [0, 1]}, "sweeps": []}

@@ -18,8 +18,8 @@ from megavoxel.datasets.cases import Case, load_cases, save_cases
 from megavoxel.datasets.groups import guess_groups
 from megavoxel.errors import UserError
 from megavoxel.planning.splits import import_splits, make_splits
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.statistics import case_means, comparison, mean_interval, paired_p, summary
-from megavoxel.reporting.stored import load_stored
 from scans import unwritten
 
 

@@ -23,8 +23,8 @@ from megavoxel.evaluation.compared import compared_labels
 from megavoxel.evaluation.metrics import METRICS, Metric
 from megavoxel.evaluation.tidy import read_scores
 from megavoxel.reporting.examples import choose_examples
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.statistics import case_means
-from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.viewer import case_data, ranked_cases
 
 SHAPE = (12, 14, 16)

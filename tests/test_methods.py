@@ -11,9 +11,9 @@ import pytest
 from fake_study import FakeStudy, make_study, report_study
 from megavoxel.config.setting import Parallel
 from megavoxel.reporting import references
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.methods import Methods
 from megavoxel.reporting.references import USED, author_and_year, used_references
-from megavoxel.reporting.stored import load_stored
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,11 @@ from megavoxel.evaluation.tidy import COLUMNS
 from megavoxel.forecast.step import new_run
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.costs import cascade_peaks, how_measured, own_peaks, stages_of
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import NO_PEAK, Point, memory_figure, memory_points, model_groups, scatter
 from megavoxel.reporting.statistics import mean_interval
-from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import figure_style
 from megavoxel.tasks.segmentation.forecast import forecast_gib
 from megavoxel.training.annotation import target_dtype

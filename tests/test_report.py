@@ -19,7 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.evaluation.tidy import COLUMNS, read_scores
 from megavoxel.planning.needs import JobNeeds, Needs
 from megavoxel.planning.plan import load_plan, save_plan
-from megavoxel.reporting.stored import read_forecast
+from megavoxel.reporting.run_files import read_forecast
 
 TABLES = (
     "summary",

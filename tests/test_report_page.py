@@ -22,8 +22,8 @@ from megavoxel.evaluation.postprocessing import KeepLargest, Postprocessing, sav
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.examples import Example, choose_examples, read_slice
 from megavoxel.reporting.figures import thinned
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.statistics import case_means
-from megavoxel.reporting.stored import load_stored
 from megavoxel.volumes.write import write_labels
 
 

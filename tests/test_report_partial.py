@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from fake_study import FakeStudy, evaluate_part, report_study
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.provenance import differing, provenance_table, without_manifest
-from megavoxel.reporting.stored import load_stored
 
 pytestmark = pytest.mark.slow
 

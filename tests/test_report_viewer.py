@@ -20,7 +20,8 @@ from scipy import ndimage
 from fake_study import LABELS, SHAPE, organs
 from megavoxel.errors import UserError
 from megavoxel.reporting import viewer
-from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.loading import load_stored
+from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.viewer import Viewer, build_viewer, case_data, ranked_cases
 from megavoxel.reporting.viewer_size import (
     BYTES,

@@ -30,9 +30,9 @@ from megavoxel.reporting.examples import (
     write_comparisons,
 )
 from megavoxel.reporting.figures import point_curves, sweep_figure
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.published import published_lines, read_published
 from megavoxel.reporting.statistics import case_means, holm, mean_interval, sweep_table
-from megavoxel.reporting.stored import load_stored
 
 CASES = [f"case_{number}" for number in range(8)]
 SEEDS = {"p1-s1": 0.70, "p1-s2": 0.74, "p2-s1": 0.80, "p2-s2": 0.80, "p3-s1": 0.71}

@@ -15,9 +15,9 @@ from megavoxel.errors import UserError
 from megavoxel.planning.plan import load_plan, save_plan
 from megavoxel.reporting.costs import COLUMNS, no_timings, read_timings, seconds_of_models, time_table
 from megavoxel.reporting.definition import Definition
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.scatter import MEAN, network_names, time_figure, time_points
-from megavoxel.reporting.stored import load_stored
 from megavoxel.reporting.tables import NO_TIMINGS, show_time
 
 HEAD = ",".join(COLUMNS)

@@ -68,7 +68,7 @@ def points_of(history: Path) -> Iterator[Point]:
     Raises:
         UserError: as `read_history`.
     """
-    from megavoxel.reporting.stored import read_history
+    from megavoxel.reporting.run_files import read_history
 
     table = read_history(history, ("epoch", "seconds"))
     end = history.stat().st_mtime

@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 from megavoxel.config.study import Sweep
 from megavoxel.evaluation.metrics import Metric
-from megavoxel.reporting.stored import HISTORY_COLUMNS, Stored
+from megavoxel.reporting.run_files import HISTORY_COLUMNS
+from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.style import empty_figure, figure_style, palette, save_figure
 
 BOXES_PER_PANEL = 40

@@ -19,13 +19,14 @@ from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
+from megavoxel.reporting.loading import load_stored
 from megavoxel.reporting.methods import METHODS, REFERENCES, write_methods
 from megavoxel.reporting.page import Report, Section, write_page
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.ranking import FEW_CASES, few_cases
 from megavoxel.reporting.scatter import write_memory_figure, write_time_figure
 from megavoxel.reporting.sections import CLASSIFICATION_SECTIONS, SEGMENTATION_SECTIONS
-from megavoxel.reporting.stored import Stored, load_stored
+from megavoxel.reporting.stored import Stored
 from megavoxel.reporting.verdict import segmentation_verdict
 from megavoxel.reporting.viewer import build_viewer
 

@@ -17,7 +17,7 @@ import pandas as pd
 from megavoxel.errors import UserError
 from megavoxel.evaluation.metrics import METRICS
 from megavoxel.evaluation.tidy import read_scores
-from megavoxel.reporting.stored import read_manifest
+from megavoxel.reporting.run_files import read_manifest
 from megavoxel.tasks.classification.metrics import METRICS as CLASSIFICATION_METRICS
 from megavoxel.training.states.lock import is_alive
 

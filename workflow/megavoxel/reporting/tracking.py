@@ -19,7 +19,7 @@ from megavoxel.errors import UserError
 from megavoxel.files import content_hash, file_sha256, read_json
 from megavoxel.reporting.curves import Point, points_of
 from megavoxel.reporting.provenance import flattened
-from megavoxel.reporting.stored import read_manifest
+from megavoxel.reporting.run_files import read_manifest
 
 SECTIONS = ("seed", "patch", "batch", "resolution", "network", "training", "augmentation", "inference", "parallel")
 """Parts of plan.json that are told: how a network was trained, and nothing of cases."""
