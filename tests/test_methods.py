@@ -73,3 +73,14 @@ def test_what_a_setting_has_beside_a_plain_network_is_told_and_cited(study):
     assert "(Wang et al. 2022)" in told["Networks"]
     assert "(Chen et al. 2016)" in told["Training"]
     assert "large:" in told["Networks"], "settings that differ are told apart"
+
+
+def test_the_checklist_has_every_item_and_leaves_to_authors_what_no_file_knows(study):
+    lines = (study.results / "report/claim.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\|\s*\d+", line)]
+    items = {int(number): (topic, told) for number, topic, told in rows}
+    assert list(items) == list(range(1, 43))
+    assert items[1] == ("", "to be filled in by the authors")
+    topic, told = items[28]
+    assert topic == "Metrics"
+    assert told.startswith("DSC")

@@ -61,7 +61,7 @@ def test_every_promised_file_is_there_and_nothing_else(reported):
     expected = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")}
     expected |= {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     expected |= {f"figures/overlays/{name}.png" for name in (*SETTINGS, *ENSEMBLES)} | {"index.html"}
-    expected |= {"methods.md", "references.bib"}
+    expected |= {"methods.md", "references.bib", "claim.md"}
     expected |= {"figures/comparisons/comparison-all.png", "figures/comparisons/solid-all.png"}
     assert set(contents(reported.results / "report")) == expected
 

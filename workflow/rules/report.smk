@@ -90,6 +90,7 @@ rule report:
         published=f"{REPORT}/tables/published.csv",
         methods=f"{REPORT}/methods.md",
         references=f"{REPORT}/references.bib",
+        claim=f"{REPORT}/claim.md",
         typeset=expand(f"{REPORT}/tables/{{table}}.{{kind}}", table=[*TABLES, "published"], kind=["md", "tex"]),
         figures=report(
             expand(f"{REPORT}/figures/{{figure}}.png", figure=FIGURES),

@@ -63,6 +63,13 @@ def items_left(table: pd.DataFrame) -> list[str]:
     return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
 
 
+def claim_checklist(stored: Stored, findings: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """One line per item, those that `claim_table` lacks with a note for the authors."""
+    filled = claim_table(stored, findings).set_index("Item")
+    whole = filled.reindex(pd.RangeIndex(1, ITEMS + 1, name="Item")).reset_index()
+    return whole.fillna({"Topic": "", "This study": "to be filled in by the authors"})
+
+
 def _is_of_images(stored: Stored) -> bool:
     return isinstance(stored, StoredClassification)
 

@@ -12,7 +12,7 @@ import megavoxel
 from megavoxel.config.dataset import Dataset
 from megavoxel.errors import UserError
 from megavoxel.files import atomic_directory, content_hash
-from megavoxel.reporting.methods import METHODS, REFERENCES
+from megavoxel.reporting.methods import CLAIM, METHODS, REFERENCES
 from megavoxel.reporting.odd import other_plans
 from megavoxel.reporting.provenance import flattened
 from megavoxel.reporting.stored import Stored
@@ -38,7 +38,8 @@ HOMES = {
 """Sites of programs; packages that are not here have a page at PyPI."""
 FACTS = ("seed", "epochs", "seconds", "devices", "device", "parameters", "hardware", "precision.name", "container")
 """Beginnings of the entries of a manifest that are told of a training."""
-RESULTS = (f"report/{METHODS}", f"report/{REFERENCES}")
+REPORT = {METHODS: "draft of the methods", REFERENCES: "references of the methods", CLAIM: "items of CLAIM"}
+"""Files of the report that go in beside its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def _require_finished(request: Request) -> None:
                 raise UserError(f"{path.parent / f'fold-{fold}/manifest.json'}: missing; train this fold again")
     for line in other_plans(stored):
         raise UserError(line)
-    for name in ("splits.json", *RESULTS):
+    for name in ("splits.json", *(f"report/{file}" for file in REPORT)):
         if not (stored.results / name).is_file():
             raise UserError(f"{stored.results / name}: missing; finish the study by 'snakemake'")
 
@@ -233,8 +234,8 @@ class _Crate:
 
     def _scores(self) -> Iterator[Any]:
         yield self._result("scores.csv", "scores of each case")
-        yield self._result(RESULTS[0], "draft of the methods")
-        yield self._result(RESULTS[1], "references of the methods")
+        for file, name in REPORT.items():
+            yield self._result(f"report/{file}", name)
         for table in sorted((self.stored.results / "report/tables").glob("*.csv")):
             yield self._result(f"report/tables/{table.name}", f"table of the report: {table.stem}")
 

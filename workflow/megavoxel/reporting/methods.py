@@ -8,12 +8,14 @@ from pathlib import Path
 
 from megavoxel.evaluation.postprocessing import load_postprocessing
 from megavoxel.files import write_text
-from megavoxel.reporting.claim import each_setting, stated_values, times
+from megavoxel.reporting.claim import claim_checklist, each_setting, stated_values, times
+from megavoxel.reporting.notices import findings_of
 from megavoxel.reporting.references import bibliography, cited, used_references
 from megavoxel.reporting.statistics import RESAMPLES
 from megavoxel.reporting.stored import Stored, StoredClassification
+from megavoxel.reporting.tables import markdown
 
-METHODS, REFERENCES = "methods.md", "references.bib"
+METHODS, REFERENCES, CLAIM = "methods.md", "references.bib", "claim.md"
 SCHEMES = {
     "ct": "clipped to the 0.5 and 99.5 percentiles of the foreground of the training cases and normalised by its mean "
     "and standard deviation",
@@ -26,6 +28,10 @@ SCHEMES = {
 """What becomes of intensities, by scheme of normalisation."""
 LOSSES = {"dice_ce": "the sum of Dice loss and cross-entropy", "dice_focal": "the sum of Dice loss and focal loss"}
 """Losses in words; others are told by the names of their keys."""
+ABOUT_CLAIM = (
+    "Items of CLAIM (Mongan, Moy and Kahn 2020, Radiology: Artificial Intelligence 2:e200029). Sections are those of "
+    "the report's page."
+)
 TO_ADD = (
     "To be added by the authors: where the data come from and how they were chosen and annotated, ethics, and the "
     "clinical question."
@@ -235,8 +241,10 @@ def _sentence(text: str) -> str:
 
 
 def write_methods(stored: Stored, folder: Path) -> None:
-    """Writes `methods.md` and `references.bib`."""
+    """Writes `methods.md`, `references.bib` and `claim.md`."""
     methods = Methods(stored=stored, markdown=True)
     parts = [f"**{heading}.** {text}" for heading, text in methods.paragraphs().items()]
     write_text(folder / METHODS, "\n\n".join([*parts, f"*{TO_ADD}*"]) + "\n")
     write_text(folder / REFERENCES, bibliography(methods.used))
+    checklist = markdown(claim_checklist(stored, findings_of(stored)))
+    write_text(folder / CLAIM, f"{ABOUT_CLAIM}\n\n{checklist.rstrip()}\n")

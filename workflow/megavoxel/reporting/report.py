@@ -20,7 +20,7 @@ from megavoxel.reporting.definition import load_definition
 from megavoxel.reporting.examples import write_comparisons, write_overlays
 from megavoxel.reporting.figures import write_score_figures, write_sweep_figures, write_training_figure
 from megavoxel.reporting.loading import load_stored
-from megavoxel.reporting.methods import METHODS, REFERENCES, write_methods
+from megavoxel.reporting.methods import CLAIM, METHODS, REFERENCES, write_methods
 from megavoxel.reporting.page import Report, Section, write_page
 from megavoxel.reporting.published import read_published
 from megavoxel.reporting.ranking import FEW_CASES, few_cases
@@ -116,7 +116,7 @@ def write_report(
     shown = tables.write_tables(numbers, parts.showing, inputs.report / "tables")
     print(f"tables: {inputs.report / 'tables'}", flush=True)
     write_methods(inputs.stored, inputs.report)
-    print(f"methods: {inputs.report / METHODS}, {inputs.report / REFERENCES}", flush=True)
+    print(f"methods: {inputs.report / METHODS}, {inputs.report / REFERENCES}, {inputs.report / CLAIM}", flush=True)
     parts.figures(inputs, numbers)
     print(f"figures: {inputs.figures}", flush=True)
     if not tables_only:

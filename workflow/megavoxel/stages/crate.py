@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the folder."""
     from megavoxel.reporting.crate import Request, write_crate
     from megavoxel.reporting.definition import definition_of
-    from megavoxel.reporting.stored import load_stored
+    from megavoxel.reporting.loading import load_stored
 
     if arguments.orcid and not arguments.author:
         raise UserError("--orcid: give the name that belongs to it by --author")
