@@ -67,6 +67,7 @@ def test_every_training_has_its_files_and_the_software_of_its_manifest(study, en
     needed = entities[one["instrument"]["@id"]]["softwareRequirements"]
     versions = {entities[own]["name"]: entities[own]["softwareVersion"] for own in identifiers(needed)}
     assert versions == manifest["versions"]
+    assert all("url" in entities[own] for own in identifiers(needed))
     assert "parameters: 1234567" in one["description"]
     assert "endTime" not in one, "this manifest does not say when it was written"
     assert actions["Study fake"]["instrument"] == {"@id": "Snakefile"}

@@ -33,9 +33,11 @@ MEDIA = {
 }  # fmt: skip
 HOMES = {
     "python": "https://www.python.org", "torch": "https://pytorch.org", "monai": "https://monai.io",
+    "numpy": "https://numpy.org", "scipy": "https://scipy.org", "nibabel": "https://nipy.org/nibabel",
+    "blosc2": "https://www.blosc.org", "pandas": "https://pandas.pydata.org",
     "snakemake": "https://snakemake.github.io",
 }  # fmt: skip
-"""Sites of programs; packages that are not here have a page at PyPI."""
+"""Sites of the programs that manifests name."""
 FACTS = ("seed", "epochs", "seconds", "devices", "device", "parameters", "hardware", "precision.name", "container")
 """Beginnings of the entries of a manifest that are told of a training."""
 REPORT = {METHODS: "draft of the methods", REFERENCES: "references of the methods", CLAIM: "items of CLAIM"}
@@ -227,9 +229,9 @@ class _Crate:
 
     def _package(self, name: str, version: str) -> Any:
         identifier = f"#{name}-{version}"
-        home = HOMES.get(name, f"https://pypi.org/project/{name}")
+        home = {"url": HOMES[name]} if name in HOMES else {}
         return self.crate.dereference(identifier) or self._add(
-            identifier, "SoftwareApplication", name=name, softwareVersion=version, url=home
+            identifier, "SoftwareApplication", name=name, softwareVersion=version, **home
         )
 
     def _scores(self) -> Iterator[Any]:
