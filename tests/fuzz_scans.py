@@ -13,12 +13,13 @@ from dicom_files import dicom_file, frames_tags
 from fuzz_dicom import files_of, positions, sound_slices, spoilt_frames, spoilt_series
 from fuzz_example import Example
 from fuzz_image import COUNT, SPACING, STACK, example
+from fuzz_tiff import spoilt_tiff, stack
 from fuzz_volumes import metaimage, nifti, nrrd, spoilt_itk, spoilt_nifti
 
 
 def scans() -> st.SearchStrategy[Example]:
     """Spoilt scans of all kinds."""
-    return st.one_of(*map(st.deferred, (spoilt_series, spoilt_frames, spoilt_nifti, spoilt_itk)))
+    return st.one_of(*map(st.deferred, (spoilt_series, spoilt_frames, spoilt_nifti, spoilt_itk, spoilt_tiff)))
 
 
 def sound_scans() -> list[Example]:
@@ -30,4 +31,5 @@ def sound_scans() -> list[Example]:
         example("nifti: sound", {"scan.nii.gz": gzip.compress(nifti().to_bytes())}, True),
         example("metaimage: sound", {"scan.mha": metaimage("LOCAL").encode() + STACK.tobytes()}, True),
         example("nrrd: sound", {"scan.nrrd": nrrd().encode() + b"\n" + STACK.tobytes()}, True),
+        example("tiff: sound", {"scan.ome.tif": stack()}, True, None),
     ]  # fmt: skip

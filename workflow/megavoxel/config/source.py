@@ -154,8 +154,8 @@ class Files:
     has no slash, and is the same wherever it occurs; `*` stands for anything without a slash."""
 
     images: Distinct[FilePattern]
-    """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI, NRRD or
-    MetaImage."""
+    """Patterns below the folder, one per channel: `sub-*/anat/{case}_T1w.nii.gz`. Files are NIfTI, NRRD,
+    MetaImage or TIFF."""
     label: FilePattern
     """Pattern of the label maps: `derivatives/manual/sub-*/anat/{case}_dseg.nii.gz`."""
 

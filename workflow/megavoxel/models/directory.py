@@ -33,8 +33,8 @@ MEMBERS = "members"
 USAGE = """\
     megavoxel predict --model DIR --input SCAN... --output FOLDER
 
-where DIR is this directory. Scans are read in NIfTI, NRRD, MetaImage and DICOM. The label map comes back on the scan's
-own grid."""
+where DIR is this directory. Scans are read in NIfTI, NRRD, MetaImage, TIFF and DICOM. The label map comes back on the
+scan's own grid."""
 
 
 def next_command(folder: Path) -> str:

@@ -68,8 +68,8 @@ def _add_everyday(group: argparse._ArgumentGroup) -> None:
         type=Path,
         nargs="+",
         metavar="SCAN",
-        help=".nii.gz, .nii, .nrrd, .mha, folders of them, a folder per case, and DICOM folders; finished cases are "
-        "skipped. For a classifier: images, or folders of images",
+        help=".nii.gz, .nii, .nrrd, .mha, .tif, folders of them, a folder per case, and DICOM folders; finished cases "
+        "are skipped. For a classifier: images, or folders of images",
     )
     group.add_argument(
         "--output",

@@ -111,7 +111,7 @@ def _open(path: Path, hints: Hints) -> Volume:
     is_oriented = bool(file.header["sform_code"] or file.header["qform_code"])
     geometry = geometry_of(file.shape[:3], _affine(file, path, hints, is_oriented=is_oriented), path, _unit(file))
     has_channel_axis = len(file.shape) > 3
-    writes = partial(_write_on_grid, geometry, is_oriented=is_oriented)
+    writes = partial(write_on_grid, geometry, is_oriented=is_oriented)
     return Volume(
         path=path,
         geometry=geometry,
@@ -280,7 +280,8 @@ def _keep_codes(whole: nibabel.Nifti1Header, part: nibabel.Nifti1Header, moved: 
             getattr(part, f"set_{form}")(affine @ moved, int(code))
 
 
-def _write_on_grid(geometry: Geometry, path: Path, labels: np.ndarray, *, is_oriented: bool) -> None:
+def write_on_grid(geometry: Geometry, path: Path, labels: np.ndarray, *, is_oriented: bool) -> None:
+    """Writes labels (i, j, k) as NIfTI on the grid of a file, in its unit; with codes of 0 where it is not oriented."""
     with compressed_file(path) as compressed:
         image_on(labels, geometry, is_oriented=is_oriented).to_stream(compressed)
 
