@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Judged:
     """Sums over parts of the cases, each with the place in `TEMPERATURES` of a temperature that was chosen without
     them; empty where there is none."""
 
-    @property
+    @cached_property
     def whole(self) -> Confidence:
         """The sums over all cases."""
         return together(list(self.cases.values()))

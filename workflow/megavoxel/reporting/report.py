@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from megavoxel.reporting.claims import study_claims
 from megavoxel.reporting.classification import tables as classification
 from megavoxel.reporting.classification.figures import write_figures
 from megavoxel.reporting.classification.verdict import classification_verdict
-from megavoxel.reporting.confidence import judged_parts
+from megavoxel.reporting.confidence import Judged, judged_parts
 from megavoxel.reporting.confidence_figures import write_confidence_figures
 from megavoxel.reporting.costs import read_timings
 from megavoxel.reporting.definition import load_definition
@@ -48,6 +49,11 @@ class Inputs:
     """Number of processes that share the cases of the viewer."""
     claims: Path | None = None
     """File of claims of papers."""
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """How far the probabilities can be trusted, where the study asks for that."""
+        return judged_parts(self.stored) if self.stored.definition.confidence else []
 
     @property
     def figures(self) -> Path:
@@ -130,7 +136,7 @@ def _score_figures(inputs: Inputs, _: Tables) -> None:
     write_time_figure(inputs.stored, inputs.timings, inputs.published, inputs.figures)
     write_sweep_figures(inputs.stored, inputs.figures)
     if inputs.stored.definition.confidence:
-        write_confidence_figures(inputs.stored, judged_parts(inputs.stored), inputs.figures)
+        write_confidence_figures(inputs.stored, inputs.judged, inputs.figures)
 
 
 def _pictures(inputs: Inputs, numbers: Tables, shown: Tables) -> Report:
@@ -163,7 +169,7 @@ def _classification_page(inputs: Inputs, numbers: Tables, shown: Tables) -> Repo
 
 
 SEGMENTATION = Parts(
-    numbers=lambda inputs: tables.numbers(inputs.stored, inputs.published, inputs.timings),
+    numbers=lambda inputs: tables.numbers(inputs.stored, inputs.published, inputs.timings, inputs.judged),
     showing=tables.SHOWN,
     figures=_score_figures,
     pictures=_pictures,

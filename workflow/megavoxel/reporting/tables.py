@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from megavoxel.reporting.cells import (
     with_interval,
     with_sd,
 )
-from megavoxel.reporting.confidence import confidence_table, judged_parts, reliability_table
+from megavoxel.reporting.confidence import Judged, confidence_table, reliability_table
 from megavoxel.reporting.costs import PEAK, own_peaks, time_table, with_peaks
 from megavoxel.reporting.lesions import SIZES_ML, counts_components, lesion_table
 from megavoxel.reporting.published import published_table
@@ -322,7 +322,9 @@ def latex(table: pd.DataFrame) -> str:
     return text
 
 
-def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def numbers(
+    stored: Stored, published: pd.DataFrame, timings: pd.DataFrame, judged: Sequence[Judged] = ()
+) -> dict[str, pd.DataFrame]:
     """All tables of a segmentation study by name, with full numbers; those of `MODELS` end with the peak memory of a
     row's models.
     """
@@ -341,7 +343,6 @@ def numbers(stored: Stored, published: pd.DataFrame, timings: pd.DataFrame) -> d
     if counts_components(stored):
         tables["lesions"] = lesion_table(stored)
     if stored.definition.confidence:
-        judged = judged_parts(stored)
         tables |= {"confidence": confidence_table(stored, judged), "reliability": reliability_table(judged)}
     peaked = {
         name: with_peaks(tables[name], tables[name][column].str.split(), peaks) for name, column in MODELS.items()
