@@ -65,7 +65,8 @@ def report():
     for name in [*study["settings"], *study["ensembles"]]:
         write(root / "figures/overlays" / (name + ".png"))
     (root / "figures/comparisons").mkdir(parents=True, exist_ok=True)
-    write(root / "index.html")
+    for name in ("index.html", "methods.md", "references.bib", "claim.md"):
+        write(root / name)
 
 
 if "--collect" in words and stage != "time":

@@ -114,7 +114,6 @@ def test_what_cannot_be_removed_keeps_nobody_from_writing(tmp_path, monkeypatch)
 
 
 def test_cases_that_a_killed_prediction_finished_lie_under_a_name_by_which_they_are_removed(tmp_path):
-    options = Namespace(
-        output=tmp_path / "maps", weights=[], resume=None, preprocessed=tmp_path, stage1=[], logits=None
-    )
+    products = {"logits": None, "confidence": None}
+    options = Namespace(output=tmp_path / "maps", weights=[], resume=None, preprocessed=tmp_path, stage1=[], **products)
     assert PARTIAL.match(Finished.of(tiny_plan(), options).folder.name)

@@ -102,7 +102,7 @@ def test_what_does_not_go_together_is_named_and_nothing_is_written(tmp_path, ima
         (KEYS + "files: {images: ['i/x.nii.gz'], label: 'l/{case}.nii.gz'}", "with {case} in it"),
         (
             KEYS + "files: {images: ['i/{case}.png'], label: 'l/{case}.nii.gz'}",
-            "ends in .nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd or .nii*",
+            "ends in .nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, .ome.tif, .ome.tiff, .tif, .tiff, .nii*,",
         ),
         (KEYS + "files: {images: ['/i/{case}.nii'], label: 'l/{case}.nii.gz'}", "below the source folder"),
         (
